@@ -1,0 +1,227 @@
+"""The safetensors header: read, checked and kept as data. No tensor is read here.
+
+A safetensors file is 8 bytes (little-endian length ``n`` of the header), ``n`` bytes of JSON, then the
+tensors' bytes. The header is trusted for nothing: lengths, offsets, shapes and dtypes are checked
+against each other and against the size of the file before anything else looks at them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from paramerge.checkpoints.dtypes import BITS
+from paramerge.errors import FileFormatError
+
+__all__ = ["MAX_HEADER_BYTES", "Header", "TensorInfo", "encode_header", "read_header"]
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit that the safetensors library itself sets on a header."""
+
+PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a file: ``start`` and ``stop`` are absolute byte offsets in the file."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.stop - self.start
+
+    @property
+    def elements(self) -> int:
+        """Number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header: tensors by key in the order of their bytes, and the free metadata."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo] = field(repr=False)
+    metadata: Mapping[str, str] = field(repr=False)
+    data_start: int
+    file_size: int
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read and check the header of the safetensors file at ``path``.
+
+    Raises
+    ------
+    FileFormatError
+        The file is missing, is a pickle, is truncated, or its header contradicts itself or the file.
+    """
+    path = Path(path)
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        raise FileFormatError(
+            f"{path.suffix} files are never opened: loading a pickle can run any code in it",
+            where=path,
+            expected="a .safetensors file",
+            hint="convert it with a tool you trust, in a sandbox, and give the .safetensors file",
+        )
+    try:
+        with open(path, "rb") as stream:
+            file_size = os.fstat(stream.fileno()).st_size
+            raw = _read_json_bytes(path, stream.read(8), file_size, stream)
+    except IsADirectoryError:
+        raise FileFormatError("this is a folder, not a file", where=path) from None
+    except FileNotFoundError:
+        raise FileFormatError("no such file", where=path) from None
+    except PermissionError:
+        raise FileFormatError("this file may not be read", where=path) from None
+    data_start = 8 + len(raw)
+    entries = _parse_json(path, raw)
+    metadata = _check_metadata(path, entries.pop("__metadata__", {}))
+    infos = [_check_tensor(path, key, entry, data_start, file_size) for key, entry in entries.items()]
+    infos.sort(key=lambda info: (info.start, info.stop))
+    _check_contiguous(path, infos, data_start, file_size)
+    return Header(path, {info.key: info for info in infos}, metadata, data_start, file_size)
+
+
+def encode_header(
+    tensors: list[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str], align: int = 8
+) -> bytes:
+    """Encode a header (with its length prefix) for ``(key, dtype, shape, nbytes)`` laid out in that order.
+
+    The JSON is padded with spaces so that the data starts at a multiple of ``align`` bytes.
+    """
+    entries: dict[str, object] = {}
+    if metadata:
+        entries["__metadata__"] = dict(metadata)
+    offset = 0
+    for key, dtype, shape, nbytes in tensors:
+        entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % align)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _read_json_bytes(path: Path, prefix: bytes, file_size: int, stream) -> bytes:  # type: ignore[no-untyped-def]
+    if len(prefix) < 8:
+        raise FileFormatError(
+            "the file is too short to be safetensors",
+            where=path,
+            expected="at least 8 bytes",
+            found=f"{len(prefix)} bytes",
+            hint="download it again",
+        )
+    length = struct.unpack("<Q", prefix)[0]
+    if length > file_size - 8:
+        looks = " (it starts like a pickle or a zip archive)" if prefix[:2] in (b"PK", b"\x80\x02") else ""
+        raise FileFormatError(
+            "the header's length points past the end of the file" + looks,
+            where=path,
+            expected=f"at most {file_size - 8} bytes",
+            found=f"{length} bytes",
+            hint="the file is truncated or not safetensors: download it again",
+        )
+    if length > MAX_HEADER_BYTES:
+        raise FileFormatError(
+            "the header is larger than safetensors allows",
+            where=path,
+            expected=f"at most {MAX_HEADER_BYTES} bytes",
+            found=f"{length} bytes",
+        )
+    return bytes(stream.read(length))
+
+
+def _reject_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        seen: set[str] = set()
+        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {double!r} stands there twice")
+    return entries
+
+
+def _parse_json(path: Path, raw: bytes) -> dict[str, object]:
+    try:
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_reject_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError("the header is not valid JSON", where=path, found=str(error)[:200]) from None
+    if not isinstance(entries, dict):
+        raise FileFormatError(
+            "the header is not a JSON object", where=path, found=type(entries).__name__
+        )
+    return entries
+
+
+def _check_metadata(path: Path, metadata: object) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FileFormatError(
+            "the metadata of the header is not a map from text to text", where=path, expected="{str: str}"
+        )
+    return metadata
+
+
+def _check_tensor(path: Path, key: str, entry: object, data_start: int, file_size: int) -> TensorInfo:
+    def refuse(what: str, **details: object) -> FileFormatError:
+        return FileFormatError(what, where=f"{path}: {key}", **details)  # type: ignore[arg-type]
+
+    if not isinstance(entry, dict):
+        raise refuse("the header's entry is not an object", found=type(entry).__name__)
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise refuse("unknown dtype", expected=", ".join(BITS), found=repr(dtype))
+    if not _natural_numbers(shape):
+        raise refuse("the shape is not a list of sizes", found=repr(shape)[:80])
+    if not _natural_numbers(offsets) or len(offsets) != 2:  # type: ignore[arg-type]
+        raise refuse("the offsets are not a pair of positions", found=repr(offsets)[:80])
+    begin, end = offsets  # type: ignore[misc]
+    bits = math.prod(shape) * BITS[dtype]  # type: ignore[arg-type]
+    if bits % 8 or end - begin != bits // 8:
+        raise refuse(
+            "the offsets do not agree with dtype and shape",
+            expected=f"{bits / 8:g} bytes for {dtype} {list(shape)}",  # type: ignore[call-overload]
+            found=f"{end - begin} bytes",
+        )
+    if data_start + end > file_size:
+        raise refuse(
+            "the tensor reaches past the end of the file",
+            expected=f"at most byte {file_size}",
+            found=f"byte {data_start + end}",
+            hint="the file is truncated: download it again",
+        )
+    return TensorInfo(key, dtype, tuple(shape), data_start + begin, data_start + end)  # type: ignore[arg-type]
+
+
+def _natural_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+
+
+def _check_contiguous(path: Path, infos: list[TensorInfo], data_start: int, file_size: int) -> None:
+    position = data_start
+    for info in infos:
+        if info.start != position:
+            problem = "overlaps the one before it" if info.start < position else "leaves a gap before it"
+            raise FileFormatError(
+                f"the tensor {problem}",
+                where=f"{path}: {info.key}",
+                expected=f"start at byte {position}",
+                found=f"byte {info.start}",
+                hint="the header is damaged or made to deceive: get the file from its source again",
+            )
+        position = info.stop
+    if position != file_size:
+        raise FileFormatError(
+            "bytes after the last tensor that the header does not speak of",
+            where=path,
+            expected=f"{position} bytes",
+            found=f"{file_size} bytes",
+        )

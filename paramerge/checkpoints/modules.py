@@ -1,0 +1,35 @@
+"""The one naming of layers that everything in paramerge speaks: a component and a dotted module path.
+
+Paths are those of diffusers (UNet) and transformers (CLIP text encoders), whatever a file calls them::
+
+    unet            down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q
+    text_encoder    text_model.encoder.layers.0.self_attn.q_proj
+    text_encoder_2  text_projection
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["COMPONENTS", "ModuleName"]
+
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "vae")
+"""The components that an adapter or a checkpoint may name, in the order they are reported."""
+
+
+class ModuleName(NamedTuple):
+    """A layer: the component of the pipeline and the path of the module in it (no ``.weight``)."""
+
+    component: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.component}.{self.path}"
+
+    @classmethod
+    def parse(cls, text: str) -> ModuleName:
+        """Read ``component.path``; raises ``ValueError`` where there is no known component."""
+        component, _, path = text.partition(".")
+        if component not in COMPONENTS or not path:
+            raise ValueError(f"{text!r} does not begin with one of {', '.join(COMPONENTS)}")
+        return cls(component, path)

@@ -1,0 +1,62 @@
+"""A tensor in a file: known by its header entry, read only when asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from paramerge.checkpoints.dtypes import NUMPY
+from paramerge.checkpoints.header import Header, TensorInfo
+from paramerge.errors import FileFormatError
+
+__all__ = ["StoredTensor", "stored"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of a safetensors file that has not been read."""
+
+    path: Path
+    info: TensorInfo
+
+    @property
+    def key(self) -> str:
+        """Its key in the file."""
+        return self.info.key
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.info.shape
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype by the header's name, such as ``F16``."""
+        return self.info.dtype
+
+    def read_bytes(self) -> bytes:
+        """Its raw bytes."""
+        with open(self.path, "rb") as stream:
+            stream.seek(self.info.start)
+            data = stream.read(self.info.nbytes)
+        if len(data) != self.info.nbytes:
+            raise FileFormatError("the file became shorter while it was read", where=self.path)
+        return data
+
+    def read(self) -> np.ndarray:
+        """The tensor in its own dtype (``ml_dtypes`` for bfloat16 and 8-bit floats)."""
+        dtype = NUMPY.get(self.dtype)
+        if dtype is None:
+            raise FileFormatError("this dtype cannot be computed with", where=f"{self.path}: {self.key}", found=self.dtype)
+        return np.frombuffer(self.read_bytes(), dtype).reshape(self.shape)
+
+    def read_exact(self) -> np.ndarray:
+        """The tensor as float32, or float64 if it is stored so: no value changes."""
+        return self.read().astype(np.float64 if self.dtype == "F64" else np.float32)
+
+
+def stored(header: Header, key: str) -> StoredTensor:
+    """The tensor ``key`` of ``header``, unread."""
+    return StoredTensor(header.path, header.tensors[key])

@@ -1,0 +1,120 @@
+"""The errors of paramerge: one tree, one shape.
+
+Every error says *what* is wrong, *where*, what was *expected*, what was *found*, and a *hint*: what
+to do next. The command line prints exactly these lines and exits with :attr:`ParamergeError.exit_code`.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AdapterError",
+    "ArchitectureError",
+    "CheckpointError",
+    "FamilyError",
+    "FileFormatError",
+    "NonFiniteError",
+    "OutputError",
+    "ParamergeError",
+    "ShapeError",
+    "UnmatchedError",
+    "UsageError",
+]
+
+
+class ParamergeError(Exception):
+    """Base of every error that paramerge raises on purpose.
+
+    Parameters
+    ----------
+    what:
+        One sentence: what is wrong.
+    where:
+        The file, tensor, layer or option it is about.
+    expected, found:
+        What should have been there and what was.
+    hint:
+        What the user can do next.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        found: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.expected = None if expected is None else str(expected)
+        self.found = None if found is None else str(found)
+        self.hint = hint
+        super().__init__(str(self))
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The labelled parts that are present, in reading order, without ``what``."""
+        parts = [
+            ("where", self.where),
+            ("expected", self.expected),
+            ("found", self.found),
+            ("next", self.hint),
+        ]
+        return [(label, text) for label, text in parts if text]
+
+    def __str__(self) -> str:
+        return "\n".join([self.what, *(f"  {label}: {text}" for label, text in self.lines())])
+
+
+class UsageError(ParamergeError):
+    """The call itself is wrong: an option, a strength, a combination of inputs."""
+
+    exit_code = 2
+
+
+class FileFormatError(ParamergeError):
+    """A file is not what its name says, is damaged, or is of a kind that is never opened (pickles)."""
+
+    exit_code = 3
+
+
+class CheckpointError(ParamergeError):
+    """A base checkpoint is missing, incomplete or of no known layout."""
+
+    exit_code = 3
+
+
+class AdapterError(ParamergeError):
+    """An adapter file is incomplete or its tensors do not fit together."""
+
+    exit_code = 4
+
+
+class FamilyError(AdapterError):
+    """An adapter of a family that is recognised but not supported, or of the wrong family for the option."""
+
+
+class UnmatchedError(AdapterError):
+    """Keys of an adapter land nowhere in the base."""
+
+
+class ShapeError(AdapterError):
+    """A tensor of an adapter does not fit the weight it is meant for."""
+
+
+class ArchitectureError(AdapterError):
+    """An adapter made for another architecture than the base's."""
+
+
+class NonFiniteError(ParamergeError):
+    """NaN or Inf in an input or in a result."""
+
+    exit_code = 5
+
+
+class OutputError(ParamergeError):
+    """The output cannot be written: it is an input, the disk is full, the folder is missing."""
+
+    exit_code = 6
