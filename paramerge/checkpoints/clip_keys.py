@@ -1,0 +1,115 @@
+"""The names of CLIP text encoder tensors: transformers' and OpenCLIP's, and the prefixes of files.
+
+The canonical name of a tensor is transformers' key with the ``text_model.`` prefix, whether or not the
+file has it. CLIP-L lies in single files under transformers' names behind a prefix; the larger encoders
+(bigG in SDXL, H in SD2) lie there under OpenCLIP's, where q, k and v are one stacked matrix
+``attn.in_proj_weight`` (rows q, then k, then v) and ``text_projection`` is a Linear's weight transposed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = [
+    "SINGLE_FILE_ENCODERS",
+    "EncoderPrefix",
+    "OpenClipTensor",
+    "canonical_key",
+    "from_openclip",
+    "to_openclip",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderPrefix:
+    """Where a text encoder lies in a single file, and under whose names."""
+
+    prefix: str
+    component: str
+    openclip: bool
+
+
+SINGLE_FILE_ENCODERS = (
+    # SDXL base: CLIP-L, then OpenCLIP bigG
+    EncoderPrefix("conditioner.embedders.0.transformer.", "text_encoder", False),
+    EncoderPrefix("conditioner.embedders.1.model.", "text_encoder_2", True),
+    # SDXL refiner: bigG alone, which diffusers too calls text_encoder_2
+    EncoderPrefix("conditioner.embedders.0.model.", "text_encoder_2", True),
+    # SD1: CLIP-L; SD2: OpenCLIP H
+    EncoderPrefix("cond_stage_model.transformer.", "text_encoder", False),
+    EncoderPrefix("cond_stage_model.model.", "text_encoder", True),
+)
+"""The text encoders that single files hold, by prefix."""
+
+_ENCODER_TENSOR = re.compile(r"(embeddings|encoder|final_layer_norm)\.")
+
+
+def canonical_key(key: str) -> str | None:
+    """Transformers' ``key`` with ``text_model.`` put before if missing; None if it is no text encoder's."""
+    if key.startswith("text_model.") or key == "text_projection.weight":
+        return key
+    return f"text_model.{key}" if _ENCODER_TENSOR.match(key) else None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenClipTensor:
+    """What an OpenCLIP tensor is made of.
+
+    ``parts`` are canonical keys whose tensors are stacked along the rows, in this order;
+    ``transposed`` says that it is stored as the transpose of the one part.
+    """
+
+    parts: tuple[str, ...]
+    transposed: bool = False
+
+
+_TOP_LEVEL = {
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection": "text_projection.weight",
+}
+_BLOCK_LAYERS = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+_TOP_LEVEL_BACK = {new: old for old, new in _TOP_LEVEL.items()}
+_BLOCK_LAYERS_BACK = {new: old for old, new in _BLOCK_LAYERS.items()}
+
+_OPENCLIP_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)$")
+_ENCODER_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)$")
+
+
+def from_openclip(key: str) -> OpenClipTensor | None:
+    """The parts of OpenCLIP's ``key`` (without prefix); None if transformers lacks it (``logit_scale``)."""
+    if key in _TOP_LEVEL:
+        return OpenClipTensor((_TOP_LEVEL[key],), transposed=key == "text_projection")
+    match = _OPENCLIP_BLOCK.match(key)
+    if match is None:
+        return None
+    number, layer, kind = match.groups()
+    stem = f"text_model.encoder.layers.{number}"
+    if layer == "attn.in_proj":
+        return OpenClipTensor(tuple(f"{stem}.self_attn.{x}_proj.{kind}" for x in "qkv"))
+    if layer not in _BLOCK_LAYERS:
+        return None
+    return OpenClipTensor((f"{stem}.{_BLOCK_LAYERS[layer]}.{kind}",))
+
+
+def to_openclip(key: str) -> str | None:
+    """OpenCLIP's key (without prefix) that holds the canonical ``key``; q, k and v share one."""
+    if key in _TOP_LEVEL_BACK:
+        return _TOP_LEVEL_BACK[key]
+    match = _ENCODER_LAYER.match(key)
+    if match is None:
+        return None
+    number, layer, kind = match.groups()
+    stem = f"transformer.resblocks.{number}"
+    if layer in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
+        return f"{stem}.attn.in_proj_{kind}"
+    return f"{stem}.{_BLOCK_LAYERS_BACK[layer]}.{kind}" if layer in _BLOCK_LAYERS_BACK else None
