@@ -1,0 +1,220 @@
+"""What every function of the algebra does first: find the array library, check, and choose a precision.
+
+The algebra is written once, against the array-API standard, and runs on NumPy arrays and on torch
+tensors of any device (through ``array_api_compat``; torch itself is never imported here).
+
+Precision: float64 inputs are worked on in float64, float32 in float32. Half-precision inputs (float16,
+bfloat16; for NumPy ``ml_dtypes.bfloat16``) are widened exactly to float32 first, and so are the results:
+the caller rounds back, once. Inputs of several dtypes are worked on in the widest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import array_api_compat
+
+from paramerge.errors import NonFiniteError, ShapeError, UsageError
+
+__all__ = [
+    "Array",
+    "MatrixLike",
+    "Prepared",
+    "check_relative_cut",
+    "check_strength",
+    "detached",
+    "number",
+    "prepare",
+    "prepare_matrices",
+    "rounding_cut",
+    "storage_tolerance",
+]
+
+UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+HALF_PRECISION = frozenset({"float16", "bfloat16"})
+
+
+class MatrixLike(Protocol):
+    """What is asked of an array by its type: NumPy arrays and torch tensors both have it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each axis."""
+
+    @property
+    def ndim(self) -> int:
+        """How many axes there are."""
+
+
+Array = TypeVar("Array", bound=MatrixLike)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Checked inputs in their working precision.
+
+    ``xp`` is the array namespace, ``arrays`` the widened inputs in the order given, ``eps`` the spacing of
+    the working dtype at 1, and ``roundoff`` the unit roundoff of the coarsest half-precision input
+    (0 when every input was stored in its working precision).
+    """
+
+    xp: Any
+    arrays: tuple[Any, ...]
+    eps: float
+    roundoff: float
+
+
+def prepare(inputs: Mapping[str, MatrixLike], *, finite: bool = False) -> Prepared:
+    """Check real floating arrays of one library and widen them to one working precision.
+
+    ``inputs`` maps the names that errors should use to the arrays. With ``finite`` NaN and Inf are refused.
+
+    Raises
+    ------
+    UsageError
+        No arrays, arrays of two libraries or devices, or a dtype that is not a real floating one.
+    NonFiniteError
+        NaN or Inf in an input, with ``finite``.
+    """
+    if not inputs:
+        raise UsageError("No arrays were given.", expected="at least one", hint="Pass at least one basis.")
+    xp = _namespace(inputs)
+    names = {name: _dtype_name(name, array) for name, array in inputs.items()}
+    wide = "float64" if "float64" in names.values() else "float32"
+    dtype = getattr(xp, wide)
+    arrays = tuple(xp.astype(array, dtype, copy=False) for array in inputs.values())
+    if finite:
+        for name, array in zip(inputs, arrays, strict=True):
+            _check_finite(xp, name, array)
+    roundoff = max((UNIT_ROUNDOFF[name] for name in names.values() if name in HALF_PRECISION), default=0.0)
+    return Prepared(xp, arrays, 2 * UNIT_ROUNDOFF[wide], roundoff)
+
+
+def prepare_matrices(inputs: Mapping[str, MatrixLike], *, finite: bool = False) -> Prepared:
+    """As :func:`prepare`, for inputs that must be matrices with at least one row.
+
+    Raises :class:`~paramerge.errors.ShapeError` for any other shape.
+    """
+    for name, array in inputs.items():
+        if not hasattr(array, "shape") or len(array.shape) != 2 or array.shape[0] == 0:
+            raise ShapeError(
+                f"{name} is not a matrix with at least one row.",
+                where=name,
+                expected="shape (d, n), d >= 1",
+                found=f"shape {tuple(getattr(array, 'shape', ()))}",
+                hint="Flatten a convolution weight with flatten_conv first.",
+            )
+    return prepare(inputs, finite=finite)
+
+
+def storage_tolerance(dtype: str, columns: int) -> float:
+    """How far rounding to ``dtype`` can move the singular values of unit columns.
+
+    Rounding moves a column of norm 1 by at most the unit roundoff ``u``, so ``columns`` of them move by at
+    most ``u * sqrt(columns)`` in the Frobenius norm, and no singular value moves by more than that (Weyl).
+    Pass it as ``rtol`` for bases that were *stored* in ``dtype`` and widened since.
+
+    Parameters
+    ----------
+    dtype:
+        ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"float64"``.
+    columns:
+        How many columns the bases have together.
+    """
+    if dtype not in UNIT_ROUNDOFF:
+        raise UsageError(
+            "No storage tolerance is known for this dtype.",
+            where="dtype",
+            expected=", ".join(UNIT_ROUNDOFF),
+            found=dtype,
+        )
+    return UNIT_ROUNDOFF[dtype] * math.sqrt(columns)
+
+
+def rounding_cut(shape: Sequence[int], prepared: Prepared) -> float:
+    """The default relative cut of a rank decision on a matrix of ``shape``.
+
+    ``max(shape) * eps`` of the working dtype for the rounding of the factorisation, or what rounding to a
+    half-precision dtype did to the columns before (:func:`storage_tolerance`), whichever is larger.
+    """
+    return max(max(shape) * prepared.eps, prepared.roundoff * math.sqrt(shape[-1]))
+
+
+def check_relative_cut(rtol: float | None) -> None:
+    """Refuse a relative cut outside [0, 1)."""
+    if rtol is not None and not 0.0 <= rtol < 1.0:
+        raise UsageError(
+            "The relative cut of a rank decision is out of range.",
+            where="rtol",
+            expected="0 <= rtol < 1, or None for a few roundings",
+            found=rtol,
+        )
+
+
+def check_strength(strength: float, where: str = "strength") -> None:
+    """Refuse a strength that is not a finite number."""
+    if not math.isfinite(strength):
+        raise NonFiniteError(
+            "A strength is not a finite number.", where=where, expected="a number", found=strength
+        )
+
+
+def detached(array: Any) -> Any:
+    """The same numbers without a gradient: decisions (ranks, signs, scales) are not differentiated."""
+    return array.detach() if hasattr(array, "detach") else array
+
+
+def number(array: Any) -> float:
+    """A 0-d array as a Python float."""
+    return float(detached(array))
+
+
+def _namespace(inputs: Mapping[str, MatrixLike]) -> Any:
+    try:
+        xp = array_api_compat.array_namespace(*inputs.values())
+    except TypeError as error:
+        raise UsageError(
+            "The inputs are not arrays of one library.",
+            where=", ".join(inputs),
+            expected="all NumPy arrays, or all torch tensors",
+            found=", ".join(sorted({type(array).__name__ for array in inputs.values()})),
+            hint="Convert the inputs to one library first.",
+        ) from error
+    devices = {str(array_api_compat.device(array)) for array in inputs.values()}
+    if len(devices) > 1:
+        raise UsageError(
+            "The inputs lie on several devices.",
+            where=", ".join(inputs),
+            expected="one device",
+            found=", ".join(sorted(devices)),
+            hint="Move the inputs to one device first.",
+        )
+    return xp
+
+
+def _dtype_name(name: str, array: Any) -> str:
+    dtype = str(array.dtype).rpartition(".")[2]
+    if dtype not in UNIT_ROUNDOFF:
+        raise UsageError(
+            f"{name} is not of a dtype that the algebra works on.",
+            where=name,
+            expected=", ".join(UNIT_ROUNDOFF),
+            found=dtype,
+            hint="Convert it to float32 or float64 first.",
+        )
+    return dtype
+
+
+def _check_finite(xp: Any, name: str, array: Any) -> None:
+    bad = int(xp.sum(xp.astype(~xp.isfinite(detached(array)), xp.int64)))
+    if bad:
+        raise NonFiniteError(
+            f"{name} has values that are not finite.",
+            where=name,
+            expected="finite numbers",
+            found=f"{bad} of {math.prod(array.shape)} are NaN or Inf",
+            hint="The adapter or the weight is damaged: look at where it was trained or saved.",
+        )
