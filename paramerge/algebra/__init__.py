@@ -4,7 +4,13 @@
 orthonormal columns; ``P = Q Q^T`` is never formed. See ``arrays`` for dtypes and precision.
 """
 
-from paramerge.algebra.angles import friedrichs_cosine, principal_angles, shared_dimension
+from paramerge.algebra.angles import (
+    SubspacePair,
+    compare_subspaces,
+    friedrichs_cosine,
+    principal_angles,
+    shared_dimension,
+)
 from paramerge.algebra.arrays import storage_tolerance
 from paramerge.algebra.boundary import Bounded, adjusted_rank, rank_boundary
 from paramerge.algebra.lowrank import (
@@ -45,8 +51,10 @@ __all__ = [
     "Bounded",
     "JointBasis",
     "Orthonormal",
+    "SubspacePair",
     "TruncatedLora",
     "adjusted_rank",
+    "compare_subspaces",
     "concat_loras",
     "flatten_conv",
     "friedrichs_cosine",

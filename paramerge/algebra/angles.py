@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
-from paramerge.algebra.arrays import Array, number
-from paramerge.algebra.subspace import joint_directions, stack_bases
+from dataclasses import dataclass
+from math import cos
+from typing import Generic
 
-__all__ = ["friedrichs_cosine", "principal_angles", "shared_dimension"]
+from paramerge.algebra.arrays import Array, detached, number
+from paramerge.algebra.subspace import count_above, stack_bases
+
+__all__ = ["SubspacePair", "compare_subspaces", "friedrichs_cosine", "principal_angles", "shared_dimension"]
 
 
-def principal_angles(Q1: Array, Q2: Array) -> Array:
-    """Measure the principal angles between ``span(Q1)`` and ``span(Q2)``, in radians, ascending.
+@dataclass(frozen=True, slots=True)
+class SubspacePair(Generic[Array]):
+    """Two subspaces, and all that merging two PaRas depends on.
+
+    ``angles`` are the ``min(ranks)`` principal angles in radians, ascending, ``ranks`` the two dimensions,
+    ``shared`` how many directions are in both, ``crossed`` how many pairs of principal directions are at
+    right angles, and ``friedrichs_cosine`` the largest cosine of an angle that is not shared (0 if none).
+    """
+
+    angles: Array
+    ranks: tuple[int, int]
+    shared: int
+    crossed: int
+    friedrichs_cosine: float
+
+    @property
+    def joint_rank(self) -> int:
+        """What the joint merge removes: ``r1 + r2 - dim(V1 n V2)``."""
+        return sum(self.ranks) - self.shared
+
+    @property
+    def sequential_rank(self) -> int:
+        """What the sequence removes, in either order: ``r1 + dim(V2 n V1^perp)``."""
+        return max(self.ranks) + self.crossed
+
+
+def compare_subspaces(Q1: Array, Q2: Array, *, rtol: float | None = None) -> SubspacePair[Array]:
+    """Measure how two subspaces lie to each other, at the cost of one small SVD and one tall one.
 
     Angles above 45 degrees come from their cosines, the singular values of ``Q1^T Q2``; those below from
     their sines, the singular values of ``(I - Q1 Q1^T) Q2``, since a cosine cannot tell angles under
@@ -19,35 +49,59 @@ def principal_angles(Q1: Array, Q2: Array) -> Array:
     ----------
     Q1, Q2:
         (d, r1) and (d, r2); each is orthonormalised again first, so that any basis of the span will do.
+    rtol:
+        Which directions are shared: those that :func:`joint_basis` merges at this cut (angles of up to
+        about ``2 * rtol``). A cosine of at most ``rtol`` is a right angle.
 
     Returns
     -------
-    Array
-        ``min(r1, r2)`` angles from 0 to pi/2 (fewer for dependent columns), in working precision.
+    SubspacePair
+        The angles in working precision.
 
     Raises
     ------
     ShapeError, NonFiniteError, UsageError
         As :func:`joint_basis`.
     """
-    given = stack_bases([Q1, Q2], None)
+    given = stack_bases([Q1, Q2], rtol)
     xp = given.xp
     larger, smaller = sorted(given.bases, key=lambda Q: -Q.shape[1])
     overlap = xp.matrix_transpose(larger) @ smaller
     cosines = xp.clip(xp.linalg.svdvals(overlap), 0.0, 1.0)
     sines = xp.clip(xp.flip(xp.linalg.svdvals(smaller - larger @ overlap), axis=0), 0.0, 1.0)
-    angles: Array = xp.where(cosines**2 < 0.5, xp.acos(cosines), xp.asin(sines))
-    return angles
+    angles = xp.where(cosines**2 < 0.5, xp.acos(cosines), xp.asin(sines))
+    pairs = cosines.shape[0]
+    # [Q1 Q2] has the singular values sqrt(2) cos(t/2) and sqrt(2) sin(t/2) for each principal angle t
+    largest = cos(number(angles[0]) / 2) if pairs else 1.0
+    shared = pairs - count_above(xp, xp.sin(detached(angles) / 2), given.cut, largest)
+    return SubspacePair(
+        angles=angles,
+        ranks=(given.bases[0].shape[1], given.bases[1].shape[1]),
+        shared=shared,
+        crossed=pairs - count_above(xp, cosines, given.cut, 1.0),
+        friedrichs_cosine=number(cosines[shared]) if shared < pairs else 0.0,
+    )
+
+
+def principal_angles(Q1: Array, Q2: Array) -> Array:
+    """Measure the principal angles between two subspaces, in radians, ascending, accurate down to 0.
+
+    Parameters and errors as :func:`compare_subspaces`.
+
+    Returns
+    -------
+    Array
+        ``min(r1, r2)`` angles from 0 to pi/2 (fewer for dependent columns), in working precision.
+    """
+    return compare_subspaces(Q1, Q2).angles
 
 
 def shared_dimension(Q1: Array, Q2: Array, *, rtol: float | None = None) -> int:
     """Count the shared directions: ``dim(span(Q1) n span(Q2)) = r1 + r2 - dim(span(Q1) + span(Q2))``.
 
-    Parameters and errors as :func:`joint_basis`, whose cut also says here which directions are one.
+    Parameters and errors as :func:`compare_subspaces`.
     """
-    given = stack_bases([Q1, Q2], rtol)
-    joint, _ = joint_directions(given.xp, given.bases, given.cut)
-    return int(sum(Q.shape[1] for Q in given.bases) - joint.shape[1])
+    return compare_subspaces(Q1, Q2, rtol=rtol).shared
 
 
 def friedrichs_cosine(Q1: Array, Q2: Array, *, rtol: float | None = None) -> float:
@@ -56,14 +110,11 @@ def friedrichs_cosine(Q1: Array, Q2: Array, *, rtol: float | None = None) -> flo
     It is what merging two PaRas one after the other gets wrong, ``||(I-P2)(I-P1) - (I-Pm)||_2``, and 0
     exactly when the projectors commute (every principal angle 0 or 90 degrees).
 
-    Parameters and errors as :func:`joint_basis`, whose cut also says here which directions are shared.
+    Parameters and errors as :func:`compare_subspaces`.
 
     Returns
     -------
     float
         From 0 to 1; 0 if every principal angle is 0, or there is none.
     """
-    shared = shared_dimension(Q1, Q2, rtol=rtol)
-    given = stack_bases([Q1, Q2], rtol)
-    cosines = given.xp.linalg.svdvals(given.xp.matrix_transpose(given.bases[0]) @ given.bases[1])
-    return min(1.0, number(cosines[shared])) if shared < cosines.shape[0] else 0.0
+    return compare_subspaces(Q1, Q2, rtol=rtol).friedrichs_cosine

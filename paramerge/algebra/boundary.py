@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -130,7 +131,15 @@ def rank_boundary(
             raise _missing_weight("rank_W")
         rank_W = numerical_rank(W)
     columns = basis.shape[1]
-    limit = adjusted_rank(max(rank_W, columns), gamma, rank_W)
+    possible = basis.shape[0] if W is None else min(W.shape[0], math.prod(W.shape[1:]))
+    if rank_W > possible:
+        raise UsageError(
+            "No weight of this shape has this rank.",
+            where="rank_W",
+            expected=f"at most {possible}",
+            found=rank_W,
+        )
+    limit = adjusted_rank(rank_W, gamma, rank_W)  # gamma is at most 1, so the minimum is the floor
     rank = min(columns, limit)
     if rank < columns and keep == "energy":
         if W is None:

@@ -178,7 +178,7 @@ def _fresh_directions(xp: Any, Q: Any, bases: list[Any], cut: float) -> Any:
         return joint
     rest = joint - Q @ (xp.matrix_transpose(Q) @ joint)
     U, s = left_singular(xp, rest)
-    fresh = U[:, : count_above(xp, s, cut, 1.0)]
+    fresh = U[:, : count_above(xp, s, cut, 2.0)]  # sin t > 2 cut, where joint_basis merges up to sin t/2
     fresh = fresh - Q @ (xp.matrix_transpose(Q) @ fresh)  # dividing by a small s magnified the rounding
     return xp.linalg.qr(fresh)[0]
 
