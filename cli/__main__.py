@@ -1,0 +1,5 @@
+"""``python -m paramerge.cli``."""
+
+from paramerge.cli.main import main
+
+main()

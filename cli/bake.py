@@ -1,0 +1,111 @@
+"""``paramerge bake``: adapters into a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from paramerge.cli.options import OrderedSteps, gamma_option, json_option, step_options, steps_of
+from paramerge.cli.render import Progress, note, show_diagnosis, show_plan, show_report, warn
+from paramerge.errors import UsageError
+from paramerge.merge.steps import BakeOptions, DTypeChoice, MergeChoice, Step
+
+__all__ = ["bake"]
+
+
+@click.command(cls=OrderedSteps)
+@click.option("--base", type=click.Path(path_type=Path), help="Checkpoint file or diffusers folder.")
+@step_options
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: made of the inputs' names.")
+@click.option(
+    "--merge",
+    type=click.Choice(get_args(MergeChoice)),
+    default="joint",
+    show_default=True,
+    help="Several PaRas: onto the sum of their spans, or one after the other.",
+)
+@gamma_option
+@click.option("--only", multiple=True, metavar="WHAT", help="A component (unet), or a pattern of layer names.")
+@click.option("--dtype", type=click.Choice(get_args(DTypeChoice)), default="keep", show_default=True)
+@click.option("--variant", metavar="NAME", help="Which weights of a diffusers folder, such as fp16.")
+@click.option("--allow-unmatched", is_flag=True, help="Go on when adapter keys land nowhere; they are shown.")
+@click.option("--private", is_flag=True, help="Leave the inputs' names out of the recipe.")
+@click.option("--dry-run", is_flag=True, help="Print the plan from the headers alone and stop.")
+@json_option
+@click.pass_context
+def bake(
+    ctx: click.Context,
+    base: Path | None,
+    output: Path | None,
+    merge: MergeChoice,
+    gamma: float | None,
+    only: tuple[str, ...],
+    dtype: DTypeChoice,
+    variant: str | None,
+    allow_unmatched: bool,
+    private: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Bake PaRa and LoRA adapters into a checkpoint.
+
+    Steps are applied in the order given. The output has the base's layout and keeps every other byte; it
+    appears whole or not at all. Without --base it is looked for by the hash in the adapters' metadata, in the
+    folders of PARAMERGE_MODELS and in the Hugging Face cache.
+
+    \b
+    paramerge bake --base sdxl.safetensors --para cat.safetensors --lora style.safetensors@0.8 -o out.safetensors
+    """
+    from paramerge.checkpoints.layout import open_base
+    from paramerge.formats import open_adapter
+    from paramerge.merge.find_base import find_base
+    from paramerge.merge.output import check_output, default_output
+    from paramerge.merge.plan import make_plan
+    from paramerge.merge.summary import summarise
+
+    steps = _at_least_one(steps_of(ctx))
+    options = BakeOptions(merge, gamma, only, dtype, allow_unmatched, private)
+    adapters = [open_adapter(step.path, family=step.kind) for step in steps]
+    if base is None:
+        base = find_base(adapters, note=lambda text: note(text, quiet=as_json))
+        note(f"base: {base}", quiet=as_json)
+    plan = make_plan(open_base(base, variant), list(zip(steps, adapters, strict=True)), options)
+    output = output or default_output(plan)
+    check_output(plan, output)
+    summary = summarise(plan)
+    if dry_run:
+        if as_json:
+            click.echo(json.dumps({"plan": summary.as_dict(), "output": str(output)}, indent=2))
+        else:
+            show_plan(summary, output)
+        return
+    for warning in () if as_json else plan.warnings:
+        warn(warning)
+
+    from paramerge.merge.bake import bake as run_bake
+    from paramerge.merge.diagnose import diagnose
+
+    with Progress("comparing adapters", quiet=as_json, unit="layers") as progress:
+        diagnosis = diagnose(plan, progress.update)
+    if not as_json:
+        show_diagnosis(plan, diagnosis)
+    with Progress("baking", quiet=as_json, unit="bytes") as progress:
+        report = run_bake(plan, output, progress.update)
+    if as_json:
+        content = {"plan": summary.as_dict(), "diagnosis": diagnosis.as_dict(), "report": report.as_dict()}
+        click.echo(json.dumps(content, indent=2))
+    else:
+        show_report(plan, summary, report)
+
+
+def _at_least_one(steps: list[Step]) -> list[Step]:
+    if not steps:
+        raise UsageError(
+            "there is nothing to bake",
+            expected="at least one --para FILE or --lora FILE",
+            hint="see paramerge bake --help",
+        )
+    return steps

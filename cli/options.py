@@ -1,0 +1,81 @@
+"""Options that several verbs share, and the parsing that click has no type for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import click
+
+from paramerge.merge.steps import Kind, Step, parse_step
+
+__all__ = ["OrderedSteps", "gamma_option", "json_option", "step_options", "steps_of"]
+
+_STEP_KINDS: dict[str, Kind] = {"para": "para", "lora": "lora"}
+_META_KEY = "paramerge.steps"
+
+
+class OrderedSteps(click.Command):
+    """A command whose ``--para`` and ``--lora`` keep the order in which they were typed.
+
+    click gathers the values of each option, which loses the order between options; its parser still knows it.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse twice: once for the order of the steps, once as always."""
+        values, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        position = dict.fromkeys(_STEP_KINDS, 0)
+        steps: list[tuple[Kind, str]] = []
+        for parameter in order:
+            kind = _STEP_KINDS.get(parameter.name or "")
+            if kind is not None:
+                steps.append((kind, values[kind][position[kind]]))
+                position[kind] += 1
+        ctx.meta[_META_KEY] = steps
+        return super().parse_args(ctx, args)
+
+
+def steps_of(ctx: click.Context) -> list[Step]:
+    """The steps of the call, in the order typed."""
+    return [parse_step(kind, text) for kind, text in ctx.meta[_META_KEY]]
+
+
+def step_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--para`` and ``--lora``, any number of each."""
+    lora = click.option(
+        "--lora",
+        multiple=True,
+        metavar="FILE[@SCALE]",
+        expose_value=False,
+        help="A LoRA or LoCon (kohya, diffusers, PEFT, cloneofsimo). May be repeated.",
+    )
+    para = click.option(
+        "--para",
+        multiple=True,
+        metavar="FILE[@STRENGTH]",
+        expose_value=False,
+        help="A PaRa; strength 0 to 1. May be repeated. PaRa belongs before LoRA.",
+    )
+    return para(lora(command))
+
+
+class _Gamma(click.ParamType):
+    name = "gamma"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read ``0.025`` or ``1/40``."""
+        try:
+            return float(Fraction(str(value)))
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{value!r} is not a number such as 0.025 or 1/40", param, ctx)
+
+
+gamma_option = click.option(
+    "--gamma",
+    type=_Gamma(),
+    metavar="SHARE",
+    help="Rank boundary: a PaRa removes at most this share of a layer's rank (the paper: 1/40).",
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs, and nothing else.")

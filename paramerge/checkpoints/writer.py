@@ -1,0 +1,146 @@
+"""Files that appear whole or not at all.
+
+An output is written under no name at all (``O_TMPFILE``, where Linux and the file system have it) or
+under a temporary one beside its place, synced, and renamed into place; then the folder is synced. A
+crash, a kill or a full disk leaves what stood there before; the nameless file leaves no litter either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from paramerge.checkpoints.dtypes import NUMPY
+from paramerge.checkpoints.header import encode_header
+from paramerge.errors import OutputError
+
+__all__ = ["new_file", "output_error", "sync_folder", "write_bytes", "write_safetensors"]
+
+_DTYPE_NAMES = {dtype: name for name, dtype in NUMPY.items()}
+
+
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[int]:
+    """Give a file descriptor to write to; at the end of the block its content stands at ``path``.
+
+    A symbolic link at ``path`` is followed, so the link stays and its target is replaced. The mode of a
+    file that stood there is kept; a new file gets the umask's. If the block raises, ``path`` is as it was.
+
+    Raises
+    ------
+    OutputError
+        The folder is missing or may not be written, or the disk is full.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        descriptor, temporary = _open_unnamed(target.parent), None
+        if descriptor is None:
+            temporary = _temporary_name(target)
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CLOEXEC, 0o666)
+    except OSError as error:
+        raise output_error(error, target) from error
+    try:
+        try:
+            yield descriptor
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
+            os.fsync(descriptor)
+            if temporary is None:
+                temporary = _give_name(descriptor, target)
+        finally:
+            os.close(descriptor)
+        temporary.replace(target)
+        temporary = None
+        sync_folder(target.parent)
+    except OSError as error:
+        raise output_error(error, target) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a small file whole or not at all (see :func:`new_file`)."""
+    with new_file(path) as descriptor:
+        _write_all(descriptor, data)
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write ``tensors`` (in the order given, any dtype of :data:`paramerge.checkpoints.dtypes.NUMPY`).
+
+    For adapters and other files that fit in memory; checkpoints are streamed by :mod:`paramerge.merge.bake`.
+    """
+    arrays = {key: np.asarray(array, order="C") for key, array in tensors.items()}
+    entries = [(key, _DTYPE_NAMES[a.dtype], a.shape, a.nbytes) for key, a in arrays.items()]
+    with new_file(path) as descriptor:
+        _write_all(descriptor, encode_header(entries, metadata or {}))
+        for array in arrays.values():
+            _write_all(descriptor, array.reshape(-1).view(np.uint8).data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable, where the system can sync a folder."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # Windows cannot open folders; there the rename itself is all one can do
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def output_error(error: OSError, path: Path) -> OutputError:
+    """What an ``OSError`` while writing ``path`` means, in the form the user reads."""
+    meaning, hint = {
+        errno.ENOSPC: ("the disk is full", "free some space, or write to another disk"),
+        errno.EDQUOT: ("the disk quota is used up", "free some space, or write to another disk"),
+        errno.EFBIG: ("the file would be larger than is allowed here", "raise the limit (ulimit -f)"),
+        errno.ENOENT: ("the folder does not exist", f"create it: mkdir -p {path.parent}"),
+        errno.ENOTDIR: ("a part of the path is not a folder", "choose another output"),
+        errno.EISDIR: ("a folder stands where the file should be written", "choose another output"),
+        errno.EACCES: ("there is no permission to write here", "choose another output"),
+        errno.EROFS: ("the file system is read-only", "choose another output"),
+    }.get(error.errno or 0, (f"the output could not be written ({error.strerror})", "choose another output"))
+    return OutputError(meaning, where=path, hint=hint + "; what stood there before is untouched")
+
+
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+
+
+def _temporary_name(target: Path) -> Path:
+    return target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.partial")
+
+
+def _open_unnamed(folder: Path) -> int | None:
+    """A file without a name in ``folder``, or None where that cannot be had."""
+    if not hasattr(os, "O_TMPFILE") or not Path("/proc/self/fd").is_dir():
+        return None
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | _CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            return None
+        raise
+
+
+def _give_name(descriptor: int, target: Path) -> Path:
+    name = _temporary_name(target)
+    os.link(f"/proc/self/fd/{descriptor}", name, follow_symlinks=True)
+    return name
+
+
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

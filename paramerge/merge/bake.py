@@ -1,0 +1,239 @@
+"""Carrying out a plan: from the base's files to the output, in one pass, with nothing half done left behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from paramerge.checkpoints.hashing import HashBeside, cached_sha256, file_sha256
+from paramerge.checkpoints.header import encode_header
+from paramerge.checkpoints.positioned import PositionedWriter
+from paramerge.checkpoints.writer import new_file, output_error
+from paramerge.merge.kernel import LayerResult
+from paramerge.merge.output import check_output, new_folder, write_companions
+from paramerge.merge.plan import FilePlan, Plan
+from paramerge.merge.recipe import InputFile, build_recipe, output_metadata
+from paramerge.merge.stream import TensorStream
+from paramerge.merge.tasks import Task, make_tasks
+
+__all__ = ["BakeReport", "Progress", "bake"]
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all; from several threads, but never from two at once."""
+
+_WORKERS = 2
+_UNKNOWN_HASH = "0" * 64
+"""Stands in the header for a hash that is computed during the pass: same length, so no byte moves."""
+
+
+@dataclass(frozen=True)
+class BakeReport:
+    """What a bake did.
+
+    Attributes
+    ----------
+    output:
+        The file or folder written.
+    layers:
+        Each changed layer, in file order: directions removed and rank of the change.
+    recipe:
+        The recipe as it stands in the output.
+    seconds:
+        Wall time of the work, without the start of Python.
+    output_bytes:
+        Bytes of the weights written.
+    direct_writes:
+        Whether the file system took direct writes.
+    """
+
+    output: Path
+    layers: tuple[LayerResult, ...] = field(repr=False)
+    recipe: dict[str, object] = field(repr=False)
+    seconds: float
+    output_bytes: int
+    direct_writes: bool
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready data."""
+        return {**asdict(self), "output": str(self.output)}
+
+
+def bake(plan: Plan, output: str | os.PathLike[str], progress: Progress | None = None) -> BakeReport:
+    """Write the checkpoint that ``plan`` describes to ``output`` (a file, or a folder for a diffusers base).
+
+    Arithmetic is in float32 or better with one rounding; tensors that the plan does not name keep their
+    bytes. The same inputs, versions and options give the same bytes.
+
+    Raises
+    ------
+    OutputError
+        ``output`` is one of the inputs, cannot be written, or the disk is full.
+    NonFiniteError
+        NaN or Inf in an adapter or in a result. In every case of an error ``output`` is as it was.
+    """
+    began = time.perf_counter()
+    output = Path(output)
+    check_output(plan, output)
+    job = _Job(plan, progress)
+    if plan.base.layout == "diffusers-folder":
+        layers, recipe = _bake_folder(job, output)
+    else:
+        layers, recipe = _bake_file(job, output)
+    return BakeReport(
+        output=output,
+        layers=tuple(layers),
+        recipe=recipe,
+        seconds=time.perf_counter() - began,
+        output_bytes=plan.output_bytes,
+        direct_writes=job.direct,
+    )
+
+
+def _bake_file(job: _Job, output: Path) -> tuple[list[LayerResult], dict[str, object]]:
+    (file,) = job.plan.files
+    with new_file(output) as descriptor:
+        layers = job.stream(file, descriptor)
+        recipe = job.recipe()
+        job.write_header(file, descriptor, recipe)
+    return layers, recipe
+
+
+def _bake_folder(job: _Job, output: Path) -> tuple[list[LayerResult], dict[str, object]]:
+    layers: list[LayerResult] = []
+    with new_folder(output) as folder:
+        for file in job.plan.files:
+            layers += _in_folder(job, file, folder, lambda fd, file=file: job.stream(file, fd))  # type: ignore[misc]
+        recipe = job.recipe()
+        for file in job.plan.files:
+            _in_folder(job, file, folder, lambda fd, file=file: job.write_header(file, fd, recipe))  # type: ignore[misc]
+        write_companions(job.plan, folder, recipe)
+    return layers, recipe
+
+
+_T = TypeVar("_T")
+
+
+def _in_folder(job: _Job, file: FilePlan, folder: Path, action: Callable[[int], _T]) -> _T:
+    path = folder / file.relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            result = action(descriptor)
+            os.fsync(descriptor)
+            return result
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise output_error(error, path) from error
+
+
+class _Job:
+    """The state of one bake: hashes known so far, bytes done, and the header each file will get."""
+
+    def __init__(self, plan: Plan, progress: Progress | None) -> None:
+        self.plan = plan
+        self.direct = False
+        self._progress = progress
+        self._total = sum(tensor.info.nbytes for file in plan.files for tensor in file.tensors)
+        self._done = 0
+        self._lock = threading.Lock()
+        self._hashes = {
+            file.source.header.path: cached_sha256(file.source.header.path) for file in plan.files
+        }
+        self._step_files = [
+            [InputFile.of(source, file_sha256(source)) for source in step.adapter.sources] for step in plan.steps
+        ]
+
+    def stream(self, file: FilePlan, descriptor: int) -> list[LayerResult]:
+        """Write all tensors of ``file`` at their places, and learn the source's SHA-256 on the way."""
+        source = file.source.header.path
+        data_start = len(self._header(file, self.recipe()))
+        tasks = iter(make_tasks(file.tensors, data_start))
+        size = data_start + sum(tensor.nbytes for tensor in file.tensors)
+        writer = PositionedWriter(descriptor, size)
+        self.direct = self.direct or writer.is_direct
+        before = self._done
+        hasher = None if self._hashes[source] else HashBeside(source, lambda: self._done - before)
+        try:
+            layers = self._run_workers(source, writer, tasks)
+            if hasher is not None:
+                self._hashes[source] = hasher.result()
+        finally:
+            if hasher is not None:
+                hasher.stop()
+            writer.close()
+        order = {name: index for index, name in enumerate(str(e.target.module) for e in self.plan.edits)}
+        return sorted(layers, key=lambda layer: order[layer.name])
+
+    def recipe(self) -> dict[str, object]:
+        """The recipe, with zeros for hashes that are not known yet."""
+        base_files = []
+        for file in self.plan.files:
+            path = file.source.header.path
+            base_files.append(InputFile.of(path, self._hashes[path] or _UNKNOWN_HASH, str(file.relative)))
+        return build_recipe(self.plan, base_files, self._step_files)
+
+    def write_header(self, file: FilePlan, descriptor: int, recipe: dict[str, object]) -> None:
+        """Write the header, last, when every hash is known; its length was fixed before."""
+        os.pwrite(descriptor, self._header(file, recipe), 0)
+
+    def _header(self, file: FilePlan, recipe: dict[str, object]) -> bytes:
+        source = file.source.header
+        if not file.touched and self.plan.base.layout == "diffusers-folder":
+            with open(source.path, "rb") as stream:  # an untouched component keeps every byte
+                return stream.read(source.data_start)
+        metadata = output_metadata(source.metadata, self.plan, recipe)
+        entries = [(t.info.key, t.dtype, t.info.shape, t.nbytes) for t in file.tensors]
+        return encode_header(entries, metadata)
+
+    def _run_workers(
+        self, source: Path, writer: PositionedWriter, tasks: Iterator[Task]
+    ) -> list[LayerResult]:
+        stop = threading.Event()
+
+        def work() -> list[LayerResult]:
+            torch.set_num_threads(1)  # the workers are the parallelism; more threads would only contend
+            layers: list[LayerResult] = []
+            stream = TensorStream(source, writer, self._report)
+            try:
+                while not stop.is_set():
+                    with self._lock:
+                        task = next(tasks, None)
+                    if task is None:
+                        break
+                    layers += stream.run(task)
+            except BaseException:
+                stop.set()
+                raise
+            finally:
+                stream.close()
+            return layers
+
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(_WORKERS, thread_name_prefix="bake") as pool:
+                futures = [pool.submit(work) for _ in range(_WORKERS)]
+                try:
+                    wait(futures, return_when=FIRST_EXCEPTION)
+                except BaseException:  # Ctrl-C: let the workers end their task, then leave
+                    stop.set()
+                    raise
+                return [layer for future in futures for layer in future.result()]
+        finally:
+            torch.set_num_threads(threads)
+
+    def _report(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+

@@ -1,0 +1,192 @@
+"""All the steps on one layer as one low-rank change ``W + U V``.
+
+Every step is either a PaRa, ``W -> W - Q S (Q^T W)`` (paper's equation 3 with a strength), or a LoRA,
+``W -> W + s B A``. Both only ever add a product of thin matrices, so a whole chain needs of ``W`` nothing but
+``C = Qs^T W``, with all its bases side by side in ``Qs``: one pass over the weight to collect ``C``, one to
+add ``U V``, and a single rounding at the end, however many steps there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from paramerge import algebra
+from paramerge.checkpoints.dtypes import NUMPY
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.tensors import StoredTensor
+from paramerge.errors import AdapterError, NonFiniteError
+from paramerge.merge.plan import LoraOp, ParaOp
+
+__all__ = ["Chain", "LoraLink", "ParaLink", "load_bases", "load_chain", "load_lora", "load_para"]
+
+FLOAT64 = torch.float64
+
+
+@dataclass(frozen=True)
+class ParaLink:
+    """Removal of ``Q diag(weights) Q^T``: ``Q`` (d, m) orthonormal and ``weights`` (m,), both float64.
+
+    ``limit`` is the rank boundary: how many directions may go (None: all ``m``).
+    """
+
+    Q: torch.Tensor
+    weights: torch.Tensor
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class LoraLink:
+    """Addition of ``scale * B A``: ``B`` (d, r) and ``A`` (r, k), float64."""
+
+    B: torch.Tensor
+    A: torch.Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The steps on one layer (or one view of a stored tensor), in their order."""
+
+    module: ModuleName
+    links: tuple[ParaLink | LoraLink, ...]
+
+    @property
+    def basis(self) -> torch.Tensor | None:
+        """All bases side by side, (d, R) float64; None when no step needs to see the weight."""
+        bases = [link.Q for link in self.links if isinstance(link, ParaLink) and link.Q.shape[1]]
+        return torch.cat(bases, dim=1) if bases else None
+
+    @property
+    def removed(self) -> int:
+        """Directions the chain removes, the rank boundary taken into account."""
+        counts = [
+            link.Q.shape[1] if link.limit is None else min(link.limit, link.Q.shape[1])
+            for link in self.links
+            if isinstance(link, ParaLink)
+        ]
+        return sum(counts)
+
+    def change(self, C: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The factors ``U`` (d, m) and ``V`` (m, k), float64, for ``C`` = ``basis^T W`` (R, k).
+
+        None when the chain leaves the layer as it is.
+        """
+        ups: list[torch.Tensor] = []
+        downs: list[torch.Tensor] = []
+        position = 0
+        for link in self.links:
+            if isinstance(link, LoraLink):
+                ups.append(link.B * link.scale)
+                downs.append(link.A)
+                continue
+            rank = link.Q.shape[1]
+            if rank == 0 or C is None:
+                continue
+            seen = C[position : position + rank]  # Q^T of the weight as it is at this step
+            for up, down in zip(ups, downs, strict=True):
+                seen = seen + (link.Q.T @ up) @ down
+            position += rank
+            up, down = _removal(link, seen)
+            ups.append(up)
+            downs.append(down)
+        if not ups:
+            return None
+        return torch.cat(ups, dim=1), torch.cat(downs, dim=0)
+
+
+def load_chain(module: ModuleName, ops: Sequence[ParaOp | LoraOp]) -> Chain:
+    """Read and prepare the adapters' tensors for one layer.
+
+    Raises
+    ------
+    NonFiniteError
+        NaN or Inf in an adapter.
+    AdapterError
+        A PaRa whose basis is zero.
+    """
+    links = tuple(load_para(op) if isinstance(op, ParaOp) else load_lora(op) for op in ops)
+    return Chain(module, links)
+
+
+def load_lora(op: LoraOp) -> LoraLink:
+    """The LoRA's factors as float64, with ``alpha / rank`` and the user's scale in ``scale``."""
+    B, A = (torch.from_numpy(factor).to(FLOAT64) for factor in op.module.factors())
+    for factor, stored in ((B, op.module.up), (A, op.module.down)):
+        _check_finite(factor, stored)
+    return LoraLink(B, A, op.module.scale * op.strength)
+
+
+def load_para(op: ParaOp) -> ParaLink:
+    """The joint (or single) orthonormal basis of the op's PaRas, re-orthonormalised from what is stored (T13)."""
+    bases = load_bases(op)
+    strengths = [part.strength for part in op.parts]
+    if len(bases) == 1:
+        Q, weights = bases[0], torch.full((bases[0].shape[1],), strengths[0], dtype=FLOAT64)
+    else:
+        Q, weights = algebra.graded_joint_basis(bases, strengths, rtol=_joint_cut(op))
+    return ParaLink(Q, weights, op.limit)
+
+
+def load_bases(op: ParaOp) -> list[torch.Tensor]:
+    """The orthonormal basis of each of the op's PaRas, (d, r_i) float64."""
+    return [_orthonormal(part.module.basis) for part in op.parts]
+
+
+def _removal(link: ParaLink, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``-Q S`` and ``Q^T W`` of a PaRa; within a rank boundary, of the directions that carry most energy (T12)."""
+    if link.limit is None or link.limit >= link.Q.shape[1]:
+        return -link.Q * link.weights, seen
+    Q, weights, seen = _by_energy(link, seen)
+    return -Q[:, : link.limit] * weights[: link.limit], seen[: link.limit]
+
+
+def _by_energy(link: ParaLink, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rotate the basis, within each strength, so that its directions come by falling removed energy."""
+    turned_Q, turned_seen, weights, energies = [], [], [], []
+    for weight in torch.unique(link.weights):
+        at = link.weights == weight
+        U, S, Vh = torch.linalg.svd(seen[at], full_matrices=False)
+        # a weight with fewer columns than directions has directions without energy: they are dropped
+        turned_Q.append(link.Q[:, at] @ U)
+        turned_seen.append(S[:, None] * Vh)
+        weights.append(weight.expand(len(S)))
+        energies.append(S * weight)
+    order = torch.argsort(torch.cat(energies), descending=True, stable=True)
+    return torch.cat(turned_Q, 1)[:, order], torch.cat(weights)[order], torch.cat(turned_seen)[order]
+
+
+def _orthonormal(stored: StoredTensor) -> torch.Tensor:
+    B = torch.from_numpy(stored.read_exact()).to(FLOAT64)
+    _check_finite(B, stored)
+    found = algebra.orthonormalise(B, rtol=_storage_cut(stored))
+    if found.rank == 0:
+        raise AdapterError(
+            "the basis of this layer is zero: it names no direction to remove",
+            where=f"{stored.path}: {stored.key}",
+            hint="the training that made it failed here (B must not start at zero); leave the layer out",
+        )
+    Q: torch.Tensor = found.Q
+    return Q
+
+
+def _storage_cut(stored: StoredTensor) -> float:
+    """Directions below what rounding to the stored dtype can produce are noise, not directions (T4, T13)."""
+    return algebra.storage_tolerance(NUMPY[stored.dtype].name, stored.shape[1])
+
+
+def _joint_cut(op: ParaOp) -> float:
+    columns = sum(part.module.rank for part in op.parts)
+    stored = [part.module.basis.dtype for part in op.parts]
+    return max(algebra.storage_tolerance(NUMPY[dtype].name, columns) for dtype in stored)
+
+
+def _check_finite(tensor: torch.Tensor, stored: StoredTensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise NonFiniteError(
+            "the adapter holds NaN or Inf",
+            where=f"{stored.path}: {stored.key}",
+            hint="its training diverged: use an earlier checkpoint of it",
+        )

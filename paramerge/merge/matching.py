@@ -1,0 +1,111 @@
+"""Does this adapter belong to this base? Checks on names and shapes, each with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from paramerge.adapters import Adapter, LoraModule, ParaModule
+from paramerge.checkpoints.layout import Base
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.targets import Target
+from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
+
+__all__ = ["check_family", "check_shape", "check_unmatched"]
+
+_SHOWN = 8
+
+
+def check_family(base: Base, targets: Mapping[ModuleName, Target], adapter: Adapter) -> None:
+    """Refuse an SDXL adapter on SD1.5 and the like, before single layers are looked at.
+
+    An adapter that says nothing about its architecture, or whose layers all exist, is not refused here.
+    """
+    if adapter.architecture is None or base.architecture == "unknown":
+        return
+    if _family(adapter.architecture) == _family(base.architecture):
+        return
+    fits = sum(name in targets for name in adapter.modules)
+    raise ArchitectureError(
+        f"this adapter was made for {adapter.architecture}, the base is {base.architecture}",
+        where=adapter.path,
+        expected=f"an adapter for {base.architecture}",
+        found=f"{fits} of its {len(adapter.modules)} layer names exist in the base",
+        hint=f"take a {adapter.architecture} checkpoint as the base, or another adapter",
+    )
+
+
+def check_unmatched(
+    base: Base,
+    targets: Mapping[ModuleName, Target],
+    adapter: Adapter,
+    matched: Sequence[ModuleName],
+    unmatched: Sequence[ModuleName],
+    *,
+    allowed: bool,
+) -> None:
+    """Refuse keys that land nowhere, listed with a guess at the reason, unless the user allowed them."""
+    keys = [key for leftover in adapter.leftovers for key in leftover.keys]
+    if not matched and (unmatched or not adapter.modules):
+        raise UnmatchedError(
+            "nothing of this adapter lands in the base",
+            where=adapter.path,
+            expected=f"layers of {base.path.name} ({base.architecture}, {base.layout})",
+            found=_listed([*map(str, unmatched), *keys]),
+            hint=_guess(base, targets, unmatched),
+        )
+    if allowed or not (unmatched or keys):
+        return
+    reasons = "; ".join(dict.fromkeys(leftover.reason for leftover in adapter.leftovers))
+    guess = _guess(base, targets, unmatched) if unmatched else reasons
+    raise UnmatchedError(
+        f"{len(unmatched) + len(keys)} keys of this adapter land nowhere in the base",
+        where=adapter.path,
+        expected=f"layers of {base.path.name} ({base.architecture}, {base.layout})",
+        found=_listed([*map(str, unmatched), *keys]),
+        hint=f"{guess}; to bake the rest without them, add --allow-unmatched",
+    )
+
+
+def check_shape(base: Base, target: Target, adapter: Adapter, module: ParaModule | LoraModule) -> None:
+    """Refuse a layer whose sizes are not those of the weight it is meant for."""
+    expected = (target.shape[0], math.prod(target.shape[1:]))
+    if isinstance(module, LoraModule):
+        found: tuple[int, ...] = (module.out_features, module.in_features)
+        fits = found == expected
+    else:
+        found, fits = (module.out_features,), module.out_features == expected[0]
+    if fits:
+        return
+    raise ShapeError(
+        "a layer of this adapter does not fit the base's weight",
+        where=f"{adapter.path}: {module.name}",
+        expected=f"{' x '.join(map(str, expected[: len(found)]))} ({target.key} is {list(target.shape)})",
+        found=" x ".join(map(str, found)),
+        hint=f"the adapter was trained on another model than {base.path.name} ({base.architecture})",
+    )
+
+
+def _family(architecture: str) -> str:
+    """``sd15-inpainting`` takes what ``sd15`` takes (but for the input convolution, whose shape tells)."""
+    return architecture.removesuffix("-inpainting")
+
+
+def _guess(base: Base, targets: Mapping[ModuleName, Target], unmatched: Sequence[ModuleName]) -> str:
+    present = {name.component for name in targets}
+    missing = sorted({name.component for name in unmatched} - present)
+    if missing and present:
+        return (
+            f"the base has no {' or '.join(missing)} (it holds {', '.join(sorted(present))}): "
+            f"restrict the bake with --only {' --only '.join(sorted(present))}"
+        )
+    if base.architecture == "unknown":
+        return "the base's architecture is not known, so its layers may go by other names"
+    if unmatched:
+        return f"these layers do not exist in {base.architecture}: the adapter may be for another architecture"
+    return "the file holds no layers that could be applied"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown}, and {len(names) - _SHOWN} more"

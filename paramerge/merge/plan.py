@@ -1,0 +1,326 @@
+"""From headers to a plan: what will happen to each tensor, before any tensor is read.
+
+The plan is plain data. It can be printed (``--dry-run``), tested, and written into the output as the recipe;
+:mod:`paramerge.merge.bake` only carries it out.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from paramerge.adapters import Adapter, Leftover, LoraModule, ParaModule
+from paramerge.algebra import adjusted_rank
+from paramerge.checkpoints.dtypes import BITS, is_float
+from paramerge.checkpoints.header import TensorInfo
+from paramerge.checkpoints.layout import Base, WeightFile
+from paramerge.checkpoints.modules import COMPONENTS, ModuleName
+from paramerge.checkpoints.targets import Target
+from paramerge.errors import CheckpointError, UsageError
+from paramerge.merge.matching import check_family, check_shape, check_unmatched
+from paramerge.merge.steps import BakeOptions, Step
+
+__all__ = [
+    "Edit",
+    "FilePlan",
+    "LoraOp",
+    "ParaOp",
+    "ParaPart",
+    "Plan",
+    "PlannedStep",
+    "TensorPlan",
+    "make_plan",
+]
+
+_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
+
+
+@dataclass(frozen=True, slots=True)
+class ParaPart:
+    """One PaRa's basis for a layer; ``step`` is its place among the steps."""
+
+    step: int
+    module: ParaModule
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParaOp:
+    """One or (merged jointly) several PaRas on a layer; ``limit`` is the rank boundary, None without gamma."""
+
+    parts: tuple[ParaPart, ...]
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoraOp:
+    """One LoRA on a layer; ``strength`` is the user's scale, without ``alpha / rank``."""
+
+    step: int
+    module: LoraModule
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What happens to one layer: its place in the checkpoint and the operations in order."""
+
+    target: Target
+    ops: tuple[ParaOp | LoraOp, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """What happens to one stored tensor. Without edits and with the same dtype its bytes are copied."""
+
+    info: TensorInfo
+    component: str
+    dtype: str
+    edits: tuple[Edit, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor in the output."""
+        return self.info.elements * BITS[self.dtype] // 8 if self.converted else self.info.nbytes
+
+    @property
+    def converted(self) -> bool:
+        """Whether the output has another dtype."""
+        return self.dtype != self.info.dtype
+
+    @property
+    def touched(self) -> bool:
+        """Whether the tensor's values are worked on at all."""
+        return bool(self.edits) or self.converted
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """One file of weights: its tensors in the order of their bytes."""
+
+    source: WeightFile
+    tensors: tuple[TensorPlan, ...] = field(repr=False)
+
+    @property
+    def relative(self) -> PurePosixPath:
+        """Where the file stands in the output folder (its name, for a single file)."""
+        return self.source.relative
+
+    @property
+    def touched(self) -> bool:
+        """Whether any tensor of the file changes."""
+        return any(tensor.touched for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step with its adapter opened: which of its layers are applied and which are not."""
+
+    step: Step
+    adapter: Adapter = field(repr=False)
+    matched: tuple[ModuleName, ...] = field(repr=False)
+    excluded: tuple[ModuleName, ...] = field(repr=False, default=())
+    unmatched: tuple[ModuleName, ...] = field(repr=False, default=())
+
+    @property
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Keys of the file that are no layer of the adapter."""
+        return self.adapter.leftovers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a bake will do."""
+
+    base: Base
+    steps: tuple[PlannedStep, ...]
+    options: BakeOptions
+    files: tuple[FilePlan, ...] = field(repr=False)
+    left_alone: tuple[ModuleName, ...] = field(repr=False, default=())
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def edits(self) -> list[Edit]:
+        """All edited layers, in file order."""
+        return [edit for file in self.files for tensor in file.tensors for edit in tensor.edits]
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of all weights in the output (headers and companion files not counted)."""
+        return sum(tensor.nbytes for file in self.files for tensor in file.tensors)
+
+
+def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOptions) -> Plan:
+    """Decide what happens to every tensor of ``base``. Only headers have been read.
+
+    Raises
+    ------
+    ArchitectureError, UnmatchedError, ShapeError
+        An adapter does not belong to this base, or not all of it does.
+    CheckpointError
+        A layer that should change is stored in a form that cannot be computed on.
+    """
+    targets = {name: target for file in base.files for name, target in file.targets.items()}
+    planned = [_match(base, targets, step, adapter, options) for step, adapter in steps]
+    ops, left_alone = _operations(targets, planned, options)
+    files = tuple(_plan_file(file, ops, options) for file in base.files)
+    warnings = (*_order_warnings(planned), *_left_alone_warnings(left_alone, options))
+    return Plan(base, tuple(planned), options, files, left_alone, warnings)
+
+
+def is_selected(name: ModuleName, only: Iterable[str]) -> bool:
+    """Whether ``name`` is within ``--only`` (component names and patterns; nothing given selects all)."""
+    patterns = tuple(only)
+    return not patterns or any(
+        name.component == pattern or fnmatch.fnmatchcase(str(name), pattern) for pattern in patterns
+    )
+
+
+def _match(
+    base: Base, targets: Mapping[ModuleName, Target], step: Step, adapter: Adapter, options: BakeOptions
+) -> PlannedStep:
+    check_family(base, targets, adapter)
+    excluded = tuple(name for name in adapter.modules if not is_selected(name, options.only))
+    wanted = [name for name in adapter.modules if is_selected(name, options.only)]
+    matched = tuple(name for name in wanted if name in targets)
+    unmatched = tuple(name for name in wanted if name not in targets)
+    if not wanted and options.only:
+        raise UsageError(
+            "nothing of this adapter is selected",
+            where=adapter.path,
+            expected=f"layers that match --only {' '.join(options.only)}",
+            found=", ".join(sorted({name.component for name in adapter.modules})),
+            hint="give a component (unet, text_encoder, text_encoder_2) or a pattern such as 'unet.*attn2*'",
+        )
+    check_unmatched(base, targets, adapter, matched, unmatched, allowed=options.allow_unmatched)
+    for name in matched:
+        check_shape(base, targets[name], adapter, adapter.modules[name])
+    return PlannedStep(step, adapter, matched, excluded, unmatched)
+
+
+def _operations(
+    targets: Mapping[ModuleName, Target], planned: Sequence[PlannedStep], options: BakeOptions
+) -> tuple[dict[ModuleName, tuple[ParaOp | LoraOp, ...]], tuple[ModuleName, ...]]:
+    """The operations on each layer, and the layers that a step does nothing to (rank boundary, strength 0)."""
+    modules = dict.fromkeys(name for step in planned for name in step.matched)
+    matched = [frozenset(step.matched) for step in planned]
+    result: dict[ModuleName, tuple[ParaOp | LoraOp, ...]] = {}
+    left_alone: list[ModuleName] = []
+    for name in modules:
+        ops: list[ParaOp | LoraOp] = []
+        for run in _runs(planned, options):
+            at_layer = [index for index in run if name in matched[index]]
+            if not at_layer:
+                continue
+            op = _operation(targets[name], planned, at_layer, name, options)
+            if op is None:
+                left_alone.append(name)
+            else:
+                ops.append(op)
+        if ops:
+            result[name] = tuple(ops)
+    return result, tuple(dict.fromkeys(left_alone))
+
+
+def _runs(planned: Sequence[PlannedStep], options: BakeOptions) -> list[list[int]]:
+    """Steps that act together: neighbouring PaRas in a joint merge; every other step alone."""
+    runs: list[list[int]] = []
+    for index, step in enumerate(planned):
+        joins = (
+            options.merge == "joint"
+            and step.step.kind == "para"
+            and index > 0
+            and planned[index - 1].step.kind == "para"
+        )
+        if joins:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return runs
+
+
+def _operation(
+    target: Target,
+    planned: Sequence[PlannedStep],
+    indices: Sequence[int],
+    name: ModuleName,
+    options: BakeOptions,
+) -> ParaOp | LoraOp | None:
+    first = planned[indices[0]]
+    module = first.adapter.modules[name]
+    if isinstance(module, LoraModule):
+        return LoraOp(indices[0], module, first.step.strength) if first.step.strength else None
+    parts = []
+    for index in indices:
+        module = planned[index].adapter.modules[name]
+        if isinstance(module, ParaModule) and planned[index].step.strength != 0:
+            parts.append(ParaPart(index, module, planned[index].step.strength))
+    if not parts:
+        return None
+    limit = None
+    if options.gamma is not None:
+        # A trained weight has full rank, and stored in 16 bits always (T14): rank(W0) = min(d, k).
+        full = min(target.shape[0], math.prod(target.shape[1:]))
+        limit = adjusted_rank(sum(part.module.rank for part in parts), options.gamma, full)
+        if limit == 0:
+            return None
+    return ParaOp(tuple(parts), limit)
+
+
+def _plan_file(
+    file: WeightFile, ops: Mapping[ModuleName, tuple[ParaOp | LoraOp, ...]], options: BakeOptions
+) -> FilePlan:
+    edits: dict[str, list[Edit]] = {}
+    for name, target in file.targets.items():
+        if name in ops:
+            edits.setdefault(target.key, []).append(Edit(target, ops[name]))
+    tensors = []
+    for key, info in file.header.tensors.items():
+        component = file.components[key]
+        at_key = tuple(edits.get(key, ()))
+        if at_key:
+            _check_editable(file, info, at_key[0])
+        tensors.append(TensorPlan(info, component, _output_dtype(info, component, options), at_key))
+    return FilePlan(file, tuple(tensors))
+
+
+def _check_editable(file: WeightFile, info: TensorInfo, edit: Edit) -> None:
+    if not is_float(info.dtype) or edit.target.scaled:
+        raise CheckpointError(
+            "this layer is stored quantised: an adapter cannot be baked into it exactly",
+            where=f"{file.header.path}: {info.key}",
+            expected="F16, BF16, F32, F64 or plain F8",
+            found=f"{info.dtype} with a separate scale" if edit.target.scaled else info.dtype,
+            hint="bake into the fp16 or bf16 checkpoint and quantise the result",
+        )
+
+
+def _output_dtype(info: TensorInfo, component: str, options: BakeOptions) -> str:
+    if options.dtype == "keep" or component not in COMPONENTS or not is_float(info.dtype):
+        return info.dtype
+    return _DTYPES[options.dtype]
+
+
+def _order_warnings(planned: Sequence[PlannedStep]) -> list[str]:
+    warnings = []
+    for index, later in enumerate(planned):
+        earlier = [p for p in planned[:index] if p.step.kind == "lora" and set(p.matched) & set(later.matched)]
+        if later.step.kind == "para" and later.step.strength and earlier:
+            names = ", ".join(p.adapter.path.name for p in earlier)
+            warnings.append(
+                f"{names} comes before the PaRa {later.adapter.path.name}, which removes what of it lies in its "
+                "directions; the paper asks for PaRa first"
+            )
+    return warnings
+
+
+def _left_alone_warnings(left_alone: Sequence[ModuleName], options: BakeOptions) -> list[str]:
+    if not left_alone:
+        return []
+    reason = "their strength is 0"
+    if options.gamma is not None:
+        reason = f"gamma {options.gamma:g} of their rank is less than one direction, or {reason}"
+    return [f"{len(left_alone)} layers are left alone by a step: {reason}"]

@@ -1,0 +1,153 @@
+"""What the output says about itself: the recipe, and the fields that user interfaces read.
+
+The recipe (JSON in the metadata key ``paramerge.recipe``) names every input by its SHA-256, never by a path, with
+the steps in order, their strengths, all options and the versions: enough to do it again, and to check it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from paramerge.merge.plan import Plan, PlannedStep
+from paramerge.version import __version__
+
+__all__ = ["RECIPE_KEY", "RECIPE_VERSION", "InputFile", "build_recipe", "output_metadata"]
+
+RECIPE_KEY = "paramerge.recipe"
+RECIPE_VERSION = 1
+
+_MODELSPEC_ARCHITECTURE = {
+    "sd15": "stable-diffusion-v1",
+    "sd15-inpainting": "stable-diffusion-v1-inpainting",
+    "sd2": "stable-diffusion-v2-512",
+    "sdxl": "stable-diffusion-xl-v1-base",
+    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
+}
+_RESOLUTION = {"sd15": "512x512", "sdxl": "1024x1024"}
+_STALE = ("modelspec.hash_sha256", "modelspec.date", "modelspec.merged_from", "sshs_model_hash", "sshs_legacy_hash")
+"""Fields of the base that would be untrue of the output."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """An input as the recipe knows it: its name (no path), SHA-256 (hex) and size in bytes."""
+
+    name: str
+    sha256: str
+    size: int
+
+    @classmethod
+    def of(cls, path: Path, sha256: str, name: str | None = None) -> InputFile:
+        """Describe the file at ``path``."""
+        return cls(name or path.name, sha256, path.stat().st_size)
+
+
+def build_recipe(
+    plan: Plan, base_files: Sequence[InputFile], step_files: Sequence[Sequence[InputFile]]
+) -> dict[str, object]:
+    """The recipe as JSON-ready data.
+
+    ``base_files`` are the base's weight files and ``step_files`` the files of each step, in order.
+    """
+    import torch
+
+    options = plan.options
+    recipe: dict[str, object] = {
+        "recipe": RECIPE_VERSION,
+        "versions": {
+            "paramerge": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "ml_dtypes": ml_dtypes.__version__,
+        },
+        "base": {
+            "layout": plan.base.layout,
+            "architecture": plan.base.architecture,
+            "files": [_file(file, options.private and plan.base.layout != "diffusers-folder") for file in base_files],
+        },
+        "steps": [_step(step, files, options.private) for step, files in zip(plan.steps, step_files, strict=True)],
+        "options": {
+            "merge": options.merge,
+            "gamma": options.gamma,
+            "only": list(options.only),
+            "dtype": options.dtype,
+            "allow_unmatched": options.allow_unmatched,
+            "private": options.private,
+        },
+    }
+    earlier = _earlier_recipe(plan)
+    if earlier is not None:
+        recipe["base_recipe"] = earlier
+    return recipe
+
+
+def output_metadata(base: Mapping[str, str], plan: Plan, recipe: Mapping[str, object]) -> dict[str, str]:
+    """The metadata of an output file: the base's own, less what is no longer true, plus the recipe."""
+    metadata = {key: value for key, value in base.items() if key not in _STALE and key != RECIPE_KEY}
+    metadata.update(_modelspec(metadata, plan))
+    metadata.setdefault("format", "pt")
+    metadata[RECIPE_KEY] = json.dumps(recipe, separators=(",", ":"), sort_keys=True)
+    return metadata
+
+
+def _modelspec(base: Mapping[str, str], plan: Plan) -> dict[str, str]:
+    fields = {"modelspec.sai_model_spec": base.get("modelspec.sai_model_spec", "1.0.0")}
+    architecture = base.get("modelspec.architecture") or _MODELSPEC_ARCHITECTURE.get(plan.base.architecture)
+    if architecture:
+        fields["modelspec.architecture"] = architecture
+    implementation = "diffusers" if plan.base.layout == "diffusers-folder" else "sgm"
+    fields["modelspec.implementation"] = base.get("modelspec.implementation", implementation)
+    resolution = base.get("modelspec.resolution") or _RESOLUTION.get(plan.base.architecture)
+    if resolution:
+        fields["modelspec.resolution"] = resolution
+    names = [plan.base.path.name, *(step.adapter.path.name for step in plan.steps)]
+    fields["modelspec.title"] = "merged model" if plan.options.private else _title(plan)
+    fields["modelspec.description"] = f"Baked with paramerge {__version__}; see {RECIPE_KEY}."
+    if not plan.options.private:
+        fields["modelspec.merged_from"] = ", ".join(names)
+    return fields
+
+
+def _title(plan: Plan) -> str:
+    parts = [plan.base.path.name.removesuffix(".safetensors")]
+    for step in plan.steps:
+        strength = "" if step.step.strength == 1 else f" @ {step.step.strength:g}"
+        parts.append(step.adapter.path.name.removesuffix(".safetensors") + strength)
+    return " + ".join(parts)
+
+
+def _file(file: InputFile, private: bool) -> dict[str, object]:
+    entry: dict[str, object] = {"sha256": file.sha256, "bytes": file.size}
+    return entry if private else {"name": file.name, **entry}
+
+
+def _step(step: PlannedStep, files: Sequence[InputFile], private: bool) -> dict[str, object]:
+    return {
+        "kind": step.step.kind,
+        "strength": step.step.strength,
+        "family": step.adapter.family,
+        "dialect": step.adapter.dialect,
+        "files": [_file(file, private) for file in files],
+        "layers": len(step.matched),
+        "layers_excluded": len(step.excluded),
+        "layers_unmatched": len(step.unmatched),
+        "keys_left_over": sum(len(leftover.keys) for leftover in step.leftovers),
+    }
+
+
+def _earlier_recipe(plan: Plan) -> object:
+    """The recipe of a base that is itself a bake, so that the whole history stays readable."""
+    for file in plan.base.files:
+        text = file.header.metadata.get(RECIPE_KEY)
+        if text:
+            try:
+                return json.loads(text)
+            except ValueError:
+                return text
+    return None

@@ -1,0 +1,98 @@
+"""What the user asks for: an ordered list of steps and the options of the whole bake."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from paramerge.errors import UsageError
+
+__all__ = ["BakeOptions", "DTypeChoice", "Kind", "MergeChoice", "Step", "parse_step"]
+
+Kind = Literal["para", "lora"]
+MergeChoice = Literal["joint", "sequential"]
+DTypeChoice = Literal["keep", "fp16", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One adapter to apply: a PaRa with a strength in [0, 1], or a LoRA with any finite scale."""
+
+    kind: Kind
+    path: Path
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        name = "strength" if self.kind == "para" else "scale"
+        if not math.isfinite(self.strength):
+            raise UsageError(f"the {name} is not a finite number", where=self.path, found=self.strength)
+        if self.kind == "para" and not 0 <= self.strength <= 1:
+            raise UsageError(
+                "a PaRa's strength lies between 0 and 1",
+                where=self.path,
+                expected="0 (nothing removed) to 1 (the directions are gone)",
+                found=self.strength,
+                hint="above 1 the layer would be reflected, below 0 amplified: neither reduces its rank",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class BakeOptions:
+    """The options that hold for the whole bake (the flags of ``paramerge bake``).
+
+    Attributes
+    ----------
+    merge:
+        How neighbouring PaRas are combined: ``joint`` (projector onto the sum of their spans,
+        order-free) or ``sequential`` (paper's equation 7, one after the other).
+    gamma:
+        The rank boundary of the paper's equation 8, in (0, 1], or None.
+    only:
+        Components (``unet``) or patterns of layer names (``unet.*attn2*``); empty for everything.
+    dtype:
+        Dtype of the output's UNet, text encoders and VAE; ``keep`` leaves each tensor's own.
+    allow_unmatched:
+        Go on where keys of an adapter land nowhere; they are counted and shown.
+    private:
+        Leave the names of the inputs out of the recipe; their hashes stay.
+    """
+
+    merge: MergeChoice = "joint"
+    gamma: float | None = None
+    only: tuple[str, ...] = ()
+    dtype: DTypeChoice = "keep"
+    allow_unmatched: bool = False
+    private: bool = False
+
+    def __post_init__(self) -> None:
+        if self.gamma is not None and not 0 < self.gamma <= 1:
+            raise UsageError(
+                "gamma is a share of a layer's rank",
+                where="--gamma",
+                expected="a number above 0 and at most 1, such as 0.025 (the paper's 1/40)",
+                found=self.gamma,
+            )
+        for name, value, choice in (("--merge", self.merge, MergeChoice), ("--dtype", self.dtype, DTypeChoice)):
+            if value not in get_args(choice):
+                raise UsageError("no such choice", where=name, expected=", ".join(get_args(choice)), found=value)
+
+
+def parse_step(kind: Kind, text: str) -> Step:
+    """Read ``FILE`` or ``FILE@STRENGTH``; a file whose own name holds the ``@`` is taken as it is."""
+    if Path(text).exists():
+        return Step(kind, Path(text))
+    name, at, number = text.rpartition("@")
+    if not at:
+        return Step(kind, Path(text))
+    try:
+        strength = float(number)
+    except ValueError:
+        raise UsageError(
+            "the strength is not a number",
+            where=f"--{kind} {text}",
+            expected="FILE or FILE@NUMBER, such as style.safetensors@0.8",
+            found=repr(number),
+        ) from None
+    return Step(kind, Path(name), strength)
