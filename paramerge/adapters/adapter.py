@@ -1,0 +1,55 @@
+"""What an adapter file says, independent of the dialect it says it in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramerge.adapters.lora import LoraModule
+from paramerge.adapters.para import ParaModule
+from paramerge.checkpoints.modules import ModuleName
+
+__all__ = ["Adapter", "Leftover"]
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Keys of the file that change no layer that paramerge can reach, and why."""
+
+    keys: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that was opened: its layers by canonical name. No tensor but the alphas has been read.
+
+    Attributes
+    ----------
+    path:
+        The safetensors file (inside the folder, for a PEFT folder).
+    sources:
+        Every file that decided what it means: the weights, and ``adapter_config.json`` where there is one.
+    family:
+        ``para`` or ``lora``.
+    dialect:
+        ``paramerge``, ``kohya``, ``kohya-sgm``, ``diffusers``, ``diffusers-old``, ``peft`` or
+        ``cloneofsimo``.
+    architecture:
+        ``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``, told by shapes, names or metadata; None if they
+        leave it open.
+    base_hashes:
+        Hashes of the checkpoint it says it was made for: SHA-256 in hex, first, then the short hashes of
+        older tools.
+    """
+
+    path: Path
+    sources: tuple[Path, ...]
+    family: str
+    dialect: str
+    modules: Mapping[ModuleName, ParaModule | LoraModule]
+    leftovers: tuple[Leftover, ...]
+    metadata: Mapping[str, str]
+    architecture: str | None
+    base_hashes: tuple[str, ...]

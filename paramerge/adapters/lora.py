@@ -1,0 +1,100 @@
+"""LoRA and LoCon: a layer's change as a product of two thin matrices, ``scale * B A``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.tensors import StoredTensor
+
+__all__ = ["LoraModule"]
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One layer of a LoRA, still in its file: ``W + scale * B A`` with W flattened to (out, in * kh * kw).
+
+    Attributes
+    ----------
+    up:
+        B: (out, r), or (out, r, 1, 1) for a convolution.
+    down:
+        A: (r, in), or (r, in, kh, kw) for a convolution; (r, in, 1, 1) where there is a ``mid``.
+    mid:
+        The core of the Tucker form (r, r, kh, kw) that LyCORIS calls ``lora_mid``, or None.
+    alpha:
+        The file's alpha; None stands for alpha = rank, that is scale 1.
+    rslora:
+        Rank-stabilised scaling: alpha / sqrt(r) and not alpha / r.
+    """
+
+    name: ModuleName
+    up: StoredTensor
+    down: StoredTensor
+    mid: StoredTensor | None = None
+    alpha: float | None = None
+    rslora: bool = False
+
+    @property
+    def rank(self) -> int:
+        """The rank r, from the shapes."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by: alpha / r, or alpha / sqrt(r) with :attr:`rslora`."""
+        alpha = float(self.rank) if self.alpha is None else self.alpha
+        return alpha / math.sqrt(self.rank) if self.rslora else alpha / self.rank
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the weight that it changes."""
+        return self.up.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the weight that it changes, a convolution flattened: in * kh * kw."""
+        return self.down.shape[1] * math.prod(self.kernel)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """``(kh, kw)`` of the convolution that it changes; ``()`` for a linear layer."""
+        return (self.mid or self.down).shape[2:]
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """Its tensors in the file."""
+        return tuple(tensor for tensor in (self.up, self.down, self.mid) if tensor is not None)
+
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Read B (d, r) and A (r, k); the scale is *not* in them.
+
+        float32 holding exactly the stored values (float64 where they are stored so). With a ``mid`` both
+        are float64, and A is ``mid`` and ``down`` contracted in float64.
+
+        Raises
+        ------
+        FileFormatError
+            The file changed while it was open.
+        """
+        B = self.up.read_exact().reshape(self.out_features, self.rank)
+        A = self.down.read_exact().reshape(self.rank, -1)
+        if self.mid is None:
+            common = np.result_type(B, A)
+            return B.astype(common, copy=False), A.astype(common, copy=False)
+        core = self.mid.read_exact().astype(np.float64)
+        contracted = np.einsum("ijhw,jk->ikhw", core, A.astype(np.float64))
+        return B.astype(np.float64), contracted.reshape(self.rank, -1)
+
+    def norm(self) -> float:
+        """Frobenius norm of the change, ``|scale| * ||B A||``, without forming B A.
+
+        ``||B A||^2`` is the sum over ``(B^T B) * (A A^T)``, two r x r matrices, taken in float64.
+        """
+        B, A = (factor.astype(np.float64) for factor in self.factors())
+        squared = float(np.sum((B.T @ B) * (A @ A.T)))
+        # rounding can leave a product that is zero a little below it; NaN stays NaN
+        return abs(self.scale) * math.sqrt(squared if not squared < 0 else 0.0)

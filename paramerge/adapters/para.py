@@ -1,0 +1,40 @@
+"""PaRa: the output directions that a layer loses, ``W - Q Q^T W`` (the paper's equation 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.tensors import StoredTensor
+
+__all__ = ["ParaModule"]
+
+
+@dataclass(frozen=True)
+class ParaModule:
+    """One layer of a PaRa, still in its file.
+
+    Attributes
+    ----------
+    basis:
+        B: (d, r), one column for each direction. Only its span counts: the layer's Q comes from
+        orthonormalising it, whether or not its columns were orthonormal when it was saved.
+    """
+
+    name: ModuleName
+    basis: StoredTensor
+
+    @property
+    def rank(self) -> int:
+        """The number of directions r that the file holds; dependent columns are not looked for here."""
+        return self.basis.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Rows d of the weight that it reduces."""
+        return self.basis.shape[0]
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """Its tensors in the file."""
+        return (self.basis,)

@@ -1,0 +1,255 @@
+"""What kinds of adapter modules a file holds, told from all of its keys and shapes.
+
+Nothing is chosen by the first key that looks familiar: every key is sorted, each module gets one family,
+and a file that is not wholly understood is refused by name rather than half applied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramerge.checkpoints.header import Header, TensorInfo
+from paramerge.errors import AdapterError, FamilyError, ParamergeError
+from paramerge.formats.listing import listed
+
+__all__ = ["EMBEDDING", "LORA", "PARA", "Survey", "refuse_foreign", "survey", "wrong_family"]
+
+LORA = "LoRA"
+PARA = "PaRa"
+EMBEDDING = "textual inversion"
+DIFFUSE_KRONA = "DiffuseKronA"
+CHECKPOINT = "checkpoint"
+
+_PEFT_TUNERS = (
+    "adamss|beft|bone|c3a|deft|delora|fourierft|frod|glora|gralora|hira|hra|lily|ln_tuning|miss|osf|peanut|poly|psoft"
+    "|pvera|randlora|road|shadow|shira|tinylora|unilora|vblora|waveft|xlora"
+)
+
+_MODULE_FAMILIES: tuple[tuple[str, str], ...] = (
+    ("LoKr", r"\.lokr_(?:w[12](?:_[ab])?|t[12])"),
+    ("LoHa", r"\.hada_(?:w[12]_[ab]|t[12])"),
+    ("DoRA", r"\.(?:dora_scale|lora_magnitude_vector)(?:\.\w+)*"),
+    ("GLoRA", r"\.(?:a1|a2|b1|b2|bm|bm1|bm2)\.weight"),
+    ("T-LoRA", r"\.(?:lambda_layer|q_layer\.weight|p_layer\.weight)"),
+    ("AdaLoRA", r"\.(?:lora_E|ranknum)(?:\.\w+)?"),
+    ("VeRA", r"\.vera_lambda_[bd](?:\.\w+)?"),
+    ("IA3", r"\.(?:on_input|ia3_l(?:\.\w+)?)"),
+    ("OFT", r"\.(?:oft_blocks|oft_diag|oft_[rR](?:\.\w+)*)"),
+    ("BOFT", r"\.boft_[Rs](?:\.\w+)?"),
+    ("SVDiff", r"\.delta"),
+    ("full weight difference", r"\.(?:diff|diff_b|set_weight)"),
+    ("norm", r"\.(?:w_norm|b_norm)"),
+    ("LoRA with a sparse residual", r"\.bias_(?:indices|values|size)"),
+    ("LoRA with a learned scalar", r"\.scalar"),
+    (PARA, r"\.para_B"),
+    (
+        LORA,
+        r"\.lora_(?:up|down|mid)\.weight|\.lora_[AB](?:\.\w+)?\.weight"
+        r"|\.(?:lora|lora_linear_layer)\.(?:up|down)\.weight",
+    ),
+)
+"""Families by the ending of their keys; the first that a module has a key of names the module."""
+
+_OLD_LORA = re.compile(r"(?P<module>.*\.to_(?:q|k|v|out)_lora)\.(?P<side>up|down)\.weight")
+_INDEXED_LORA = re.compile(r"(?P<module>(?:unet|text_encoder):\d+):(?:up|down)")
+_PEFT_TUNER = re.compile(rf"(?P<module>.*)\.(?P<tuner>{_PEFT_TUNERS})_\w+(?:\.\w+)*")
+
+_WHOLE_FILES: tuple[tuple[str, str], ...] = (
+    (
+        CHECKPOINT,
+        r"(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\..*"
+        r"|(?:down_blocks|up_blocks)\.\d+\.\w+\.\d+\.(?:(?!lora|processor).)*\.(?:weight|bias)"
+        r"|(?:encoder|decoder)\.(?:down|up|mid)(?:_block|_blocks)?\..*\.(?:weight|bias)"
+        r"|text_model\.embeddings\.\w+\.weight",
+    ),
+    ("ControlNet-LLLite", r"lllite_\w+\..*"),
+    ("Control-LoRA", r"lora_controlnet"),
+    ("ControlNet", r"control_model\..*|controlnet_(?:down_blocks|mid_block|cond_embedding)\..*"),
+    ("IP-Adapter", r"(?:ip_adapter|image_proj)\..*"),
+    ("hypernetwork", r"\d+\.[01]\.linear\.\d+\.(?:weight|bias)"),
+    ("AnimateDiff motion module", r".*\bmotion_modules\..*"),
+    (EMBEDDING, r"emb_params|string_to_param(?:\..*)?|clip_[lg]|<.+>|bundle_emb\..*"),
+)
+"""Kinds of files by keys that they alone have."""
+
+_MODULE_PATTERNS = [
+    (family, re.compile(f"(?P<module>.+?)(?:{ending})")) for family, ending in _MODULE_FAMILIES
+]
+_WHOLE_PATTERNS = [(kind, re.compile(pattern)) for kind, pattern in _WHOLE_FILES]
+_KRONA_SIDES = {320, 640, 768, 1024, 1280, 2048}
+"""Sizes of attention projections in Stable Diffusion UNets."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The modules of a file by family, and the keys that belong to none (alphas among them)."""
+
+    modules: Mapping[str, tuple[str, ...]]
+    unclaimed: tuple[str, ...]
+
+    def counts(self) -> str:
+        """Families and numbers in words: ``LoRA (192 modules), LoKr (4 modules)``."""
+        return ", ".join(f"{family} ({_plural(len(names))})" for family, names in self.modules.items())
+
+
+def survey(header: Header) -> Survey:
+    """Sort all keys of ``header`` into families."""
+    claims: dict[str, list[str]] = {}
+    families: dict[str, str] = {}
+    order = {family: rank for rank, (family, _) in enumerate(_MODULE_FAMILIES)}
+    unclaimed = []
+    for key, info in header.tensors.items():
+        claim = _claim(key, info)
+        if claim is None:
+            unclaimed.append(key)
+            continue
+        family, module = claim
+        known = families.get(module)
+        if known is None or order.get(family, -1) < order.get(known, -1):
+            families[module] = family
+    for module, family in families.items():
+        claims.setdefault(family, []).append(module)
+    _tell_krona_from_lora(header, claims)
+    return Survey({family: tuple(names) for family, names in claims.items()}, tuple(unclaimed))
+
+
+def refuse_foreign(found: Survey, path: Path) -> None:
+    """Refuse a file that holds anything but LoRA or PaRa modules (embeddings beside LoRA may stay).
+
+    Raises
+    ------
+    FamilyError
+        The families are recognised and not supported, or several are mixed in one file.
+    AdapterError
+        The file is a checkpoint, or nothing in it is known.
+    """
+    families = set(found.modules)
+    if beside := families & _BESIDE:
+        raise _foreign_error(found, beside, path, mixed=False)
+    supported = families & {LORA, PARA}
+    foreign = families - {LORA, PARA, EMBEDDING, CHECKPOINT}
+    if EMBEDDING in families and not supported:
+        foreign.add(EMBEDDING)
+    if foreign:
+        raise _foreign_error(found, foreign, path, mixed=len(families) > 1)
+    if len(supported) == 2:
+        raise FamilyError(
+            "this file mixes LoRA and PaRa layers",
+            where=path,
+            expected="one family a file",
+            found=found.counts(),
+            hint="split it in two and give one with --para and one with --lora",
+        )
+    if CHECKPOINT in families and not supported:
+        raise AdapterError(
+            "this is a checkpoint, not an adapter",
+            where=path,
+            expected="a LoRA or PaRa file",
+            found=f"whole weights, such as {found.modules[CHECKPOINT][0]}",
+            hint="give it as --base",
+        )
+    if not supported:
+        raise AdapterError(
+            "nothing in this file is known as an adapter",
+            where=path,
+            expected="LoRA keys (lora_up, lora_A, to_q_lora ...) or PaRa keys (para_B)",
+            found=listed(found.unclaimed) or "no tensors",
+            hint="see what it holds with: paramerge inspect",
+        )
+
+
+def _foreign_error(found: Survey, foreign: set[str], path: Path, *, mixed: bool) -> FamilyError:
+    named = " and ".join(sorted(foreign))
+    examples = listed([found.modules[name][0] for name in sorted(foreign)])
+    return FamilyError(
+        f"this file mixes families, {named} among them"
+        if mixed
+        else f"{named} cannot be baked by this version",
+        where=path,
+        expected="LoRA or LoCon, or a native PaRa",
+        found=f"{found.counts()}, for example {examples}",
+        hint=_HINTS.get(named, "convert it to LoRA with the tool it comes from; nothing of it was applied"),
+    )
+
+
+_BESIDE = {
+    "ControlNet-LLLite",
+    "Control-LoRA",
+    "ControlNet",
+    "IP-Adapter",
+    "hypernetwork",
+    "AnimateDiff motion module",
+}
+_RUNS_BESIDE = "it runs beside the layers of a pipeline: there is no weight of the checkpoint to bake it into"
+_HINTS = {
+    EMBEDDING: "an embedding changes no weights: give it to the user interface beside the checkpoint",
+    DIFFUSE_KRONA: "its keys look like LoRA's but hold Kronecker factors: as LoRA they would be wrong",
+    **dict.fromkeys(_BESIDE, _RUNS_BESIDE),
+}
+
+
+def wrong_family(wanted: str, found: str, path: Path) -> ParamergeError:
+    """The error for a LoRA given as PaRa and the reverse; both are named ``lora`` or ``para``."""
+    names = {"lora": "a LoRA", "para": "a PaRa"}
+    return FamilyError(
+        f"this is {names[found]}, not {names[wanted]}",
+        where=path,
+        expected=names[wanted],
+        found=names[found],
+        hint=f"give it with --{found}",
+    )
+
+
+def _claim(key: str, info: TensorInfo) -> tuple[str, str] | None:
+    """The family that ``key`` speaks for, and its module."""
+    for kind, pattern in _WHOLE_PATTERNS:
+        if pattern.fullmatch(key):
+            return kind, key
+    if match := _OLD_LORA.fullmatch(key) or _INDEXED_LORA.fullmatch(key):
+        return LORA, match["module"]
+    for family, pattern in _MODULE_PATTERNS:
+        if match := pattern.fullmatch(key):
+            return _oft_or_boft(family, info), match["module"]
+    if match := _PEFT_TUNER.fullmatch(key):
+        return match["tuner"].upper(), match["module"]
+    return None
+
+
+def _oft_or_boft(family: str, info: TensorInfo) -> str:
+    """LyCORIS names the blocks of both alike: butterfly blocks have one dimension more."""
+    butterfly = family == "OFT" and info.key.endswith(".oft_blocks") and len(info.shape) == 4
+    return "BOFT" if butterfly else family
+
+
+def _tell_krona_from_lora(header: Header, claims: dict[str, list[str]]) -> None:
+    """Move DiffuseKronA's modules out of LoRA.
+
+    Its published code saves Kronecker factors as ``...to_q_lora.{down,up}.weight``: down is (a2, a1) and up
+    (b1, b2), with out = a1 * b1 and in = a2 * b2. Of LoRA's factors up (out, r) and down (r, in) the inner
+    sizes agree; of these they do not, or only by chance.
+    """
+    pairs = {}
+    for module in claims.get(LORA, []):
+        sides = [header.tensors.get(f"{module}.{side}.weight") for side in ("up", "down")]
+        up, down = (info.shape if info and len(info.shape) == 2 else None for info in sides)
+        if up and down and _OLD_LORA.fullmatch(f"{module}.up.weight"):
+            pairs[module] = (up, down)
+    unequal = [module for module, (up, down) in pairs.items() if up[1] != down[0]]
+    factored = [
+        m
+        for m in unequal
+        if {pairs[m][0][0] * pairs[m][1][1], pairs[m][0][1] * pairs[m][1][0]} <= _KRONA_SIDES
+    ]
+    if not (factored or (unequal and len(unequal) == len(pairs))):
+        return
+    claims[DIFFUSE_KRONA] = list(pairs)
+    rest = [module for module in claims.pop(LORA) if module not in pairs]
+    if rest:
+        claims[LORA] = rest
+
+
+def _plural(count: int) -> str:
+    return "1 module" if count == 1 else f"{count} modules"

@@ -1,0 +1,150 @@
+"""Names of layers in adapter files, read into the one naming of :mod:`paramerge.checkpoints.modules`.
+
+Files spell a layer's path with dots or with underscores, and a UNet's blocks in diffusers' numbering or in
+LDM's. Underscores are ambiguous (``to_out_0``), so a name is cut into the words that paths are made of; what
+comes out must then be a layer that such a model can have. Everything else is no layer: None.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.unet_keys import ldm_to_diffusers
+
+__all__ = [
+    "Spelled",
+    "bare_layer",
+    "clip_path",
+    "dotted_layer",
+    "layer_kind",
+    "underscored_layer",
+    "unet_path",
+]
+
+_UNET = re.compile(
+    r"""
+    conv_in | conv_out | (?:time|add|class)_embedding\.linear_[12]
+    | (?: (?:down|up)_blocks\.\d+ | mid_block ) \.
+      (?: attentions\.\d+\. (?: proj_in | proj_out
+              | transformer_blocks\.\d+\. (?: attn[12]\.(?:to_[qkv]|to_out\.0) | ff\.net\.(?:0\.proj|2) ) )
+        | resnets\.\d+\. (?: conv1 | conv2 | time_emb_proj | conv_shortcut ) )
+    | down_blocks\.\d+\.downsamplers\.0\.conv | up_blocks\.\d+\.upsamplers\.0\.conv
+    """,
+    re.VERBOSE,
+)
+_CLIP = re.compile(
+    r"""
+    text_model\.encoder\.layers\.\d+\.(?: self_attn\.(?:q|k|v|out)_proj | mlp\.fc[12] ) | text_projection
+    """,
+    re.VERBOSE,
+)
+
+_WORDS = (
+    "down_blocks up_blocks mid_block input_blocks middle_block output_blocks transformer_blocks attentions "
+    "resnets downsamplers upsamplers attn1 attn2 to_q to_k to_v to_out ff net proj proj_in proj_out conv "
+    "conv1 conv2 conv_in conv_out conv_shortcut time_embedding add_embedding class_embedding linear_1 linear_2 "
+    "time_emb_proj time_embed label_emb in_layers out_layers emb_layers skip_connection op out text_model "
+    "encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 text_projection"
+)
+_WORD = re.compile(rf"({'|'.join(sorted(_WORDS.split(), key=len, reverse=True))}|\d+)(?:_|$)")
+_LDM_FIRST_WORDS = {"input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out"}
+
+_UNDERSCORED_PREFIXES = {
+    "lora_unet_": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+}
+_DOTTED_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+
+
+class Spelled(NamedTuple):
+    """A layer, and whether its name was in LDM's numbering (the "sgm" spelling of kohya's SDXL files)."""
+
+    name: ModuleName
+    ldm: bool
+
+
+def unet_path(path: str) -> str | None:
+    """``path`` if a UNet has such a layer (linear or convolution), in diffusers' numbering."""
+    return path if _UNET.fullmatch(path) else None
+
+
+def clip_path(path: str) -> str | None:
+    """The text encoder's layer ``path`` with its ``text_model.`` prefix, which some files leave out."""
+    if path.startswith("encoder."):
+        path = f"text_model.{path}"
+    return path if _CLIP.fullmatch(path) else None
+
+
+def dotted_layer(path: str) -> ModuleName | None:
+    """Read a dotted name that begins with its component: ``unet.mid_block.attentions.0.proj_in``."""
+    component, _, rest = path.partition(".")
+    if component not in _DOTTED_COMPONENTS:
+        return None
+    found = unet_path(rest) if component == "unet" else clip_path(rest)
+    return ModuleName(component, found) if found else None
+
+
+def bare_layer(path: str) -> ModuleName | None:
+    """Read a dotted name without component. Either text encoder's layers come out as ``text_encoder``'s."""
+    if unet_path(path):
+        return ModuleName("unet", path)
+    found = clip_path(path)
+    return ModuleName("text_encoder", found) if found else None
+
+
+def underscored_layer(stem: str) -> Spelled | None:
+    """Read a name as kohya spells it: ``lora_unet_input_blocks_4_1_proj_in``, ``lora_te1_text_model_...``."""
+    prefix = next((prefix for prefix in _UNDERSCORED_PREFIXES if stem.startswith(prefix)), None)
+    path = _cut_into_words(stem.removeprefix(prefix)) if prefix else None
+    if prefix is None or path is None:
+        return None
+    component = _UNDERSCORED_PREFIXES[prefix]
+    if component != "unet":
+        found = clip_path(path)
+        return Spelled(ModuleName(component, found), False) if found else None
+    ldm = path.partition(".")[0] in _LDM_FIRST_WORDS
+    translated = ldm_to_diffusers(path) if ldm else path
+    if translated is None or unet_path(translated) is None:
+        return None
+    return Spelled(ModuleName(component, translated), ldm)
+
+
+def layer_kind(name: ModuleName) -> str:
+    """What sort of layer this is, for reports: ``self-attention``, ``feed-forward``, ``resnet`` ..."""
+    for pattern, kind in _KINDS.items():
+        if pattern in f".{name.path}.":
+            return kind
+    return "other"
+
+
+_KINDS = {
+    ".attn1.": "self-attention",
+    ".attn2.": "cross-attention",
+    ".self_attn.": "self-attention",
+    ".ff.": "feed-forward",
+    ".mlp.": "feed-forward",
+    ".resnets.": "resnet",
+    ".downsamplers.": "resampling",
+    ".upsamplers.": "resampling",
+    ".proj_in.": "transformer in/out",
+    ".proj_out.": "transformer in/out",
+    "_embedding.": "embedding",
+    ".conv_in.": "input/output",
+    ".conv_out.": "input/output",
+    ".text_projection.": "projection",
+}
+
+
+def _cut_into_words(name: str) -> str | None:
+    words, position = [], 0
+    while position < len(name):
+        match = _WORD.match(name, position)
+        if match is None:
+            return None
+        words.append(match[1])
+        position = match.end()
+    return ".".join(words) or None

@@ -1,0 +1,13 @@
+"""Long lists of keys, shortened for a message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["listed"]
+
+
+def listed(names: Sequence[str], limit: int = 6) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,203 @@
+"""Open an adapter of any dialect: find its files, survey all its keys, and read them in their dialect."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramerge.adapters import Adapter, Leftover, LoraModule, ParaModule
+from paramerge.checkpoints.header import Header, read_header
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.errors import AdapterError, FileFormatError
+from paramerge.formats import cloneofsimo, diffusers, kohya, native, peft
+from paramerge.formats.families import EMBEDDING, PARA, Survey, refuse_foreign, survey, wrong_family
+from paramerge.formats.listing import listed
+from paramerge.formats.pairs import Part, collect_modules
+from paramerge.formats.peft_config import LoraSettings, read_settings
+from paramerge.formats.provenance import base_hashes, guess_architecture
+
+__all__ = ["AdapterFiles", "find_files", "open_adapter"]
+
+_DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+_NO_LAYER = "the name is not that of a layer of an SD or SDXL UNet or CLIP text encoder"
+_NO_PART = "the key is no part of a LoRA"
+_EMBEDDING = "a token embedding (textual inversion): it changes no layer"
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """The files of an adapter: its weights, and PEFT's configuration if there is one that belongs to them."""
+
+    weights: Path
+    config: Path | None
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """The weights, then the configuration."""
+        return (self.weights,) if self.config is None else (self.weights, self.config)
+
+
+def find_files(path: str | os.PathLike[str]) -> AdapterFiles:
+    """The files that ``path`` means: a safetensors file, or a folder that PEFT or diffusers saved.
+
+    Raises
+    ------
+    FileFormatError
+        There is no such file, or the folder is none of theirs.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        beside = path.with_name(peft.CONFIG_NAME)
+        return AdapterFiles(path, beside if beside.is_file() else None)
+    if (path / peft.CONFIG_NAME).is_file():
+        return AdapterFiles(_peft_weights(path), path / peft.CONFIG_NAME)
+    if (path / _DIFFUSERS_WEIGHTS).is_file():
+        return AdapterFiles(path / _DIFFUSERS_WEIGHTS, None)
+    nested = sorted(config.parent for config in path.glob(f"*/{peft.CONFIG_NAME}"))
+    checkpoint = (path / "model_index.json").is_file()
+    raise FileFormatError(
+        "this folder is a checkpoint, not an adapter" if checkpoint else "this folder holds no adapter",
+        where=path,
+        expected=f"{peft.WEIGHTS_NAME} with {peft.CONFIG_NAME}, or {_DIFFUSERS_WEIGHTS}",
+        found=listed(sorted(entry.name for entry in path.iterdir())) or "an empty folder",
+        hint=f"give each adapter on its own: {', '.join(map(str, nested))}" if nested else None,
+    )
+
+
+def _peft_weights(folder: Path) -> Path:
+    """PEFT's weights in ``folder``; those of a pickle, where there are no others, are refused when read."""
+    pickled = folder / "adapter_model.bin"
+    weights = folder / peft.WEIGHTS_NAME
+    return pickled if pickled.is_file() and not weights.is_file() else weights
+
+
+def open_adapter(path: str | os.PathLike[str], family: str | None = None) -> Adapter:
+    """Open the adapter at ``path``, of whatever dialect; no tensor but its alphas is read.
+
+    Parameters
+    ----------
+    family:
+        ``para`` or ``lora`` to refuse the other; None to take either.
+
+    Raises
+    ------
+    FileFormatError
+        A missing or damaged file, a pickle.
+    FamilyError
+        A family that cannot be baked, several families in one file, or not the ``family`` asked for.
+    AdapterError
+        A file that is no adapter, or one that is incomplete or contradicts itself.
+    """
+    files = find_files(path)
+    header = read_header(files.weights)
+    if not _is_peft(header, Path(path)):
+        files = AdapterFiles(files.weights, None)
+    settings = read_settings(peft.read_config(files.config), str(files.config)) if files.config else None
+    found = survey(header)
+    refuse_foreign(found, header.path)
+    actual = "para" if PARA in found.modules else "lora"
+    if family is not None and family != actual:
+        raise wrong_family(family, actual, header.path)
+    modules: Mapping[ModuleName, ParaModule | LoraModule]
+    if actual == "para":
+        dialect = "paramerge"
+        modules, leftovers = native.read_modules(header)
+    else:
+        dialect, modules, parts = _read_lora(header, settings)
+        leftovers = _leftovers(header, parts, found)
+    if not modules:
+        raise AdapterError(
+            "no layer of this adapter is known",
+            where=header.path,
+            expected="layers of an SD1.5, SD2 or SDXL UNet or CLIP text encoder",
+            found=listed([key for leftover in leftovers for key in leftover.keys]),
+            hint="it was made for another kind of model (Flux, SD3, a language model ...)",
+        )
+    return Adapter(
+        path=header.path,
+        sources=files.all,
+        family=actual,
+        dialect=dialect,
+        modules=modules,
+        leftovers=leftovers,
+        metadata=header.metadata,
+        architecture=guess_architecture(modules, header.metadata),
+        base_hashes=base_hashes(header.metadata),
+    )
+
+
+def _is_peft(header: Header, path: Path) -> bool:
+    """Whether a configuration beside the weights speaks of them: by the folder, the name or the keys."""
+    named = path.is_dir() or path.name == peft.WEIGHTS_NAME
+    return named or any(key.startswith(peft.PREFIX) for key in header.tensors)
+
+
+def _read_lora(
+    header: Header, settings: LoraSettings | None
+) -> tuple[str, dict[ModuleName, LoraModule], list[Part]]:
+    """Read the file in the one dialect that all its LoRA keys are written in."""
+    dialect = _dialect(header, settings is not None)
+    if dialect == "peft":
+        if settings is None:
+            raise peft.missing_config(header.path)
+        parts = peft.text_encoders_by_width(header, _understood(peft.read_key, header))
+        modules = collect_modules(header, parts, lambda name, rank: settings.scaling(name.path, rank))
+    elif dialect == "cloneofsimo":
+        parts = cloneofsimo.read_keys(header)
+        modules = collect_modules(header, parts)
+    elif dialect == "kohya":
+        dialect = kohya.dialect_of(header.tensors)
+        parts = _understood(kohya.read_key, header)
+        modules = collect_modules(header, parts)
+    else:
+        dialect = diffusers.dialect_of(header.tensors)
+        parts = _understood(diffusers.read_key, header)
+        modules = collect_modules(
+            header, parts, diffusers.scaling_from_metadata(header.metadata, header.path)
+        )
+    return dialect, modules, parts
+
+
+def _understood(read_key: Callable[[str], Part | None], header: Header) -> list[Part]:
+    return [part for key in header.tensors if (part := read_key(key)) is not None]
+
+
+def _dialect(header: Header, configured: bool) -> str:
+    """The dialect of the file's LoRA keys, counting all of them; more than one is refused."""
+    spoken: dict[str, list[str]] = {}
+    for key in header.tensors:
+        if cloneofsimo.is_indexed(key):
+            spoken.setdefault("cloneofsimo", []).append(key)
+        elif kohya.is_kohya(key):
+            spoken.setdefault("kohya", []).append(key)
+        elif diffusers.is_dotted_lora(key):
+            by_peft = configured or key.startswith(peft.PREFIX)
+            spoken.setdefault("peft" if by_peft else "diffusers", []).append(key)
+    if len(spoken) > 1:
+        raise AdapterError(
+            "this file speaks several dialects at once",
+            where=header.path,
+            expected="one way to name layers",
+            found="; ".join(f"{name}: {listed(keys, 2)}" for name, keys in sorted(spoken.items())),
+            hint="it was probably joined from several files: take one of its parts",
+        )
+    return next(iter(spoken), "diffusers")
+
+
+def _leftovers(header: Header, parts: Iterable[Part], found: Survey) -> tuple[Leftover, ...]:
+    """The keys that became no part of a layer, by reason."""
+    used = {part.key for part in parts}
+    embeddings = {*found.modules.get(EMBEDDING, ()), *cloneofsimo.token_embeddings(header)}
+    reasons: dict[str, list[str]] = {}
+    for key in header.tensors:
+        if key not in used:
+            reasons.setdefault(_EMBEDDING if key in embeddings else _reason(key), []).append(key)
+    return tuple(Leftover(tuple(keys), reason) for reason, keys in reasons.items())
+
+
+def _reason(key: str) -> str:
+    if kohya.is_kohya(key) or diffusers.is_dotted_lora(key) or key.endswith(".alpha"):
+        return _NO_LAYER
+    return peft.leftover_reason(key) or _NO_PART

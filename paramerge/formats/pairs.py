@@ -1,0 +1,164 @@
+"""From keys with a role (up, down, mid, alpha) to checked LoRA modules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from paramerge.adapters import LoraModule
+from paramerge.checkpoints.dtypes import is_float
+from paramerge.checkpoints.header import Header
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.tensors import StoredTensor, stored
+from paramerge.errors import AdapterError, NonFiniteError, ShapeError
+from paramerge.formats.listing import listed
+
+__all__ = ["Part", "Scaling", "collect_modules", "read_alpha", "scale_by_rank"]
+
+
+class Part(NamedTuple):
+    """One key of a file, understood: the layer, ``up``, ``down``, ``mid`` or ``alpha``, and the key."""
+
+    name: ModuleName
+    role: str
+    key: str
+
+
+class Scaling(NamedTuple):
+    """How a layer is scaled where the file has no alpha of its own for it: see :class:`LoraModule`."""
+
+    alpha: float | None = None
+    rslora: bool = False
+
+
+def scale_by_rank(name: ModuleName, rank: int) -> Scaling:
+    """alpha = rank: the rule of every dialect for a layer without alpha."""
+    return Scaling()
+
+
+def collect_modules(
+    header: Header,
+    parts: Iterable[Part],
+    scaling: Callable[[ModuleName, int], Scaling] = scale_by_rank,
+) -> dict[ModuleName, LoraModule]:
+    """Join ``parts`` into modules, in the order in which the layers first appear.
+
+    An alpha in the file counts before what ``scaling(name, rank)`` says.
+
+    Raises
+    ------
+    AdapterError
+        A layer is named twice, or has an up without a down (or the reverse), or its rank is 0.
+    ShapeError
+        Shapes that do not fit together, or that are no matrices.
+    NonFiniteError
+        An alpha that is NaN or infinite.
+    """
+    layers: dict[ModuleName, dict[str, str]] = {}
+    for name, role, key in parts:
+        roles = layers.setdefault(name, {})
+        if role in roles:
+            raise AdapterError(
+                "two keys of this file name the same tensor of the same layer",
+                where=f"{header.path}: {name}",
+                expected="one key",
+                found=f"{roles[role]} and {key}",
+                hint="the file was probably joined from two: take one of its parts",
+            )
+        roles[role] = key
+    _refuse_incomplete(header, layers)
+    return {name: _module(header, name, roles, scaling) for name, roles in layers.items()}
+
+
+def read_alpha(tensor: StoredTensor) -> float:
+    """Read a file's alpha: one number of any numeric dtype, finite and not zero."""
+    if math.prod(tensor.shape) != 1:
+        raise ShapeError(
+            "an alpha is not a single number",
+            where=f"{tensor.path}: {tensor.key}",
+            expected="shape []",
+            found=list(tensor.shape),
+        )
+    alpha = float(tensor.read().reshape(()).astype("float64"))
+    if not math.isfinite(alpha):
+        raise NonFiniteError("an alpha is not finite", where=f"{tensor.path}: {tensor.key}", found=alpha)
+    if alpha == 0:
+        raise AdapterError(
+            "an alpha is 0: the layer would be multiplied by nothing",
+            where=f"{tensor.path}: {tensor.key}",
+            expected="a number other than 0",
+            hint="trainers that were given alpha 0 meant alpha = rank and save that: this file is damaged",
+        )
+    return alpha
+
+
+def _refuse_incomplete(header: Header, layers: Mapping[ModuleName, Mapping[str, str]]) -> None:
+    incomplete = [
+        f"{listed(list(roles.values()))} without {' and '.join(missing)}"
+        for roles in layers.values()
+        if (missing := [side for side in ("up", "down") if side not in roles])
+    ]
+    if incomplete:
+        raise AdapterError(
+            f"{len(incomplete)} of {len(layers)} layers are incomplete",
+            where=header.path,
+            expected="an up and a down for every layer",
+            found=listed(incomplete),
+            hint="the file is damaged or was cut: get it from its source again",
+        )
+
+
+def _module(
+    header: Header,
+    name: ModuleName,
+    roles: Mapping[str, str],
+    scaling: Callable[[ModuleName, int], Scaling],
+) -> LoraModule:
+    up, down = stored(header, roles["up"]), stored(header, roles["down"])
+    mid = stored(header, roles["mid"]) if "mid" in roles else None
+    _check_shapes(up, down, mid)
+    alpha, rslora = scaling(name, down.shape[0])
+    if "alpha" in roles:
+        alpha = read_alpha(stored(header, roles["alpha"]))
+    return LoraModule(name, up, down, mid, alpha, rslora)
+
+
+def _check_shapes(up: StoredTensor, down: StoredTensor, mid: StoredTensor | None) -> None:
+    tensors = [tensor for tensor in (up, down, mid) if tensor is not None]
+    where = f"{up.path}: {' and '.join(tensor.key for tensor in tensors)}"
+    found = ", ".join(str(list(tensor.shape)) for tensor in tensors)
+    for tensor in tensors:
+        if not is_float(tensor.dtype):
+            raise AdapterError(
+                "a factor of this adapter is not stored as floating-point numbers",
+                where=f"{tensor.path}: {tensor.key}",
+                expected="F32, F16, BF16 or another float dtype",
+                found=tensor.dtype,
+            )
+        if len(tensor.shape) not in (2, 4):
+            raise ShapeError(
+                "a factor of this adapter is neither a matrix nor a 2-D convolution",
+                where=f"{tensor.path}: {tensor.key}",
+                expected="2 or 4 dimensions",
+                found=list(tensor.shape),
+            )
+        if 0 in tensor.shape:
+            raise AdapterError(
+                "a layer of rank or size 0", where=f"{tensor.path}: {tensor.key}", found=list(tensor.shape)
+            )
+    rank = down.shape[0]
+    if up.shape[1] != rank or (mid is not None and mid.shape[:2] != (rank, rank)):
+        raise ShapeError(
+            "the ranks of up and down do not agree",
+            where=where,
+            expected="up (out, r), down (r, in)" + (", mid (r, r, kh, kw)" if mid else ""),
+            found=found,
+        )
+    if set(up.shape[2:]) - {1} or (mid is not None and (len(mid.shape) != 4 or set(down.shape[2:]) - {1})):
+        raise ShapeError(
+            "the kernel sits in a factor where it cannot be",
+            where=where,
+            expected="up (out, r, 1, 1)" + (" and down (r, in, 1, 1) around mid" if mid else ""),
+            found=found,
+        )

@@ -1,0 +1,114 @@
+"""PEFT's dialect: a folder of ``adapter_model.safetensors`` and ``adapter_config.json``.
+
+Keys are ``base_model.model.<layer>.lora_A.weight`` without a component: the layer's name tells the UNet from
+a text encoder, and the width one text encoder from the other. Alpha stands in the configuration only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from paramerge.checkpoints.header import Header
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.errors import AdapterError, FileFormatError
+from paramerge.formats.layers import bare_layer
+from paramerge.formats.pairs import Part
+
+__all__ = [
+    "CONFIG_NAME",
+    "PREFIX",
+    "WEIGHTS_NAME",
+    "leftover_reason",
+    "missing_config",
+    "read_config",
+    "read_key",
+    "text_encoders_by_width",
+]
+
+PREFIX = "base_model.model."
+WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME = "adapter_config.json"
+
+_KEY = re.compile(rf"(?:{re.escape(PREFIX)})?(?P<path>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight")
+_WIDTH_OF_SECOND_ENCODER = 1280
+
+_EXTRAS = (
+    (re.compile(r".*\.lora_B\.(?:\w+\.)?bias"), "a bias trained beside the factors (lora_bias)"),
+    (re.compile(r".*\.lora_embedding_[AB](?:\.\w+)?"), "a LoRA on an embedding"),
+    (re.compile(r".*\btrainable_tokens_\w+(?:\.\w+)*"), "trained token embeddings"),
+    (re.compile(r".*\.bias"), "a trained bias"),
+    (re.compile(r".*\.weight"), "a whole weight saved with the adapter (modules_to_save)"),
+)
+
+
+def read_key(key: str) -> Part | None:
+    """Understand one key; None if it names no layer or no factor. See :func:`text_encoders_by_width`."""
+    match = _KEY.fullmatch(key)
+    name = bare_layer(match["path"]) if match else None
+    if match is None or name is None:
+        return None
+    return Part(name, {"A": "down", "B": "up"}[match["side"]], key)
+
+
+def text_encoders_by_width(header: Header, parts: Iterable[Part]) -> list[Part]:
+    """``parts`` with the layers of a text encoder as wide as SDXL's second given to ``text_encoder_2``."""
+    parts = list(parts)
+    widths = {_width(header, part) for part in parts if part.name.component == "text_encoder"}
+    if _WIDTH_OF_SECOND_ENCODER not in widths:
+        return parts
+    return [
+        part._replace(name=ModuleName("text_encoder_2", part.name.path))
+        if part.name.component == "text_encoder"
+        else part
+        for part in parts
+    ]
+
+
+def leftover_reason(key: str) -> str | None:
+    """What a key that is no factor holds, where PEFT has a meaning for it."""
+    return next((reason for pattern, reason in _EXTRAS if pattern.fullmatch(key)), None)
+
+
+def read_config(path: Path) -> Mapping[str, object]:
+    """Read ``adapter_config.json``.
+
+    Raises
+    ------
+    FileFormatError
+        It cannot be read or is no JSON object.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileFormatError("this configuration cannot be read", where=path, found=error.strerror) from None
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(
+            "this configuration is not valid JSON", where=path, found=str(error)[:200]
+        ) from None
+    if not isinstance(config, dict):
+        raise FileFormatError(
+            "this configuration is not a JSON object", where=path, found=type(config).__name__
+        )
+    return config
+
+
+def missing_config(path: Path) -> AdapterError:
+    """The error for PEFT's weights alone: without alpha they have no size."""
+    return AdapterError(
+        "the scale of this PEFT adapter is not known: its alpha stands in adapter_config.json",
+        where=path,
+        expected=f"{CONFIG_NAME} beside it",
+        found="the weights alone",
+        hint=f"give the folder that holds {WEIGHTS_NAME} and {CONFIG_NAME}",
+    )
+
+
+def _width(header: Header, part: Part) -> int | None:
+    """The text encoder's width, where this key shows it: the input of every layer but the MLP's second."""
+    shape = header.tensors[part.key].shape
+    if part.role != "down" or part.name.path.endswith("fc2") or len(shape) < 2:
+        return None
+    return shape[1]

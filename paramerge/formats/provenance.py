@@ -1,0 +1,85 @@
+"""What an adapter was made for: its architecture and its base, told by shapes, names and metadata."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from paramerge.adapters import LoraModule, ParaModule
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.formats.native import ARCHITECTURE_KEY, BASE_HASH_KEY
+
+__all__ = ["base_hashes", "guess_architecture"]
+
+_BY_CONTEXT = {768: "sd15", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
+"""Width of the text features that cross-attention reads."""
+
+_MODELSPEC = (
+    ("stable-diffusion-xl-v1-refiner", "sdxl-refiner"),
+    ("stable-diffusion-xl", "sdxl"),
+    ("stable-diffusion-v1", "sd15"),
+    ("stable-diffusion-v2", "sd2"),
+)
+_KOHYA_VERSIONS = (("sdxl", "sdxl"), ("sd_v1", "sd15"), ("sd_1.5", "sd15"), ("sd_v2", "sd2"), ("sd_2", "sd2"))
+
+_SHA256 = re.compile(r"(?:0x)?([0-9a-f]{64})")
+_SHORT_HASH = re.compile(r"[0-9a-f]{8,10}")
+
+
+def guess_architecture(
+    modules: Mapping[ModuleName, ParaModule | LoraModule], metadata: Mapping[str, str]
+) -> str | None:
+    """``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``: what shapes prove, or names show, or metadata say.
+
+    None where they leave it open (the first text encoder is the same in SD1.5 and SDXL), or where shapes
+    contradict each other.
+    """
+    proven = set(_from_shapes(modules.values()))
+    if proven:
+        return proven.pop() if len(proven) == 1 else None
+    return _from_names(modules) or _from_metadata(metadata)
+
+
+def base_hashes(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Hashes of the checkpoint that ``metadata`` name: SHA-256 first, then short hashes of older tools.
+
+    ``modelspec.hash_sha256`` and ``sshs_model_hash`` are not among them: those are of the adapter itself.
+    """
+    named = [*metadata.get(BASE_HASH_KEY, "").split(","), metadata.get("ss_new_sd_model_hash", "")]
+    long = [match[1] for text in named if (match := _SHA256.fullmatch(text.strip().lower()))]
+    short = metadata.get("ss_sd_model_hash", "").lower()
+    return (*dict.fromkeys(long), *([short] if _SHORT_HASH.fullmatch(short) else []))
+
+
+def _from_shapes(modules: Iterable[ParaModule | LoraModule]) -> Iterable[str]:
+    for module in modules:
+        component, path = module.name
+        if not isinstance(module, LoraModule):
+            continue
+        if component == "unet" and path.endswith(("attn2.to_k", "attn2.to_v")):
+            if module.in_features in _BY_CONTEXT:
+                yield _BY_CONTEXT[module.in_features]
+        elif component == "text_encoder" and path.endswith("self_attn.q_proj") and module.in_features == 1024:
+            yield "sd2"
+
+
+def _from_names(modules: Iterable[ModuleName]) -> str | None:
+    names = list(modules)
+    if any(name.component == "text_encoder_2" for name in names):
+        return "sdxl"
+    paths = [name.path for name in names if name.component == "unet"]
+    if any(
+        path.startswith("add_embedding.") or re.search(r"transformer_blocks\.[4-9]\.", path) for path in paths
+    ):
+        return "sdxl"
+    return None
+
+
+def _from_metadata(metadata: Mapping[str, str]) -> str | None:
+    if ARCHITECTURE_KEY in metadata:
+        return metadata[ARCHITECTURE_KEY]
+    for key, table in (("ss_base_model_version", _KOHYA_VERSIONS), ("modelspec.architecture", _MODELSPEC)):
+        for beginning, architecture in table:
+            if metadata.get(key, "").lower().startswith(beginning):
+                return architecture
+    return "sd2" if metadata.get("ss_v2") == "True" else None
