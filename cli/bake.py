@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import get_args
 
 import click
-
 from paramerge.cli.options import OrderedSteps, gamma_option, json_option, step_options, steps_of
 from paramerge.cli.render import Progress, note, show_diagnosis, show_plan, show_report, warn
+
 from paramerge.errors import UsageError
 from paramerge.merge.steps import BakeOptions, DTypeChoice, MergeChoice, Step
 
@@ -28,7 +28,9 @@ __all__ = ["bake"]
     help="Several PaRas: onto the sum of their spans, or one after the other.",
 )
 @gamma_option
-@click.option("--only", multiple=True, metavar="WHAT", help="A component (unet), or a pattern of layer names.")
+@click.option(
+    "--only", multiple=True, metavar="WHAT", help="A component (unet), or a pattern of layer names."
+)
 @click.option("--dtype", type=click.Choice(get_args(DTypeChoice)), default="keep", show_default=True)
 @click.option("--variant", metavar="NAME", help="Which weights of a diffusers folder, such as fp16.")
 @click.option("--allow-unmatched", is_flag=True, help="Go on when adapter keys land nowhere; they are shown.")
@@ -57,9 +59,10 @@ def bake(
     folders of PARAMERGE_MODELS and in the Hugging Face cache.
 
     \b
-    paramerge bake --base sdxl.safetensors --para cat.safetensors --lora style.safetensors@0.8 -o out.safetensors
+    paramerge bake --base sdxl.safetensors --para cat.safetensors --lora style.safetensors@0.8 -o o.safetensors
     """
     from paramerge.checkpoints.layout import open_base
+
     from paramerge.formats import open_adapter
     from paramerge.merge.find_base import find_base
     from paramerge.merge.output import check_output, default_output

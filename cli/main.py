@@ -37,7 +37,9 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="paramerge")
 def cli() -> None:
     """Bake PaRa and LoRA adapters into Stable Diffusion checkpoints: exact, streaming, safe.

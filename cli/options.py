@@ -78,4 +78,6 @@ gamma_option = click.option(
     help="Rank boundary: a PaRa removes at most this share of a layer's rank (the paper: 1/40).",
 )
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs, and nothing else.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON for programs, and nothing else."
+)

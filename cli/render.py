@@ -50,7 +50,9 @@ class Progress:
         self._title = title
         self._next = 0.0
         if not quiet and err.is_terminal:
-            amount = DownloadColumn() if unit == "bytes" else TextColumn("{task.completed}/{task.total} " + unit)
+            amount = (
+                DownloadColumn() if unit == "bytes" else TextColumn("{task.completed}/{task.total} " + unit)
+            )
             columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
             self._bar = RichProgress(*columns, console=err, transient=True)
 
@@ -77,11 +79,15 @@ class Progress:
 
 def show_plan(plan: PlanSummary, output: Path) -> None:
     """The plan, as ``--dry-run`` prints it."""
-    out.print(f"[bold]{escape(plan.base)}[/bold]: {plan.architecture}, {plan.layout}, {gigabytes(plan.bytes_in)}")
+    out.print(
+        f"[bold]{escape(plan.base)}[/bold]: {plan.architecture}, {plan.layout}, {gigabytes(plan.bytes_in)}"
+    )
     out.print(_steps_table(plan))
     out.print(_components_table(plan))
     for step in plan.steps:
-        _show_leftovers(step.file, [*((name, "no such layer in the base") for name in step.unmatched), *step.leftovers])
+        _show_leftovers(
+            step.file, [*((name, "no such layer in the base") for name in step.unmatched), *step.leftovers]
+        )
     if plan.companions:
         out.print(f"comes along untouched: {len(plan.companions)} files")
     for path, reason in plan.left_out:
@@ -90,8 +96,9 @@ def show_plan(plan: PlanSummary, output: Path) -> None:
         out.print(f"[yellow]warning:[/yellow] {escape(warning)}")
     boundary = "" if plan.options["gamma"] is None else f", gamma {plan.options['gamma']:g}"
     out.print(
-        f"output: [bold]{escape(str(output))}[/bold], {gigabytes(plan.bytes_out)}, dtype {plan.options['dtype']}, "
-        f"PaRas merged: {plan.options['merge']}{boundary}; about {plan.peak_memory_bytes / 2**20:.0f} MiB of memory"
+        f"output: [bold]{escape(str(output))}[/bold], {gigabytes(plan.bytes_out)}, "
+        f"dtype {plan.options['dtype']}, PaRas merged: {plan.options['merge']}{boundary}; "
+        f"about {plan.peak_memory_bytes / 2**20:.0f} MiB of memory"
     )
     out.print("[dim]nothing was read but headers, nothing was written[/dim]")
 
@@ -101,15 +108,16 @@ def show_diagnosis(plan: Plan, diagnosis: Diagnosis) -> None:
     for loss in diagnosis.order:
         step = plan.steps[loss.lora]
         warn(
-            f"{step.adapter.path.name} loses {loss.overall:.1%} of itself (||Q^T BA|| / ||BA||) to the PaRas after "
-            f"it on the {len(loss.layers)} layers they share; put --para first to lose nothing"
+            f"{step.adapter.path.name} loses {loss.overall:.1%} of itself (||Q^T BA|| / ||BA||) to the PaRas "
+            f"after it on the {len(loss.layers)} layers they share; put --para first to lose nothing"
         )
         _show_layers("share lost", loss.layers)
     if diagnosis.sequence is not None:
         found = diagnosis.sequence
         note(
-            f"sequential differs from joint by at most {found.largest:.3g} (2-norm; mean over {len(found.layers)} "
-            f"layers {found.mean:.3g}) and removes {found.sequential_rank} directions, joint {found.joint_rank}"
+            f"sequential differs from joint by at most {found.largest:.3g} (2-norm; mean over "
+            f"{len(found.layers)} layers {found.mean:.3g}) and removes {found.sequential_rank} directions, "
+            f"joint {found.joint_rank}"
         )
         _show_layers("distance from joint", found.layers)
 
@@ -118,7 +126,9 @@ def show_report(plan: Plan, summary: PlanSummary, report: BakeReport) -> None:
     """What was done, in a few lines."""
     removed = sum(layer.removed for layer in report.layers)
     for step in summary.steps:
-        _show_leftovers(step.file, [*((name, "no such layer in the base") for name in step.unmatched), *step.leftovers])
+        _show_leftovers(
+            step.file, [*((name, "no such layer in the base") for name in step.unmatched), *step.leftovers]
+        )
     steps = ", ".join(f"{step.kind} {escape(step.file)} @ {step.strength:g}" for step in summary.steps)
     directions = f", {removed} directions removed" if removed else ""
     out.print(f"baked {steps} into {len(report.layers)} layers of {escape(summary.base)}{directions}")
@@ -126,8 +136,8 @@ def show_report(plan: Plan, summary: PlanSummary, report: BakeReport) -> None:
         out.print(f"left out: {path} ({escape(reason)})")
     rate = report.output_bytes / max(report.seconds, 1e-9) / 1e9
     out.print(
-        f"[bold]{escape(str(report.output))}[/bold]  {gigabytes(report.output_bytes)} in {report.seconds:.1f} s "
-        f"({rate:.2f} GB/s)"
+        f"[bold]{escape(str(report.output))}[/bold]  {gigabytes(report.output_bytes)} "
+        f"in {report.seconds:.1f} s ({rate:.2f} GB/s)"
     )
 
 

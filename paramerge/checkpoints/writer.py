@@ -136,7 +136,11 @@ def _open_unnamed(folder: Path) -> int | None:
 
 def _give_name(descriptor: int, target: Path) -> Path:
     name = _temporary_name(target)
-    os.link(f"/proc/self/fd/{descriptor}", name, follow_symlinks=True)
+    folder = os.open("/proc/self/fd", os.O_RDONLY)
+    try:  # only with a folder's descriptor does Python call linkat, which follows the link to the open file
+        os.link(str(descriptor), name, src_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
     return name
 
 

@@ -1,0 +1,1 @@
+"""Recipes, plans and bakes: adapters into checkpoints, and adapters into one another."""

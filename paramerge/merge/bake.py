@@ -1,4 +1,4 @@
-"""Carrying out a plan: from the base's files to the output, in one pass, with nothing half done left behind."""
+"""Carrying out a plan: from the base's files to the output, in one pass, nothing half done left behind."""
 
 from __future__ import annotations
 
@@ -150,7 +150,8 @@ class _Job:
             file.source.header.path: cached_sha256(file.source.header.path) for file in plan.files
         }
         self._step_files = [
-            [InputFile.of(source, file_sha256(source)) for source in step.adapter.sources] for step in plan.steps
+            [InputFile.of(source, file_sha256(source)) for source in step.adapter.sources]
+            for step in plan.steps
         ]
 
     def stream(self, file: FilePlan, descriptor: int) -> list[LayerResult]:
@@ -236,4 +237,3 @@ class _Job:
             self._done += count
             if self._progress is not None:
                 self._progress(self._done, self._total)
-

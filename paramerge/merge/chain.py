@@ -120,7 +120,7 @@ def load_lora(op: LoraOp) -> LoraLink:
 
 
 def load_para(op: ParaOp) -> ParaLink:
-    """The joint (or single) orthonormal basis of the op's PaRas, re-orthonormalised from what is stored (T13)."""
+    """The joint (or single) orthonormal basis of the op's PaRas, made anew from what is stored (T13)."""
     bases = load_bases(op)
     strengths = [part.strength for part in op.parts]
     if len(bases) == 1:
@@ -136,7 +136,7 @@ def load_bases(op: ParaOp) -> list[torch.Tensor]:
 
 
 def _removal(link: ParaLink, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``-Q S`` and ``Q^T W`` of a PaRa; within a rank boundary, of the directions that carry most energy (T12)."""
+    """``-Q S`` and ``Q^T W``; within a rank boundary, of the directions that carry most energy (T12)."""
     if link.limit is None or link.limit >= link.Q.shape[1]:
         return -link.Q * link.weights, seen
     Q, weights, seen = _by_energy(link, seen)

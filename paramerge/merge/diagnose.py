@@ -17,7 +17,7 @@ __all__ = ["Diagnosis", "OrderLoss", "SequenceDistance", "diagnose", "needs_diag
 
 @dataclass(frozen=True)
 class OrderLoss:
-    """What PaRas that come after the LoRA of step ``lora`` take of it: ``||Q^T B A|| / ||B A||`` (theorem T6).
+    """What PaRas that come after the LoRA of step ``lora`` take of it: ``||Q^T B A|| / ||B A||`` (T6).
 
     ``layers`` holds the share of each layer, 0 to 1; ``overall`` that of all layers together, weighted as
     Frobenius norms add up. With a rank boundary it is the most that can be lost.
@@ -86,7 +86,9 @@ def diagnose(plan: Plan, progress: Callable[[int, int], None] | None = None) -> 
     sequence = None
     if distances:
         values = list(distances.values())
-        sequence = SequenceDistance(max(values), math.fsum(values) / len(values), ranks[0], ranks[1], distances)
+        sequence = SequenceDistance(
+            max(values), math.fsum(values) / len(values), ranks[0], ranks[1], distances
+        )
     return Diagnosis(order, sequence)
 
 

@@ -1,13 +1,14 @@
 """The arithmetic on one stored tensor, in blocks of rows that stay in a core's cache.
 
-Arithmetic is in float32 for stored 8- and 16-bit floats and in float64 for wider ones, with one rounding, into
-the output. A tensor is seen as the matrix of its first axis against all others (paper's section 3.1,
+Arithmetic is in float32 for stored 8- and 16-bit floats and in float64 for wider ones, with one rounding
+into the output. A tensor is seen as the matrix of its first axis against all others (paper's section 3.1,
 "Remark on convolutional kernels"); layers that are stored transposed, or as rows of a stacked matrix
 (OpenCLIP), are edited where they stand.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ class Blocks:
         self._scratch: dict[torch.dtype, torch.Tensor] = {}
 
     def of(self, matrix: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[torch.Tensor, int]]:
-        """Each block of ``matrix`` as ``dtype``, with the index of its first row; valid until the next one."""
+        """Each block of ``matrix`` as ``dtype``, with its first row's index; valid until the next one."""
         columns = matrix.shape[1]
         step = max(1, _BLOCK_ELEMENTS // max(1, columns))
         scratch = self._scratch.get(dtype)
@@ -124,7 +125,7 @@ class TensorEditor:
         for layer in self._layers:
             cuts.update(layer.overlap(first_row, rows))
         ordered = sorted(cuts)
-        return [(a, b) for a, b in zip(ordered, ordered[1:], strict=False) if a < b]
+        return [(a, b) for a, b in itertools.pairwise(ordered) if a < b]
 
 
 class _Layer:
@@ -135,7 +136,10 @@ class _Layer:
         self._edit = edit
         self._compute = compute
         self._chain = load_chain(target.module, edit.ops)
-        self._start, self._stop = target.rows or (0, target.shape[1] if target.transposed else target.shape[0])
+        self._start, self._stop = target.rows or (
+            0,
+            target.shape[1] if target.transposed else target.shape[0],
+        )
         self._left: torch.Tensor | None = None
         self._right: torch.Tensor | None = None
         self._rank = 0
@@ -153,7 +157,7 @@ class _Layer:
         return str(self._edit.target.module)
 
     def overlap(self, first_row: int, rows: int) -> tuple[int, int]:
-        """The rows, counted from ``first_row``, of this layer among the next ``rows``; empty ones at an end."""
+        """This layer's rows among the next ``rows`` from ``first_row``, counted from there; maybe none."""
         start = min(max(self._start - first_row, 0), rows)
         return start, max(start, min(self._stop - first_row, rows))
 

@@ -102,7 +102,9 @@ def _guess(base: Base, targets: Mapping[ModuleName, Target], unmatched: Sequence
     if base.architecture == "unknown":
         return "the base's architecture is not known, so its layers may go by other names"
     if unmatched:
-        return f"these layers do not exist in {base.architecture}: the adapter may be for another architecture"
+        return (
+            f"these layers do not exist in {base.architecture}: the adapter may be for another architecture"
+        )
     return "the file holds no layers that could be applied"
 
 

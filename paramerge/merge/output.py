@@ -1,4 +1,4 @@
-"""The place of the output: never an input, never half written, and for a folder everything that comes along."""
+"""The place of the output: never an input, never half written; for a folder, all that comes along."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def check_output(plan: Plan, output: Path) -> None:
         )
     if not real.parent.is_dir():
         raise OutputError(
-            "the folder of the output does not exist", where=output, hint=f"create it: mkdir -p {output.parent}"
+            "the folder of the output does not exist",
+            where=output,
+            hint=f"create it: mkdir -p {output.parent}",
         )
     _check_space(plan, real)
 
@@ -134,10 +136,14 @@ def _check_folder(output: Path, real: Path) -> None:
         )
     if real.is_dir() and any(real.iterdir()) and not (real / "model_index.json").is_file():
         raise OutputError(
-            "a folder that is not a model stands at the output", where=output, hint="give another -o, or move it away"
+            "a folder that is not a model stands at the output",
+            where=output,
+            hint="give another -o, or move it away",
         )
     if real.exists() and not real.is_dir():
-        raise OutputError("a file stands where the folder should be written", where=output, hint="give another -o")
+        raise OutputError(
+            "a file stands where the folder should be written", where=output, hint="give another -o"
+        )
 
 
 def _check_space(plan: Plan, real: Path) -> None:

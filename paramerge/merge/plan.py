@@ -49,7 +49,7 @@ class ParaPart:
 
 @dataclass(frozen=True, slots=True)
 class ParaOp:
-    """One or (merged jointly) several PaRas on a layer; ``limit`` is the rank boundary, None without gamma."""
+    """One PaRa, or several merged jointly, on a layer; ``limit`` is the rank boundary (None: no gamma)."""
 
     parts: tuple[ParaPart, ...]
     limit: int | None
@@ -204,7 +204,7 @@ def _match(
 def _operations(
     targets: Mapping[ModuleName, Target], planned: Sequence[PlannedStep], options: BakeOptions
 ) -> tuple[dict[ModuleName, tuple[ParaOp | LoraOp, ...]], tuple[ModuleName, ...]]:
-    """The operations on each layer, and the layers that a step does nothing to (rank boundary, strength 0)."""
+    """The operations on each layer, and the layers a step leaves alone (rank boundary, strength 0)."""
     modules = dict.fromkeys(name for step in planned for name in step.matched)
     matched = [frozenset(step.matched) for step in planned]
     result: dict[ModuleName, tuple[ParaOp | LoraOp, ...]] = {}
@@ -307,12 +307,14 @@ def _output_dtype(info: TensorInfo, component: str, options: BakeOptions) -> str
 def _order_warnings(planned: Sequence[PlannedStep]) -> list[str]:
     warnings = []
     for index, later in enumerate(planned):
-        earlier = [p for p in planned[:index] if p.step.kind == "lora" and set(p.matched) & set(later.matched)]
+        earlier = [
+            p for p in planned[:index] if p.step.kind == "lora" and set(p.matched) & set(later.matched)
+        ]
         if later.step.kind == "para" and later.step.strength and earlier:
             names = ", ".join(p.adapter.path.name for p in earlier)
             warnings.append(
-                f"{names} comes before the PaRa {later.adapter.path.name}, which removes what of it lies in its "
-                "directions; the paper asks for PaRa first"
+                f"{names} comes before the PaRa {later.adapter.path.name}, which removes what of it lies in "
+                "its directions; the paper asks for PaRa first"
             )
     return warnings
 

@@ -1,7 +1,7 @@
 """What the output says about itself: the recipe, and the fields that user interfaces read.
 
-The recipe (JSON in the metadata key ``paramerge.recipe``) names every input by its SHA-256, never by a path, with
-the steps in order, their strengths, all options and the versions: enough to do it again, and to check it.
+The recipe (JSON in the metadata key ``paramerge.recipe``) names every input by its SHA-256, never by a path,
+with the steps in order, their strengths, all options and the versions: enough to do it again and to check it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ _MODELSPEC_ARCHITECTURE = {
     "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
 }
 _RESOLUTION = {"sd15": "512x512", "sdxl": "1024x1024"}
-_STALE = ("modelspec.hash_sha256", "modelspec.date", "modelspec.merged_from", "sshs_model_hash", "sshs_legacy_hash")
+_STALE = (
+    "modelspec.hash_sha256",
+    "modelspec.date",
+    "modelspec.merged_from",
+    "sshs_model_hash",
+    "sshs_legacy_hash",
+)
 """Fields of the base that would be untrue of the output."""
 
 
@@ -69,9 +75,13 @@ def build_recipe(
         "base": {
             "layout": plan.base.layout,
             "architecture": plan.base.architecture,
-            "files": [_file(file, options.private and plan.base.layout != "diffusers-folder") for file in base_files],
+            "files": [
+                _file(file, options.private and plan.base.layout != "diffusers-folder") for file in base_files
+            ],
         },
-        "steps": [_step(step, files, options.private) for step, files in zip(plan.steps, step_files, strict=True)],
+        "steps": [
+            _step(step, files, options.private) for step, files in zip(plan.steps, step_files, strict=True)
+        ],
         "options": {
             "merge": options.merge,
             "gamma": options.gamma,

@@ -74,9 +74,14 @@ class BakeOptions:
                 expected="a number above 0 and at most 1, such as 0.025 (the paper's 1/40)",
                 found=self.gamma,
             )
-        for name, value, choice in (("--merge", self.merge, MergeChoice), ("--dtype", self.dtype, DTypeChoice)):
+        for name, value, choice in (
+            ("--merge", self.merge, MergeChoice),
+            ("--dtype", self.dtype, DTypeChoice),
+        ):
             if value not in get_args(choice):
-                raise UsageError("no such choice", where=name, expected=", ".join(get_args(choice)), found=value)
+                raise UsageError(
+                    "no such choice", where=name, expected=", ".join(get_args(choice)), found=value
+                )
 
 
 def parse_step(kind: Kind, text: str) -> Step:

@@ -106,7 +106,7 @@ class TensorStream:
             self._report(len(data))
 
     def _read(self, start: int, stop: int, position: int) -> memoryview:
-        """Bytes ``start`` to ``stop`` of the source, placed in memory as ``position`` is in the output file."""
+        """Bytes ``start`` to ``stop`` of the source, aligned in memory as ``position`` is in the output."""
         shift = position % ALIGNMENT
         if stop - start > len(self._input) - ALIGNMENT:  # a single row may exceed the buffer
             self._input = _buffer(stop - start)

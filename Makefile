@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := demo-output
+
+.PHONY: demo test slow lint types clean
+
+demo: $(VENV)/.demo-installed  ## set up and run the main job on a small checkpoint with SD1.5's true layout
+	$(BIN)/python examples/make_inputs.py $(OUT)
+	$(BIN)/paramerge bake --base $(OUT)/base.safetensors \
+	    --para $(OUT)/subject.safetensors --lora $(OUT)/style.safetensors@0.8 \
+	    -o $(OUT)/merged.safetensors
+	$(BIN)/paramerge inspect $(OUT)/merged.safetensors
+
+test: $(VENV)/.test-installed lint types  ## set up and run the tests (the default set)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+slow: $(VENV)/.test-installed  ## the full-size tests: about 30 GB of disk for a while
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test-installed
+	$(BIN)/python tools/check_types.py
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,dev]'
+	touch $@
