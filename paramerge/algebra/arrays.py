@@ -25,6 +25,7 @@ __all__ = [
     "Prepared",
     "check_relative_cut",
     "check_strength",
+    "column_cut",
     "detached",
     "number",
     "prepare",
@@ -134,13 +135,22 @@ def storage_tolerance(dtype: str, columns: int) -> float:
     return UNIT_ROUNDOFF[dtype] * math.sqrt(columns)
 
 
-def rounding_cut(shape: Sequence[int], prepared: Prepared) -> float:
-    """The default relative cut of a rank decision on a matrix of ``shape``.
+def rounding_cut(shape: Sequence[int], eps: float) -> float:
+    """The relative cut below which a singular value is rounding: ``max(m, n, 16) * eps``.
 
-    ``max(shape) * eps`` of the working dtype for the rounding of the factorisation, or what rounding to a
-    half-precision dtype did to the columns before (:func:`storage_tolerance`), whichever is larger.
+    The usual ``max(m, n) * eps`` of numerical ranks, but never under 16 roundings: small matrices too come
+    out of several steps that round.
     """
-    return max(max(shape) * prepared.eps, prepared.roundoff * math.sqrt(shape[-1]))
+    return max(*shape, 16) * eps
+
+
+def column_cut(shape: Sequence[int], prepared: Prepared) -> float:
+    """The relative cut for unit columns: :func:`rounding_cut`, or that of half-precision storage.
+
+    Whichever is larger: what was rounded to half precision before is uncertain by
+    :func:`storage_tolerance`.
+    """
+    return max(rounding_cut(shape, prepared.eps), prepared.roundoff * math.sqrt(shape[-1]))
 
 
 def check_relative_cut(rtol: float | None) -> None:

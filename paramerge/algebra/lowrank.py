@@ -11,6 +11,7 @@ from paramerge.algebra.arrays import (
     Prepared,
     check_relative_cut,
     check_strength,
+    column_cut,
     number,
     prepare_matrices,
     rounding_cut,
@@ -69,7 +70,7 @@ def truncate_lora(
         Keep the fewest directions with at least this share, 0 to 1, of the squared singular values. With
         both, the smaller rank counts; with neither, every direction that is there.
     rtol:
-        Relative cut for directions that are there, by default ``max(d, k) * eps`` of the working precision.
+        Relative cut for directions that are there, by default ``max(d, k, 16) * eps`` of the working precision.
 
     Raises
     ------
@@ -227,7 +228,7 @@ def null_space_projection(
     """
     prepared = prepare_factors(up, down, other_up)
     B, A, other = prepared.arrays
-    basis = orthonormalise(other, rtol=rounding_cut(other.shape, prepared) if rtol is None else rtol).Q
+    basis = orthonormalise(other, rtol=column_cut(other.shape, prepared) if rtol is None else rtol).Q
     return reduce(B, basis, strength), A
 
 
@@ -290,7 +291,7 @@ def _there(prepared: Prepared, s: Any, rtol: float | None) -> int:
     """How many directions of the product rounding does not explain."""
     check_relative_cut(rtol)
     up, down = prepared.arrays
-    cut = max(up.shape[0], down.shape[1]) * prepared.eps
+    cut = rounding_cut((up.shape[0], down.shape[1]), prepared.eps)
     return count_above(prepared.xp, s, cut if rtol is None else rtol)
 
 

@@ -12,6 +12,7 @@ from paramerge.algebra.arrays import (
     check_strength,
     number,
     prepare,
+    rounding_cut,
 )
 from paramerge.algebra.subspace import count_above, require_orthonormal
 from paramerge.errors import ShapeError
@@ -122,7 +123,7 @@ def numerical_rank(W: Array, *, rtol: float | None = None, reference: float | No
     W:
         (d, ...), two or more axes; flattened to (d, k).
     rtol:
-        Relative cut, by default ``max(d, k) * eps`` of the working precision. A weight that was reduced and
+        Relative cut, by default ``max(d, k, 16) * eps`` of the working precision. A weight that was reduced and
         then rounded to half precision has its full rank again, from rounding: verify a bake by
         ``||Q^T W||``, not by a rank.
     reference:
@@ -139,7 +140,7 @@ def numerical_rank(W: Array, *, rtol: float | None = None, reference: float | No
     prepared = prepare({"W": W}, finite=True)
     flat = _flatten(prepared.xp, prepared.arrays[0])
     if rtol is None:
-        rtol = max(flat.shape) * prepared.eps
+        rtol = rounding_cut(flat.shape, prepared.eps)
     return count_above(prepared.xp, prepared.xp.linalg.svdvals(flat), rtol, reference)
 
 

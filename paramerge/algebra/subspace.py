@@ -16,10 +16,10 @@ import array_api_compat
 from paramerge.algebra.arrays import (
     Array,
     check_relative_cut,
+    column_cut,
     detached,
     number,
     prepare_matrices,
-    rounding_cut,
 )
 from paramerge.errors import ShapeError, UsageError
 
@@ -87,7 +87,7 @@ def orthonormalise(B: Array, *, rtol: float | None = None, method: Method = "qr"
     rtol:
         What counts as dependent: for ``"qr"`` a singular value of the scaled columns at most ``rtol`` times
         the largest, for ``"gram-schmidt"`` a rest of at most ``rtol`` of a unit column. By default the
-        rounding of the arithmetic, ``max(d, r) * eps``, or that of half-precision storage if larger.
+        rounding of the arithmetic, ``max(d, r, 16) * eps``, or that of half-precision storage if larger.
         Pass :func:`storage_tolerance` for a ``B`` that was widened before.
     method:
         ``"qr"`` (Householder; differentiable in torch while no column is dependent) or ``"gram-schmidt"``
@@ -106,7 +106,7 @@ def orthonormalise(B: Array, *, rtol: float | None = None, method: Method = "qr"
     """
     check_relative_cut(rtol)
     prepared = prepare_matrices({"B": B}, finite=True)
-    cut = rounding_cut(B.shape, prepared) if rtol is None else rtol
+    cut = column_cut(B.shape, prepared) if rtol is None else rtol
     Q = _basis(prepared.xp, prepared.arrays[0], cut, method)
     return Orthonormal(Q, Q.shape[1], B.shape[1])
 
@@ -174,7 +174,7 @@ def joint_basis(bases: Sequence[Array], *, rtol: float | None = None) -> JointBa
     rtol:
         Directions with a singular value of at most ``rtol`` times the largest are left out. Two spans at
         an angle ``t`` to each other have one at about ``t / 2`` of the largest, so spans closer than
-        ``2 * rtol`` are merged into one. By default ``max(d, r_1 + ... + r_n) * eps``, or the rounding of
+        ``2 * rtol`` are merged into one. By default ``max(d, r_1 + ... + r_n, 16) * eps``, or the rounding of
         half-precision storage if larger; pass :func:`storage_tolerance` for bases that were widened before.
 
     Raises
@@ -214,7 +214,7 @@ def stack_bases(bases: Sequence[Array], rtol: float | None) -> BasisStack:
             )
 
     def cut(shape: tuple[int, ...]) -> float:
-        return rounding_cut(shape, prepared) if rtol is None else rtol
+        return column_cut(shape, prepared) if rtol is None else rtol
 
     orthonormal = tuple(_basis(prepared.xp, B, cut(B.shape), "qr") for B in prepared.arrays)
     return BasisStack(prepared.xp, orthonormal, cut((rows, sum(Q.shape[1] for Q in orthonormal))))

@@ -1,0 +1,1 @@
+"""Checkpoints: safetensors files, their layouts and their names for layers."""

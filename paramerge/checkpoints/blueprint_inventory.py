@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from paramerge.checkpoints.unet_keys import UNetStructure, standard_structure
+from paramerge.checkpoints.unet_structure import UNetStructure, standard_structure
 
 __all__ = ["ClipConfig", "Shapes", "UNetConfig", "VaeConfig", "clip_shapes", "unet_shapes", "vae_shapes"]
 

@@ -121,7 +121,7 @@ def remember_sha256(path: Path, digest: str, before: os.stat_result) -> None:
 
 
 def legacy_hash(path: Path) -> str:
-    """The 8-digit hash of old web UIs (64 KiB at 1 MiB), still written by kohya's trainers: a hint, no proof."""
+    """The 8-digit hash of old web UIs (64 KiB at 1 MiB), which kohya still writes: a hint, no proof."""
     with open(path, "rb") as stream:
         stream.seek(_LEGACY_OFFSET)
         return hashlib.sha256(stream.read(_LEGACY_LENGTH)).hexdigest()[:8]

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from paramerge.checkpoints.dtypes import BITS
 from paramerge.errors import FileFormatError
@@ -112,7 +113,7 @@ def encode_header(
     return struct.pack("<Q", len(text)) + text
 
 
-def _read_json_bytes(path: Path, prefix: bytes, file_size: int, stream) -> bytes:  # type: ignore[no-untyped-def]
+def _read_json_bytes(path: Path, prefix: bytes, file_size: int, stream: BinaryIO) -> bytes:
     if len(prefix) < 8:
         raise FileFormatError(
             "the file is too short to be safetensors",
@@ -156,9 +157,7 @@ def _parse_json(path: Path, raw: bytes) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise FileFormatError("the header is not valid JSON", where=path, found=str(error)[:200]) from None
     if not isinstance(entries, dict):
-        raise FileFormatError(
-            "the header is not a JSON object", where=path, found=type(entries).__name__
-        )
+        raise FileFormatError("the header is not a JSON object", where=path, found=type(entries).__name__)
     return entries
 
 
@@ -188,7 +187,7 @@ def _check_tensor(path: Path, key: str, entry: object, data_start: int, file_siz
     if bits % 8 or end - begin != bits // 8:
         raise refuse(
             "the offsets do not agree with dtype and shape",
-            expected=f"{bits / 8:g} bytes for {dtype} {list(shape)}",  # type: ignore[call-overload]
+            expected=f"{bits / 8:g} bytes for {dtype} {shape}",
             found=f"{end - begin} bytes",
         )
     if data_start + end > file_size:

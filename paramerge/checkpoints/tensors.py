@@ -49,7 +49,9 @@ class StoredTensor:
         """The tensor in its own dtype (``ml_dtypes`` for bfloat16 and 8-bit floats)."""
         dtype = NUMPY.get(self.dtype)
         if dtype is None:
-            raise FileFormatError("this dtype cannot be computed with", where=f"{self.path}: {self.key}", found=self.dtype)
+            raise FileFormatError(
+                "this dtype cannot be computed with", where=f"{self.path}: {self.key}", found=self.dtype
+            )
         return np.frombuffer(self.read_bytes(), dtype).reshape(self.shape)
 
     def read_exact(self) -> np.ndarray:

@@ -44,8 +44,8 @@ _CLIP = re.compile(
 _WORDS = (
     "down_blocks up_blocks mid_block input_blocks middle_block output_blocks transformer_blocks attentions "
     "resnets downsamplers upsamplers attn1 attn2 to_q to_k to_v to_out ff net proj proj_in proj_out conv "
-    "conv1 conv2 conv_in conv_out conv_shortcut time_embedding add_embedding class_embedding linear_1 linear_2 "
-    "time_emb_proj time_embed label_emb in_layers out_layers emb_layers skip_connection op out text_model "
+    "conv1 conv2 conv_in conv_out conv_shortcut time_embedding add_embedding class_embedding linear_1 "
+    "linear_2 time_emb_proj time_embed label_emb in_layers out_layers emb_layers skip_connection op out text_model "
     "encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 text_projection"
 )
 _WORD = re.compile(rf"({'|'.join(sorted(_WORDS.split(), key=len, reverse=True))}|\d+)(?:_|$)")

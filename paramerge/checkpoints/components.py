@@ -1,0 +1,128 @@
+"""Whose each tensor of a file is, and what it is called there: UNet, text encoders, VAE or something else.
+
+Files differ in prefixes and in naming (LDM or diffusers, OpenCLIP or transformers). :func:`locate` undoes
+both for every key of a file; what adapters can reach and which architecture it is follow from its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from paramerge.checkpoints.clip_keys import (
+    SINGLE_FILE_ENCODERS,
+    EncoderPrefix,
+    canonical_key,
+    from_openclip,
+)
+from paramerge.checkpoints.unet_keys import (
+    LDM_UNET_PREFIX,
+    UNetKeyMap,
+    is_diffusers_unet_key,
+    is_ldm_unet_key,
+)
+from paramerge.checkpoints.unet_structure import infer_structure
+from paramerge.checkpoints.vae_keys import LDM_VAE_PREFIX
+
+__all__ = ["Located", "locate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A tensor's component and canonical name.
+
+    ``parts`` are canonical keys (diffusers for the UNet, transformers with ``text_model.`` for encoders):
+    one; three for a stacked q, k, v; none for a tensor that has no canonical name.
+    """
+
+    component: str
+    parts: tuple[str, ...] = ()
+    transposed: bool = False
+
+
+_UNET_PREFIXES = (LDM_UNET_PREFIX, "diffusion_model.", "unet.", "")
+_ENCODERS = (
+    *SINGLE_FILE_ENCODERS,
+    EncoderPrefix("text_encoder.", "text_encoder", False),
+    EncoderPrefix("text_encoder_2.", "text_encoder_2", False),
+)
+_VAE_PREFIXES = (LDM_VAE_PREFIX, "vae.")
+
+
+def locate(keys: Collection[str], component: str | None = None) -> dict[str, Located]:
+    """The component and the canonical name of every key of a file.
+
+    Parameters
+    ----------
+    keys:
+        All keys of the file; of one shard, if ``component`` is given.
+    component:
+        The component whose folder the file lies in, or None for a single file, whose components are told
+        apart by the keys (``other`` for what belongs to none).
+
+    Raises
+    ------
+    CheckpointError
+        There is a UNet with LDM's names in the file and blocks of it are missing.
+    """
+    unet = _find_unet(keys)
+    if component is None:
+        return {key: _locate_single(key, unet) for key in keys}
+    if component == "unet":
+        unet = unet or _UNetNames("", None)
+        return {key: unet.locate(key) for key in keys}
+    if component.startswith("text_encoder"):
+        return {key: _named(component, canonical_key(key)) for key in keys}
+    return {key: Located(component) for key in keys}
+
+
+@dataclass(frozen=True, slots=True)
+class _UNetNames:
+    """The prefix of a UNet's keys in a file, and the map from LDM's names (None: diffusers' own)."""
+
+    prefix: str
+    ldm: UNetKeyMap | None
+
+    def locate(self, key: str) -> Located:
+        name = key.removeprefix(self.prefix)
+        return _named("unet", self.ldm.to_diffusers(name) if self.ldm else name)
+
+    def owns(self, key: str) -> bool:
+        if self.prefix:
+            return key.startswith(self.prefix)
+        return is_ldm_unet_key(key) if self.ldm else is_diffusers_unet_key(key)
+
+
+def _named(component: str, name: str | None) -> Located:
+    return Located(component, (name,) if name else ())
+
+
+def _find_unet(keys: Collection[str]) -> _UNetNames | None:
+    """The UNet of the file, known by its first and its last convolution."""
+    for prefix in _UNET_PREFIXES:
+        if f"{prefix}input_blocks.0.0.weight" in keys and f"{prefix}out.2.weight" in keys:
+            names = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
+            return _UNetNames(prefix, UNetKeyMap(infer_structure(names)))
+        if f"{prefix}conv_in.weight" in keys and f"{prefix}conv_out.weight" in keys:
+            return _UNetNames(prefix, None)
+    return None
+
+
+def _locate_single(key: str, unet: _UNetNames | None) -> Located:
+    if unet and unet.owns(key):
+        return unet.locate(key)
+    for encoder in _ENCODERS:
+        if key.startswith(encoder.prefix):
+            return _locate_encoder(key.removeprefix(encoder.prefix), encoder)
+    if key.startswith(_VAE_PREFIXES):
+        return Located("vae")
+    return Located("other")
+
+
+def _locate_encoder(name: str, encoder: EncoderPrefix) -> Located:
+    if not encoder.openclip:
+        return _named(encoder.component, canonical_key(name))
+    tensor = from_openclip(name)
+    if tensor is None:
+        return Located(encoder.component)
+    return Located(encoder.component, tensor.parts, tensor.transposed)

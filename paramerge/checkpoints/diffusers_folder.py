@@ -1,0 +1,215 @@
+"""What lies in a diffusers folder: the weights to change, what comes along, and what must stay behind.
+
+``model_index.json`` names the components. Of the UNet's and the text encoders' weights one variant is taken;
+its twins (other variants, pickles, ONNX ...) would be unchanged beside changed weights and stay behind.
+Every other file comes along as it is. A folder with the UNet alone (``config.json`` and weights) works, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from paramerge.checkpoints.component_folder import (
+    choose_weights,
+    is_weight_file,
+    read_weights,
+    stem_of,
+)
+from paramerge.checkpoints.header import Header
+from paramerge.errors import CheckpointError
+
+__all__ = ["BAKED_COMPONENTS", "FolderContents", "read_folder"]
+
+BAKED_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+"""The components that adapters reach; the others come along as they are."""
+
+MODEL_INDEX = "model_index.json"
+
+_NOT_THE_MODEL = {
+    ".git": "version control, not part of the model",
+    ".cache": "a download cache, not part of the model",
+    "__pycache__": "a cache of Python, not part of the model",
+}
+
+
+@dataclass
+class FolderContents:
+    """A folder's files, sorted by what happens to them; paths are relative to the folder."""
+
+    weights: dict[str, list[tuple[PurePosixPath, Header]]] = field(default_factory=dict)
+    """By component, the files that adapters can change."""
+    companions: list[PurePosixPath] = field(default_factory=list)
+    """Files that come along untouched."""
+    left_out: list[tuple[PurePosixPath, str]] = field(default_factory=list)
+    """Files and folders that must not come along, each with the reason."""
+
+
+def read_folder(folder: Path, variant: str | None) -> FolderContents:
+    """Read the headers of the weights in a diffusers folder and sort its other files.
+
+    Raises
+    ------
+    CheckpointError
+        The folder is no diffusers model with a UNet, a component or its weights are missing, ``variant`` is
+        not there, or an index does not agree with its shards.
+    FileFormatError
+        A weight file is damaged.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            "this is an adapter, not a base checkpoint",
+            where=folder,
+            found="adapter_config.json",
+            hint="give it to --lora, and the checkpoint that it is for to --base",
+        )
+    named = _named_components(folder)
+    contents = FolderContents()
+    taken: set[Path] = set()
+    for component, subfolder in _baked_components(folder, named).items():
+        if not subfolder.is_dir():
+            raise CheckpointError(
+                f"the folder of the {component} is missing",
+                where=subfolder,
+                expected=f"a folder, as {MODEL_INDEX} names it",
+                hint="download the whole model again",
+            )
+        weights = choose_weights(subfolder, component, variant)
+        headers = read_weights(weights)
+        contents.weights[component] = [(_relative(header.path, folder), header) for header in headers]
+        taken |= {weights.path, *(header.path for header in headers)}
+        _sort_component(folder, subfolder, taken, contents)
+    if folder not in {path.parent for path in taken}:
+        _sort_rest(folder, named, contents)
+    contents.companions.sort()
+    contents.left_out.sort()
+    return contents
+
+
+def _named_components(folder: Path) -> dict[str, str]:
+    """The components that ``model_index.json`` names, with their classes; those set to null are left away."""
+    index = folder / MODEL_INDEX
+    if not index.is_file():
+        return {}
+    try:
+        entries = json.loads(index.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError("this file is not valid JSON", where=index, found=str(error)[:200]) from None
+    if not isinstance(entries, dict):
+        raise CheckpointError("this file does not list components", where=index)
+    named = {
+        name: entry[1]
+        for name, entry in entries.items()
+        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
+    }
+    if "unet" not in named:
+        other = next((named[name] for name in ("transformer", "prior", "decoder") if name in named), None)
+        raise CheckpointError(
+            f"this is a {entries.get('_class_name', 'pipeline of unknown class')}, which has no UNet",
+            where=index,
+            expected="a Stable Diffusion 1.5 or SDXL pipeline",
+            found=other or "no entry for unet",
+        )
+    return named
+
+
+def _baked_components(folder: Path, named: dict[str, str]) -> dict[str, Path]:
+    """The components that adapters reach, with their subfolders (the folder itself for a UNet alone)."""
+    if named:
+        # encoders other than CLIP (T5, ChatGLM) have no layers that adapters for Stable Diffusion name
+        encoders = [name for name in BAKED_COMPONENTS[1:] if named.get(name, "").startswith("CLIPText")]
+        return {name: folder / name for name in ("unet", *encoders)}
+    if (folder / "unet").is_dir():
+        return {name: folder / name for name in BAKED_COMPONENTS if (folder / name).is_dir()}
+    if (folder / "config.json").is_file() and any(folder.glob(f"{stem_of('unet')}*")):
+        return {"unet": folder}
+    if (folder / "snapshots").is_dir():
+        hint = "this is a repository of the Hugging Face cache: give one of the folders in snapshots/"
+    else:
+        files = sorted(path.name for path in folder.glob("*.safetensors"))
+        hint = f"give one of its files: {', '.join(files[:5])}" if files else "give a .safetensors file"
+    raise CheckpointError(
+        "this folder is not a diffusers model",
+        where=folder,
+        expected=f"{MODEL_INDEX}, or a folder unet/, or a UNet's config.json and weights",
+        hint=hint,
+    )
+
+
+def _relative(path: Path, folder: Path) -> PurePosixPath:
+    return PurePosixPath(path.relative_to(folder).as_posix())
+
+
+def _sort_component(folder: Path, subfolder: Path, taken: set[Path], contents: FolderContents) -> None:
+    """Sort the files beside a component's weights: its config and index come along, twins stay behind."""
+    for path in _walk(subfolder, contents, folder):
+        if path.suffix == ".json" and path in taken:
+            contents.companions.append(_relative(path, folder))
+        elif path not in taken and is_weight_file(path):
+            contents.left_out.append((_relative(path, folder), _twin(path)))
+        elif path not in taken:
+            contents.companions.append(_relative(path, folder))
+
+
+def _twin(path: Path) -> str:
+    if ".safetensors" in path.name:
+        return "another variant of weights that are changed"
+    if path.name.removesuffix(".index.json").endswith((".bin", ".pt", ".pth", ".ckpt")):
+        return "a pickled copy of weights that are changed"
+    return "a copy, in another format, of weights that are changed"
+
+
+def _sort_rest(folder: Path, named: dict[str, str], contents: FolderContents) -> None:
+    """Sort what lies outside the components that adapters reach."""
+    for path in sorted(folder.iterdir()):
+        relative = _relative(path, folder)
+        if path.is_dir():
+            if path.name in contents.weights:
+                continue
+            if path.name in _NOT_THE_MODEL:
+                contents.left_out.append((relative, _NOT_THE_MODEL[path.name]))
+            elif path.name.startswith(BAKED_COMPONENTS) and path.name not in named:
+                contents.left_out.append((relative, f"unchanged weights that {MODEL_INDEX} does not name"))
+            else:
+                contents.companions += [_relative(file, folder) for file in _walk(path, contents, folder)]
+        elif is_weight_file(path):
+            contents.left_out.append((relative, "weights of the whole model, which are not changed"))
+        else:
+            contents.companions += [_relative(file, folder) for file in _only_files([path], contents, folder)]
+
+
+def _walk(start: Path, contents: FolderContents, folder: Path) -> Iterator[Path]:
+    """Every file under ``start``, links followed, sorted; folders that are not the model's are left out."""
+    paths: list[Path] = []
+    pending, seen = [start], {start.resolve()}
+    while pending:
+        for path in sorted(pending.pop().iterdir()):
+            if not path.is_dir():
+                paths.append(path)
+            elif path.name in _NOT_THE_MODEL:
+                contents.left_out.append((_relative(path, folder), _NOT_THE_MODEL[path.name]))
+            elif path.resolve() in seen:
+                raise CheckpointError(
+                    "the folder holds the same folder twice, through a link", where=path, found=path.resolve()
+                )
+            else:
+                seen.add(path.resolve())
+                pending.append(path)
+    yield from _only_files(sorted(paths), contents, folder)
+
+
+def _only_files(paths: list[Path], contents: FolderContents, folder: Path) -> Iterator[Path]:
+    for path in paths:
+        if path.is_file():
+            yield path
+        elif path.exists():
+            contents.left_out.append((_relative(path, folder), "not a regular file"))
+        else:
+            raise CheckpointError(
+                "the folder is incomplete: a link leads nowhere",
+                where=path,
+                found=f"a link to {path.readlink()}",
+                hint="download the model again",
+            )

@@ -1,0 +1,107 @@
+"""Files that are no base for Stable Diffusion adapters: known by their keys, and refused by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from paramerge.errors import CheckpointError
+
+__all__ = ["refuse_adapter", "refuse_foreign", "without_unet"]
+
+_ADAPTER_KEY = re.compile(
+    r"\.(lora_(up|down|mid|A|B|E)|lora|lora_linear_layer|hada_w\d|lokr_w\d|oft_\w+|boft_\w+|dora_scale|para_B"
+    r"|lora_magnitude_vector|ia3_l|vera_lambda_\w)(\.|_|$)"
+    r"|\.to_(q|k|v|out)_lora\.|^(lora_|lycoris_|unet:\d+:|text_encoder:\d+:)"
+)
+_WRAPPED_KEY = re.compile(r"\.base_layer\.(weight|bias)$")
+
+_FOREIGN = (
+    ("FLUX", r"double_blocks\.\d+\.img_attn\.|single_transformer_blocks\.\d+\."),
+    ("Stable Diffusion 3", r"joint_blocks\.\d+\.|transformer_blocks\.\d+\.norm1_context\."),
+    ("AuraFlow", r"double_layers\.\d+\.|single_layers\.\d+\."),
+    ("Qwen-Image", r"transformer_blocks\.\d+\.img_mod\."),
+    ("PixArt or Sana", r"adaln_single\.|blocks\.\d+\.cross_attn\.(q|kv)_linear\.|^t_block\.1\."),
+    ("HunyuanDiT", r"blocks\.\d+\.attn2\.kv_proj\.|blocks\.\d+\.default_modulation\."),
+    ("HunyuanVideo", r"individual_token_refiner\."),
+    ("Wan", r"head\.modulation$|blocks\.\d+\.self_attn\.norm_q\."),
+    ("Lumina or Z-Image", r"cap_embedder\.|layers\.\d+\.adaLN_modulation\."),
+    ("a diffusion transformer", r"transformer_blocks\.\d+\.scale_shift_table$|patchify_proj\."),
+    ("Stable Cascade", r"down_blocks\.\d+\.\d+\.channelwise\.|clip_txt_mapper\."),
+    ("Stable Video Diffusion", r"\.time_stack\.|\.time_mixer\.|\.spatial_res_block\."),
+    ("quantised with bitsandbytes", r"\.weight\.(absmax|quant_map|quant_state\.\w+)$"),
+    ("quantised by GPTQ or AWQ", r"\.qweight$"),
+)
+"""Other architectures, and UNets that are not stored as plain weights, by a key that only they have."""
+
+_NO_UNET = (
+    ("a ControlNet", r"^control_model\.|controlnet_(cond_embedding|down_blocks|mid_block)\."),
+    ("an AnimateDiff motion module", r"\.motion_modules\."),
+    ("an IP-Adapter", r"^(ip_adapter|image_proj)\."),
+    ("a T2I-Adapter", r"^(adapter\.)?body\.\d+\."),
+    ("a textual inversion embedding", r"^(emb_params|clip_[lg]|string_to_param.*|<.+>)$"),
+    ("a VAE", r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(conv_in|conv_out|mid|mid_block)\."),
+    ("a T5 text encoder", r"encoder\.block\.\d+\.layer\."),
+    ("a CLIP vision encoder", r"^vision_model\."),
+    ("a text encoder", r"text_model\.|resblocks\.\d+\.attn\.|^encoder\.layers\.\d+\.self_attn\."),
+    ("an upscaler", r"^(model\.\d+\.|conv_first\.|body\.\d+\.rdb)"),
+    ("EMA weights alone", r"^model_ema\."),
+)
+"""Files without a UNet; the first that matches names it."""
+
+_FOREIGN_PATTERNS = [(name, re.compile(pattern)) for name, pattern in _FOREIGN]
+_NO_UNET_PATTERNS = [(name, re.compile(pattern)) for name, pattern in _NO_UNET]
+
+SUPPORTED = "a Stable Diffusion 1.5 or SDXL checkpoint"
+
+
+def refuse_adapter(path: Path, keys: Iterable[str]) -> None:
+    """Raise ``CheckpointError`` if the file is an adapter, or a checkpoint with unmerged adapter layers."""
+    keys = list(keys)
+    found = next((key for key in keys if _ADAPTER_KEY.search(key)), None)
+    wrapped = next((key for key in keys if _WRAPPED_KEY.search(key)), None)
+    if wrapped:
+        raise CheckpointError(
+            "the checkpoint was saved with adapter layers around its weights",
+            where=path,
+            expected=SUPPORTED,
+            found=wrapped,
+            hint="merge or unload the adapter before saving (fuse_lora and unload_lora_weights in diffusers)",
+        )
+    if found:
+        raise CheckpointError(
+            "this is an adapter, not a base checkpoint",
+            where=path,
+            expected=SUPPORTED,
+            found=found,
+            hint="give it to --lora or --para, and the checkpoint that it is for to --base",
+        )
+
+
+def refuse_foreign(path: Path, keys: Iterable[str]) -> None:
+    """Raise ``CheckpointError`` if the keys are of another architecture, or of weights not stored plainly."""
+    for key in keys:
+        for name, pattern in _FOREIGN_PATTERNS:
+            if pattern.search(key):
+                what = f"this is {name}" if name.startswith("a ") else f"this is a {name} model"
+                if name.startswith("quantised"):
+                    what = f"the checkpoint is {name}: its weights are not stored as numbers"
+                raise CheckpointError(what, where=path, expected=SUPPORTED, found=key)
+
+
+def without_unet(path: Path, keys: Iterable[str]) -> CheckpointError:
+    """The error for a file in which there is no UNet, with the name of what it is instead if it is known."""
+    keys = list(keys)
+    for name, pattern in _NO_UNET_PATTERNS:
+        if found := next((key for key in keys if pattern.search(key)), None):
+            return CheckpointError(
+                f"there is no UNet in this file: it is {name}", where=path, expected=SUPPORTED, found=found
+            )
+    sample = ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
+    return CheckpointError(
+        "this is not a checkpoint that paramerge knows",
+        where=path,
+        expected=SUPPORTED,
+        found=f"{len(keys)} tensors: {sample}" if keys else "no tensors",
+    )
