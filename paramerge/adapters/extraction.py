@@ -16,7 +16,7 @@ import numpy as np
 
 from paramerge.adapters.adapter import Adapter
 from paramerge.adapters.lora import LoraModule
-from paramerge.algebra import leading_output_directions, lora_survival
+from paramerge.algebra import leading_output_directions, lora_loss
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import FamilyError, NonFiniteError, UsageError
 
@@ -119,7 +119,7 @@ def _extract_layer(module: LoraModule, rank: int | None, energy: float | None) -
     Q = leading_output_directions(B, A, rank=rank, energy=energy)
     if Q.shape[1] == 0:
         return None
-    return ExtractedLayer(module.name, Q, module.rank, module.norm(), lora_survival(Q, B, A) ** 2)
+    return ExtractedLayer(module.name, Q, module.rank, module.norm(), lora_loss(Q, B, A) ** 2)
 
 
 def _loras(adapter: Adapter) -> Iterable[LoraModule]:

@@ -13,13 +13,11 @@ from paramerge.algebra.angles import (
 )
 from paramerge.algebra.arrays import storage_tolerance
 from paramerge.algebra.boundary import Bounded, adjusted_rank, rank_boundary
+from paramerge.algebra.interaction import lora_cosine, lora_loss, lora_survival, null_space_projection
 from paramerge.algebra.lowrank import (
     TruncatedLora,
     concat_loras,
     leading_output_directions,
-    lora_cosine,
-    lora_survival,
-    null_space_projection,
     truncate_lora,
 )
 from paramerge.algebra.merging import (
@@ -63,6 +61,7 @@ __all__ = [
     "joint_basis",
     "leading_output_directions",
     "lora_cosine",
+    "lora_loss",
     "lora_survival",
     "naive_combination",
     "null_space_projection",

@@ -1,4 +1,4 @@
-"""LoRAs as products of thin factors: truncate, concatenate, project and compare without forming ``B A``."""
+"""LoRAs as products of thin factors: truncate and concatenate them without forming ``B A``."""
 
 from __future__ import annotations
 
@@ -11,22 +11,17 @@ from paramerge.algebra.arrays import (
     Prepared,
     check_relative_cut,
     check_strength,
-    column_cut,
     number,
     prepare_matrices,
     rounding_cut,
 )
-from paramerge.algebra.para import reduce
-from paramerge.algebra.subspace import count_above, orthonormalise, require_orthonormal
+from paramerge.algebra.subspace import count_above
 from paramerge.errors import ShapeError, UsageError
 
 __all__ = [
     "TruncatedLora",
     "concat_loras",
     "leading_output_directions",
-    "lora_cosine",
-    "lora_survival",
-    "null_space_projection",
     "truncate_lora",
 ]
 
@@ -70,7 +65,8 @@ def truncate_lora(
         Keep the fewest directions with at least this share, 0 to 1, of the squared singular values. With
         both, the smaller rank counts; with neither, every direction that is there.
     rtol:
-        Relative cut for directions that are there, by default ``max(d, k, 16) * eps`` of the working precision.
+        Relative cut for directions that are there, by default ``max(d, k, 16) * eps`` of the working
+        precision.
 
     Raises
     ------
@@ -158,7 +154,7 @@ def concat_loras(
     prepared = prepare_matrices(factors, finite=True)
     wide_ups, wide_downs = prepared.arrays[: len(ups)], prepared.arrays[len(ups) :]
     for i, (up, down) in enumerate(zip(wide_ups, wide_downs, strict=True)):
-        _check_product(up, down, f"ups[{i}], downs[{i}]")
+        check_product(up, down, f"ups[{i}], downs[{i}]")
         if (up.shape[0], down.shape[1]) != (wide_ups[0].shape[0], wide_downs[0].shape[1]):
             raise ShapeError(
                 "The LoRAs are not for weights of one shape.",
@@ -171,93 +167,11 @@ def concat_loras(
     return xp.concat(scaled, axis=1), xp.concat(list(wide_downs), axis=0)
 
 
-def lora_survival(Q: Array, up: Array, down: Array) -> float:
-    """Tell what share of a LoRA a PaRa after it takes away: ``||Q^T B A||_F / ||B A||_F``, 0 to 1.
-
-    LoRA-then-PaRa minus PaRa-then-LoRA is ``-s P B A`` (section 3.2 argues the order in words), so this is
-    what the wrong order loses. It is 1 if ``span(B)`` lies in ``span(Q)``, whatever the LoRA's scale, and 0
-    if they are orthogonal. The share that survives is ``sqrt(1 - share**2)``: squares add up.
-
-    Parameters
-    ----------
-    Q:
-        (d, r) with orthonormal columns.
-    up, down:
-        (d, n) and (n, k). A LoRA that is 0 loses nothing: the share is 0.
-
-    Raises
-    ------
-    ShapeError, NonFiniteError, UsageError
-        Shapes do not fit, values are not finite, ``Q`` is not orthonormal.
-    """
-    require_orthonormal(Q)
-    prepared = prepare_factors(up, down, Q)
-    xp, (B, A, basis) = prepared.xp, prepared.arrays
-    _, R = xp.linalg.qr(xp.matrix_transpose(A))
-    product = B @ xp.matrix_transpose(R)  # of the same Frobenius norm as B A
-    total = number(xp.linalg.matrix_norm(product))
-    lost = number(xp.linalg.matrix_norm(xp.matrix_transpose(basis) @ product))
-    return min(1.0, lost / total) if total else 0.0
-
-
-def null_space_projection(
-    up: Array, down: Array, other_up: Array, strength: float = 1.0, *, rtol: float | None = None
-) -> tuple[Array, Array]:
-    """Keep of a LoRA what does not touch the output directions of another: ``(I - s P_other) B A``.
-
-    Parameters
-    ----------
-    up, down:
-        (d, r) and (r, k) of the LoRA to change.
-    other_up:
-        (d, n) of the other, or any basis of directions to spare.
-    strength:
-        1 removes all of it; less is the soft version, 0 none.
-    rtol:
-        As for :func:`orthonormalise`, of ``other_up``.
-
-    Returns
-    -------
-    up, down:
-        The changed up factor and the down factor, both in working precision.
-
-    Raises
-    ------
-    ShapeError, NonFiniteError, UsageError
-        Shapes do not fit, values are not finite, ``rtol`` out of range.
-    """
-    prepared = prepare_factors(up, down, other_up)
-    B, A, other = prepared.arrays
-    basis = orthonormalise(other, rtol=column_cut(other.shape, prepared) if rtol is None else rtol).Q
-    return reduce(B, basis, strength), A
-
-
-def lora_cosine(up1: Array, down1: Array, up2: Array, down2: Array) -> float:
-    """Tell whether two LoRAs reinforce or cancel: the cosine between ``B1 A1`` and ``B2 A2``, -1 to 1.
-
-    ``<B1 A1, B2 A2>_F = trace((B2^T B1) (A1 A2^T))`` over the two Frobenius norms: 1 for the same update up
-    to a positive scale, -1 for opposite ones, 0 for orthogonal ones or if either is 0.
-
-    Raises
-    ------
-    ShapeError, NonFiniteError, UsageError
-        The factors do not fit together, are not finite, or not of a real floating dtype.
-    """
-    first, second = prepare_factors(up1, down1), prepare_factors(up2, down2)
-    xp = prepare_factors(up1, down2 if down2.shape[0] == up1.shape[1] else down1, up2).xp
-    B1, A1 = first.arrays
-    B2, A2 = second.arrays
-    inner = number(xp.sum((xp.matrix_transpose(B2) @ B1) * xp.matrix_transpose(A1 @ xp.matrix_transpose(A2))))
-    norms = [number(xp.linalg.vector_norm(_thin_svd(factors)[1])) for factors in (first, second)]
-    scale = norms[0] * norms[1]
-    return max(-1.0, min(1.0, inner / scale)) if scale else 0.0
-
-
 def prepare_factors(up: Any, down: Any, basis: Any = None) -> Prepared:
     """Check the factors of a LoRA, and a basis for its output side; widen them together."""
     inputs = {"up": up, "down": down} | ({} if basis is None else {"basis": basis})
     prepared = prepare_matrices(inputs, finite=True)
-    _check_product(up, down, "up, down")
+    check_product(up, down, "up, down")
     if basis is not None and basis.shape[0] != up.shape[0]:
         raise ShapeError(
             "The directions and the LoRA belong to different layers.",
@@ -268,7 +182,8 @@ def prepare_factors(up: Any, down: Any, basis: Any = None) -> Prepared:
     return prepared
 
 
-def _check_product(up: Any, down: Any, where: str) -> None:
+def check_product(up: Any, down: Any, where: str) -> None:
+    """Refuse factors that cannot be multiplied."""
     if up.shape[1] != down.shape[0]:
         raise ShapeError(
             "The factors of a LoRA do not fit together.",

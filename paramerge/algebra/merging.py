@@ -12,7 +12,7 @@ from typing import Any
 
 import array_api_compat
 
-from paramerge.algebra.arrays import Array, number, prepare
+from paramerge.algebra.arrays import Array, column_cut, number, prepare, prepare_matrices
 from paramerge.algebra.para import reduce
 from paramerge.algebra.subspace import (
     BasisStack,
@@ -67,49 +67,51 @@ def graded_joint_basis(
         As :func:`joint_basis`.
     """
     given = stack_bases(bases, rtol)
-    if len(strengths) != len(bases):
-        raise UsageError(
-            "Not as many strengths as bases.",
-            where="strengths",
-            expected=len(bases),
-            found=len(strengths),
-        )
-    for i, strength in enumerate(strengths):
-        if not 0.0 <= strength <= 1.0:
-            raise UsageError(
-                "A joint merge has no meaning at this strength.",
-                where=f"strengths[{i}]",
-                expected="0 to 1",
-                found=strength,
-            )
-    xp = given.xp
-    Q = given.bases[0][:, :0]
-    weights = xp.zeros_like(Q[0, :])
-    for level in sorted({s for s in strengths if s > 0}, reverse=True):
-        at_level = [basis for basis, s in zip(given.bases, strengths, strict=True) if s == level]
-        fresh = _fresh_directions(xp, Q, at_level, given.cut)
-        Q = xp.concat([Q, fresh], axis=1)
-        weights = xp.concat([weights, level * xp.ones_like(fresh[0, :])])
-    return Q, weights
+    _check_strengths(bases, strengths)
+    graded: tuple[Array, Array] = _graded(given, strengths)
+    return graded
 
 
-def sequential_error(bases: Sequence[Array], *, rtol: float | None = None) -> float:
+def sequential_error(
+    bases: Sequence[Array], strengths: Sequence[float] | None = None, *, rtol: float | None = None
+) -> float:
     """Tell how far the sequence is from the joint merge: ``||(I-Pn)...(I-P1) - (I-Pm)||_2``, 0 to 1.
 
     For two adapters it is the cosine of their Friedrichs angle (:func:`friedrichs_cosine`), so 0 exactly
     when the projectors commute; for any ``W`` the two merges differ by at most this times ``||W||``.
 
+    With strengths it is ``||(I-s_n P_n)...(I-s_1 P_1) - (I - Q diag(w) Q^T)||_2`` with the joint merge of
+    :func:`graded_joint_basis`. Then commuting is not enough: a direction that two adapters share goes with
+    the stronger once in the joint merge, and with both in the sequence (for equal ones at strength s the
+    distance is ``s (1 - s)``). It is 0 for orthogonal spans.
+
     Parameters
     ----------
     bases:
         At least one (d, r_i), the first applied first; orthonormalised again first.
+    strengths:
+        One for each basis, from 0 to 1; all 1 by default.
     rtol:
         As for :func:`joint_basis`.
 
-    Raises as :func:`joint_basis`.
+    Raises
+    ------
+    UsageError
+        As :func:`graded_joint_basis`.
+    ShapeError, NonFiniteError
+        As :func:`joint_basis`.
     """
     given = stack_bases(bases, rtol)
-    singular_values = _sequence_on_joint_span(given)
+    if strengths is None:
+        strengths = [1.0] * len(bases)
+    _check_strengths(bases, strengths)
+    xp = given.xp
+    J, product = _sequence_on_joint_span(given, strengths)
+    Q, weights = _graded(given, strengths)
+    C = xp.matrix_transpose(J) @ Q
+    joint = xp.eye(J.shape[1], dtype=J.dtype, device=array_api_compat.device(J))
+    joint = joint - (C * weights) @ xp.matrix_transpose(C)
+    singular_values = xp.linalg.svdvals(product - joint)
     return number(singular_values[0]) if singular_values.shape[0] else 0.0
 
 
@@ -130,7 +132,8 @@ def removed_rank_sequential(bases: Sequence[Array], *, rtol: float | None = None
     ``rtol`` as for :func:`joint_basis`; a cosine of at most ``rtol`` counts as a right angle.
     """
     given = stack_bases(bases, rtol)
-    kept = _sequence_on_joint_span(given)
+    _, product = _sequence_on_joint_span(given, [1.0] * len(bases))
+    kept = given.xp.linalg.svdvals(product)
     return int(kept.shape[0]) - count_above(given.xp, kept, given.cut, 1.0)
 
 
@@ -160,15 +163,48 @@ def iterate_sequential(bases: Sequence[Array], W: Array, times: int = 1) -> Arra
         raise UsageError(
             "A sequence cannot be applied so often.", where="times", expected="0 or more", found=times
         )
-    prepared = prepare({"W": W, **{f"bases[{i}]": basis for i, basis in enumerate(bases)}})
-    result, *widened = prepared.arrays
-    given = stack_bases(widened, None)
+    named = {f"bases[{i}]": basis for i, basis in enumerate(bases)}
+    stored = prepare_matrices(named)
+    cut = max(column_cut(basis.shape, stored) for basis in bases)  # not that of a W of another dtype
+    result, *widened = prepare({"W": W, **named}).arrays
+    given = stack_bases(widened, cut)
     result = reduce(result, given.bases[0][:, :0])  # checks W even for 0 times
     for _ in range(times):
         for basis in given.bases:
             result = reduce(result, basis)
     reduced: Array = result
     return reduced
+
+
+def _check_strengths(bases: Sequence[Any], strengths: Sequence[float]) -> None:
+    if len(strengths) != len(bases):
+        raise UsageError(
+            "Not as many strengths as bases.",
+            where="strengths",
+            expected=len(bases),
+            found=len(strengths),
+        )
+    for i, strength in enumerate(strengths):
+        if not 0.0 <= strength <= 1.0:
+            raise UsageError(
+                "A joint merge has no meaning at this strength.",
+                where=f"strengths[{i}]",
+                expected="0 to 1",
+                found=strength,
+            )
+
+
+def _graded(given: BasisStack, strengths: Sequence[float]) -> tuple[Any, Any]:
+    """The columns and weights of :func:`graded_joint_basis`, level by level from the strongest."""
+    xp = given.xp
+    Q = given.bases[0][:, :0]
+    weights = xp.zeros_like(Q[0, :])
+    for level in sorted({s for s in strengths if s > 0}, reverse=True):
+        at_level = [basis for basis, s in zip(given.bases, strengths, strict=True) if s == level]
+        fresh = _fresh_directions(xp, Q, at_level, given.cut)
+        Q = xp.concat([Q, fresh], axis=1)
+        weights = xp.concat([weights, level * xp.ones_like(fresh[0, :])])
+    return Q, weights
 
 
 def _fresh_directions(xp: Any, Q: Any, bases: list[Any], cut: float) -> Any:
@@ -183,15 +219,15 @@ def _fresh_directions(xp: Any, Q: Any, bases: list[Any], cut: float) -> Any:
     return xp.linalg.qr(fresh)[0]
 
 
-def _sequence_on_joint_span(given: BasisStack) -> Any:
-    """Singular values of ``(I-Pn)...(I-P1)`` on the joint span, where ``I - Pm`` is 0; elsewhere both are I.
+def _sequence_on_joint_span(given: BasisStack, strengths: Sequence[float]) -> tuple[Any, Any]:
+    """The joint basis J, and ``(I - s_n P_n)...(I - s_1 P_1)`` in coordinates of it; elsewhere it is I.
 
-    In coordinates of the joint basis J the projector of Q is ``C C^T`` with ``C = J^T Q``.
+    In these coordinates the projector of Q is ``C C^T`` with ``C = J^T Q``.
     """
     xp = given.xp
     J, _ = joint_directions(xp, given.bases, given.cut)
     product = xp.eye(J.shape[1], dtype=J.dtype, device=array_api_compat.device(J))
-    for Q in given.bases:
+    for Q, strength in zip(given.bases, strengths, strict=True):
         C = xp.matrix_transpose(J) @ Q
-        product = product - C @ (xp.matrix_transpose(C) @ product)
-    return xp.linalg.svdvals(product)
+        product = product - strength * (C @ (xp.matrix_transpose(C) @ product))
+    return J, product

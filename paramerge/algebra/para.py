@@ -15,7 +15,7 @@ from paramerge.algebra.arrays import (
     rounding_cut,
 )
 from paramerge.algebra.subspace import count_above, require_orthonormal
-from paramerge.errors import ShapeError
+from paramerge.errors import ShapeError, UsageError
 
 __all__ = [
     "flatten_conv",
@@ -123,20 +123,27 @@ def numerical_rank(W: Array, *, rtol: float | None = None, reference: float | No
     W:
         (d, ...), two or more axes; flattened to (d, k).
     rtol:
-        Relative cut, by default ``max(d, k, 16) * eps`` of the working precision. A weight that was reduced and
-        then rounded to half precision has its full rank again, from rounding: verify a bake by
+        Relative cut, by default ``max(d, k, 16) * eps`` of the working precision. A weight that was reduced
+        and then rounded to half precision has its full rank again, from rounding: verify a bake by
         ``||Q^T W||``, not by a rank.
     reference:
-        What the cut is relative to, by default the largest singular value of ``W``. For the rank of a
-        reduced weight pass the spectral norm of the weight before, whose rounding it carries.
+        What the cut is relative to, 0 or more, by default the largest singular value of ``W``. For the rank
+        of a reduced weight pass the spectral norm of the weight before, whose rounding it carries.
 
     Raises
     ------
     ShapeError, NonFiniteError, UsageError
-        ``W`` has fewer than two axes, is not finite, or is not of a real floating dtype; ``rtol`` out of
-        range.
+        ``W`` has fewer than two axes, is not finite, or is not of a real floating dtype; ``rtol`` or
+        ``reference`` out of range.
     """
     check_relative_cut(rtol)
+    if reference is not None and not 0.0 <= reference < math.inf:
+        raise UsageError(
+            "A rank cannot be counted against this norm.",
+            where="reference",
+            expected="0 or more",
+            found=reference,
+        )
     prepared = prepare({"W": W}, finite=True)
     flat = _flatten(prepared.xp, prepared.arrays[0])
     if rtol is None:
