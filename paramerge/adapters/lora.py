@@ -29,6 +29,8 @@ class LoraModule:
         The file's alpha; None stands for alpha = rank, that is scale 1.
     rslora:
         Rank-stabilised scaling: alpha / sqrt(r) and not alpha / r.
+    alpha_key:
+        The key that the alpha was read from, where it is a tensor of the file.
     """
 
     name: ModuleName
@@ -37,6 +39,7 @@ class LoraModule:
     mid: StoredTensor | None = None
     alpha: float | None = None
     rslora: bool = False
+    alpha_key: str | None = None
 
     @property
     def rank(self) -> int:
@@ -68,6 +71,12 @@ class LoraModule:
     def tensors(self) -> tuple[StoredTensor, ...]:
         """Its tensors in the file."""
         return tuple(tensor for tensor in (self.up, self.down, self.mid) if tensor is not None)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys of the file that belong to this layer."""
+        own = tuple(tensor.key for tensor in self.tensors)
+        return own if self.alpha_key is None else (*own, self.alpha_key)
 
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
         """Read B (d, r) and A (r, k); the scale is *not* in them.

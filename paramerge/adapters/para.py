@@ -38,3 +38,8 @@ class ParaModule:
     def tensors(self) -> tuple[StoredTensor, ...]:
         """Its tensors in the file."""
         return (self.basis,)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys of the file that belong to this layer."""
+        return (self.basis.key,)

@@ -21,7 +21,7 @@ from paramerge.formats.pairs import Part
 
 __all__ = ["is_indexed", "read_keys", "token_embeddings"]
 
-_KEY = re.compile(r"(?P<component>unet|text_encoder):(?P<index>\d+):(?P<side>up|down)")
+_KEY = re.compile(r"(?P<component>unet|text_encoder):(?P<index>[0-9]{1,5}):(?P<side>up|down)")
 
 _UNET_CLASSES = {"CrossAttention", "Attention", "GEGLU"}
 _TEXT_CLASSES = {"CLIPAttention"}

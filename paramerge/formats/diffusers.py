@@ -10,6 +10,7 @@ New::
     unet.down_blocks.0....attn1.to_q.lora.down.weight
     unet.down_blocks.0....attn1.to_q.lora_A.weight                     as PEFT names it
     text_encoder.text_model....self_attn.q_proj.lora_linear_layer.down.weight
+    unet.down_blocks.0....attn1.to_q.lora_down.weight                  as OneTrainer names it
 
 There is no alpha (scale 1), or one beside the layer (``....to_q.alpha``), or since diffusers 0.34 the PEFT
 configuration in the file's metadata under ``lora_adapter_metadata``.
@@ -33,9 +34,12 @@ __all__ = ["METADATA_KEY", "dialect_of", "is_dotted_lora", "read_key", "scaling_
 METADATA_KEY = "lora_adapter_metadata"
 
 _NEW = re.compile(
-    r"(?P<path>.+)\.(?:(?:lora|lora_linear_layer)\.(?P<side>up|down)|lora_(?P<peft>[AB])(?:\.\w+)?)\.weight"
+    r"(?P<path>.+)\.(?:(?:lora\.|lora_linear_layer\.|lora_)(?P<side>up|down|mid)|lora_(?P<peft>[AB])(?:\.\w+)?)"
+    r"\.weight"
 )
-_OLD = re.compile(r"(?P<path>.+?)(?:\.processor)?\.to_(?P<layer>q|k|v|out)_lora\.(?P<side>up|down)\.weight")
+_OLD = re.compile(
+    r"(?P<path>.+?)(?:\.processor)?\.to_(?P<layer>q|k|v|out)_lora\.(?:(?P<side>up|down)\.weight|alpha)"
+)
 _ALPHA = re.compile(r"(?P<of>.+)\.alpha")
 
 
@@ -46,14 +50,14 @@ def is_dotted_lora(key: str) -> bool:
 
 def read_key(key: str) -> Part | None:
     """Understand one key; None if it names no layer or no part of a LoRA."""
+    if match := _OLD.fullmatch(key):
+        name = _layer(_modern(match["path"], match["layer"]))
+        return Part(name, match["side"] or "alpha", key) if name else None
     if match := _ALPHA.fullmatch(key):
         # diffusers' converters hang an alpha on a layer, or on the whole key of one of its factors
         of = read_key(match["of"])
         name = of.name if of else _layer(match["of"])
         return Part(name, "alpha", key) if name else None
-    if match := _OLD.fullmatch(key):
-        name = _layer(_modern(match["path"], match["layer"]))
-        return Part(name, match["side"], key) if name else None
     if match := _NEW.fullmatch(key):
         name = _layer(match["path"].replace(".processor.", "."))
         side = match["side"] or {"A": "down", "B": "up"}[match["peft"]]

@@ -2,7 +2,8 @@
 
 Text encoders are ``lora_te_`` (SD1, SD2) or ``lora_te1_`` and ``lora_te2_`` (SDXL). The UNet's names come in
 two spellings: diffusers' (``down_blocks_0_attentions_0``) and, for SDXL, LDM's (``input_blocks_4_1``), which
-tools call "sgm". LoCon adds convolutions and LyCORIS the Tucker core ``lora_mid``.
+tools call "sgm". LoCon adds convolutions and LyCORIS the Tucker core ``lora_mid``; LyCORIS around a bare UNet
+writes ``lycoris_`` for ``lora_unet_``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _KEY = re.compile(r"(?P<stem>[^.]+)\.(?:lora_(?P<role>up|down|mid)\.weight|(?P<a
 def is_kohya(key: str) -> bool:
     """Whether ``key`` has this dialect's form; its layer need not be known."""
     match = _KEY.fullmatch(key)
-    return match is not None and match["stem"].startswith("lora_")
+    return match is not None and match["stem"].startswith(("lora_", "lycoris_"))
 
 
 def read_key(key: str) -> Part | None:

@@ -32,23 +32,23 @@ _UNET = re.compile(
         | resnets\.\d+\. (?: conv1 | conv2 | time_emb_proj | conv_shortcut ) )
     | down_blocks\.\d+\.downsamplers\.0\.conv | up_blocks\.\d+\.upsamplers\.0\.conv
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
 _CLIP = re.compile(
     r"""
     text_model\.encoder\.layers\.\d+\.(?: self_attn\.(?:q|k|v|out)_proj | mlp\.fc[12] ) | text_projection
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
 
 _WORDS = (
     "down_blocks up_blocks mid_block input_blocks middle_block output_blocks transformer_blocks attentions "
     "resnets downsamplers upsamplers attn1 attn2 to_q to_k to_v to_out ff net proj proj_in proj_out conv "
     "conv1 conv2 conv_in conv_out conv_shortcut time_embedding add_embedding class_embedding linear_1 "
-    "linear_2 time_emb_proj time_embed label_emb in_layers out_layers emb_layers skip_connection op out text_model "
-    "encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 text_projection"
+    "linear_2 time_emb_proj time_embed label_emb in_layers out_layers emb_layers skip_connection op out "
+    "text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 text_projection"
 )
-_WORD = re.compile(rf"({'|'.join(sorted(_WORDS.split(), key=len, reverse=True))}|\d+)(?:_|$)")
+_WORD = re.compile(rf"({'|'.join(sorted(_WORDS.split(), key=len, reverse=True))}|[0-9]{{1,4}})(?:_|$)")
 _LDM_FIRST_WORDS = {"input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out"}
 
 _UNDERSCORED_PREFIXES = {
@@ -56,6 +56,7 @@ _UNDERSCORED_PREFIXES = {
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
+    "lycoris_": "unet",  # LyCORIS around a bare UNet
 }
 _DOTTED_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -26,7 +26,8 @@ from paramerge.formats.listing import listed
 
 __all__ = ["ARCHITECTURE_KEY", "BASE_HASH_KEY", "FORMAT_VERSION", "read_modules", "write_para"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = "1.0"
+"""Major and minor. A newer minor adds only what may be ignored; a newer major is refused."""
 SUFFIX = ".para_B"
 FORMAT_KEY = "paramerge.format"
 VERSION_KEY = "paramerge.format_version"
@@ -36,6 +37,8 @@ GAMMA_KEY = "paramerge.gamma"
 RANKS_KEY = "paramerge.ranks"
 TARGETS_KEY = "paramerge.targets"
 
+_MAJOR = int(FORMAT_VERSION.partition(".")[0])
+_VERSION = re.compile(r"(?P<major>[0-9]{1,4})(?:\.[0-9]{1,4})?")
 _DTYPES = ("F16", "BF16", "F32")
 _MODELSPEC_NAMES = {
     "sd15": "stable-diffusion-v1",
@@ -127,7 +130,7 @@ def write_para(
     ranks = {str(name): int(basis.shape[1]) for name, basis in modules.items()}
     entries = {
         FORMAT_KEY: "para",
-        VERSION_KEY: str(FORMAT_VERSION),
+        VERSION_KEY: FORMAT_VERSION,
         RANKS_KEY: json.dumps(ranks),
         TARGETS_KEY: json.dumps(sorted(targets) if targets is not None else _module_kinds(modules)),
         "modelspec.sai_model_spec": "1.0.0",
@@ -145,16 +148,16 @@ def write_para(
 
 def _check_version(header: Header) -> None:
     kind = header.metadata.get(FORMAT_KEY, "para")
-    version = header.metadata.get(VERSION_KEY, str(FORMAT_VERSION))
+    version = header.metadata.get(VERSION_KEY, FORMAT_VERSION)
     if kind != "para":
         raise FileFormatError(
             "this file says it is of another format", where=header.path, expected="para", found=kind
         )
-    if not version.isdecimal() or not 1 <= int(version) <= FORMAT_VERSION:
+    if not (numbers := _VERSION.fullmatch(version)) or int(numbers["major"]) != _MAJOR:
         raise FileFormatError(
             "this PaRa file is of a version that is not known here",
             where=header.path,
-            expected=f"format version {FORMAT_VERSION} or older",
+            expected=f"format version {_MAJOR}, or {_MAJOR}.0 and on",
             found=f"format version {version}",
             hint="update paramerge",
         )
@@ -272,13 +275,3 @@ def _checked_gamma(gamma: float | str, where: str) -> float:
             "gamma is a share of a layer's rank", where=where, expected="a number in (0, 1]", found=gamma
         )
     return value
-
-
-def native_path(path: str | os.PathLike[str]) -> Path:
-    """The path of a native file to write: it must end in ``.safetensors``."""
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise UsageError(
-            "a PaRa file is a safetensors file", where=path, expected="a name that ends in .safetensors"
-        )
-    return path

@@ -121,7 +121,7 @@ def _module(
     alpha, rslora = scaling(name, down.shape[0])
     if "alpha" in roles:
         alpha = read_alpha(stored(header, roles["alpha"]))
-    return LoraModule(name, up, down, mid, alpha, rslora)
+    return LoraModule(name, up, down, mid, alpha, rslora, roles.get("alpha"))
 
 
 def _check_shapes(up: StoredTensor, down: StoredTensor, mid: StoredTensor | None) -> None:

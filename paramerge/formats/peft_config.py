@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from paramerge.errors import AdapterError, FamilyError
 from paramerge.formats.pairs import Scaling
@@ -88,13 +89,7 @@ def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
                 found=f"{option}: {config[option]}",
             )
     _refuse_changed_base(config, where)
-    if config.get("fan_in_fan_out"):
-        raise AdapterError(
-            "the adapter was trained on layers stored transposed",
-            where=where,
-            expected="fan_in_fan_out off: no layer of a UNet or CLIP text encoder is stored so",
-            found="fan_in_fan_out: true",
-        )
+    # fan_in_fan_out is not looked at: it says how the base stores a weight, and B A is (out, in) either way
     return LoraSettings(
         alpha=_alpha(config.get("lora_alpha"), "lora_alpha", where),
         rank=_rank(config.get("r"), "r", where),
@@ -130,22 +125,26 @@ def _matching(pattern: Mapping[str, object], path: str) -> str:
     Text encoders are wrapped with and without ``text_model.`` in front, so either spelling may be meant.
     """
     for key in pattern:
-        if any(
-            re.match(rf"(.*\.)?({key})$", spelling) for spelling in (path, path.removeprefix("text_model."))
-        ):
+        if any(_pattern_for(key).match(spelling) for spelling in (path, path.removeprefix("text_model."))):
             return key
     return path
 
 
+@cache
+def _pattern_for(key: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({key})$")
+
+
 def _alpha(value: object, option: str, where: str) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or value == 0
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise _bad_option(option, value, where, "a number other than 0")
-    return float(value)
+    try:
+        alpha = float(value)
+    except OverflowError:
+        alpha = math.inf
+    if not math.isfinite(alpha) or alpha == 0:
+        raise _bad_option(option, value, where, "a finite number other than 0")
+    return alpha
 
 
 def _rank(value: object, option: str, where: str) -> int:
@@ -160,8 +159,8 @@ def _pattern(config: Mapping[str, object], option: str, where: str) -> list[tupl
         raise _bad_option(option, pattern, where, "a map from layer names to numbers")
     for key in pattern:
         try:
-            re.compile(key)
-        except re.error as error:
+            _pattern_for(key)
+        except (re.error, OverflowError, RecursionError) as error:
             raise _bad_option(
                 option, f"{key} ({error})", where, "names of layers or regular expressions"
             ) from None

@@ -29,15 +29,15 @@ _SHORT_HASH = re.compile(r"[0-9a-f]{8,10}")
 def guess_architecture(
     modules: Mapping[ModuleName, ParaModule | LoraModule], metadata: Mapping[str, str]
 ) -> str | None:
-    """``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``: what shapes prove, or names show, or metadata say.
+    """``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``.
 
-    None where they leave it open (the first text encoder is the same in SD1.5 and SDXL), or where shapes
+    Shapes prove it; else a PaRa states it, else names show it, else the trainer noted it. None where they leave it open (the first text encoder is the same in SD1.5 and SDXL), or where shapes
     contradict each other.
     """
     proven = set(_from_shapes(modules.values()))
     if proven:
         return proven.pop() if len(proven) == 1 else None
-    return _from_names(modules) or _from_metadata(metadata)
+    return metadata.get(ARCHITECTURE_KEY) or _from_names(modules) or _from_metadata(metadata)
 
 
 def base_hashes(metadata: Mapping[str, str]) -> tuple[str, ...]:
@@ -69,15 +69,14 @@ def _from_names(modules: Iterable[ModuleName]) -> str | None:
         return "sdxl"
     paths = [name.path for name in names if name.component == "unet"]
     if any(
-        path.startswith("add_embedding.") or re.search(r"transformer_blocks\.[4-9]\.", path) for path in paths
+        path.startswith("add_embedding.") or re.search(r"transformer_blocks\.(?:[4-9]|\d\d)\.", path)
+        for path in paths
     ):
         return "sdxl"
     return None
 
 
 def _from_metadata(metadata: Mapping[str, str]) -> str | None:
-    if ARCHITECTURE_KEY in metadata:
-        return metadata[ARCHITECTURE_KEY]
     for key, table in (("ss_base_model_version", _KOHYA_VERSIONS), ("modelspec.architecture", _MODELSPEC)):
         for beginning, architecture in table:
             if metadata.get(key, "").lower().startswith(beginning):
