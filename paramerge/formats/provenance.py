@@ -31,8 +31,9 @@ def guess_architecture(
 ) -> str | None:
     """``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``.
 
-    Shapes prove it; else a PaRa states it, else names show it, else the trainer noted it. None where they leave it open (the first text encoder is the same in SD1.5 and SDXL), or where shapes
-    contradict each other.
+    Shapes prove it; else a PaRa states it, else names show it, else the trainer noted it. None where they
+    leave it open (the first text encoder is the same in SD1.5 and SDXL), or where shapes contradict each
+    other.
     """
     proven = set(_from_shapes(modules.values()))
     if proven:
