@@ -2,7 +2,8 @@
 
 diffusers and transformers name weights ``STEM[.VARIANT].safetensors``, or in shards
 ``STEM[.VARIANT]-00001-of-00002.safetensors`` with ``STEM.safetensors.index[.VARIANT].json``, which maps each
-key to its shard. Beside them lie twins in other formats that must not be mixed up with a changed copy.
+key to its shard; older versions of diffusers put the variant behind the numbers and before ``index``.
+Beside them lie twins in other formats that must not be mixed up with a changed copy.
 """
 
 from __future__ import annotations
@@ -13,10 +14,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
+from paramerge.checkpoints.folder_links import check_regular, refuse_link_outside
 from paramerge.checkpoints.header import Header, read_header
 from paramerge.errors import CheckpointError
 
-__all__ = ["WEIGHT_SUFFIXES", "Weights", "choose_weights", "read_weights", "stem_of"]
+__all__ = [
+    "WEIGHT_SUFFIXES",
+    "Weights",
+    "choose_weights",
+    "is_shard",
+    "is_weight_file",
+    "read_weights",
+    "stem_of",
+]
 
 WEIGHT_SUFFIXES = (
     ".safetensors",
@@ -60,6 +70,14 @@ def is_weight_file(path: Path) -> bool:
     return path.name.endswith((*WEIGHT_SUFFIXES, ".index.json")) or ".safetensors.index." in path.name
 
 
+_SHARD = re.compile(r".*-\d{5}-of-\d{5}(\..+)?\.safetensors")
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is, by its name, one of several that hold a model together."""
+    return _SHARD.fullmatch(path.name) is not None
+
+
 def choose_weights(folder: Path, component: str, variant: str | None) -> Weights:
     """The weights to take: ``variant`` if given, else the plain ones, else the only variant there is.
 
@@ -96,16 +114,17 @@ def choose_weights(folder: Path, component: str, variant: str | None) -> Weights
 
 def _available(folder: Path, stem: str) -> dict[str | None, Weights]:
     """Every variant in the folder, by name; None is the one without."""
-    whole = re.compile(rf"{stem}(?:\.(?P<variant>[\w-]+?))?\.safetensors")
-    index = re.compile(rf"{stem}\.safetensors\.index(?:\.(?P<variant>[\w-]+))?\.json")
-    shard = re.compile(rf"{stem}.*-\d{{5}}-of-\d{{5}}.*\.safetensors")
+    names = [
+        re.compile(rf"{stem}(?:\.(?P<variant>[\w-]+))?\.safetensors"),
+        re.compile(rf"{stem}\.safetensors\.index(?:\.(?P<variant>[\w-]+))?\.json"),
+        re.compile(rf"{stem}\.safetensors\.(?P<variant>[\w-]+)\.index\.json"),
+    ]
     found: dict[str | None, Weights] = {}
     for path in sorted(folder.iterdir()):
-        match = (
-            None if shard.fullmatch(path.name) else whole.fullmatch(path.name) or index.fullmatch(path.name)
-        )
-        if match is None:
+        match = next((match for name in names if (match := name.fullmatch(path.name))), None)
+        if match is None or is_shard(path):
             continue
+        check_regular(path)
         variant = match["variant"]
         if variant in found:
             raise CheckpointError(
@@ -137,14 +156,14 @@ def _no_weights(folder: Path, stem: str) -> CheckpointError:
     )
 
 
-def read_weights(weights: Weights) -> list[Header]:
+def read_weights(weights: Weights, root: Path) -> list[Header]:
     """The headers of the weights' files, in the order of their names, checked against the index if sharded.
 
     Raises
     ------
     CheckpointError
-        The index is not one, names files outside its folder or files that are missing, or does not agree
-        with what the shards hold.
+        The index is not one, names files outside its folder (also through links out of ``root``) or files
+        that are missing, or does not agree with what the shards hold.
     FileFormatError
         A file is damaged.
     """
@@ -163,6 +182,8 @@ def read_weights(weights: Weights) -> list[Header]:
             found="missing: " + ", ".join(missing),
             hint="download them, or the whole folder, again",
         )
+    for name in names:
+        refuse_link_outside(folder / name, root)
     headers = [read_header(folder / name) for name in names]
     _check_shards(weights.path, weight_map, headers)
     return headers

@@ -47,6 +47,7 @@ _ENCODERS = (
     EncoderPrefix("text_encoder_2.", "text_encoder_2", False),
 )
 _VAE_PREFIXES = (LDM_VAE_PREFIX, "vae.")
+_EMA_PREFIX = "model_ema."
 
 
 def locate(keys: Collection[str], component: str | None = None) -> dict[str, Located]:
@@ -58,7 +59,7 @@ def locate(keys: Collection[str], component: str | None = None) -> dict[str, Loc
         All keys of the file; of one shard, if ``component`` is given.
     component:
         The component whose folder the file lies in, or None for a single file, whose components are told
-        apart by the keys (``other`` for what belongs to none).
+        apart by the keys (``ema`` for a second set of weights, ``other`` for what belongs to none).
 
     Raises
     ------
@@ -116,6 +117,8 @@ def _locate_single(key: str, unet: _UNetNames | None) -> Located:
             return _locate_encoder(key.removeprefix(encoder.prefix), encoder)
     if key.startswith(_VAE_PREFIXES):
         return Located("vae")
+    if key.startswith(_EMA_PREFIX):
+        return Located("ema")
     return Located("other")
 
 

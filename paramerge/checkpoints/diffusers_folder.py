@@ -18,6 +18,7 @@ from paramerge.checkpoints.component_folder import (
     read_weights,
     stem_of,
 )
+from paramerge.checkpoints.folder_links import check_regular, refuse_link_outside
 from paramerge.checkpoints.header import Header
 from paramerge.errors import CheckpointError
 
@@ -77,7 +78,7 @@ def read_folder(folder: Path, variant: str | None) -> FolderContents:
                 hint="download the whole model again",
             )
         weights = choose_weights(subfolder, component, variant)
-        headers = read_weights(weights)
+        headers = read_weights(weights, folder)
         contents.weights[component] = [(_relative(header.path, folder), header) for header in headers]
         taken |= {weights.path, *(header.path for header in headers)}
         _sort_component(folder, subfolder, taken, contents)
@@ -146,11 +147,16 @@ def _sort_component(folder: Path, subfolder: Path, taken: set[Path], contents: F
     """Sort the files beside a component's weights: its config and index come along, twins stay behind."""
     for path in _walk(subfolder, contents, folder):
         if path.suffix == ".json" and path in taken:
-            contents.companions.append(_relative(path, folder))
+            contents.companions.append(_companion(path, folder))
         elif path not in taken and is_weight_file(path):
             contents.left_out.append((_relative(path, folder), _twin(path)))
         elif path not in taken:
-            contents.companions.append(_relative(path, folder))
+            contents.companions.append(_companion(path, folder))
+
+
+def _companion(path: Path, folder: Path) -> PurePosixPath:
+    refuse_link_outside(path, folder)
+    return _relative(path, folder)
 
 
 def _twin(path: Path) -> str:
@@ -173,11 +179,13 @@ def _sort_rest(folder: Path, named: dict[str, str], contents: FolderContents) ->
             elif path.name.startswith(BAKED_COMPONENTS) and path.name not in named:
                 contents.left_out.append((relative, f"unchanged weights that {MODEL_INDEX} does not name"))
             else:
-                contents.companions += [_relative(file, folder) for file in _walk(path, contents, folder)]
+                contents.companions += [_companion(file, folder) for file in _walk(path, contents, folder)]
         elif is_weight_file(path):
             contents.left_out.append((relative, "weights of the whole model, which are not changed"))
         else:
-            contents.companions += [_relative(file, folder) for file in _only_files([path], contents, folder)]
+            contents.companions += [
+                _companion(file, folder) for file in _only_files([path], contents, folder)
+            ]
 
 
 def _walk(start: Path, contents: FolderContents, folder: Path) -> Iterator[Path]:
@@ -202,14 +210,8 @@ def _walk(start: Path, contents: FolderContents, folder: Path) -> Iterator[Path]
 
 def _only_files(paths: list[Path], contents: FolderContents, folder: Path) -> Iterator[Path]:
     for path in paths:
-        if path.is_file():
-            yield path
-        elif path.exists():
+        if path.exists() and not path.is_file():
             contents.left_out.append((_relative(path, folder), "not a regular file"))
-        else:
-            raise CheckpointError(
-                "the folder is incomplete: a link leads nowhere",
-                where=path,
-                found=f"a link to {path.readlink()}",
-                hint="download the model again",
-            )
+            continue
+        check_regular(path)
+        yield path

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paramerge.errors import CheckpointError
 
-__all__ = ["refuse_adapter", "refuse_foreign", "without_unet"]
+__all__ = ["refuse_adapter", "refuse_foreign", "refuse_wrapped", "without_unet"]
 
 _ADAPTER_KEY = re.compile(
     r"\.(lora_(up|down|mid|A|B|E)|lora|lora_linear_layer|hada_w\d|lokr_w\d|oft_\w+|boft_\w+|dora_scale|para_B"
@@ -16,6 +16,7 @@ _ADAPTER_KEY = re.compile(
     r"|\.to_(q|k|v|out)_lora\.|^(lora_|lycoris_|unet:\d+:|text_encoder:\d+:)"
 )
 _WRAPPED_KEY = re.compile(r"\.base_layer\.(weight|bias)$")
+_TRAINING_WRAPPER = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_forward_module)\.|^module\.")
 
 _FOREIGN = (
     ("FLUX", r"double_blocks\.\d+\.img_attn\.|single_transformer_blocks\.\d+\."),
@@ -77,6 +78,20 @@ def refuse_adapter(path: Path, keys: Iterable[str]) -> None:
             found=found,
             hint="give it to --lora or --para, and the checkpoint that it is for to --base",
         )
+
+
+def refuse_wrapped(path: Path, keys: Iterable[str]) -> None:
+    """Raise ``CheckpointError`` if a model was saved from inside a wrapper: no reader knows such names."""
+    for key in keys:
+        if match := _TRAINING_WRAPPER.search(key):
+            wrapper = match[0].strip(".")
+            raise CheckpointError(
+                f"the checkpoint was saved from a wrapped model: its keys have {wrapper!r} in them",
+                where=path,
+                expected=SUPPORTED,
+                found=key,
+                hint="save it again from the unwrapped model (accelerate's unwrap_model, or model._orig_mod)",
+            )
 
 
 def refuse_foreign(path: Path, keys: Iterable[str]) -> None:

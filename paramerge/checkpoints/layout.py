@@ -6,14 +6,16 @@ Three layouts: a single file (LDM), a diffusers folder, and a file with the UNet
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from paramerge.checkpoints.architecture import Architecture, detect_architecture
+from paramerge.checkpoints.component_folder import is_shard
 from paramerge.checkpoints.components import Located, locate
 from paramerge.checkpoints.diffusers_folder import FolderContents, read_folder
-from paramerge.checkpoints.foreign import refuse_adapter, refuse_foreign, without_unet
+from paramerge.checkpoints.foreign import refuse_adapter, refuse_foreign, refuse_wrapped, without_unet
 from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.targets import Target, targets_of
@@ -37,7 +39,7 @@ class WeightFile:
     """The component whose folder it lies in; None for a file whose components are told by the keys."""
     targets: Mapping[ModuleName, Target] = field(repr=False)
     components: Mapping[str, str] = field(repr=False)
-    """Every key's component: ``unet``, ``text_encoder``, ``text_encoder_2``, ``vae`` or ``other``."""
+    """Every key's component: one that adapters reach, ``vae``, ``ema`` or ``other``."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Base:
     """The other files of a folder, that come along untouched."""
     left_out: tuple[tuple[PurePosixPath, str], ...] = field(repr=False)
     """Files and folders that must not come along, each with the reason."""
+    warnings: tuple[str, ...] = ()
+    """What a user should know of tensors that stay as they are."""
 
 
 def open_base(path: str | os.PathLike[str], variant: str | None = None) -> Base:
@@ -77,50 +81,65 @@ def open_base(path: str | os.PathLike[str], variant: str | None = None) -> Base:
     path = Path(path)
     if path.is_dir():
         folder = read_folder(path, variant)
-        files = [
-            _located(header, relative, component)
-            for component, weights in folder.weights.items()
-            for relative, header in weights
-        ]
-        return _base(path, DIFFUSERS_FOLDER, files, folder)
-    if not path.exists():
+        parts = [_opened(component, weights) for component, weights in folder.weights.items()]
+        return _base(path, DIFFUSERS_FOLDER, [file for files in parts for file in files], folder)
+    _check_file(path, variant)
+    files = _opened(None, [(PurePosixPath(path.name), read_header(path))])
+    alone = not {"text_encoder", "text_encoder_2", "vae"} & set(files[0].components.values())
+    return _base(path, UNET_FILE if alone else SINGLE_FILE, files, FolderContents())
+
+
+def _check_file(path: Path, variant: str | None) -> None:
+    if not path.is_file():
         raise CheckpointError(
-            "no such file or folder", where=path, expected="a .safetensors file or a diffusers folder"
+            "this is not a regular file" if path.exists() else "no such file or folder",
+            where=path,
+            expected="a .safetensors file or a diffusers folder",
         )
     if variant is not None:
         raise CheckpointError("only folders have variants", where=path, found=f"variant {variant!r}")
-    file = _located(read_header(path), PurePosixPath(path.name), None)
-    alone = not {"text_encoder", "text_encoder_2", "vae"} & set(file.components.values())
-    return _base(path, UNET_FILE if alone else SINGLE_FILE, [file], FolderContents())
+    if is_shard(path) and "-of-00001" not in path.name:
+        raise CheckpointError(
+            "this file is one of several shards that are a model together",
+            where=path,
+            expected="the folder with all shards and their index",
+            hint=f"give the folder to --base: {path.parent}",
+        )
 
 
 @dataclass(frozen=True)
-class _LocatedFile:
+class _OpenedFile:
     """A weight file with the canonical names of its tensors."""
 
-    header: Header
-    relative: PurePosixPath
-    component: str | None
+    weights: WeightFile
     located: Mapping[str, Located]
 
     @property
-    def components(self) -> dict[str, str]:
-        return {key: located.component for key, located in self.located.items()}
-
-    def weight_file(self) -> WeightFile:
-        shapes = {key: info.shape for key, info in self.header.tensors.items()}
-        targets = targets_of(shapes, self.located)
-        return WeightFile(self.header, self.relative, self.component, targets, self.components)
+    def components(self) -> Mapping[str, str]:
+        return self.weights.components
 
 
-def _located(header: Header, relative: PurePosixPath, component: str | None) -> _LocatedFile:
-    refuse_adapter(header.path, header.tensors)
-    if component in (None, "unet"):
-        refuse_foreign(header.path, header.tensors)
-    return _LocatedFile(header, relative, component, locate(header.tensors, component))
+def _opened(component: str | None, files: Iterable[tuple[PurePosixPath, Header]]) -> list[_OpenedFile]:
+    """Name the tensors of one component's files (of several shards, all together) or of a single file."""
+    files = list(files)
+    for _, header in files:
+        refuse_adapter(header.path, header.tensors)
+        refuse_wrapped(header.path, header.tensors)
+        if component in (None, "unet"):
+            refuse_foreign(header.path, header.tensors)
+    shapes = {key: info.shape for _, header in files for key, info in header.tensors.items()}
+    located = locate(shapes, component)
+    targets = targets_of(shapes, located)
+    opened = []
+    for relative, header in files:
+        here = {name: target for name, target in targets.items() if target.key in header.tensors}
+        names = {key: located[key] for key in header.tensors}
+        components = {key: name.component for key, name in names.items()}
+        opened.append(_OpenedFile(WeightFile(header, relative, component, here, components), names))
+    return opened
 
 
-def _base(path: Path, layout: str, files: Iterable[_LocatedFile], others: FolderContents) -> Base:
+def _base(path: Path, layout: str, files: Iterable[_OpenedFile], others: FolderContents) -> Base:
     files = tuple(files)
     architecture = _architecture(path, files)
     return Base(
@@ -128,21 +147,42 @@ def _base(path: Path, layout: str, files: Iterable[_LocatedFile], others: Folder
         layout,
         architecture.name,
         architecture.true_dimensions,
-        tuple(file.weight_file() for file in files),
+        tuple(file.weights for file in files),
         tuple(others.companions),
         tuple(others.left_out),
+        tuple(_warnings(files)),
     )
 
 
-def _architecture(path: Path, files: Iterable[_LocatedFile]) -> Architecture:
+def _architecture(path: Path, files: Iterable[_OpenedFile]) -> Architecture:
     """The architecture of the UNet in the files; raises where there is none."""
     unet = {
-        part: file.header.tensors[key].shape
+        part: file.weights.header.tensors[key].shape
         for file in files
         for key, located in file.located.items()
         if located.component == "unet"
         for part in located.parts
     }
     if not any(name.startswith("up_blocks.") for name in unet):
-        raise without_unet(path, [key for file in files for key in file.header.tensors])
+        raise without_unet(path, [key for file in files for key in file.located])
     return detect_architecture(unet)
+
+
+_ENCODER_LIKE = re.compile(r"^(?!.*vis(ion|ual)).*(encoder\.layers|resblocks)\.\d+\.(self_attn|attn|mlp)\.")
+
+
+def _warnings(files: Iterable[_OpenedFile]) -> Iterator[str]:
+    """What stays as it is although a user may expect adapters to reach it."""
+    nameless = [(key, name) for file in files for key, name in file.located.items() if not name.parts]
+    ema = sum(name.component == "ema" for _, name in nameless)
+    if ema:
+        yield (
+            f"{ema} EMA tensors (model_ema.*) stay as they are: readers that prefer them over the weights "
+            "will not see the adapters"
+        )
+    encoder = [key for key, name in nameless if name.component != "vae" and _ENCODER_LIKE.match(key)]
+    if encoder:
+        yield (
+            f"{len(encoder)} tensors look like a text encoder's, under names of no known layout: adapters "
+            f"do not reach them ({encoder[0]} ...)"
+        )

@@ -106,9 +106,23 @@ def infer_structure(keys: Iterable[str]) -> UNetStructure:
         The keys leave gaps (a block is missing), or they are not a UNet's.
     """
     keys = list(keys)
-    if any(key.startswith("input_blocks.") for key in keys):
-        return _infer_from_ldm(keys)
-    return _infer_from_diffusers(keys)
+    ldm = any(key.startswith("input_blocks.") for key in keys)
+    structure = _infer_from_ldm(keys) if ldm else _infer_from_diffusers(keys)
+    _check_skips(structure)
+    return structure
+
+
+def _check_skips(structure: UNetStructure) -> None:
+    """Every resnet on the way up reads what one block on the way down left: their numbers are the same."""
+    left = 1 + sum(len(level.attentions) + level.resampler for level in structure.down)
+    read = sum(len(level.attentions) for level in structure.up)
+    if left != read:
+        raise CheckpointError(
+            "the UNet is incomplete: its way down and its way up do not fit",
+            where="the UNet's blocks",
+            expected=f"{left} resnets on the way up, for as many outputs on the way down",
+            found=f"{read} resnets on the way up",
+        )
 
 
 def _infer_from_ldm(keys: list[str]) -> UNetStructure:
