@@ -1,9 +1,12 @@
 """The arithmetic on one stored tensor, in blocks of rows that stay in a core's cache.
 
-Arithmetic is in float32 for stored 8- and 16-bit floats and in float64 for wider ones, with one rounding
-into the output. A tensor is seen as the matrix of its first axis against all others (paper's section 3.1,
-"Remark on convolutional kernels"); layers that are stored transposed, or as rows of a stacked matrix
-(OpenCLIP), are edited where they stand.
+Arithmetic is in float32 for F16 and 8-bit floats and in float64 for the others, with one rounding into the
+output. BF16 needs float64 too: it has float32's range, so where a result nearly cancels its spacing is finer
+than float32's error (F16 spaces its smallest values by 6e-8, which is not).
+
+A tensor is seen as the matrix of its first axis against all others (paper's section 3.1, "Remark on
+convolutional kernels"); layers that are stored transposed, or as rows of a stacked matrix (OpenCLIP), are
+edited where they stand.
 """
 
 from __future__ import annotations
@@ -205,7 +208,7 @@ def as_matrix(data: memoryview, dtype: str, columns: int) -> torch.Tensor:
 
 
 def _compute_dtype(plan: TensorPlan) -> torch.dtype:
-    wide = plan.info.dtype == "F64" or plan.dtype in ("F32", "F64")
+    wide = plan.info.dtype == "F64" or (plan.edits and plan.dtype in ("BF16", "F32", "F64"))
     return torch.float64 if wide else torch.float32
 
 
