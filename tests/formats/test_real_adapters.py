@@ -1,0 +1,127 @@
+"""The real adapters: every key accounted for, and each layer's change as diffusers and PEFT have it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from adapter_files import REAL_LOKRS, REAL_LORAS, factors, product_distance
+from lora_oracles import OldTextEncoder, by_diffusers, full_name, layers_of_class, loaded
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from paramerge.adapters import Adapter, LoraModule
+from paramerge.checkpoints.header import read_header
+from paramerge.errors import FamilyError
+from paramerge.formats import open_adapter
+
+EXACT = 1e-12
+"""The same stored numbers in float64: what is left is the rounding of two QR factorisations."""
+
+
+@pytest.fixture(params=REAL_LORAS)
+def real(request: pytest.FixtureRequest, shared_dir: Path) -> Path:
+    return shared_dir / "fixtures" / "adapters" / request.param
+
+
+def lora(adapter: Adapter, name: str) -> LoraModule:
+    module = {str(key): value for key, value in adapter.modules.items()}[name]
+    assert isinstance(module, LoraModule)
+    return module
+
+
+def test_every_key_is_in_a_layer_or_left_over(real: Path) -> None:
+    adapter = open_adapter(real, family="lora")
+    used = [key for module in adapter.modules.values() for key in module.keys]
+    left = [key for leftover in adapter.leftovers for key in leftover.keys]
+    assert sorted(used + left) == sorted(read_header(adapter.path).tensors)
+    assert all(key.startswith("<s") for key in left), "only disney's token embeddings change no layer"
+
+
+def test_old_diffusers_file_is_what_diffusers_loads(shared_dir: Path) -> None:
+    path = shared_dir / "fixtures" / "adapters" / "diffusers_old_catundchat_sd15.safetensors"
+    adapter = open_adapter(path)
+    expected = by_diffusers(path, "sd15", ("unet",))
+    assert (adapter.dialect, adapter.architecture) == ("diffusers-old", "sd15")
+    assert {str(name) for name in adapter.modules} == expected.keys()
+    assert len(expected) == 128
+    worst = max(product_distance(factors(lora(adapter, name)), pair) for name, pair in expected.items())
+    assert worst < EXACT
+
+
+def test_peft_text_encoder_is_what_peft_loads(shared_dir: Path) -> None:
+    from peft import PeftModel
+
+    path = shared_dir / "fixtures" / "adapters" / "peft_sd15_text_encoder"
+    adapter = open_adapter(path)
+    model = PeftModel.from_pretrained(OldTextEncoder("text_encoder"), str(path), low_cpu_mem_usage=True)
+    expected = {f"text_encoder.{name}": pair for name, pair in loaded(model.base_model.model)}
+    assert adapter.dialect == "peft"
+    assert adapter.sources == (path / "adapter_model.safetensors", path / "adapter_config.json")
+    assert {str(name) for name in adapter.modules} == expected.keys()
+    assert len(expected) == 24
+    worst = max(product_distance(factors(lora(adapter, name)), pair) for name, pair in expected.items())
+    assert worst < EXACT
+
+
+def walk_of_2023(classes: frozenset[str]) -> list[tuple[str, tuple[int, int]]]:
+    """SD1.5's layers in the order that cloneofsimo's files number them, from diffusers' own UNet.
+
+    A transformer block then registered its attention, its feed-forward and its cross-attention in this
+    order; today the feed-forward comes last. All else is registered as it was.
+    """
+    today = layers_of_class("unet", classes)
+    order = {"attn1": 0, "ff": 1, "attn2": 2}
+    blocks: dict[str, list[tuple[str, tuple[int, int]]]] = {}
+    for name, shape in today:
+        blocks.setdefault(name.partition(".transformer_blocks.0.")[0], []).append((name, shape))
+
+    def part(layer: tuple[str, tuple[int, int]]) -> int:
+        return order[layer[0].partition(".transformer_blocks.0.")[2].partition(".")[0]]
+
+    return [layer for block in blocks.values() for layer in sorted(block, key=part)]
+
+
+@pytest.mark.parametrize("name", [name for name in REAL_LORAS if name.startswith("cloneofsimo")])
+def test_numbered_layers_are_those_of_the_walk_over_the_models(name: str, shared_dir: Path) -> None:
+    path = shared_dir / "fixtures" / "adapters" / name
+    adapter = open_adapter(path)
+    tensors = load_file(path)
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    expected = {}
+    for component in ("unet", "text_encoder"):
+        classes = frozenset(json.loads(metadata[component]))
+        walk = walk_of_2023(classes) if component == "unet" else layers_of_class(component, classes)
+        numbers = [key for key in tensors if key.startswith(f"{component}:") and key.endswith(":up")]
+        assert len(walk) == len(numbers)
+        for index, (layer, shape) in enumerate(walk):
+            B, A = (tensors[f"{component}:{index}:{side}"].astype(np.float64) for side in ("up", "down"))
+            assert (B.shape[0], A.shape[1]) == shape
+            expected[f"{component}.{layer if component == 'unet' else full_name(layer)}"] = (B, A)
+    assert (adapter.dialect, adapter.architecture) == ("cloneofsimo", "sd15")
+    assert {str(n) for n in adapter.modules} == expected.keys()
+    worst = max(product_distance(factors(lora(adapter, name)), pair) for name, pair in expected.items())
+    assert worst < EXACT
+
+
+@pytest.mark.parametrize("name", REAL_LOKRS)
+def test_lokr_is_refused_by_its_name(name: str, shared_dir: Path) -> None:
+    with pytest.raises(FamilyError, match="LoKr cannot be baked") as caught:
+        open_adapter(shared_dir / "fixtures" / "adapters" / name)
+    assert "350 modules" in str(caught.value.found)
+
+
+def test_norm_is_that_of_the_formed_product(real: Path) -> None:
+    adapter = open_adapter(real)
+    for module in list(adapter.modules.values())[::16]:
+        assert isinstance(module, LoraModule)
+        B, A = factors(module)
+        assert module.norm() == pytest.approx(float(np.linalg.norm(B @ A)), rel=1e-7)
+
+
+def test_a_lora_given_as_para_is_refused(real: Path) -> None:
+    with pytest.raises(FamilyError, match="this is a LoRA, not a PaRa"):
+        open_adapter(real, family="para")
