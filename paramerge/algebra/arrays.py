@@ -11,7 +11,7 @@ the caller rounds back, once. Inputs of several dtypes are worked on in the wide
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -94,17 +94,20 @@ def prepare(inputs: Mapping[str, MatrixLike], *, finite: bool = False) -> Prepar
     return Prepared(xp, arrays, 2 * UNIT_ROUNDOFF[wide], roundoff)
 
 
-def prepare_matrices(inputs: Mapping[str, MatrixLike], *, finite: bool = False) -> Prepared:
-    """As :func:`prepare`, for inputs that must be matrices with at least one row.
+def prepare_matrices(
+    inputs: Mapping[str, MatrixLike], *, finite: bool = False, rowless: Collection[str] = ()
+) -> Prepared:
+    """As :func:`prepare`, for inputs that must be matrices, with at least one row if not in ``rowless``.
 
     Raises :class:`~paramerge.errors.ShapeError` for any other shape.
     """
     for name, array in inputs.items():
-        if not hasattr(array, "shape") or len(array.shape) != 2 or array.shape[0] == 0:
+        least = 0 if name in rowless else 1
+        if not hasattr(array, "shape") or len(array.shape) != 2 or array.shape[0] < least:
             raise ShapeError(
-                f"{name} is not a matrix with at least one row.",
+                f"{name} is not a matrix with at least one row." if least else f"{name} is not a matrix.",
                 where=name,
-                expected="shape (d, n), d >= 1",
+                expected=f"shape (d, n), d >= {least}",
                 found=f"shape {tuple(getattr(array, 'shape', ()))}",
                 hint="Flatten a convolution weight with flatten_conv first.",
             )

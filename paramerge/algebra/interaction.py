@@ -101,7 +101,7 @@ def lora_cosine(up1: Array, down1: Array, up2: Array, down2: Array) -> float:
         The factors do not fit together, are not finite, or not of a real floating dtype.
     """
     given = {"up1": up1, "down1": down1, "up2": up2, "down2": down2}
-    prepared = prepare_matrices(given, finite=True)
+    prepared = prepare_matrices(given, finite=True, rowless=("down1", "down2"))
     check_product(up1, down1, "up1, down1")
     check_product(up2, down2, "up2, down2")
     if (up1.shape[0], down1.shape[1]) != (up2.shape[0], down2.shape[1]):

@@ -58,7 +58,7 @@ def truncate_lora(
     Parameters
     ----------
     up, down:
-        (d, r) and (r, k), any real floating dtype; a scale is to be multiplied in by the caller.
+        (d, r) and (r, k), r from 0, any real floating dtype; a scale is to be multiplied in by the caller.
     rank:
         Keep at most so many directions.
     energy:
@@ -150,8 +150,8 @@ def concat_loras(
     for i, scale in enumerate(scales):
         check_strength(scale, f"scales[{i}]")
     factors = {f"ups[{i}]": up for i, up in enumerate(ups)}
-    factors |= {f"downs[{i}]": down for i, down in enumerate(downs)}
-    prepared = prepare_matrices(factors, finite=True)
+    rowless = {f"downs[{i}]": down for i, down in enumerate(downs)}
+    prepared = prepare_matrices(factors | rowless, finite=True, rowless=rowless)
     wide_ups, wide_downs = prepared.arrays[: len(ups)], prepared.arrays[len(ups) :]
     for i, (up, down) in enumerate(zip(wide_ups, wide_downs, strict=True)):
         check_product(up, down, f"ups[{i}], downs[{i}]")
@@ -170,7 +170,7 @@ def concat_loras(
 def prepare_factors(up: Any, down: Any, basis: Any = None) -> Prepared:
     """Check the factors of a LoRA, and a basis for its output side; widen them together."""
     inputs = {"up": up, "down": down} | ({} if basis is None else {"basis": basis})
-    prepared = prepare_matrices(inputs, finite=True)
+    prepared = prepare_matrices(inputs, finite=True, rowless=("down",))  # a LoRA of rank 0 is a LoRA
     check_product(up, down, "up, down")
     if basis is not None and basis.shape[0] != up.shape[0]:
         raise ShapeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -134,7 +135,7 @@ def layered(bases: list[Matrix], strengths: list[float]) -> Matrix:
     d = bases[0].shape[0]
     levels = [*sorted(set(strengths), reverse=True), 0.0]
     total = np.zeros((d, d))
-    for level, below in zip(levels, levels[1:], strict=False):
+    for level, below in itertools.pairwise(levels):
         stronger = np.concatenate([Q for Q, s in zip(bases, strengths, strict=True) if s >= level], axis=1)
         U, singular_values, _ = np.linalg.svd(stronger, full_matrices=False)
         total += (level - below) * projector(U[:, singular_values > 1e-9])

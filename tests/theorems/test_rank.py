@@ -94,7 +94,7 @@ def test_t1c_the_note_to_theorem_1_is_false() -> None:
 @law
 @given(st.floats(0.01, math.pi / 2 - 0.01))
 def test_t1c_counterexample_in_closed_form(t: float) -> None:
-    """W is a column, q a line at angle t to it: q takes cos t of W away and leaves a column of length sin t."""
+    """W is a column, q at angle t to it: q takes cos t of W away and leaves a column of length sin t."""
     W, q = np.array([[1.0], [0.0]]), np.array([[math.cos(t)], [math.sin(t)]])
     reduced = reduce(W, q)
     np.testing.assert_allclose(
