@@ -17,6 +17,7 @@ COMMANDS = {
     "bake": "paramerge.cli.bake:bake",
     "extract": "paramerge.cli.extract:extract",
     "inspect": "paramerge.cli.inspect:inspect",
+    "merge": "paramerge.cli.merge:merge",
 }
 """Each verb and where it is; a verb's module is imported only when it is called."""
 

@@ -1,0 +1,217 @@
+"""Writing a LoRA in kohya's dialect, which kohya's scripts, ComfyUI, AUTOMATIC1111 and diffusers all load.
+
+The UNet's layers are named in diffusers' numbering, also for SDXL: LDM's numbering ("sgm") is common there,
+but diffusers does not read convolutions from it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from paramerge.checkpoints.dtypes import NUMPY
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.writer import write_safetensors
+from paramerge.errors import NonFiniteError, ShapeError, UsageError
+from paramerge.formats.layers import underscored_layer
+
+__all__ = ["LORA_DTYPES", "LoraFactors", "kohya_stem", "rounded", "write_lora"]
+
+LORA_DTYPES = ("F16", "BF16", "F32")
+
+_BASE_VERSIONS = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+_MODELSPEC_NAMES = {
+    "sd15": "stable-diffusion-v1",
+    "sd2": "stable-diffusion-v2",
+    "sdxl": "stable-diffusion-xl-v1-base",
+    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
+}
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """One layer to write: it changes the weight by ``alpha / r * up @ down``.
+
+    Attributes
+    ----------
+    up, down:
+        (d, r) and (r, k), any float dtype; k is ``in * kh * kw`` for a convolution.
+    alpha:
+        A finite number other than 0.
+    kernel:
+        ``(kh, kw)`` for a convolution, ``()`` for a linear layer.
+    """
+
+    up: np.ndarray
+    down: np.ndarray
+    alpha: float
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """The rank r."""
+        return int(self.down.shape[0])
+
+
+def kohya_stem(name: ModuleName, architecture: str | None) -> str:
+    """The layer's name in kohya's files: ``lora_unet_...``, ``lora_te_...`` or for SDXL ``lora_te1_...``.
+
+    Raises
+    ------
+    UsageError
+        There is no such layer in a UNet or text encoder.
+    """
+    first_encoder = "lora_te1_" if architecture == "sdxl" else "lora_te_"
+    prefixes = {"unet": "lora_unet_", "text_encoder": first_encoder, "text_encoder_2": "lora_te2_"}
+    stem = prefixes.get(name.component, "") + name.path.replace(".", "_")
+    spelled = underscored_layer(stem)
+    if spelled is None or spelled.name != name:
+        raise UsageError(
+            "this is not a layer that a LoRA file can name",
+            where=name,
+            expected="a layer of a UNet or text encoder, such as unet.mid_block.attentions.0.proj_in",
+        )
+    return stem
+
+
+def write_lora(
+    path: str | os.PathLike[str],
+    layers: Mapping[ModuleName, LoraFactors],
+    *,
+    architecture: str | None,
+    base_sha256: Sequence[str] = (),
+    dtype: str = "F16",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a LoRA file, whole or not at all; the same layers give the same bytes.
+
+    Parameters
+    ----------
+    architecture:
+        ``sd15``, ``sd2``, ``sdxl`` ...; None where it is not known. It decides the text encoders' prefix.
+    base_sha256:
+        SHA-256 (hex) of the checkpoint's files that it was made for; a single one goes to kohya's
+        ``ss_new_sd_model_hash``, several to ``paramerge.base_sha256``.
+    dtype:
+        ``F16``, ``BF16`` or ``F32``: each element is rounded once to it. An alpha that it cannot hold is
+        stored as F32.
+    metadata:
+        More metadata; they win over those that are written here.
+
+    Raises
+    ------
+    UsageError
+        No layers, or a value that the format does not allow.
+    ShapeError, NonFiniteError
+        Factors that do not fit together, or that are not finite in ``dtype``.
+    OutputError
+        The file cannot be written.
+    """
+    if dtype not in LORA_DTYPES:
+        raise UsageError(
+            "a LoRA is not stored so", where="dtype", expected=", ".join(LORA_DTYPES), found=dtype
+        )
+    if not layers:
+        raise UsageError("there is no layer to write", where=path, expected="at least one layer")
+    alphas: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
+    for name, factors in layers.items():
+        stem = kohya_stem(name, architecture)
+        _check(name, factors)
+        alphas[f"{stem}.alpha"] = _stored_alpha(name, factors.alpha, dtype)
+        up, down = rounded(name, factors.up, dtype), rounded(name, factors.down, dtype)
+        if factors.kernel:
+            up = up.reshape(*up.shape, 1, 1)
+            down = down.reshape(down.shape[0], -1, *factors.kernel)
+        tensors[f"{stem}.lora_down.weight"] = down
+        tensors[f"{stem}.lora_up.weight"] = up
+    # the widest elements first, so that every tensor begins at a multiple of its element's size
+    ordered = dict(sorted({**tensors, **alphas}.items(), key=lambda item: -item[1].itemsize))
+    entries = _metadata(layers.values(), architecture, base_sha256) | dict(metadata or {})
+    write_safetensors(path, ordered, entries)
+
+
+def rounded(name: ModuleName, factor: np.ndarray, dtype: str) -> np.ndarray:
+    """The factor in ``dtype``.
+
+    Raises
+    ------
+    NonFiniteError
+        It holds NaN or Inf, or a number beyond the range of ``dtype``.
+    """
+    with np.errstate(over="ignore", under="ignore"):  # what overflows is refused just below
+        stored = np.asarray(factor).astype(NUMPY[dtype])
+    if not np.isfinite(stored.astype(np.float32)).all():
+        finite = np.isfinite(np.asarray(factor, np.float64)).all()
+        raise NonFiniteError(
+            f"a factor is beyond the range of {dtype}" if finite else "a factor holds NaN or Inf",
+            where=name,
+            hint="store it with --dtype bf16 or fp32" if finite else "the adapter's training diverged",
+        )
+    return stored
+
+
+def _check(name: ModuleName, factors: LoraFactors) -> None:
+    up, down = factors.up, factors.down
+    kernel = math.prod(factors.kernel)
+    if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or 0 in (*up.shape, *down.shape):
+        raise ShapeError(
+            "the factors of a layer do not fit together",
+            where=name,
+            expected="up (d, r) and down (r, k) with r at least 1",
+            found=f"up {list(up.shape)}, down {list(down.shape)}",
+        )
+    if len(factors.kernel) not in (0, 2) or down.shape[1] % kernel:
+        raise ShapeError(
+            "the kernel does not fit the down factor",
+            where=name,
+            expected="k a multiple of kh * kw",
+            found=f"kernel {list(factors.kernel)}, k {down.shape[1]}",
+        )
+
+
+def _stored_alpha(name: ModuleName, alpha: float, dtype: str) -> np.ndarray:
+    if not math.isfinite(alpha) or alpha == 0 or not np.isfinite(np.float32(alpha)) or np.float32(alpha) == 0:
+        raise NonFiniteError(
+            "an alpha that cannot be stored", where=name, expected="a finite number other than 0", found=alpha
+        )
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = np.asarray(alpha, NUMPY[dtype])
+    return narrow if float(narrow) == alpha else np.asarray(alpha, np.float32)
+
+
+def _metadata(
+    layers: Iterable[LoraFactors], architecture: str | None, base_sha256: Sequence[str]
+) -> dict[str, str]:
+    """What kohya's scripts and user interfaces read; no date, so that the same input gives the same bytes."""
+    layers = list(layers)
+    ranks, alphas = {layer.rank for layer in layers}, {layer.alpha for layer in layers}
+    entries = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.implementation": "kohya-ss/sd-scripts",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": f"{alphas.pop():g}" if len(alphas) == 1 else "Dynamic",
+    }
+    if architecture is not None:
+        entries["modelspec.architecture"] = f"{_MODELSPEC_NAMES.get(architecture, architecture)}/lora"
+    if architecture in _BASE_VERSIONS:
+        entries["ss_base_model_version"] = _BASE_VERSIONS[architecture]
+        entries["ss_v2"] = str(architecture == "sd2")
+    if len(base_sha256) == 1:
+        entries["ss_new_sd_model_hash"] = _checked_hash(base_sha256[0])
+    elif base_sha256:
+        entries["paramerge.base_sha256"] = ",".join(map(_checked_hash, base_sha256))
+    return entries
+
+
+def _checked_hash(text: str) -> str:
+    if len(text) != 64 or set(text) - set("0123456789abcdef"):
+        raise UsageError(
+            "this is not a SHA-256", where="base_sha256", expected="64 digits, 0-9 and a-f", found=text
+        )
+    return text

@@ -1,0 +1,145 @@
+"""What a merge of adapters may need of the base: the shapes of its layers, and single weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from paramerge.adapters import Adapter
+from paramerge.checkpoints.blueprint import BLUEPRINTS
+from paramerge.checkpoints.dtypes import is_float
+from paramerge.checkpoints.layout import Base
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.tensors import stored
+from paramerge.errors import CheckpointError, NonFiniteError, UnmatchedError, UsageError
+from paramerge.formats.listing import listed
+from paramerge.merge.matching import check_family, check_shape
+
+__all__ = ["BaseWeights", "LayerShapes"]
+
+
+class BaseWeights:
+    """The layers of a base that was opened; a weight is read when it is asked for."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self._places = {name: (file, target) for file in base.files for name, target in file.targets.items()}
+
+    def check(self, adapter: Adapter) -> None:
+        """Refuse an adapter that does not belong to this base.
+
+        Raises
+        ------
+        ArchitectureError, ShapeError
+            It was made for another model.
+        UnmatchedError
+            The base lacks some of its layers.
+        """
+        targets = {name: target for name, (_, target) in self._places.items()}
+        check_family(self.base, targets, adapter)
+        missing = [str(name) for name in adapter.modules if name not in targets]
+        if missing:
+            raise UnmatchedError(
+                f"{len(missing)} layers of this adapter are not in the base",
+                where=adapter.path,
+                expected=f"layers of {self.base.path.name} ({self.base.architecture}, {self.base.layout})",
+                found=listed(missing),
+                hint="give the checkpoint that the adapter was made for",
+            )
+        for name, module in adapter.modules.items():
+            check_shape(self.base, targets[name], adapter, module)
+
+    def shape(self, name: ModuleName) -> tuple[int, int]:
+        """``(d, k)`` of the layer, a convolution flattened."""
+        target = self._places[name][1]
+        return target.shape[0], math.prod(target.shape[1:])
+
+    def kernel(self, name: ModuleName) -> tuple[int, ...]:
+        """``(kh, kw)`` of a convolution, ``()`` of a linear layer."""
+        return self._places[name][1].shape[2:]
+
+    def matrix(self, name: ModuleName) -> np.ndarray:
+        """The weight, (d, k) in float64.
+
+        Raises
+        ------
+        CheckpointError
+            It is stored in a form that cannot be computed on.
+        NonFiniteError
+            It holds NaN or Inf.
+        """
+        file, target = self._places[name]
+        tensor = stored(file.header, target.key)
+        if not is_float(tensor.dtype) or target.scaled:
+            raise CheckpointError(
+                "this layer is stored quantised: its weight cannot be used",
+                where=f"{tensor.path}: {tensor.key}",
+                expected="F16, BF16, F32, F64 or plain F8",
+                found=f"{tensor.dtype} with a separate scale" if target.scaled else tensor.dtype,
+                hint="give the fp16 or bf16 checkpoint",
+            )
+        weight = tensor.read_exact()
+        if target.rows is not None:
+            weight = weight[slice(*target.rows)]
+        if target.transposed:
+            weight = weight.T
+        flat = weight.reshape(weight.shape[0], -1).astype(np.float64)
+        if not np.isfinite(flat).all():
+            raise NonFiniteError("the base holds NaN or Inf", where=f"{tensor.path}: {tensor.key}")
+        return flat
+
+    def files(self, names: Iterable[ModuleName]) -> list[Path]:
+        """The files that these layers lie in."""
+        return list(dict.fromkeys(self._places[name][0].header.path for name in names))
+
+
+class LayerShapes:
+    """``rank(W0)`` of layers: from the base, or from the published architecture where nothing contradicts it.
+
+    A trained weight has full rank, and stored in 16 bits always (T14): ``rank(W0) = min(d, k)``.
+    """
+
+    def __init__(self, base: BaseWeights | None, architecture: str | None) -> None:
+        self._base = base
+        self._architecture = architecture
+
+    def full_rank(self, name: ModuleName, rows: int) -> int:
+        """``min(d, k)`` of the layer, whose d is ``rows``.
+
+        Raises
+        ------
+        UsageError
+            There is no base, and the architecture is not known or of other sizes.
+        """
+        if self._base is not None:
+            return min(self._base.shape(name))
+        known = _published(self._architecture).get(name) if self._architecture in BLUEPRINTS else None
+        if known is None or known[0] != rows:
+            raise UsageError(
+                "the rank boundary needs the sizes of the base's layers",
+                where=f"--gamma, {name}",
+                expected="--base, or adapters of a published architecture",
+                found=f"{rows} rows and {'no known architecture' if known is None else self._architecture}",
+                hint="give the checkpoint: --base model.safetensors (only its header is read)",
+            )
+        return min(known)
+
+
+@cache
+def _published(architecture: str | None) -> Mapping[ModuleName, tuple[int, int]]:
+    """``(d, k)`` of every weight of a published architecture."""
+    if architecture is None:
+        return {}
+    blueprint = BLUEPRINTS[architecture]()
+    shapes = {}
+    for component in blueprint.components:
+        for spec in blueprint.component(component):
+            for part, shape in spec.parts:
+                if part.endswith(".weight") and len(shape) > 1:
+                    name = ModuleName.parse(part.removesuffix(".weight"))
+                    shapes[name] = (shape[0], math.prod(shape[1:]))
+    return shapes

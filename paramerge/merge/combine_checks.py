@@ -1,0 +1,136 @@
+"""Do these adapters belong together, and may the output stand where it should? Checked before any work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+
+from paramerge.adapters import Adapter
+from paramerge.errors import ArchitectureError, OutputError, ShapeError
+
+__all__ = ["check_architectures", "check_destination", "common_architecture", "common_bases", "warnings_of"]
+
+_SHA256_LENGTH = 64
+
+
+def check_architectures(adapters: Sequence[Adapter]) -> None:
+    """Refuse adapters for different architectures, and PaRas whose layers have different sizes.
+
+    Raises
+    ------
+    ArchitectureError, ShapeError
+    """
+    known = [adapter for adapter in adapters if adapter.architecture is not None]
+    for adapter in known[1:]:
+        if adapter.architecture != known[0].architecture:
+            raise ArchitectureError(
+                "these adapters were made for different architectures",
+                where=adapter.path,
+                expected=f"{known[0].architecture}, as {known[0].path.name}",
+                found=adapter.architecture,
+                hint="only adapters of one architecture have layers in common",
+            )
+    for first, second in combinations(adapters, 2):
+        for name in first.modules.keys() & second.modules.keys():
+            one, other = first.modules[name], second.modules[name]
+            if one.out_features != other.out_features:
+                raise ShapeError(
+                    "two adapters have different sizes for this layer",
+                    where=f"{second.path}: {name}",
+                    expected=f"{one.out_features} output features, as {first.path.name}",
+                    found=f"{other.out_features}",
+                    hint="they were made for different models",
+                )
+
+
+def common_architecture(adapters: Iterable[Adapter]) -> str | None:
+    """The architecture of adapters that passed :func:`check_architectures`; None if none tells."""
+    return next((adapter.architecture for adapter in adapters if adapter.architecture is not None), None)
+
+
+def common_bases(adapters: Sequence[Adapter]) -> tuple[str, ...]:
+    """SHA-256 of the base that all adapters which name one agree on; empty where they do not."""
+    named = [hashes for adapter in adapters if (hashes := _long(adapter))]
+    if not named or _different_bases(adapters):
+        return ()
+    return tuple(text for text in named[0] if all(text in hashes for hashes in named))
+
+
+def warnings_of(adapters: Sequence[Adapter], gamma: float | None) -> list[str]:
+    """What the user should know: other bases, keys that are left out, boundaries that a merge exceeds."""
+    warnings = []
+    for first, second in _different_bases(adapters):
+        warnings.append(
+            f"{first.path.name} and {second.path.name} were made for different bases "
+            f"({first.base_hashes[0][:12]} and {second.base_hashes[0][:12]}): the merge may not suit either"
+        )
+    for adapter in adapters:
+        for leftover in adapter.leftovers:
+            warnings.append(
+                f"{adapter.path.name}: {len(leftover.keys)} keys are left out ({leftover.reason})"
+            )
+    gammas = [
+        adapter.metadata["paramerge.gamma"] for adapter in adapters if "paramerge.gamma" in adapter.metadata
+    ]
+    several = sum(adapter.family == "para" for adapter in adapters) > 1
+    if gammas and gamma is None and several:
+        warnings.append(
+            f"an input was made within the rank boundary gamma {min(gammas, key=float)}; the joint rank is "
+            "not held within it unless you add --gamma"
+        )
+    return warnings
+
+
+def check_destination(output: Path, sources: Iterable[Path], suffix: str = ".safetensors") -> None:
+    """Refuse an output that is an input (also through a link) or that cannot be written.
+
+    Raises
+    ------
+    OutputError
+    """
+    if output.suffix != suffix:
+        raise OutputError(
+            f"the output is a {suffix} file", where=output, expected=f"a name that ends in {suffix}"
+        )
+    real = Path(os.path.realpath(output))
+    for source in sources:
+        if real == Path(os.path.realpath(source)) or (real.exists() and real.samefile(source)):
+            raise OutputError(
+                "the output is one of the inputs",
+                where=output,
+                found=f"the same file as {source}",
+                hint="give another -o: inputs are never overwritten",
+            )
+    if real.is_dir():
+        raise OutputError(
+            "a folder stands where the file should be written", where=output, hint="give another -o"
+        )
+    if not real.parent.is_dir():
+        raise OutputError(
+            "the folder of the output does not exist",
+            where=output,
+            hint=f"create it: mkdir -p {output.parent}",
+        )
+
+
+def _different_bases(adapters: Sequence[Adapter]) -> list[tuple[Adapter, Adapter]]:
+    """Pairs that name bases and have none in common, hashes of one kind compared with each other."""
+    found = []
+    for first, second in combinations(adapters, 2):
+        kinds = [
+            (
+                {h for h in first.base_hashes if long == (len(h) == _SHA256_LENGTH)},
+                {h for h in second.base_hashes if long == (len(h) == _SHA256_LENGTH)},
+            )
+            for long in (True, False)
+        ]
+        comparable = [(one, other) for one, other in kinds if one and other]
+        if comparable and not any(one & other for one, other in comparable):
+            found.append((first, second))
+    return found
+
+
+def _long(adapter: Adapter) -> tuple[str, ...]:
+    return tuple(text for text in adapter.base_hashes if len(text) == _SHA256_LENGTH)
