@@ -52,6 +52,8 @@ def hollow(model: Model) -> Model:
         for name, parameter in list(module.named_parameters(recurse=False)):
             weight = torch.zeros((), device="cpu").expand(parameter.shape)
             setattr(module, name, torch.nn.Parameter(weight, requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype, device="cpu"))
     return model
 
 
