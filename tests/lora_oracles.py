@@ -140,3 +140,52 @@ def reference_factors(state: Mapping[str, torch.Tensor], up: str, down: str) -> 
     """Two tensors as float64 factors."""
     B, A = (state[key].double().numpy() for key in (up, down))
     return B.reshape(B.shape[0], -1), A.reshape(A.shape[0], -1)
+
+
+def small_unet() -> UNet2DConditionModel:
+    """A UNet of SD's layers at toy widths, with random weights."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=24,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+
+
+class SmallTextEncoder(torch.nn.Module):
+    """A CLIP text encoder of toy size, nested under ``text_model`` as transformers 4 nests it."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        config = CLIPTextConfig(
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            vocab_size=32,
+        )
+        self.text_model = CLIPTextModel(config)
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> None:
+    """Give every LoRA factor of ``model`` random values: PEFT begins with up = 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+
+
+def merged_deltas(model: torch.nn.Module) -> dict[str, NDArray[np.float64]]:
+    """What PEFT adds to each layer's weight when it merges: its own ``get_delta_weight``, flattened."""
+    return {
+        name: delta.reshape(delta.shape[0], -1)
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer)
+        for delta in [layer.get_delta_weight(next(iter(layer.scaling))).detach().double().numpy()]
+    }

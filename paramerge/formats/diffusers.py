@@ -59,7 +59,7 @@ def read_key(key: str) -> Part | None:
         name = of.name if of else _layer(match["of"])
         return Part(name, "alpha", key) if name else None
     if match := _NEW.fullmatch(key):
-        name = _layer(match["path"].replace(".processor.", "."))
+        name = _layer(match["path"])
         side = match["side"] or {"A": "down", "B": "up"}[match["peft"]]
         return Part(name, side, key) if name else None
     return None
@@ -119,6 +119,7 @@ def _unpacked(entries: Mapping[str, object], component: str) -> dict[str, object
 
 
 def _layer(path: str) -> ModuleName | None:
+    path = path.replace(".processor.", ".")
     return dotted_layer(path) or bare_layer(path)
 
 
