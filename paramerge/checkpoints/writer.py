@@ -8,6 +8,7 @@ crash, a kill or a full disk leaves what stood there before; the nameless file l
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import secrets
@@ -21,7 +22,7 @@ from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.header import encode_header
 from paramerge.errors import OutputError
 
-__all__ = ["new_file", "output_error", "sync_folder", "write_bytes", "write_safetensors"]
+__all__ = ["exchange_names", "new_file", "output_error", "sync_folder", "write_bytes", "write_safetensors"]
 
 _DTYPE_NAMES = {dtype: name for name, dtype in NUMPY.items()}
 
@@ -100,6 +101,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def exchange_names(a: Path, b: Path) -> bool:
+    """Let two names trade places at one stroke, where the system can; else False, and nothing happened.
+
+    For folders: a rename puts a file over another, but never a folder over one that is not empty.
+    """
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    if renameat2 is None:
+        return False
+    result: int = renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+    return result == 0
+
+
 def output_error(error: OSError, path: Path) -> OutputError:
     """What an ``OSError`` while writing ``path`` means, in the form the user reads."""
     meaning, hint = {
@@ -115,6 +128,8 @@ def output_error(error: OSError, path: Path) -> OutputError:
     return OutputError(meaning, where=path, hint=hint + "; what stood there before is untouched")
 
 
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
 

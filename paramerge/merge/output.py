@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from paramerge.checkpoints.writer import output_error, sync_folder
+from paramerge.checkpoints.writer import exchange_names, output_error, sync_folder
 from paramerge.errors import OutputError
 from paramerge.merge.plan import Plan
 
@@ -172,6 +172,8 @@ def _exchange(partial: Path, target: Path) -> None:
     """Put ``partial`` at ``target``; what stood there goes to ``partial``'s name, to be removed."""
     if not target.exists():
         partial.rename(target)
+        return
+    if exchange_names(partial, target):
         return
     aside = partial.with_name(partial.name + ".old")
     target.rename(aside)

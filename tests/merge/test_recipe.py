@@ -1,0 +1,130 @@
+"""What the output says about itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from baking import load, lora_file, para_file, plan_of, random_bases, random_factors, shapes_of
+
+from paramerge.checkpoints.writer import write_safetensors
+from paramerge.merge.bake import bake
+from paramerge.merge.recipe import RECIPE_KEY
+from paramerge.merge.steps import Step
+from paramerge.version import __version__
+
+
+@pytest.fixture
+def inputs(models, tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A base with metadata of its own, a PaRa and a LoRA."""
+    stored = load(models())
+    base = tmp_path / "secret-base.safetensors"
+    metadata = {
+        "modelspec.title": "Base",
+        "modelspec.author": "someone",
+        "modelspec.hash_sha256": "0xold",
+        "sshs_model_hash": "old",
+        "custom": "kept",
+    }
+    write_safetensors(base, stored.tensors, metadata)
+    layers = [layer for layer in shapes_of(base) if ".attn1.to_q" in layer]
+    para = para_file(tmp_path / "secret-para.safetensors", random_bases(shapes_of(base), layers, 2))
+    lora = lora_file(tmp_path / "secret-lora.safetensors", random_factors(shapes_of(base), layers, 2))
+    return base, para, lora
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def baked(inputs: tuple[Path, Path, Path], output: Path, **options: object) -> dict[str, str]:
+    base, para, lora = inputs
+    bake(plan_of(base, Step("para", para, 0.9), Step("lora", lora, 0.8), **options), output)
+    return load(output).metadata
+
+
+def test_recipe(inputs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    metadata = baked(inputs, tmp_path / "out.safetensors", gamma=0.5)
+    recipe = json.loads(metadata[RECIPE_KEY])
+    base, para, lora = inputs
+    assert recipe["recipe"] == 1
+    assert recipe["versions"]["paramerge"] == __version__
+    assert recipe["base"]["files"] == [
+        {"name": base.name, "sha256": sha256(base), "bytes": base.stat().st_size}
+    ]
+    assert [(s["kind"], s["strength"], s["layers"]) for s in recipe["steps"]] == [
+        ("para", 0.9, 16),
+        ("lora", 0.8, 16),
+    ]
+    assert [s["files"][0]["sha256"] for s in recipe["steps"]] == [sha256(para), sha256(lora)]
+    assert recipe["options"] == {
+        "merge": "joint",
+        "gamma": 0.5,
+        "only": [],
+        "dtype": "keep",
+        "allow_unmatched": False,
+        "private": False,
+    }
+    assert str(tmp_path) not in json.dumps(metadata)
+
+
+def test_the_bases_own_metadata_stay_unless_they_became_untrue(inputs, tmp_path: Path) -> None:
+    metadata = baked(inputs, tmp_path / "out.safetensors")
+    assert metadata["custom"] == "kept"
+    assert metadata["modelspec.author"] == "someone"
+    assert metadata["modelspec.title"] == "secret-base + secret-para @ 0.9 + secret-lora @ 0.8"
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1"
+    assert metadata["modelspec.sai_model_spec"] == "1.0.0"
+    assert metadata["modelspec.resolution"] == "512x512"
+    assert "secret-lora" in metadata["modelspec.merged_from"]
+    assert "modelspec.hash_sha256" not in metadata
+    assert "sshs_model_hash" not in metadata
+
+
+def test_private_leaves_names_out_but_hashes_in(inputs, tmp_path: Path) -> None:
+    metadata = baked(inputs, tmp_path / "out.safetensors", private=True)
+    assert "secret" not in json.dumps(metadata)
+    assert sha256(inputs[1]) in metadata[RECIPE_KEY]
+
+
+def test_the_hash_is_the_same_computed_in_the_pass_or_before(inputs, tmp_path: Path) -> None:
+    """First from the pass (nothing is cached for a new file), then from the whole file's cached hash."""
+    from paramerge.checkpoints.hashing import cached_sha256, file_sha256
+
+    base = inputs[0]
+    import os
+
+    os.utime(base, (1, 1))
+    assert cached_sha256(base) is None
+    first = baked(inputs, tmp_path / "1.safetensors")
+    assert cached_sha256(base) == file_sha256(base) == sha256(base)
+    assert baked(inputs, tmp_path / "2.safetensors") == first
+    assert sha256(base) in first[RECIPE_KEY]
+
+
+def test_a_bake_of_a_bake_keeps_the_history(inputs, tmp_path: Path) -> None:
+    baked(inputs, tmp_path / "first.safetensors")
+    second = baked((tmp_path / "first.safetensors", *inputs[1:]), tmp_path / "second.safetensors")
+    recipe = json.loads(second[RECIPE_KEY])
+    assert recipe["base"]["files"][0]["sha256"] == sha256(tmp_path / "first.safetensors")
+    assert recipe["base_recipe"]["base"]["files"][0]["sha256"] == sha256(inputs[0])
+
+
+def test_a_folder_has_the_recipe_in_each_changed_file_and_beside_them(models, tmp_path: Path) -> None:
+    base = models(layout="diffusers-folder", max_shard_bytes=4_000_000)
+    layers = [layer for layer in shapes_of(base) if ".attn1.to_q" in layer]
+    para = para_file(tmp_path / "p.safetensors", random_bases(shapes_of(base), layers, 2))
+    bake(plan_of(base, Step("para", para)), tmp_path / "out")
+    recipe = json.loads((tmp_path / "out" / "paramerge_recipe.json").read_text())
+    files = {entry["name"]: entry["sha256"] for entry in recipe["base"]["files"]}
+    assert files == {
+        str(path.relative_to(base)): sha256(path)
+        for part in ("unet", "text_encoder")
+        for path in (base / part).glob("*.safetensors")
+    }
+    for path in (tmp_path / "out" / "unet").glob("*.safetensors"):
+        metadata = load(path).metadata
+        if path.read_bytes() != (base / "unet" / path.name).read_bytes():
+            assert json.loads(metadata[RECIPE_KEY]) == recipe
