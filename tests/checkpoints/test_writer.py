@@ -1,0 +1,188 @@
+"""Files that appear whole or not at all, positioned writes, and remembered hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paramerge.checkpoints import hashing, positioned, writer
+from paramerge.checkpoints.hashing import HashBeside, cached_sha256, file_sha256, legacy_hash
+from paramerge.checkpoints.positioned import ALIGNMENT, PositionedWriter, aligned_buffer
+from paramerge.checkpoints.writer import exchange_names, new_file, write_bytes
+from paramerge.errors import OutputError
+
+
+@pytest.fixture(params=["unnamed", "named"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "named":
+        monkeypatch.setattr(writer, "_open_unnamed", lambda folder: None)
+
+
+@pytest.mark.usefixtures("way")
+def test_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_bytes(path, b"one")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+    path.chmod(0o604)
+    write_bytes(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert path.stat().st_mode & 0o777 == 0o604
+    with pytest.raises(ZeroDivisionError), new_file(path) as descriptor:
+        os.write(descriptor, b"half")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"two"
+    assert os.listdir(tmp_path) == ["a"]  # noqa: PTH208
+
+
+def test_errors_say_what_and_what_next(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="folder does not exist"):
+        write_bytes(tmp_path / "missing" / "a", b"")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="a folder stands where"):
+        write_bytes(tmp_path / "folder", b"")
+
+
+def test_names_trade_places(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    if not exchange_names(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("this file system cannot exchange names")
+    assert (tmp_path / "a" / "file").read_text() == "b"
+    assert (tmp_path / "b" / "file").read_text() == "a"
+    assert not exchange_names(tmp_path / "a", tmp_path / "missing")
+    assert (tmp_path / "a" / "file").read_text() == "b"
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_positioned_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool) -> None:
+    """Pieces of every length and alignment, from two threads, give the same file as writing in order."""
+    if not direct:
+        monkeypatch.setattr(positioned, "_open_direct", lambda descriptor: None)
+    rng = np.random.default_rng(0)
+    content = rng.integers(0, 256, 300_000, dtype=np.uint8).tobytes()
+    cuts = sorted({0, len(content), *rng.integers(0, len(content), 12), 8192, 12288, 12289})
+    pieces = list(itertools.pairwise(cuts))
+    path = tmp_path / "a"
+    with open(path, "w+b") as stream:
+        target = PositionedWriter(stream.fileno(), len(content))
+
+        def work(mine: list[tuple[int, int]]) -> None:
+            for start, stop in mine:
+                shift = start % ALIGNMENT
+                view = memoryview(aligned_buffer(stop - start + ALIGNMENT))[shift : shift + stop - start]
+                view[:] = content[start:stop]
+                target.write(view, start)
+
+        threads = [threading.Thread(target=work, args=(pieces[i::2],)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        target.close()
+    assert path.read_bytes() == content
+
+
+def test_direct_writes_that_stop_working_are_finished_by_buffered_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(5 * ALIGNMENT)
+    with open(tmp_path / "a", "w+b") as stream:
+        target = PositionedWriter(stream.fileno(), len(content))
+        if not target.is_direct:
+            pytest.skip("this file system has no direct writes")
+        real, direct = os.pwrite, target._direct
+
+        def refusing(descriptor: int, data: memoryview, position: int) -> int:
+            if descriptor == direct and position >= 2 * ALIGNMENT:
+                raise OSError(22, "no")
+            return real(descriptor, data[:ALIGNMENT], position)
+
+        monkeypatch.setattr(os, "pwrite", refusing)
+        view = memoryview(aligned_buffer(len(content)))[: len(content)]
+        view[:] = content
+        target.write(view, 0)
+        target.close()
+    assert (tmp_path / "a").read_bytes() == content
+
+
+def settled(path: Path, content: bytes) -> Path:
+    """A file that has not been written to just now."""
+    path.write_bytes(content)
+    os.utime(path, (1000, 1000))
+    return path
+
+
+def test_hashes_are_remembered_by_what_the_file_is(tmp_path: Path) -> None:
+    path = settled(tmp_path / "a", b"one")
+    assert cached_sha256(path) is None
+    digest = hashlib.sha256(b"one").hexdigest()
+    assert file_sha256(path) == cached_sha256(path) == digest
+    moved = tmp_path / "b"
+    path.rename(moved)
+    assert cached_sha256(moved) == digest
+    settled(moved, b"longer")
+    assert cached_sha256(moved) is None
+    moved.write_bytes(b"LONGER")
+    assert cached_sha256(moved) is None
+
+
+def test_a_file_changed_just_now_is_not_remembered(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"fresh")
+    file_sha256(path)
+    assert cached_sha256(path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"x": 3}'])
+def test_a_broken_cache_costs_only_time(tmp_path: Path, content: bytes) -> None:
+    cache = hashing._cache_file()
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.write_bytes(content)
+    path = settled(tmp_path / "a", b"one")
+    assert file_sha256(path) == hashlib.sha256(b"one").hexdigest()
+    assert isinstance(json.loads(cache.read_bytes()), dict)
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr(hashing, "_cache_file", lambda: tmp_path / "file" / "sha256.json")
+    path = settled(tmp_path / "a", b"one")
+    assert file_sha256(path) == hashlib.sha256(b"one").hexdigest()
+
+
+def test_hashing_beside_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the others within its window, goes on when they are done, and gives up when told."""
+    monkeypatch.setattr(HashBeside, "_WINDOW", 1 << 20)
+    content = os.urandom(6 << 20)
+    path = settled(tmp_path / "a", content)
+    reached = 0
+    beside = HashBeside(path, lambda: reached)
+    time.sleep(0.1)
+    assert beside._digest is None
+    reached = 3 << 20
+    assert beside.result() == hashlib.sha256(content).hexdigest() == cached_sha256(path)
+    stopped = HashBeside(path, lambda: 0)
+    stopped.stop()
+    stopped._thread.join(5)
+    assert not stopped._thread.is_alive()
+    with pytest.raises(RuntimeError):
+        stopped.result()
+
+
+def test_the_short_hash(tmp_path: Path) -> None:
+    content = os.urandom(0x100000 + 0x20000)
+    path = settled(tmp_path / "a", content)
+    assert legacy_hash(path) == hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
