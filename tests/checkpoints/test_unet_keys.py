@@ -1,4 +1,4 @@
-"""The map between single-file and diffusers names of the UNet, against diffusers' own converter and models."""
+"""The map between the UNet's names in single files and in diffusers, against diffusers' own converter."""
 
 from __future__ import annotations
 

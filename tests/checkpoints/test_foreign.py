@@ -1,0 +1,162 @@
+"""What is no Stable Diffusion base is refused by name, never taken for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from checkpoint_files import Shape, blueprint, shapes_of, write_folder, write_holes
+
+from paramerge.checkpoints.layout import open_base
+from paramerge.errors import CheckpointError
+
+FOREIGN = [
+    ("FLUX", "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"),
+    ("FLUX", "single_transformer_blocks.3.attn.to_q.weight"),
+    ("Stable Diffusion 3", "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"),
+    ("AuraFlow", "double_layers.0.attn.w2q.weight"),
+    ("Qwen-Image", "transformer_blocks.0.img_mod.1.weight"),
+    ("PixArt or Sana", "adaln_single.linear.weight"),
+    ("HunyuanDiT", "blocks.0.default_modulation.1.weight"),
+    ("HunyuanVideo", "txt_in.individual_token_refiner.blocks.0.mlp.fc1.weight"),
+    ("Wan", "head.modulation"),
+    ("Lumina or Z-Image", "cap_embedder.0.weight"),
+    ("a diffusion transformer", "transformer_blocks.0.scale_shift_table"),
+    ("Stable Cascade", "down_blocks.1.0.channelwise.0.weight"),
+    ("Stable Video Diffusion", "model.diffusion_model.input_blocks.1.1.time_stack.0.attn1.to_q.weight"),
+]
+NO_UNET = [
+    ("a ControlNet", "control_model.input_blocks.0.0.weight"),
+    ("a ControlNet", "controlnet_cond_embedding.conv_in.weight"),
+    ("an AnimateDiff motion module", "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"),
+    ("an IP-Adapter", "image_proj.proj.weight"),
+    ("a T2I-Adapter", "adapter.body.0.in_conv.weight"),
+    ("a textual inversion embedding", "emb_params"),
+    ("a textual inversion embedding", "clip_g"),
+    ("a VAE", "decoder.conv_in.weight"),
+    ("a VAE", "first_stage_model.encoder.mid.block_1.conv1.weight"),
+    ("a T5 text encoder", "encoder.block.0.layer.0.SelfAttention.q.weight"),
+    ("a CLIP vision encoder", "vision_model.encoder.layers.0.mlp.fc1.weight"),
+    ("a text encoder", "text_model.encoder.layers.0.mlp.fc1.weight"),
+    ("a text encoder", "transformer.resblocks.0.attn.in_proj_weight"),
+    ("an upscaler", "conv_first.weight"),
+    ("EMA weights alone", "model_ema.diffusion_modelinput_blocks00weight"),
+]
+ADAPTERS = [
+    "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight",
+    "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha",
+    "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight",
+    "base_model.model.text_model.encoder.layers.0.mlp.fc1.lora_B.weight",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight",
+    "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k.lora.up.weight",
+    "lycoris_down_blocks_0_resnets_0_conv1.hada_w1_a",
+    "x.lokr_w1",
+    "unet:0:up",
+    "text_encoder:3:down",
+    "a.oft_blocks",
+    "a.dora_scale",
+    "a.para_B",
+]
+QUANTISED = [
+    ("bitsandbytes", "down_blocks.1.attentions.0.proj_in.weight.absmax"),
+    ("bitsandbytes", "mid_block.attentions.0.proj_in.weight.quant_state.bitsandbytes__nf4"),
+    ("GPTQ or AWQ", "mid_block.attentions.0.proj_in.qweight"),
+]
+
+
+def refusal(tmp_path: Path, shapes: dict[str, Shape]) -> CheckpointError:
+    with pytest.raises(CheckpointError) as caught:
+        open_base(write_holes(tmp_path / "file.safetensors", shapes))
+    return caught.value
+
+
+@pytest.mark.parametrize(("name", "key"), FOREIGN)
+def test_other_architectures_are_named(name: str, key: str, tmp_path: Path) -> None:
+    error = refusal(tmp_path, {"first.weight": (2, 2), key: (2, 2)})
+    assert name in error.what
+    assert error.found == key
+
+
+@pytest.mark.parametrize(("name", "key"), NO_UNET)
+def test_files_without_a_unet_are_named(name: str, key: str, tmp_path: Path) -> None:
+    error = refusal(tmp_path, {key: (2, 2)})
+    assert error.what == f"there is no UNet in this file: it is {name}"
+    assert error.found == key
+
+
+@pytest.mark.parametrize("key", ADAPTERS)
+def test_adapters_are_refused_as_a_base(key: str, tmp_path: Path) -> None:
+    error = refusal(tmp_path, {key: (2, 2)})
+    assert "this is an adapter" in error.what
+    assert "--lora" in str(error.hint)
+
+
+def test_real_adapters_are_refused_as_a_base(shared_dir: Path) -> None:
+    files = sorted((shared_dir / "fixtures" / "adapters").glob("**/*.safetensors"))
+    assert len(files) == 6
+    for path in [*files, shared_dir / "fixtures" / "adapters" / "peft_sd15_text_encoder"]:
+        with pytest.raises(CheckpointError, match="this is an adapter"):
+            open_base(path)
+
+
+@pytest.mark.parametrize(("name", "key"), QUANTISED)
+def test_quantised_unets_are_refused(name: str, key: str, tmp_path: Path) -> None:
+    shapes = shapes_of(blueprint("sdxl", 16).component("unet"))
+    assert name in refusal(tmp_path, shapes | {key: (4,)}).what
+
+
+def test_a_checkpoint_with_adapter_layers_left_in_is_refused(tmp_path: Path) -> None:
+    shapes = shapes_of(blueprint("sd15", 16).component("unet"))
+    key = "mid_block.attentions.0.proj_in"
+    shapes[f"{key}.base_layer.weight"] = shapes.pop(f"{key}.weight")
+    shapes |= {f"{key}.lora_A.default.weight": (4, 80), f"{key}.lora_B.default.weight": (80, 4)}
+    error = refusal(tmp_path, shapes)
+    assert "adapter layers around its weights" in error.what
+    assert "fuse_lora" in str(error.hint)
+
+
+WRAPPERS = ["_orig_mod.", "module.", "_forward_module.", "_fsdp_wrapped_module.", "module._orig_mod."]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_unet_saved_from_a_wrapper_is_refused(wrapper: str, tmp_path: Path) -> None:
+    shapes = shapes_of(blueprint("sd15", 16).component("unet"))
+    error = refusal(tmp_path, {wrapper + key: shape for key, shape in shapes.items()})
+    assert "wrapped model" in error.what
+    assert wrapper.split(".", maxsplit=1)[0] in error.what
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+def test_a_component_saved_from_a_wrapper_is_refused(component: str, wrapper: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", skip=[component])
+    shapes = shapes_of(blueprint("sd15", 16).component(component))
+    stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
+    path = folder / component / f"{stem}.safetensors"
+    write_holes(path, {wrapper + key: shape for key, shape in shapes.items()})
+    with pytest.raises(CheckpointError, match="wrapped model") as caught:
+        open_base(folder)
+    assert caught.value.where == str(path)
+
+
+def test_a_block_compiled_alone_is_refused(tmp_path: Path) -> None:
+    shapes = shapes_of(blueprint("sd15", 16).single_file())
+    start = "model.diffusion_model.middle_block."
+    shapes = {k.replace(start, f"{start}_orig_mod."): v for k, v in shapes.items()}
+    assert "'_orig_mod'" in refusal(tmp_path, shapes).what
+
+
+def test_what_is_not_known_is_shown(tmp_path: Path) -> None:
+    error = refusal(tmp_path, {"a": (1,), "b": (1,), "c": (1,), "d": (1,)})
+    assert "not a checkpoint that paramerge knows" in error.what
+    assert error.found == "4 tensors: a, b, c ..."
+    assert refusal(tmp_path, {}).found == "no tensors"
+
+
+@pytest.mark.parametrize("architecture", ["sd15", "sd2", "sdxl", "sdxl-refiner"])
+def test_no_pattern_of_another_architecture_matches_a_stable_diffusion(
+    architecture: str, tmp_path: Path
+) -> None:
+    plan = blueprint(architecture, 16)
+    assert open_base(write_holes(tmp_path / "a.safetensors", shapes_of(plan.single_file())))
+    assert open_base(write_folder(tmp_path / "b", architecture))
