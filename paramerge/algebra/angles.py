@@ -7,7 +7,8 @@ from math import cos
 from typing import Generic
 
 from paramerge.algebra.arrays import Array, detached, number
-from paramerge.algebra.subspace import count_above, stack_bases
+from paramerge.algebra.decomposition import count_above
+from paramerge.algebra.subspace import stack_bases
 
 __all__ = ["SubspacePair", "compare_subspaces", "friedrichs_cosine", "principal_angles", "shared_dimension"]
 

@@ -111,6 +111,11 @@ def rank_boundary(
     rtol:
         For several bases, as for :func:`joint_basis`.
 
+    Returns
+    -------
+    Bounded
+        In torch its ``Q`` has the gradient of the basis that was given; the choice itself carries none.
+
     Raises
     ------
     UsageError
@@ -172,7 +177,7 @@ def _by_energy(basis: Any, W: Any) -> Any:
     prepared = prepare_pair(basis, W)
     xp, (Q, weight) = prepared.xp, prepared.arrays
     flat = xp.reshape(weight, (weight.shape[0], -1))
-    U, _, _ = xp.linalg.svd(xp.matrix_transpose(Q) @ detached(flat), full_matrices=False)
+    U, _, _ = xp.linalg.svd(xp.matrix_transpose(detached(Q)) @ detached(flat), full_matrices=False)
     return cast(Any, Q @ U)
 
 

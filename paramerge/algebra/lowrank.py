@@ -15,7 +15,7 @@ from paramerge.algebra.arrays import (
     prepare_matrices,
     rounding_cut,
 )
-from paramerge.algebra.subspace import count_above
+from paramerge.algebra.decomposition import count_above
 from paramerge.errors import ShapeError, UsageError
 
 __all__ = [

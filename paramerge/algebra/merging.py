@@ -13,15 +13,9 @@ from typing import Any
 import array_api_compat
 
 from paramerge.algebra.arrays import Array, column_cut, number, prepare, prepare_matrices
+from paramerge.algebra.decomposition import count_above, leading_directions
 from paramerge.algebra.para import reduce
-from paramerge.algebra.subspace import (
-    BasisStack,
-    count_above,
-    joint_basis,
-    joint_directions,
-    left_singular,
-    stack_bases,
-)
+from paramerge.algebra.subspace import BasisStack, joint_basis, joint_directions, stack_bases
 from paramerge.errors import UsageError
 
 __all__ = [
@@ -213,8 +207,7 @@ def _fresh_directions(xp: Any, Q: Any, bases: list[Any], cut: float) -> Any:
     if Q.shape[1] == 0:
         return joint
     rest = joint - Q @ (xp.matrix_transpose(Q) @ joint)
-    U, s = left_singular(xp, rest)
-    fresh = U[:, : count_above(xp, s, cut, 2.0)]  # sin t > 2 cut, where joint_basis merges up to sin t/2
+    fresh, _ = leading_directions(xp, rest, cut, 2.0)  # sin t > 2 cut; joint_basis merges up to sin t/2
     fresh = fresh - Q @ (xp.matrix_transpose(Q) @ fresh)  # dividing by a small s magnified the rounding
     return xp.linalg.qr(fresh)[0]
 

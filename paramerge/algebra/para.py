@@ -14,7 +14,8 @@ from paramerge.algebra.arrays import (
     prepare,
     rounding_cut,
 )
-from paramerge.algebra.subspace import count_above, require_orthonormal
+from paramerge.algebra.decomposition import count_above
+from paramerge.algebra.subspace import require_orthonormal
 from paramerge.errors import ShapeError, UsageError
 
 __all__ = [

@@ -21,6 +21,7 @@ from paramerge.algebra.arrays import (
     number,
     prepare_matrices,
 )
+from paramerge.algebra.decomposition import count_above, leading_directions, positive_diagonal
 from paramerge.errors import ShapeError, UsageError
 
 __all__ = [
@@ -59,7 +60,8 @@ class JointBasis(Generic[Array]):
 
     ``Q`` is (d, rank). ``singular_values`` are all those of ``[Q1 ... Qn]``, descending: a direction that
     k bases share has ``sqrt(k)``, one that belongs to a single basis 1, and one that only rounding tells
-    from the others is below the cut and not in ``Q``.
+    from the others is below the cut and not in ``Q``. In torch ``Q`` has the gradient of the span, the
+    singular values have none.
     """
 
     Q: Array
@@ -222,27 +224,7 @@ def stack_bases(bases: Sequence[Array], rtol: float | None) -> BasisStack:
 
 def joint_directions(xp: Any, bases: Sequence[Any], cut: float) -> tuple[Any, Any]:
     """Basis of the joint span of orthonormal bases, and the singular values of the bases side by side."""
-    U, singular_values = left_singular(xp, xp.concat(list(bases), axis=1))
-    return U[:, : count_above(xp, singular_values, cut)], singular_values
-
-
-def left_singular(xp: Any, M: Any) -> tuple[Any, Any]:
-    """Left singular vectors and singular values of a matrix, descending; a tall one goes through QR."""
-    if M.shape[0] <= M.shape[1]:
-        U, s, _ = xp.linalg.svd(M, full_matrices=False)
-        return U, s
-    Q, R = xp.linalg.qr(M)
-    U, s, _ = xp.linalg.svd(R, full_matrices=False)
-    return Q @ U, s
-
-
-def count_above(xp: Any, singular_values: Any, rtol: float, reference: float | None = None) -> int:
-    """How many singular values are above ``rtol`` times the reference (by default the largest of them)."""
-    s = detached(singular_values)
-    if s.shape[0] == 0:
-        return 0
-    top = number(s[0]) if reference is None else reference
-    return int(xp.sum(xp.astype(s > rtol * top, xp.int64)))
+    return leading_directions(xp, xp.concat(list(bases), axis=1), cut)
 
 
 def _basis(xp: Any, B: Any, cut: float, method: str) -> Any:
@@ -271,9 +253,7 @@ def _householder(xp: Any, unit: Any, cut: float) -> Any:
     Q, R = xp.linalg.qr(unit)
     rank = count_above(xp, xp.linalg.svdvals(detached(R)), cut)
     if rank == unit.shape[1]:
-        diagonal = xp.linalg.diagonal(detached(R))
-        ones = xp.ones_like(diagonal)
-        return Q * xp.where(diagonal < 0, -ones, ones)
+        return positive_diagonal(xp, Q, R)
     U, _, _ = xp.linalg.svd(R, full_matrices=False)
     return Q @ U[:, :rank]
 

@@ -1,0 +1,50 @@
+"""Singular vectors and values: of thin matrices through QR, cut at a rank, signs fixed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paramerge.algebra.arrays import detached, number
+
+__all__ = ["count_above", "leading_directions", "left_singular", "positive_diagonal"]
+
+
+def leading_directions(xp: Any, M: Any, rtol: float, reference: float | None = None) -> tuple[Any, Any]:
+    """Left singular vectors above the cut (:func:`count_above`), and all singular values.
+
+    In torch the gradient of the vectors is that of the span, through QR of ``M V / s`` with V and s fixed:
+    that of an SVD is NaN where singular values are equal. The singular values carry none.
+    """
+    U, s = left_singular(xp, detached(M))
+    rank = count_above(xp, s, rtol, reference)
+    Q = U[:, :rank]
+    if getattr(M, "requires_grad", False):
+        mixing = xp.matrix_transpose(detached(M)) @ Q / s[:rank] ** 2
+        Q = positive_diagonal(xp, *xp.linalg.qr(M @ mixing))
+    return Q, s
+
+
+def left_singular(xp: Any, M: Any) -> tuple[Any, Any]:
+    """Left singular vectors and singular values of a matrix, descending; a tall one goes through QR."""
+    if M.shape[0] <= M.shape[1]:
+        U, s, _ = xp.linalg.svd(M, full_matrices=False)
+        return U, s
+    Q, R = xp.linalg.qr(M)
+    U, s, _ = xp.linalg.svd(R, full_matrices=False)
+    return Q @ U, s
+
+
+def count_above(xp: Any, singular_values: Any, rtol: float, reference: float | None = None) -> int:
+    """How many singular values are above ``rtol`` times the reference (by default the largest of them)."""
+    s = detached(singular_values)
+    if s.shape[0] == 0:
+        return 0
+    top = number(s[0]) if reference is None else reference
+    return int(xp.sum(xp.astype(s > rtol * top, xp.int64)))
+
+
+def positive_diagonal(xp: Any, Q: Any, R: Any) -> Any:
+    """The one Q whose R has a positive diagonal: LAPACK leaves the signs open."""
+    diagonal = xp.linalg.diagonal(detached(R))
+    ones = xp.ones_like(diagonal)
+    return Q * xp.where(diagonal < 0, -ones, ones)
