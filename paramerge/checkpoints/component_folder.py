@@ -22,6 +22,7 @@ __all__ = [
     "WEIGHT_SUFFIXES",
     "Weights",
     "choose_weights",
+    "common_variant",
     "is_shard",
     "is_weight_file",
     "read_weights",
@@ -110,6 +111,19 @@ def choose_weights(folder: Path, component: str, variant: str | None) -> Weights
             hint=f"choose one with --variant: {names}",
         )
     return next(iter(found.values()))
+
+
+def common_variant(folders: Mapping[str, Path]) -> str | None:
+    """The variant to take where none is asked for: one that fits all components, given by their folders.
+
+    Were each component to choose alone, a plain one and an fp16 one could meet, which no reader would load
+    together. None leaves it to each: all have plain weights, or there is no single variant in common.
+    """
+    found = [set(_available(folder, stem_of(component))) for component, folder in folders.items()]
+    if all(None in variants for variants in found):
+        return None
+    shared = set.intersection(*found)
+    return shared.pop() if len(shared) == 1 else None
 
 
 def _available(folder: Path, stem: str) -> dict[str | None, Weights]:

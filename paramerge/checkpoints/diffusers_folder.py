@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from paramerge.checkpoints.component_folder import (
     choose_weights,
+    common_variant,
     is_weight_file,
     read_weights,
     stem_of,
@@ -69,14 +70,10 @@ def read_folder(folder: Path, variant: str | None) -> FolderContents:
     named = _named_components(folder)
     contents = FolderContents()
     taken: set[Path] = set()
-    for component, subfolder in _baked_components(folder, named).items():
-        if not subfolder.is_dir():
-            raise CheckpointError(
-                f"the folder of the {component} is missing",
-                where=subfolder,
-                expected=f"a folder, as {MODEL_INDEX} names it",
-                hint="download the whole model again",
-            )
+    subfolders = _baked_components(folder, named)
+    if variant is None:
+        variant = common_variant(subfolders)
+    for component, subfolder in subfolders.items():
         weights = choose_weights(subfolder, component, variant)
         headers = read_weights(weights, folder)
         contents.weights[component] = [(_relative(header.path, folder), header) for header in headers]
@@ -121,7 +118,10 @@ def _baked_components(folder: Path, named: dict[str, str]) -> dict[str, Path]:
     if named:
         # encoders other than CLIP (T5, ChatGLM) have no layers that adapters for Stable Diffusion name
         encoders = [name for name in BAKED_COMPONENTS[1:] if named.get(name, "").startswith("CLIPText")]
-        return {name: folder / name for name in ("unet", *encoders)}
+        subfolders = {name: folder / name for name in ("unet", *encoders)}
+        for name, subfolder in subfolders.items():
+            _check_folder(name, subfolder)
+        return subfolders
     if (folder / "unet").is_dir():
         return {name: folder / name for name in BAKED_COMPONENTS if (folder / name).is_dir()}
     if (folder / "config.json").is_file() and any(folder.glob(f"{stem_of('unet')}*")):
@@ -137,6 +137,16 @@ def _baked_components(folder: Path, named: dict[str, str]) -> dict[str, Path]:
         expected=f"{MODEL_INDEX}, or a folder unet/, or a UNet's config.json and weights",
         hint=hint,
     )
+
+
+def _check_folder(component: str, subfolder: Path) -> None:
+    if not subfolder.is_dir():
+        raise CheckpointError(
+            f"the folder of the {component} is missing",
+            where=subfolder,
+            expected=f"a folder, as {MODEL_INDEX} names it",
+            hint="download the whole model again",
+        )
 
 
 def _relative(path: Path, folder: Path) -> PurePosixPath:
