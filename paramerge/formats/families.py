@@ -25,7 +25,7 @@ CHECKPOINT = "checkpoint"
 
 _PEFT_TUNERS = (
     "adamss|beft|bone|c3a|deft|delora|fourierft|frod|glora|gralora|hira|hra|lily|ln_tuning|miss|osf|peanut|poly|psoft"
-    "|pvera|randlora|road|shadow|shira|tinylora|unilora|vblora|waveft|xlora"
+    "|pvera|randlora|road|shadow|shira|supertuning|tinylora|unilora|vblora|waveft|xlora"
 )
 
 _MODULE_FAMILIES: tuple[tuple[str, str], ...] = (
@@ -58,6 +58,7 @@ _INDEXED_LORA = re.compile(r"(?P<module>(?:unet|text_encoder):\d+):(?:up|down)")
 _PEFT_TUNER = re.compile(rf"(?P<module>.*)\.(?P<tuner>{_PEFT_TUNERS})_\w+(?:\.\w+)*")
 
 _WHOLE_FILES: tuple[tuple[str, str], ...] = (
+    ("AnimateDiff motion module", r".*\bmotion_modules\..*"),
     (
         CHECKPOINT,
         r"(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\..*"
@@ -70,10 +71,9 @@ _WHOLE_FILES: tuple[tuple[str, str], ...] = (
     ("ControlNet", r"control_model\..*|controlnet_(?:down_blocks|mid_block|cond_embedding)\..*"),
     ("IP-Adapter", r"(?:ip_adapter|image_proj)\..*"),
     ("hypernetwork", r"\d+\.[01]\.linear\.\d+\.(?:weight|bias)"),
-    ("AnimateDiff motion module", r".*\bmotion_modules\..*"),
     (EMBEDDING, r"emb_params|string_to_param(?:\..*)?|clip_[lg]|<.+>|bundle_emb\..*"),
 )
-"""Kinds of files by keys that they alone have."""
+"""Kinds of files by keys that they alone have; the first that fits a key names it."""
 
 _MODULE_PATTERNS = [
     (family, re.compile(f"(?P<module>.+?)(?:{ending})")) for family, ending in _MODULE_FAMILIES
