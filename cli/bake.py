@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import get_args
 
 import click
-from paramerge.cli.options import OrderedSteps, gamma_option, json_option, step_options, steps_of
-from paramerge.cli.render import Progress, note, show_diagnosis, show_plan, show_report, warn
 
+from paramerge.cli.bake_view import show_diagnosis, show_plan, show_report
+from paramerge.cli.options import OrderedSteps, gamma_option, json_option, step_options, steps_of
+from paramerge.cli.render import Progress, note, warn
 from paramerge.errors import UsageError
 from paramerge.merge.steps import BakeOptions, DTypeChoice, MergeChoice, Step
 
@@ -35,6 +36,7 @@ __all__ = ["bake"]
 @click.option("--variant", metavar="NAME", help="Which weights of a diffusers folder, such as fp16.")
 @click.option("--allow-unmatched", is_flag=True, help="Go on when adapter keys land nowhere; they are shown.")
 @click.option("--private", is_flag=True, help="Leave the inputs' names out of the recipe.")
+@click.option("--layers", "all_layers", is_flag=True, help="List all layers that a finding concerns.")
 @click.option("--dry-run", is_flag=True, help="Print the plan from the headers alone and stop.")
 @json_option
 @click.pass_context
@@ -49,6 +51,7 @@ def bake(
     variant: str | None,
     allow_unmatched: bool,
     private: bool,
+    all_layers: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -59,10 +62,9 @@ def bake(
     folders of PARAMERGE_MODELS and in the Hugging Face cache.
 
     \b
-    paramerge bake --base sdxl.safetensors --para cat.safetensors --lora style.safetensors@0.8 -o o.safetensors
+    paramerge bake --base sdxl.safetensors --para a.safetensors --lora b.safetensors@0.8 -o o.safetensors
     """
     from paramerge.checkpoints.layout import open_base
-
     from paramerge.formats import open_adapter
     from paramerge.merge.find_base import find_base
     from paramerge.merge.output import check_output, default_output
@@ -94,7 +96,7 @@ def bake(
     with Progress("comparing adapters", quiet=as_json, unit="layers") as progress:
         diagnosis = diagnose(plan, progress.update)
     if not as_json:
-        show_diagnosis(plan, diagnosis)
+        show_diagnosis(plan, diagnosis, all_layers=all_layers)
     with Progress("baking", quiet=as_json, unit="bytes") as progress:
         report = run_bake(plan, output, progress.update)
     if as_json:

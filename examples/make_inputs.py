@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from paramerge.checkpoints.layout import open_base
 
 from paramerge.checkpoints.blueprint import sd15
 from paramerge.checkpoints.hashing import file_sha256
+from paramerge.checkpoints.layout import open_base
 from paramerge.checkpoints.random_checkpoint import write_random_checkpoint
 from paramerge.checkpoints.writer import write_safetensors
 from paramerge.formats.native import write_para

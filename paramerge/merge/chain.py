@@ -20,7 +20,7 @@ from paramerge.checkpoints.tensors import StoredTensor
 from paramerge.errors import AdapterError, NonFiniteError
 from paramerge.merge.plan import LoraOp, ParaOp
 
-__all__ = ["Chain", "LoraLink", "ParaLink", "load_bases", "load_chain", "load_lora", "load_para"]
+__all__ = ["Chain", "Change", "LoraLink", "ParaLink", "load_bases", "load_chain", "load_lora", "load_para"]
 
 FLOAT64 = torch.float64
 
@@ -47,6 +47,18 @@ class LoraLink:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A chain on one weight: ``W + up @ down``, ``up`` (d, m) and ``down`` (m, k), float64.
+
+    ``removed`` is the rank that the PaRas of strength 1 take from a weight of full row rank.
+    """
+
+    up: torch.Tensor
+    down: torch.Tensor
+    removed: int
+
+
+@dataclass(frozen=True)
 class Chain:
     """The steps on one layer (or one view of a stored tensor), in their order."""
 
@@ -59,23 +71,14 @@ class Chain:
         bases = [link.Q for link in self.links if isinstance(link, ParaLink) and link.Q.shape[1]]
         return torch.cat(bases, dim=1) if bases else None
 
-    @property
-    def removed(self) -> int:
-        """Directions the chain removes, the rank boundary taken into account."""
-        counts = [
-            link.Q.shape[1] if link.limit is None else min(link.limit, link.Q.shape[1])
-            for link in self.links
-            if isinstance(link, ParaLink)
-        ]
-        return sum(counts)
-
-    def change(self, C: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The factors ``U`` (d, m) and ``V`` (m, k), float64, for ``C`` = ``basis^T W`` (R, k).
+    def change(self, C: torch.Tensor | None) -> Change | None:
+        """What the chain does to the weight, for ``C`` = ``basis^T W`` (R, k).
 
         None when the chain leaves the layer as it is.
         """
         ups: list[torch.Tensor] = []
         downs: list[torch.Tensor] = []
+        gone: list[torch.Tensor] = []
         position = 0
         for link in self.links:
             if isinstance(link, LoraLink):
@@ -89,12 +92,13 @@ class Chain:
             for up, down in zip(ups, downs, strict=True):
                 seen = seen + (link.Q.T @ up) @ down
             position += rank
-            up, down = _removal(link, seen)
-            ups.append(up)
-            downs.append(down)
+            Q, weights, seen = _within_limit(link, seen)
+            ups.append(-Q * weights)
+            downs.append(seen)
+            gone.append(Q[:, weights == 1])
         if not ups:
             return None
-        return torch.cat(ups, dim=1), torch.cat(downs, dim=0)
+        return Change(torch.cat(ups, dim=1), torch.cat(downs, dim=0), _removed_rank(gone))
 
 
 def load_chain(module: ModuleName, ops: Sequence[ParaOp | LoraOp]) -> Chain:
@@ -135,12 +139,20 @@ def load_bases(op: ParaOp) -> list[torch.Tensor]:
     return [_orthonormal(part.module.basis) for part in op.parts]
 
 
-def _removal(link: ParaLink, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``-Q S`` and ``Q^T W``; within a rank boundary, of the directions that carry most energy (T12)."""
+def _within_limit(link: ParaLink, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``Q``, weights and ``Q^T W``; within a rank boundary, of the directions with most energy (T12)."""
     if link.limit is None or link.limit >= link.Q.shape[1]:
-        return -link.Q * link.weights, seen
+        return link.Q, link.weights, seen
     Q, weights, seen = _by_energy(link, seen)
-    return -Q[:, : link.limit] * weights[: link.limit], seen[: link.limit]
+    return Q[:, : link.limit], weights[: link.limit], seen[: link.limit]
+
+
+def _removed_rank(gone: Sequence[torch.Tensor]) -> int:
+    """The rank that removing these spans one after the other takes from a weight of full row rank (T3r)."""
+    spans = [Q for Q in gone if Q.shape[1]]
+    if len(spans) < 2:
+        return sum(Q.shape[1] for Q in spans)
+    return algebra.removed_rank_sequential(spans)
 
 
 def _by_energy(link: ParaLink, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -37,7 +37,7 @@ _TORCH = {
 
 @dataclass(frozen=True, slots=True)
 class LayerResult:
-    """What was done to one layer: the directions removed, and the rank of the whole change."""
+    """What was done to one layer: the rank taken by PaRas of strength 1, and the rank of the whole change."""
 
     name: str
     removed: int
@@ -145,7 +145,7 @@ class _Layer:
         )
         self._left: torch.Tensor | None = None
         self._right: torch.Tensor | None = None
-        self._rank = 0
+        self._rank = self._removed = 0
         basis = self._chain.basis
         self.must_look = basis is not None
         if basis is not None:
@@ -176,9 +176,10 @@ class _Layer:
         change = self._chain.change(self._seen if self.must_look else None)
         if change is None:
             return
-        U, V = change
-        self._rank = U.shape[1]
-        left, right = (V.T, U.T) if self._edit.target.transposed else (U, V)
+        self._rank, self._removed = change.up.shape[1], change.removed
+        left, right = change.up, change.down
+        if self._edit.target.transposed:
+            left, right = right.T, left.T
         self._left, self._right = left.to(self._compute).contiguous(), right.to(self._compute).contiguous()
 
     def changes(self, start: int, stop: int) -> bool:
@@ -191,7 +192,7 @@ class _Layer:
             block.addmm_(self._left[begin : begin + len(block)], self._right)
 
     def result(self) -> LayerResult:
-        return LayerResult(self.name, self._chain.removed, self._rank)
+        return LayerResult(self.name, self._removed, self._rank)
 
 
 def matrix_shape(plan: TensorPlan) -> tuple[int, int]:

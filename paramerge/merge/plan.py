@@ -141,6 +141,8 @@ class Plan:
     files: tuple[FilePlan, ...] = field(repr=False)
     left_alone: tuple[ModuleName, ...] = field(repr=False, default=())
     warnings: tuple[str, ...] = ()
+    order_warnings: tuple[str, ...] = ()
+    """On LoRAs before PaRas; :mod:`paramerge.merge.diagnose` puts a number to them."""
 
     @property
     def edits(self) -> list[Edit]:
@@ -167,8 +169,8 @@ def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOp
     planned = [_match(base, targets, step, adapter, options) for step, adapter in steps]
     ops, left_alone = _operations(targets, planned, options)
     files = tuple(_plan_file(file, ops, options) for file in base.files)
-    warnings = (*_order_warnings(planned), *_left_alone_warnings(left_alone, options))
-    return Plan(base, tuple(planned), options, files, left_alone, warnings)
+    warnings = _left_alone_warnings(left_alone, options)
+    return Plan(base, tuple(planned), options, files, left_alone, warnings, _order_warnings(planned))
 
 
 def is_selected(name: ModuleName, only: Iterable[str]) -> bool:
@@ -304,7 +306,7 @@ def _output_dtype(info: TensorInfo, component: str, options: BakeOptions) -> str
     return _DTYPES[options.dtype]
 
 
-def _order_warnings(planned: Sequence[PlannedStep]) -> list[str]:
+def _order_warnings(planned: Sequence[PlannedStep]) -> tuple[str, ...]:
     warnings = []
     for index, later in enumerate(planned):
         earlier = [
@@ -316,13 +318,13 @@ def _order_warnings(planned: Sequence[PlannedStep]) -> list[str]:
                 f"{names} comes before the PaRa {later.adapter.path.name}, which removes what of it lies in "
                 "its directions; the paper asks for PaRa first"
             )
-    return warnings
+    return tuple(dict.fromkeys(warnings))
 
 
-def _left_alone_warnings(left_alone: Sequence[ModuleName], options: BakeOptions) -> list[str]:
+def _left_alone_warnings(left_alone: Sequence[ModuleName], options: BakeOptions) -> tuple[str, ...]:
     if not left_alone:
-        return []
+        return ()
     reason = "their strength is 0"
     if options.gamma is not None:
         reason = f"gamma {options.gamma:g} of their rank is less than one direction, or {reason}"
-    return [f"{len(left_alone)} layers are left alone by a step: {reason}"]
+    return (f"{len(left_alone)} layers are left alone by a step: {reason}",)

@@ -28,6 +28,7 @@ class StepSummary:
     strength: float
     dialect: str
     layers: int
+    layers_by_component: dict[str, int]
     layers_excluded: int
     ranks: dict[int, int]
     unmatched: tuple[str, ...]
@@ -90,7 +91,7 @@ def summarise(plan: Plan) -> PlanSummary:
         options=options,
         companions=tuple(map(str, plan.base.companions)),
         left_out=tuple((str(path), reason) for path, reason in plan.base.left_out),
-        warnings=plan.warnings,
+        warnings=(*plan.order_warnings, *plan.warnings),
         layers_left_alone=tuple(map(str, plan.left_alone)),
         bytes_in=sum(tensor.info.nbytes for tensor in tensors),
         bytes_out=plan.output_bytes,
@@ -106,6 +107,7 @@ def _step(step: PlannedStep) -> StepSummary:
         strength=step.step.strength,
         dialect=step.adapter.dialect,
         layers=len(step.matched),
+        layers_by_component=dict(Counter(name.component for name in step.matched)),
         layers_excluded=len(step.excluded),
         ranks=dict(sorted(ranks.items())),
         unmatched=tuple(map(str, step.unmatched)),

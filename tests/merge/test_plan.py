@@ -54,7 +54,8 @@ def test_steps_keep_their_order(base: Path, tmp_path: Path) -> None:
     assert len(plan.edits) == 16
     for edit in plan.edits:
         assert [type(op) for op in edit.ops] == [ParaOp, LoraOp, ParaOp]
-    assert "l.safetensors comes before the PaRa p.safetensors" in plan.warnings[0]
+    assert "l.safetensors comes before the PaRa p.safetensors" in plan.order_warnings[0]
+    assert plan.order_warnings == summarise(plan).warnings
 
 
 def test_neighbouring_paras_join_and_sequential_ones_do_not(base: Path, tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_neighbouring_paras_join_and_sequential_ones_do_not(base: Path, tmp_path
     assert {tuple(len(op.parts) for op in edit.ops) for edit in joint.edits} == {(2,)}
     sequential = plan_of(base, Step("para", one), Step("para", two), merge="sequential")
     assert {tuple(len(op.parts) for op in edit.ops) for edit in sequential.edits} == {(1, 1)}
-    assert joint.warnings == sequential.warnings == ()
+    assert joint.order_warnings == sequential.order_warnings == ()
 
 
 def test_the_summary_counts_what_is_there(base: Path, tmp_path: Path) -> None:

@@ -1,0 +1,168 @@
+"""How a plan, its findings and the report of a bake look in a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from paramerge.cli.render import err, gigabytes, note, out, warn
+from paramerge.merge.plan import Plan
+from paramerge.merge.summary import ComponentSummary, PlanSummary, StepSummary
+
+if TYPE_CHECKING:  # these modules import torch
+    from paramerge.merge.bake import BakeReport
+    from paramerge.merge.diagnose import Diagnosis
+
+__all__ = ["show_diagnosis", "show_plan", "show_report"]
+
+_SHOWN_LAYERS = 12
+_SAME = 1e-12
+"""A distance between two merges below this is rounding in float64."""
+
+
+def show_plan(plan: PlanSummary, output: Path) -> None:
+    """The plan, as ``--dry-run`` prints it."""
+    size = gigabytes(plan.bytes_in)
+    out.print(f"[bold]{escape(plan.base)}[/bold]  {plan.architecture}, {plan.layout}, {size}")
+    out.print()
+    out.print(_steps_table(plan.steps))
+    _show_what_is_not_applied(plan.steps)
+    out.print()
+    out.print(_components_table(plan.components))
+    if plan.companions:
+        out.print(f"{len(plan.companions)} more files come along untouched")
+    _show_left_out(plan.left_out)
+    out.print()
+    for warning in plan.warnings:
+        out.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+    boundary = "" if plan.options["gamma"] is None else f", gamma {plan.options['gamma']:g}"
+    out.print(f"options  dtype {plan.options['dtype']}, PaRas merged {plan.options['merge']}{boundary}")
+    out.print(f"memory   about {plan.peak_memory_bytes / 2**20:.0f} MiB at the peak")
+    out.print(f"output   [bold]{escape(str(output))}[/bold], {gigabytes(plan.bytes_out)}")
+    out.print("[dim]only headers were read, nothing was written[/dim]")
+
+
+def show_diagnosis(plan: Plan, diagnosis: Diagnosis, *, all_layers: bool) -> None:
+    """What the order and the way of merging cost, before the work begins."""
+    for loss in diagnosis.order:
+        step = plan.steps[loss.lora]
+        warn(
+            f"{step.adapter.path.name} loses {loss.overall:.1%} of itself (||Q^T BA|| / ||BA||) to the PaRas "
+            f"after it on the {len(loss.layers)} layers they share; put --para first to lose nothing"
+        )
+        _show_layers("lost", loss.layers, all_layers)
+    if diagnosis.sequence is not None:
+        found = diagnosis.sequence
+        if found.largest < _SAME:
+            note(f"on all {len(found.layers)} shared layers sequential and joint are the same")
+            return
+        note(
+            f"sequential is off from joint by at most {found.largest:.3g} (2-norm; on average "
+            f"{found.mean:.3g} over {len(found.layers)} shared layers); it removes {found.sequential_rank} "
+            f"directions there, joint {found.joint_rank}"
+        )
+        _show_layers("distance", found.layers, all_layers)
+
+
+def show_report(plan: Plan, summary: PlanSummary, report: BakeReport) -> None:
+    """What was done, in a few lines."""
+    removed = sum(layer.removed for layer in report.layers)
+    for index, step in enumerate(summary.steps, 1):
+        out.print(f"{index}  {step.kind} {escape(step.file)} @ {step.strength:g} into {_layers(step)}")
+    _show_what_is_not_applied(summary.steps)
+    _show_left_out(summary.left_out)
+    directions = f", {removed} directions removed" if removed else ""
+    out.print(f"{len(report.layers)} layers of {escape(summary.base)} changed{directions}")
+    rate = report.output_bytes / max(report.seconds, 1e-9) / 1e9
+    out.print(
+        f"[bold]{escape(str(report.output))}[/bold]  {gigabytes(report.output_bytes)} "
+        f"in {report.seconds:.1f} s ({rate:.2f} GB/s)"
+    )
+
+
+def _steps_table(steps: Sequence[StepSummary]) -> Table:
+    table = _table("", "step", "adapter", ">strength", "dialect", "layers", "rank")
+    for index, step in enumerate(steps, 1):
+        cells = (str(index), step.kind, escape(step.file), f"{step.strength:g}", step.dialect)
+        table.add_row(*cells, _layers(step), _ranks(step.ranks))
+    return table
+
+
+def _layers(step: StepSummary) -> str:
+    return (
+        ", ".join(f"{component} {count}" for component, count in step.layers_by_component.items()) or "none"
+    )
+
+
+def _components_table(components: Sequence[ComponentSummary]) -> Table:
+    table = _table("component", ">tensors", ">edited", ">largest rank", "dtype", ">bytes")
+    for part in components:
+        table.add_row(
+            part.component,
+            str(part.tensors),
+            str(part.edited or "-"),
+            str(part.largest_rank or "-"),
+            _dtypes(part),
+            gigabytes(part.bytes_out),
+        )
+    return table
+
+
+def _show_what_is_not_applied(steps: Sequence[StepSummary]) -> None:
+    """Keys that land nowhere and layers that were excluded, counted and shown."""
+    for step in steps:
+        keys = [*((name, "no such layer in the base") for name in step.unmatched), *step.leftovers]
+        if step.layers_excluded:
+            out.print(f"{step.layers_excluded} layers of {escape(step.file)} are excluded by --only")
+        if keys:
+            out.print(f"[yellow]{len(keys)} keys of {escape(step.file)} land nowhere:[/yellow]")
+        for key, reason in keys[:_SHOWN_LAYERS]:
+            out.print(f"  {escape(key)} [dim]({escape(reason)})[/dim]")
+        if len(keys) > _SHOWN_LAYERS:
+            out.print(f"  and {len(keys) - _SHOWN_LAYERS} more (all of them with --json)")
+
+
+def _show_left_out(files: Iterable[tuple[str, str]]) -> None:
+    for path, reason in files:
+        out.print(f"left out: {escape(path)} ({escape(reason)})")
+
+
+def _show_layers(title: str, layers: Mapping[str, float], all_layers: bool) -> None:
+    worst = sorted(layers.items(), key=lambda item: -item[1])
+    shown = worst if all_layers else worst[:_SHOWN_LAYERS]
+    table = _table("layer", f">{title}")
+    for name, value in shown:
+        table.add_row(escape(name), f"{value:.4f}")
+    err.print(table)
+    if len(shown) < len(worst):
+        note(f"and {len(worst) - len(shown)} layers below that (all of them with --layers)")
+
+
+def _table(*titles: str) -> Table:
+    """A plain table; a title that begins with ``>`` stands over a column of numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in titles:
+        justify = "right" if title.startswith(">") else "left"
+        table.add_column(title.removeprefix(">"), justify=justify, overflow="fold")
+    return table
+
+
+def _ranks(ranks: Mapping[int, int]) -> str:
+    if len(ranks) > 3:
+        return f"{min(ranks)} to {max(ranks)}"
+    return ", ".join(f"{rank} ({count})" if len(ranks) > 1 else str(rank) for rank, count in ranks.items())
+
+
+def _dtypes(part: ComponentSummary) -> str:
+    """``F16``, ``F16, 1 I64``, ``F32 > F16``: the commonest first, the conversion if there is one."""
+    before, after = _counts(part.dtypes_in), _counts(part.dtypes_out)
+    return after if before == after else f"{before} > {after}"
+
+
+def _counts(dtypes: Mapping[str, int]) -> str:
+    (first, _), *others = sorted(dtypes.items(), key=lambda item: -item[1])
+    return ", ".join([first, *(f"{count} {name}" for name, count in others)])
