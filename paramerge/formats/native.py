@@ -91,7 +91,7 @@ def write_para(
     dtype: str = "F16",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a native PaRa file, whole or not at all.
+    """Write a native PaRa file, whole or not at all; the same content gives the same bytes.
 
     Parameters
     ----------
@@ -126,6 +126,7 @@ def write_para(
         raise UsageError("there is no layer to write", where=path, expected="at least one layer")
     if reserved := [key for key in metadata or {} if key.startswith("paramerge.")]:
         raise UsageError("these metadata belong to the format", where=path, found=listed(reserved))
+    modules = dict(sorted(modules.items()))
     tensors = {f"{name}{SUFFIX}": _stored_basis(name, basis, dtype) for name, basis in modules.items()}
     ranks = {str(name): int(basis.shape[1]) for name, basis in modules.items()}
     entries = {
