@@ -28,7 +28,7 @@ SMALLEST = {"float64": 2.0**-1074, "float32": 2.0**-149, "float16": 2.0**-24, "b
 WORKING_EPS = {"float64": EPS, "float32": 2.0**-23, "float16": 2.0**-23, "bfloat16": 2.0**-23}
 
 law = settings(
-    max_examples=int(os.environ.get("PARAMERGE_EXAMPLES", "80")),
+    max_examples=int(os.environ.get("PARAMERGE_EXAMPLES", "60")),
     deadline=None,
     derandomize=True,
     database=None,

@@ -81,7 +81,7 @@ def prepare(inputs: Mapping[str, MatrixLike], *, finite: bool = False) -> Prepar
         NaN or Inf in an input, with ``finite``.
     """
     if not inputs:
-        raise UsageError("No arrays were given.", expected="at least one", hint="Pass at least one basis.")
+        raise UsageError("No arrays were given.", expected="at least one", hint="Pass at least one adapter.")
     xp = _namespace(inputs)
     names = {name: _dtype_name(name, array) for name, array in inputs.items()}
     wide = "float64" if "float64" in names.values() else "float32"
@@ -134,6 +134,7 @@ def storage_tolerance(dtype: str, columns: int) -> float:
             where="dtype",
             expected=", ".join(UNIT_ROUNDOFF),
             found=dtype,
+            hint="Pass the dtype that the basis was stored in.",
         )
     return UNIT_ROUNDOFF[dtype] * math.sqrt(columns)
 
@@ -164,6 +165,7 @@ def check_relative_cut(rtol: float | None) -> None:
             where="rtol",
             expected="0 <= rtol < 1, or None for a few roundings",
             found=rtol,
+            hint="Leave it out, or pass storage_tolerance for bases that were stored in half precision.",
         )
 
 
@@ -171,7 +173,11 @@ def check_strength(strength: float, where: str = "strength") -> None:
     """Refuse a strength that is not a finite number."""
     if not math.isfinite(strength):
         raise NonFiniteError(
-            "A strength is not a finite number.", where=where, expected="a number", found=strength
+            "A strength is not a finite number.",
+            where=where,
+            expected="a number",
+            found=strength,
+            hint="Check the arithmetic that it comes from.",
         )
 
 

@@ -66,9 +66,21 @@ def adjusted_rank(r: int, gamma: float | Fraction, rank_W: int) -> int:
     """
     for name, rank in (("r", r), ("rank_W", rank_W)):
         if rank < 0:
-            raise UsageError("A rank is negative.", where=name, expected="0 or more", found=rank)
+            raise UsageError(
+                "A rank is negative.",
+                where=name,
+                expected="0 or more",
+                found=rank,
+                hint="Rank 0 leaves a layer alone.",
+            )
     if not 0 <= gamma <= 1:
-        raise UsageError("The rank boundary is out of range.", where="gamma", expected="0 to 1", found=gamma)
+        raise UsageError(
+            "The rank boundary is out of range.",
+            where="gamma",
+            expected="0 to 1",
+            found=gamma,
+            hint="The paper uses 1/40; 1 removes up to the whole rank.",
+        )
     product = Fraction(gamma) * rank_W
     nearest = round(product)
     slack = ROUNDOFF * product if isinstance(gamma, float) else Fraction(0)
@@ -129,6 +141,7 @@ def rank_boundary(
             where="keep",
             expected="energy, consensus or order",
             found=keep,
+            hint="Energy keeps what removes most of W, consensus what most share, order what comes first.",
         )
     basis = _ordered_basis(Q, keep, rtol)
     if rank_W is None:
@@ -143,6 +156,7 @@ def rank_boundary(
             where="rank_W",
             expected=f"at most {possible}",
             found=rank_W,
+            hint="Pass the rank of the flattened weight, or leave it out and pass W.",
         )
     limit = adjusted_rank(rank_W, gamma, rank_W)  # gamma is at most 1, so the minimum is the floor
     rank = min(columns, limit)

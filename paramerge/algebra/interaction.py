@@ -78,7 +78,7 @@ def null_space_projection(
     ShapeError, NonFiniteError, UsageError
         Shapes do not fit, values are not finite, ``rtol`` out of range.
     """
-    B, A, other = prepare_factors(up, down, other_up).arrays
+    B, A, other = prepare_factors(up, down, other_up, "other_up").arrays
     if rtol is None:  # of the precision that the other adapter was stored in, not of the widest
         rtol = column_cut(other.shape, prepare_matrices({"other_up": other_up}))
     return reduce(B, orthonormalise(other, rtol=rtol).Q, strength), A
@@ -110,6 +110,7 @@ def lora_cosine(up1: Array, down1: Array, up2: Array, down2: Array) -> float:
             where="up2, down2",
             expected=f"{(up1.shape[0], down1.shape[1])}",
             found=f"{(up2.shape[0], down2.shape[1])}",
+            hint="Only adapters of the same layer can be compared.",
         )
     xp = prepared.xp
     B1, A1, B2, A2 = (_scaled_to_one(xp, factor) for factor in prepared.arrays)

@@ -146,6 +146,7 @@ def concat_loras(
             where="ups, downs, scales",
             expected="one of each for every LoRA",
             found=f"{len(ups)}, {len(downs)}, {len(scales)}",
+            hint="Pass lists of one length.",
         )
     for i, scale in enumerate(scales):
         check_strength(scale, f"scales[{i}]")
@@ -161,23 +162,25 @@ def concat_loras(
                 where=f"ups[{i}], downs[{i}]",
                 expected=f"{(wide_ups[0].shape[0], wide_downs[0].shape[1])}",
                 found=f"{(up.shape[0], down.shape[1])}",
+                hint="Only adapters of the same layer can be added.",
             )
     xp = prepared.xp
     scaled = [scale * up for scale, up in zip(scales, wide_ups, strict=True)]
     return xp.concat(scaled, axis=1), xp.concat(list(wide_downs), axis=0)
 
 
-def prepare_factors(up: Any, down: Any, basis: Any = None) -> Prepared:
+def prepare_factors(up: Any, down: Any, basis: Any = None, name: str = "Q") -> Prepared:
     """Check the factors of a LoRA, and a basis for its output side; widen them together."""
-    inputs = {"up": up, "down": down} | ({} if basis is None else {"basis": basis})
+    inputs = {"up": up, "down": down} | ({} if basis is None else {name: basis})
     prepared = prepare_matrices(inputs, finite=True, rowless=("down",))  # a LoRA of rank 0 is a LoRA
     check_product(up, down, "up, down")
     if basis is not None and basis.shape[0] != up.shape[0]:
         raise ShapeError(
             "The directions and the LoRA belong to different layers.",
-            where="basis, up",
+            where=f"{name}, up",
             expected=f"{up.shape[0]} rows, as up",
             found=f"{basis.shape[0]} rows",
+            hint="Pass two adapters of the same layer.",
         )
     return prepared
 
@@ -190,6 +193,7 @@ def check_product(up: Any, down: Any, where: str) -> None:
             where=where,
             expected="up (d, r) and down (r, k)",
             found=f"up {tuple(up.shape)}, down {tuple(down.shape)}",
+            hint="up is what PEFT calls lora_B and down is lora_A; they share the rank r.",
         )
 
 
@@ -212,9 +216,21 @@ def _there(prepared: Prepared, s: Any, rtol: float | None) -> int:
 
 def _chosen_rank(s: Any, there: int, rank: int | None, energy: float | None) -> int:
     if rank is not None and rank < 0:
-        raise UsageError("A rank is negative.", where="rank", expected="0 or more", found=rank)
+        raise UsageError(
+            "A rank is negative.",
+            where="rank",
+            expected="0 or more",
+            found=rank,
+            hint="Rank 0 leaves a layer alone.",
+        )
     if energy is not None and not 0.0 <= energy <= 1.0:
-        raise UsageError("A share is out of range.", where="energy", expected="0 to 1", found=energy)
+        raise UsageError(
+            "A share is out of range.",
+            where="energy",
+            expected="0 to 1",
+            found=energy,
+            hint="It is a share of the squared singular values: 0.9 keeps nine tenths of them.",
+        )
     by_rank = there if rank is None else min(there, rank)
     return by_rank if energy is None else min(by_rank, _rank_for_energy(s, energy))
 

@@ -155,7 +155,11 @@ def iterate_sequential(bases: Sequence[Array], W: Array, times: int = 1) -> Arra
     """
     if times < 0:
         raise UsageError(
-            "A sequence cannot be applied so often.", where="times", expected="0 or more", found=times
+            "A sequence cannot be applied so often.",
+            where="times",
+            expected="0 or more",
+            found=times,
+            hint="Pass 0 to leave the weight as it is.",
         )
     named = {f"bases[{i}]": basis for i, basis in enumerate(bases)}
     stored = prepare_matrices(named)
@@ -177,6 +181,7 @@ def _check_strengths(bases: Sequence[Any], strengths: Sequence[float]) -> None:
             where="strengths",
             expected=len(bases),
             found=len(strengths),
+            hint="Pass one strength for each basis.",
         )
     for i, strength in enumerate(strengths):
         if not 0.0 <= strength <= 1.0:
@@ -185,6 +190,7 @@ def _check_strengths(bases: Sequence[Any], strengths: Sequence[float]) -> None:
                 where=f"strengths[{i}]",
                 expected="0 to 1",
                 found=strength,
+                hint="For other strengths apply the adapters one after the other with reduce.",
             )
 
 

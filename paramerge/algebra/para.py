@@ -51,6 +51,7 @@ def unflatten_conv(M: Array, shape: tuple[int, ...]) -> Array:
             where="M",
             expected=f"{(shape[0], math.prod(shape[1:])) if shape else 'a shape of two or more axes'}",
             found=tuple(M.shape),
+            hint="Pass the shape that the weight had before flatten_conv.",
         )
     unflat: Array = prepare({"M": M}).xp.reshape(M, shape)
     return unflat
@@ -144,6 +145,7 @@ def numerical_rank(W: Array, *, rtol: float | None = None, reference: float | No
             where="reference",
             expected="0 or more",
             found=reference,
+            hint="Pass the spectral norm of the weight before it was reduced.",
         )
     prepared = prepare({"W": W}, finite=True)
     flat = _flatten(prepared.xp, prepared.arrays[0])
@@ -191,5 +193,6 @@ def _flatten(xp: Any, W: Any) -> Any:
             where="W",
             expected="(out, in) or (out, in, ...)",
             found=tuple(W.shape),
+            hint="Biases and norms have one axis; PaRa works on linear and convolution weights.",
         )
     return xp.reshape(W, (W.shape[0], math.prod(W.shape[1:])))

@@ -132,5 +132,6 @@ def _together(Q: Any, W: Any, up: Any, down: Any) -> tuple[Any, Any, Any, Any, A
             where="down, W",
             expected=f"down of shape (n, {coefficients.shape[1]})",
             found=tuple(A.shape),
+            hint="down has as many columns as the flattened weight: flatten a convolution's first.",
         )
     return pair.xp, basis, coefficients, B, A

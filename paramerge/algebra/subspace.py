@@ -230,7 +230,11 @@ def joint_directions(xp: Any, bases: Sequence[Any], cut: float) -> tuple[Any, An
 def _basis(xp: Any, B: Any, cut: float, method: str) -> Any:
     if method not in ("qr", "gram-schmidt"):
         raise UsageError(
-            "Unknown way to orthonormalise.", where="method", expected="qr or gram-schmidt", found=method
+            "Unknown way to orthonormalise.",
+            where="method",
+            expected="qr or gram-schmidt",
+            found=method,
+            hint="Use qr, unless the first columns that span must be kept.",
         )
     unit = _unit_columns(xp, B)
     return _householder(xp, unit, cut) if method == "qr" else _gram_schmidt(xp, unit, cut)
