@@ -146,8 +146,8 @@ def _table(*titles: str) -> Table:
     """A plain table; a title that begins with ``>`` stands over a column of numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title in titles:
-        justify = "right" if title.startswith(">") else "left"
-        table.add_column(title.removeprefix(">"), justify=justify, overflow="fold")
+        numbers = title.startswith(">")
+        table.add_column(title.removeprefix(">"), justify="right" if numbers else "left", overflow="fold")
     return table
 
 
