@@ -18,7 +18,7 @@ from paramerge.formats.pairs import Part, collect_modules
 from paramerge.formats.peft_config import LoraSettings, read_settings
 from paramerge.formats.provenance import base_hashes, guess_architecture
 
-__all__ = ["AdapterFiles", "find_files", "open_adapter"]
+__all__ = ["AdapterFiles", "find_files", "is_adapter_folder", "open_adapter"]
 
 _DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 _NO_LAYER = "the name is not that of a layer of an SD or SDXL UNet or CLIP text encoder"
@@ -64,6 +64,11 @@ def find_files(path: str | os.PathLike[str]) -> AdapterFiles:
         found=listed(sorted(entry.name for entry in path.iterdir())) or "an empty folder",
         hint=f"give each adapter on its own: {', '.join(map(str, nested))}" if nested else None,
     )
+
+
+def is_adapter_folder(path: Path) -> bool:
+    """Whether PEFT or diffusers saved an adapter in the folder ``path``."""
+    return any((path / name).is_file() for name in (peft.CONFIG_NAME, _DIFFUSERS_WEIGHTS))
 
 
 def _peft_weights(folder: Path) -> Path:

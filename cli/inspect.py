@@ -1,0 +1,169 @@
+"""``paramerge inspect``: what a file is, and what is in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from paramerge.cli.options import json_option
+from paramerge.formats.inspection import (
+    RECIPE_KEY,
+    AdapterFacts,
+    CheckpointFacts,
+    ForeignFacts,
+    LayerFacts,
+    UnknownFacts,
+    inspect_path,
+    read_recipe,
+)
+from paramerge.formats.training_notes import training_notes
+
+__all__ = ["as_data", "inspect"]
+
+Facts = AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts
+
+
+@click.command()
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--layers", "all_layers", is_flag=True, help="List every layer of an adapter.")
+@click.option("--metadata", "all_metadata", is_flag=True, help="Print all metadata, not the useful part.")
+@json_option
+def inspect(path: Path, all_layers: bool, all_metadata: bool, as_json: bool) -> None:
+    """Say what FILE is: an adapter (file or PEFT folder), a checkpoint (file or folder) or a bake.
+
+    Adapters are opened as bake opens them; one of a family that cannot be baked is named all the same.
+
+    \b
+    paramerge inspect style.safetensors --layers
+    """
+    facts = inspect_path(path)
+    if as_json:
+        click.echo(json.dumps(as_data(facts), indent=2))
+        return
+    from paramerge.cli.inspect_text import show
+
+    show(facts, all_layers=all_layers, all_metadata=all_metadata)
+
+
+def as_data(facts: Facts) -> dict[str, object]:
+    """All that is known, ready for JSON: numbers that are not finite become null."""
+    if isinstance(facts, AdapterFacts):
+        content = _adapter(facts)
+    elif isinstance(facts, ForeignFacts):
+        content = _foreign(facts)
+    elif isinstance(facts, CheckpointFacts):
+        content = _checkpoint(facts)
+    else:
+        content = _unknown(facts)
+    metadata = facts.metadata
+    content["training"] = dict(training_notes(metadata))
+    content["recipe"] = read_recipe(metadata)
+    content["metadata"] = {key: value for key, value in metadata.items() if key != RECIPE_KEY}
+    return content
+
+
+def _adapter(facts: AdapterFacts) -> dict[str, object]:
+    adapter = facts.adapter
+    return {
+        "what": "adapter",
+        "supported": True,
+        "path": str(adapter.path),
+        "files": [str(source) for source in adapter.sources],
+        "bytes": facts.size,
+        "family": adapter.family,
+        "dialect": adapter.dialect,
+        "architecture": adapter.architecture,
+        "base_hashes": list(adapter.base_hashes),
+        "components": _nested(Counter((layer.name.component, layer.kind) for layer in facts.layers)),
+        "ranks": _counted(Counter(layer.rank for layer in facts.layers)),
+        "layers": [_layer(layer) for layer in facts.layers],
+        "leftovers": {key: left.reason for left in adapter.leftovers for key in left.keys},
+    }
+
+
+def _layer(layer: LayerFacts) -> dict[str, object]:
+    content: dict[str, object] = {
+        "layer": str(layer.name),
+        "kind": layer.kind,
+        "rank": layer.rank,
+        "shape": list(layer.shape),
+        "dtype": layer.dtype,
+    }
+    if layer.directions is not None:
+        return {**content, "directions": layer.directions}
+    return {**content, "alpha": layer.alpha, "scale": layer.scale, "norm": _finite(layer.norm)}
+
+
+def _foreign(facts: ForeignFacts) -> dict[str, object]:
+    return {
+        "what": "adapter",
+        "supported": False,
+        "path": str(facts.path),
+        "bytes": facts.size,
+        "reason": facts.reason,
+        "hint": facts.hint,
+        "families": dict(facts.families),
+        "components": _nested(facts.components),
+        "modules_of_unknown_name": facts.unnamed,
+        "alphas": _counted(facts.alphas),
+        "tensors": facts.tensors,
+        "dtypes": dict(facts.dtypes),
+    }
+
+
+def _checkpoint(facts: CheckpointFacts) -> dict[str, object]:
+    base = facts.base
+    return {
+        "what": "checkpoint",
+        "supported": True,
+        "path": str(base.path),
+        "layout": base.layout,
+        "architecture": base.architecture,
+        "true_dimensions": base.true_dimensions,
+        "bytes": facts.size,
+        "components": {
+            part.component: {
+                "tensors": part.tensors,
+                "layers": part.layers,
+                "bytes": part.size,
+                "dtypes": dict(part.dtypes),
+            }
+            for part in facts.components
+        },
+        "files": [str(file.relative) for file in base.files],
+        "companions": [str(path) for path in base.companions],
+        "left_out": {str(path): reason for path, reason in base.left_out},
+    }
+
+
+def _unknown(facts: UnknownFacts) -> dict[str, object]:
+    return {
+        "what": "unknown",
+        "supported": False,
+        "path": str(facts.path),
+        "bytes": facts.size,
+        "reason": facts.reason,
+        "tensors": len(facts.keys),
+        "dtypes": dict(facts.dtypes),
+        "keys": list(facts.keys),
+    }
+
+
+def _nested(counts: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    content: dict[str, dict[str, int]] = {}
+    for (component, kind), count in counts.items():
+        content.setdefault(component, {})[kind] = count
+    return content
+
+
+def _counted(counts: Mapping[int, int] | Mapping[float, int]) -> dict[str, int]:
+    return {f"{value:g}": count for value, count in sorted(counts.items())}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

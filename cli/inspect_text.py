@@ -1,0 +1,292 @@
+"""How ``paramerge inspect`` looks in a terminal: 80 columns are enough, and nothing is cut off."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from paramerge.cli.render import gigabytes
+from paramerge.formats.inspection import (
+    RECIPE_KEY,
+    AdapterFacts,
+    CheckpointFacts,
+    ForeignFacts,
+    LayerFacts,
+    UnknownFacts,
+    read_recipe,
+)
+from paramerge.formats.training_notes import training_notes
+
+__all__ = ["show"]
+
+_LARGEST = 5
+_KEYS = 8
+_COLUMNS = ("norm", "rank", "scale", "directions")
+_FAMILIES = {"lora": "LoRA", "para": "PaRa"}
+_COMPONENT_ORDER = ("unet", "text_encoder", "text_encoder_2")
+
+
+def show(
+    facts: AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts,
+    *,
+    all_layers: bool = False,
+    all_metadata: bool = False,
+) -> None:
+    """Print what is known of a file."""
+    out = Console(highlight=False)
+    if isinstance(facts, AdapterFacts):
+        _show_adapter(out, facts, all_layers)
+    elif isinstance(facts, ForeignFacts):
+        _show_foreign(out, facts)
+    elif isinstance(facts, CheckpointFacts):
+        _show_checkpoint(out, facts)
+    else:
+        _show_unknown(out, facts)
+    _show_metadata(out, facts.metadata, all_metadata)
+    _show_recipe(out, facts.metadata)
+
+
+def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
+    adapter, layers = facts.adapter, facts.layers
+    architecture = adapter.architecture or "architecture not told"
+    _title(
+        out,
+        adapter.path.name if len(adapter.sources) == 1 else "/".join(adapter.path.parts[-2:]),
+        _FAMILIES[adapter.family],
+        adapter.dialect,
+        architecture,
+        gigabytes(facts.size),
+    )
+    pairs = [
+        ("beside it", ", ".join(source.name for source in adapter.sources if source != adapter.path)),
+        ("made for", ", ".join(f"{'SHA-256' if len(h) == 64 else 'hash'} {h}" for h in adapter.base_hashes)),
+        ("dtypes", _counts(Counter(layer.dtype for layer in layers))),
+        ("ranks", _counts(Counter(layer.rank for layer in layers))),
+    ]
+    if adapter.family == "lora":
+        pairs += _lora_pairs(layers)
+    else:
+        pairs += _para_pairs(layers)
+    _show_pairs(out, pairs)
+    _show_components(out, Counter((layer.name.component, layer.kind) for layer in layers))
+    for leftover in adapter.leftovers:
+        nothing = f"[yellow]{len(leftover.keys)} keys change nothing[/yellow] ({escape(leftover.reason)})"
+        out.print(f"{nothing}: {escape(_first(leftover.keys))}")
+    _show_layers(out, layers, all_layers)
+
+
+def _lora_pairs(layers: Sequence[LayerFacts]) -> list[tuple[str, str]]:
+    alphas = Counter("= rank" if layer.alpha is None else f"{layer.alpha:g}" for layer in layers)
+    norms = [layer.norm for layer in layers if layer.norm is not None and math.isfinite(layer.norm)]
+    pairs = [
+        ("alphas", _counts(alphas)),
+        ("scales", _counts(Counter(f"{layer.scale:g}" for layer in layers))),
+    ]
+    if norms:
+        pairs.append(
+            (
+                "norms",
+                f"{min(norms):.3g} least, {median(norms):.3g} median, {max(norms):.3g} largest, "
+                f"{math.hypot(*norms):.3g} together (scale * B A, Frobenius)",
+            )
+        )
+    if broken := len(layers) - len(norms):
+        pairs.append(("[red]not finite[/red]", f"{broken} layers hold NaN or Inf: it cannot be baked"))
+    return pairs
+
+
+def _para_pairs(layers: Sequence[LayerFacts]) -> list[tuple[str, str]]:
+    stated, held = sum(layer.rank for layer in layers), sum(layer.directions or 0 for layer in layers)
+    lost = f" ({stated - held} columns add none)" if held < stated else ""
+    return [("directions", f"{held} in {len(layers)} layers{lost}")]
+
+
+def _show_layers(out: Console, layers: Sequence[LayerFacts], all_layers: bool) -> None:
+    if layers[0].directions is not None and not all_layers:
+        return  # the layers of a PaRa have no size to be sorted by
+    shown = layers if all_layers else sorted(layers, key=_size, reverse=True)[:_LARGEST]
+    out.print(f"\n[bold]{'layers' if all_layers else 'largest layers'}[/bold]")
+    # what is the same in every layer stands above already, and long names need the room
+    columns = [title for title in _COLUMNS if len({getattr(layer, title) for layer in layers}) > 1]
+    table = _table()
+    for title in columns:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("layer", overflow="fold")
+    for layer in shown:
+        table.add_row(*(f"{getattr(layer, title):.4g}" for title in columns), escape(str(layer.name)))
+    out.print(table)
+    if not all_layers and len(layers) > _LARGEST:
+        out.print(f"[dim]all {len(layers)} layers: --layers[/dim]")
+
+
+def _show_foreign(out: Console, facts: ForeignFacts) -> None:
+    named = " and ".join(facts.families)
+    _title(out, facts.path.name, named, gigabytes(facts.size))
+    _show_pairs(
+        out,
+        [
+            ("[yellow]not baked[/yellow]", escape(facts.reason)),
+            ("next", escape(facts.hint or "")),
+            ("modules", ", ".join(f"{family} {count}" for family, count in facts.families.items())),
+            ("tensors", f"{facts.tensors}, {_counts(facts.dtypes)}"),
+            ("alphas", _counts({f"{alpha:g}": count for alpha, count in facts.alphas.items()})),
+        ],
+    )
+    _show_components(out, facts.components)
+    if facts.unnamed:
+        out.print(f"{facts.unnamed} modules have names that are not known")
+
+
+def _show_checkpoint(out: Console, facts: CheckpointFacts) -> None:
+    base = facts.base
+    baked = "baked checkpoint" if RECIPE_KEY in facts.metadata else "checkpoint"
+    widths = (
+        base.architecture if base.true_dimensions else f"{base.architecture}, widths not the published ones"
+    )
+    _title(out, base.path.name, baked, base.layout, widths, gigabytes(facts.size))
+    table = _table()
+    table.add_column("component")
+    for title in ("tensors", "layers", "bytes"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("dtypes", overflow="fold")
+    for part in facts.components:
+        layers = str(part.layers or "-")
+        table.add_row(part.component, str(part.tensors), layers, gigabytes(part.size), _counts(part.dtypes))
+    out.print(table)
+    if len(base.files) > 1:
+        out.print(f"{len(base.files)} files: {escape(', '.join(str(file.relative) for file in base.files))}")
+    if base.companions:
+        out.print(f"{len(base.companions)} files beside them")
+    for path, reason in base.left_out:
+        out.print(f"[yellow]not read:[/yellow] {escape(str(path))} ({escape(reason)})")
+
+
+def _show_unknown(out: Console, facts: UnknownFacts) -> None:
+    _title(out, facts.path.name, "no adapter and no checkpoint that is known", gigabytes(facts.size))
+    _show_pairs(
+        out,
+        [
+            ("reason", escape(facts.reason)),
+            ("tensors", f"{len(facts.keys)}, {_counts(facts.dtypes)}" if facts.keys else "none"),
+            ("keys", escape(_first(facts.keys))),
+        ],
+    )
+
+
+def _show_components(out: Console, counts: Mapping[tuple[str, str], int]) -> None:
+    components = sorted({component for component, _ in counts}, key=_component_place)
+    if not components:
+        return
+    table = _table()
+    table.add_column("layers")
+    for component in components:
+        table.add_column(component, justify="right", no_wrap=True)
+    totals = Counter(kind for (_, kind), count in counts.items() for _ in range(count))
+    for kind, _ in totals.most_common():
+        table.add_row(kind, *(str(counts.get((component, kind)) or "-") for component in components))
+    sums = [sum(n for (owner, _), n in counts.items() if owner == component) for component in components]
+    table.add_row("[bold]together[/bold]", *(f"[bold]{count}[/bold]" for count in sums))
+    out.print(table)
+
+
+def _first(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:_KEYS]) + (" ..." if len(keys) > _KEYS else "")
+
+
+def _component_place(component: str) -> int:
+    return _COMPONENT_ORDER.index(component) if component in _COMPONENT_ORDER else len(_COMPONENT_ORDER)
+
+
+def _show_metadata(out: Console, metadata: Mapping[str, str], everything: bool) -> None:
+    own = {key: value for key, value in metadata.items() if key != RECIPE_KEY}
+    if everything:
+        out.print(f"\n[bold]metadata[/bold] ({len(own)} entries)")
+        _show_pairs(out, [(escape(key), escape(value) or "-") for key, value in own.items()])
+        return
+    notes = training_notes(metadata)
+    if notes:
+        out.print("\n[bold]notes[/bold]")
+        _show_pairs(out, [(label, escape(text)) for label, text in notes])
+    if own:
+        out.print(f"[dim]all {len(own)} entries of metadata: --metadata[/dim]")
+
+
+def _show_recipe(out: Console, metadata: Mapping[str, str]) -> None:
+    recipe = read_recipe(metadata)
+    title = "recipe"
+    while recipe is not None:
+        out.print(f"\n[bold]{title}[/bold]")
+        if not isinstance(recipe, dict):
+            out.print(f"[yellow]it cannot be read:[/yellow] {escape(str(recipe))}")
+            return
+        _show_pairs(out, list(_recipe_pairs(recipe)))
+        recipe, title = recipe.get("base_recipe"), "recipe of its base"
+
+
+def _recipe_pairs(recipe: Mapping[str, object]) -> Iterable[tuple[str, str]]:
+    base = _mapping(recipe.get("base"))
+    yield "base", escape(f"{base.get('architecture', '')} {base.get('layout', '')}; {_files(base)}".strip())
+    steps = recipe.get("steps")
+    for number, step in enumerate(steps if isinstance(steps, list) else [], 1):
+        entry = _mapping(step)
+        what = f"{entry.get('kind', '?')} @ {entry.get('strength', '?')}, {entry.get('layers', '?')} layers"
+        yield f"step {number}", escape(f"{what}; {_files(entry)}")
+    for title in ("options", "versions"):
+        entry = _mapping(recipe.get(title))
+        yield title, escape(", ".join(f"{name} {_plain(value)}" for name, value in entry.items()))
+
+
+def _files(entry: Mapping[str, object]) -> str:
+    files = entry.get("files")
+    described = [_mapping(file) for file in (files if isinstance(files, list) else [])]
+    return ", ".join(
+        f"{file.get('name', 'name left out')} (SHA-256 {file.get('sha256', '?')})" for file in described
+    )
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _title(out: Console, name: str, *facts: str) -> None:
+    out.print(f"[bold]{escape(name)}[/bold]: {escape(', '.join(facts))}")
+
+
+def _show_pairs(out: Console, pairs: Iterable[tuple[str, str]]) -> None:
+    """Two columns, without the pairs that say nothing; what is long goes on below itself."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", overflow="fold", max_width=30)
+    table.add_column(overflow="fold")
+    for label, text in pairs:
+        if text:
+            table.add_row(label, text)
+    if table.row_count:
+        out.print(table)
+
+
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, header_style="bold")
+
+
+def _counts(counts: Mapping[str, int] | Mapping[int, int]) -> str:
+    """``4``, or ``4 (96 times), 8 (12 times)`` where there are several."""
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    if len(ordered) == 1:
+        return str(ordered[0][0])
+    return ", ".join(f"{value} ({count} times)" for value, count in ordered)
+
+
+def _size(layer: LayerFacts) -> float:
+    """What layers are sorted by: their norm, with those first that have none."""
+    return layer.norm if layer.norm is not None and math.isfinite(layer.norm) else math.inf

@@ -1,0 +1,270 @@
+"""What a file is, as data: an adapter, one of a family that cannot be baked, a checkpoint, or neither.
+
+Headers decide; only of adapters that can be baked are the tensors read, for their norms and ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from paramerge.adapters import Adapter, LoraModule, ParaModule
+from paramerge.algebra import orthonormalise
+from paramerge.checkpoints.dtypes import NUMPY
+from paramerge.checkpoints.header import Header, read_header
+from paramerge.checkpoints.layout import Base, open_base
+from paramerge.checkpoints.modules import COMPONENTS, ModuleName
+from paramerge.checkpoints.tensors import stored
+from paramerge.errors import CheckpointError, FamilyError
+from paramerge.formats import peft
+from paramerge.formats.families import CHECKPOINT, Survey, survey
+from paramerge.formats.layers import bare_layer, dotted_layer, layer_kind, underscored_layer
+from paramerge.formats.opening import find_files, is_adapter_folder, open_adapter
+
+__all__ = [
+    "RECIPE_KEY",
+    "AdapterFacts",
+    "CheckpointFacts",
+    "ComponentFacts",
+    "ForeignFacts",
+    "LayerFacts",
+    "UnknownFacts",
+    "inspect_path",
+    "read_recipe",
+]
+
+RECIPE_KEY = "paramerge.recipe"
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One layer of an adapter.
+
+    Attributes
+    ----------
+    shape:
+        (out, in) of the change, a convolution flattened; (out,) for a PaRa.
+    alpha, scale:
+        Of a LoRA: what the file says (None: alpha = rank), and what B A is multiplied by.
+    norm:
+        Of a LoRA: ``||scale * B A||``, Frobenius; NaN where a factor is not finite.
+    directions:
+        Of a PaRa: the numerical rank of B, at most ``rank``; 0 where B is not finite.
+    """
+
+    name: ModuleName
+    rank: int
+    shape: tuple[int, ...]
+    dtype: str
+    alpha: float | None = None
+    scale: float | None = None
+    norm: float | None = None
+    directions: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """``self-attention``, ``feed-forward`` ..."""
+        return layer_kind(self.name)
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """An adapter that ``bake`` takes."""
+
+    adapter: Adapter
+    layers: tuple[LayerFacts, ...] = field(repr=False)
+    size: int
+    """Bytes of its weights' file."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The file's own metadata."""
+        return self.adapter.metadata
+
+
+@dataclass(frozen=True)
+class ForeignFacts:
+    """An adapter of a family that is known by name and cannot be baked, with the refusal of ``bake``."""
+
+    path: Path
+    reason: str
+    hint: str | None
+    families: Mapping[str, int]
+    """Modules of each family."""
+    components: Mapping[tuple[str, str], int]
+    """Modules by component and kind of layer, as far as their names are known."""
+    unnamed: int
+    """Modules whose names are not known."""
+    alphas: Mapping[float, int]
+    dtypes: Mapping[str, int]
+    tensors: int
+    size: int
+    metadata: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ComponentFacts:
+    """One component of a checkpoint."""
+
+    component: str
+    tensors: int
+    layers: int
+    """Layers that adapters can reach."""
+    size: int
+    dtypes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """A base checkpoint, or a baked one."""
+
+    base: Base
+    components: tuple[ComponentFacts, ...]
+    metadata: Mapping[str, str] = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(component.size for component in self.components)
+
+
+@dataclass(frozen=True)
+class UnknownFacts:
+    """A safetensors file that is neither, with the reason why not."""
+
+    path: Path
+    reason: str
+    keys: tuple[str, ...] = field(repr=False)
+    dtypes: Mapping[str, int]
+    size: int
+    metadata: Mapping[str, str] = field(repr=False)
+
+
+def inspect_path(
+    path: str | os.PathLike[str],
+) -> AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts:
+    """Find out what the file or folder at ``path`` is.
+
+    Raises
+    ------
+    FileFormatError
+        It is missing, damaged, or a pickle.
+    AdapterError
+        It is an adapter that is incomplete or contradicts itself.
+    CheckpointError
+        It is a folder that is neither an adapter nor a checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir() and not is_adapter_folder(path):
+        return _checkpoint(open_base(path))
+    header = read_header(find_files(path).weights)
+    found = survey(header)
+    if CHECKPOINT in found.modules or not found.modules:
+        try:
+            return _checkpoint(open_base(header.path))
+        except CheckpointError as error:
+            if not set(found.modules) - {CHECKPOINT}:
+                return _unknown(header, error)
+    try:
+        adapter = open_adapter(path)
+    except FamilyError as error:
+        return _foreign(header, found, error)
+    layers = tuple(_layer(module) for module in adapter.modules.values())
+    return AdapterFacts(adapter, layers, header.file_size)
+
+
+def read_recipe(metadata: Mapping[str, str]) -> object:
+    """The recipe that ``bake`` left in ``metadata``; None without one, the text itself if it is no JSON."""
+    text = metadata.get(RECIPE_KEY)
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _layer(module: LoraModule | ParaModule) -> LayerFacts:
+    if isinstance(module, ParaModule):
+        B = module.basis.read_exact().astype(np.float64)
+        directions = orthonormalise(B).rank if np.isfinite(B).all() else 0
+        size = (module.out_features,)
+        return LayerFacts(module.name, module.rank, size, module.basis.dtype, directions=directions)
+    shape = (module.out_features, module.in_features)
+    with np.errstate(all="ignore"):  # a factor that is not finite shows in the norm
+        norm = module.norm()
+    return LayerFacts(module.name, module.rank, shape, module.up.dtype, module.alpha, module.scale, norm)
+
+
+def _checkpoint(base: Base) -> CheckpointFacts:
+    tensors: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    layers: Counter[str] = Counter()
+    dtypes: dict[str, Counter[str]] = {}
+    for file in base.files:
+        layers.update(name.component for name in file.targets)
+        for key, info in file.header.tensors.items():
+            component = file.components[key]
+            tensors[component] += 1
+            sizes[component] += info.nbytes
+            dtypes.setdefault(component, Counter())[info.dtype] += 1
+    order = {name: place for place, name in enumerate((*COMPONENTS, "other"))}
+    components = tuple(
+        ComponentFacts(name, tensors[name], layers[name], sizes[name], dict(dtypes[name].most_common()))
+        for name in sorted(tensors, key=lambda name: (order.get(name, len(order)), name))
+    )
+    headers = [file.header.metadata for file in base.files]
+    recipes = [metadata for metadata in headers if RECIPE_KEY in metadata]
+    return CheckpointFacts(base, components, next(iter([*recipes, *headers]), {}))
+
+
+def _foreign(header: Header, found: Survey, error: FamilyError) -> ForeignFacts:
+    names = [_layer_of(module) for modules in found.modules.values() for module in modules]
+    components = Counter((name.component, layer_kind(name)) for name in names if name is not None)
+    return ForeignFacts(
+        path=header.path,
+        reason=error.what,
+        hint=error.hint,
+        families={family: len(modules) for family, modules in found.modules.items()},
+        components=components,
+        unnamed=sum(name is None for name in names),
+        alphas=_alphas(header),
+        dtypes=_dtypes(header),
+        tensors=len(header.tensors),
+        size=header.file_size,
+        metadata=header.metadata,
+    )
+
+
+def _layer_of(module: str) -> ModuleName | None:
+    """The layer that a module of any family stands for, if its name is one that is known."""
+    spelled = underscored_layer(module)
+    if spelled is not None:
+        return spelled.name
+    path = module.removeprefix(peft.PREFIX).replace(".processor.", ".")
+    return dotted_layer(path) or bare_layer(path)
+
+
+def _alphas(header: Header) -> dict[float, int]:
+    alphas: Counter[float] = Counter()
+    for key, info in header.tensors.items():
+        if key.endswith(".alpha") and math.prod(info.shape) == 1 and info.dtype in NUMPY:
+            alphas[float(stored(header, key).read().reshape(()).astype(np.float64))] += 1
+    return dict(alphas.most_common())
+
+
+def _dtypes(header: Header) -> dict[str, int]:
+    return dict(Counter(info.dtype for info in header.tensors.values()).most_common())
+
+
+def _unknown(header: Header, error: CheckpointError) -> UnknownFacts:
+    return UnknownFacts(
+        header.path, error.what, tuple(header.tensors), _dtypes(header), header.file_size, header.metadata
+    )
