@@ -56,7 +56,7 @@ def locate(keys: Collection[str], component: str | None = None) -> dict[str, Loc
     Parameters
     ----------
     keys:
-        All keys of the file; of one shard, if ``component`` is given.
+        All keys of the file; of all shards together, if it is one of several.
     component:
         The component whose folder the file lies in, or None for a single file, whose components are told
         apart by the keys (``ema`` for a second set of weights, ``other`` for what belongs to none).
@@ -70,8 +70,7 @@ def locate(keys: Collection[str], component: str | None = None) -> dict[str, Loc
     if component is None:
         return {key: _locate_single(key, unet) for key in keys}
     if component == "unet":
-        unet = unet or _UNetNames("", None)
-        return {key: unet.locate(key) for key in keys}
+        return {key: unet.locate(key) if unet else Located("unet") for key in keys}
     if component.startswith("text_encoder"):
         return {key: _named(component, canonical_key(key)) for key in keys}
     return {key: Located(component) for key in keys}

@@ -51,6 +51,9 @@ _NO_UNET = (
 )
 """Files without a UNet; the first that matches names it."""
 
+_UNET_LIKE = re.compile(r"^(?!.*(decoder|motion_modules)\.).*\b(output_blocks|up_blocks)\.\d+\.")
+"""A block on a UNet's way up, which a ControlNet lacks and only a VAE's decoder has besides."""
+
 _FOREIGN_PATTERNS = [(name, re.compile(pattern)) for name, pattern in _FOREIGN]
 _NO_UNET_PATTERNS = [(name, re.compile(pattern)) for name, pattern in _NO_UNET]
 
@@ -108,6 +111,15 @@ def refuse_foreign(path: Path, keys: Iterable[str]) -> None:
 def without_unet(path: Path, keys: Iterable[str]) -> CheckpointError:
     """The error for a file in which there is no UNet, with the name of what it is instead if it is known."""
     keys = list(keys)
+    block = next((key for key in keys if _UNET_LIKE.match(key)), None)
+    if block:
+        return CheckpointError(
+            "there is a UNet, but not a whole one under names that paramerge knows",
+            where=path,
+            expected="model.diffusion_model.* or the names of diffusers, first and last convolution included",
+            found=block,
+            hint="an incomplete file: download it again; other names: convert it to one of these",
+        )
     for name, pattern in _NO_UNET_PATTERNS:
         if found := next((key for key in keys if pattern.search(key)), None):
             return CheckpointError(

@@ -42,7 +42,7 @@ def find_targets(
     ----------
     keys:
         Key to shape: of a single file, of a bare UNet (LDM or diffusers names, with or without prefix), or,
-        with ``component``, of one file of that component's folder.
+        with ``component``, of all weights in that component's folder.
 
     Raises
     ------

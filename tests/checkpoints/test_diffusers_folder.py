@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from checkpoint_files import blueprint, shapes_of, write_folder, write_holes, write_shards
 
+from paramerge.checkpoints.folder_links import check_regular
 from paramerge.checkpoints.layout import Base, open_base
 from paramerge.errors import CheckpointError, FileFormatError
 
@@ -282,6 +283,33 @@ def test_a_download_in_the_hugging_face_cache(sharded: bool, tmp_path: Path) -> 
     assert names(base) == names(plain)
     assert base.companions == plain.companions
     assert reached(base) == reached(plain)
+
+
+@pytest.mark.parametrize("store", ["models--a--b/other", "other/blobs", "models--a--b/blobs/deeper"])
+def test_only_blobs_of_a_hugging_face_cache_are_trusted(store: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model")
+    target = put(tmp_path / store / "0123")
+    (folder / "notes.txt").symlink_to(target)
+    with pytest.raises(CheckpointError, match="leads out of it"):
+        open_base(folder)
+
+
+def test_an_index_elsewhere_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model")
+    (folder / "model_index.json").rename(tmp_path / "model_index.json")
+    (folder / "model_index.json").symlink_to(tmp_path / "model_index.json")
+    with pytest.raises(CheckpointError, match="leads out of it"):
+        open_base(folder)
+
+
+def test_what_is_gone_is_said_to_be_gone(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="leads nowhere") as caught:
+        check_regular(tmp_path / "gone")
+    assert caught.value.found == "nothing"
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(CheckpointError, match="leads nowhere") as caught:
+        check_regular(tmp_path / "link")
+    assert caught.value.found == "a link to gone"
 
 
 def test_a_blob_that_is_missing_is_an_incomplete_download(tmp_path: Path) -> None:

@@ -28,12 +28,14 @@ FOREIGN = [
 NO_UNET = [
     ("a ControlNet", "control_model.input_blocks.0.0.weight"),
     ("a ControlNet", "controlnet_cond_embedding.conv_in.weight"),
+    ("an AnimateDiff motion module", "up_blocks.0.motion_modules.0.temporal_transformer.norm.weight"),
     ("an AnimateDiff motion module", "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"),
     ("an IP-Adapter", "image_proj.proj.weight"),
     ("a T2I-Adapter", "adapter.body.0.in_conv.weight"),
     ("a textual inversion embedding", "emb_params"),
     ("a textual inversion embedding", "clip_g"),
     ("a VAE", "decoder.conv_in.weight"),
+    ("a VAE", "decoder.mid_block.resnets.0.conv1.weight"),
     ("a VAE", "first_stage_model.encoder.mid.block_1.conv1.weight"),
     ("a T5 text encoder", "encoder.block.0.layer.0.SelfAttention.q.weight"),
     ("a CLIP vision encoder", "vision_model.encoder.layers.0.mlp.fc1.weight"),
@@ -105,6 +107,15 @@ def test_quantised_unets_are_refused(name: str, key: str, tmp_path: Path) -> Non
     assert name in refusal(tmp_path, shapes | {key: (4,)}).what
 
 
+def test_a_quantised_text_encoder_does_not_stand_in_the_way_of_the_unet(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", skip=["text_encoder"])
+    shapes = shapes_of(blueprint("sd15", 16).component("text_encoder"))
+    key = next(key for key in shapes if key.endswith("mlp.fc1.weight"))
+    path = folder / "text_encoder" / "model.safetensors"
+    write_holes(path, shapes | {f"{key}.absmax": (4,), f"{key}.quant_map": (16,)})
+    assert len(open_base(folder).files) == 2
+
+
 def test_a_checkpoint_with_adapter_layers_left_in_is_refused(tmp_path: Path) -> None:
     shapes = shapes_of(blueprint("sd15", 16).component("unet"))
     key = "mid_block.attentions.0.proj_in"
@@ -144,6 +155,29 @@ def test_a_block_compiled_alone_is_refused(tmp_path: Path) -> None:
     start = "model.diffusion_model.middle_block."
     shapes = {k.replace(start, f"{start}_orig_mod."): v for k, v in shapes.items()}
     assert "'_orig_mod'" in refusal(tmp_path, shapes).what
+
+
+@pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
+def test_a_unet_under_an_unknown_prefix_is_not_taken_for_a_text_encoder(
+    architecture: str, tmp_path: Path
+) -> None:
+    shapes = shapes_of(blueprint(architecture, 16).single_file())
+    error = refusal(tmp_path, {f"state_dict.{key}": shape for key, shape in shapes.items()})
+    assert error.what == "there is a UNet, but not a whole one under names that paramerge knows"
+    assert str(error.found).startswith("state_dict.model.diffusion_model.output_blocks.")
+
+
+@pytest.mark.parametrize("missing", ["conv_in.weight", "conv_out.weight"])
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_unet_without_its_first_or_last_convolution_is_refused(
+    missing: str, folder: bool, tmp_path: Path
+) -> None:
+    shapes = shapes_of(blueprint("sdxl", 16).component("unet"))
+    del shapes[missing]
+    path = write_holes(tmp_path / "diffusion_pytorch_model.safetensors", shapes)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="not a whole one"):
+        open_base(tmp_path if folder else path)
 
 
 def test_what_is_not_known_is_shown(tmp_path: Path) -> None:

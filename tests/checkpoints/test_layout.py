@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from checkpoint_files import Shape, blueprint, shapes_of, write_holes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import law
 
 from paramerge.checkpoints.layout import Base, open_base
 from paramerge.checkpoints.modules import ModuleName
@@ -217,6 +220,53 @@ def test_every_refusal_is_an_error_of_paramerge(tmp_path: Path) -> None:
         assert error.exit_code == 3
     with pytest.raises(CheckpointError, match="not a diffusers model"):
         open_base(tmp_path)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> dict[str, Shape]:
+    """A checkpoint with tensors lost, renamed, doubled under another prefix, and of strange shapes."""
+    architecture = draw(st.sampled_from(["sd15", "sdxl"]))
+    shapes = single(architecture)
+    if draw(st.booleans()):
+        shapes = shapes_of(blueprint(architecture, 16).component("unet"))
+    keys = list(shapes)
+    for _ in range(draw(st.integers(0, 12))):
+        key = draw(st.sampled_from(keys))
+        match draw(st.sampled_from(["lose", "lose block", "rename", "double", "reshape"])):
+            case "lose":
+                shapes.pop(key, None)
+            case "lose block":
+                block = ".".join(key.split(".")[:4])
+                shapes = {k: v for k, v in shapes.items() if not k.startswith(block)}
+            case "rename":
+                shape = shapes.pop(key, ())
+                shapes[
+                    draw(st.sampled_from(["", "unet.", "text_encoder.", "x."])) + key.partition(".")[2]
+                ] = shape
+            case "double":
+                shapes[draw(st.sampled_from(["unet.", "text_encoder.", "vae.", "te."])) + key] = (2, 2)
+            case "reshape":
+                shapes[key] = tuple(draw(st.lists(st.integers(0, 7), max_size=5)))
+    return shapes
+
+
+@settings(law, max_examples=30)
+@given(damaged())
+def test_a_damaged_checkpoint_is_refused_or_told_truly(
+    tmp_path_factory: pytest.TempPathFactory, shapes: dict[str, Shape]
+) -> None:
+    path = write_holes(tmp_path_factory.mktemp("damaged") / "a.safetensors", shapes)
+    try:
+        base = open_base(path)
+    except ParamergeError:
+        return
+    (file,) = base.files
+    assert file.components.keys() == shapes.keys()
+    for target in file.targets.values():
+        stored = shapes[target.key]
+        start, stop = target.rows or (0, stored[0])
+        assert target.shape == (stored[::-1] if target.transposed else (stop - start, *stored[1:]))
+        assert 0 <= start <= stop <= stored[0]
 
 
 def test_opening_does_not_import_torch(tmp_path: Path) -> None:
