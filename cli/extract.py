@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from paramerge.cli.options import json_option
 
+from paramerge.cli.options import json_option
 from paramerge.errors import OutputError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from paramerge.adapters import Adapter
-    from paramerge.adapters.extraction import Extraction
+    from paramerge.adapters.extraction import ExtractedLayer, Extraction
 
 __all__ = ["extract"]
 
@@ -39,14 +43,21 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
     help="Or: the fewest that hold this share (0 to 1) of a layer's energy.",
 )
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
+@click.option("--layers", "all_layers", is_flag=True, help="List every layer.")
 @json_option
 def extract(
-    source: Path, output: Path, rank: int | None, energy: float | None, dtype: str, as_json: bool
+    source: Path,
+    output: Path,
+    rank: int | None,
+    energy: float | None,
+    dtype: str,
+    all_layers: bool,
+    as_json: bool,
 ) -> None:
     """Make a PaRa from a LoRA: the output directions that each layer of it writes to most.
 
-    They are the leading left singular vectors of the LoRA's change to a layer. This recipe is paramerge's own (the
-    PaRa paper trains its bases): a first PaRa to try things on, not the equal of a trained one.
+    They are the leading left singular vectors of the LoRA's change to a layer. This recipe is paramerge's own
+    (the PaRa paper trains its bases): a first PaRa to try things on, not the equal of a trained one.
 
     \b
     paramerge extract --from-lora style.safetensors -o style-para.safetensors --rank 8
@@ -68,7 +79,7 @@ def extract(
     if as_json:
         click.echo(json.dumps(_as_data(adapter, extraction, output), indent=2))
     else:
-        _show(adapter, extraction, output)
+        _show(adapter, extraction, output, all_layers)
 
 
 def _check_output(adapter: Adapter, output: Path) -> None:
@@ -121,28 +132,62 @@ def _as_data(adapter: Adapter, extraction: Extraction, output: Path) -> dict[str
     }
 
 
-def _show(adapter: Adapter, extraction: Extraction, output: Path) -> None:
+def _show(adapter: Adapter, extraction: Extraction, output: Path, all_layers: bool) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
     console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("layer", overflow="fold")
-    for title in ("rank", "of the LoRA's", "captured energy"):
-        table.add_column(title, justify="right")
-    for layer in extraction.layers:
-        table.add_row(str(layer.name), str(layer.rank), str(layer.lora_rank), f"{layer.captured:.1%}")
-    console.print(table)
+    console.print(_layer_table(extraction) if all_layers else _kind_table(extraction))
     if extraction.empty:
         console.print(
             f"[yellow]{len(extraction.empty)} layers of the LoRA are zero and give no direction[/yellow]"
         )
     for leftover in adapter.leftovers:
         console.print(f"[yellow]left out:[/yellow] {len(leftover.keys)} keys ({escape(leftover.reason)})")
-    ranks = sorted(layer.rank for layer in extraction.layers)
-    span = f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks {ranks[0]} to {ranks[-1]}"
     console.print(
-        f"[bold]{escape(str(output))}[/bold]  {len(ranks)} layers, {span}, "
-        f"{extraction.captured:.1%} of the LoRA's energy, {output.stat().st_size / 1e6:.2f} MB"
+        f"[bold]{escape(str(output))}[/bold]  {len(extraction.layers)} layers, "
+        f"rank {_span(extraction.layers)}, {extraction.captured:.1%} of the LoRA's energy, {output.stat().st_size / 1e6:.2f} MB"
     )
+
+
+def _kind_table(extraction: Extraction) -> Table:
+    """One row for each kind of layer of each component."""
+    from paramerge.formats.layers import layer_kind
+
+    groups: dict[tuple[str, str], list[ExtractedLayer]] = {}
+    for layer in extraction.layers:
+        groups.setdefault((layer.name.component, layer_kind(layer.name)), []).append(layer)
+    table = _table("component", "layers", "count", "rank", "LoRA's rank", "energy held (least)")
+    for (component, kind), layers in groups.items():
+        total = math.fsum(layer.norm**2 for layer in layers)
+        held = math.fsum(layer.captured * layer.norm**2 for layer in layers) / total
+        least = min(layer.captured for layer in layers)
+        ranks = _from_to([layer.lora_rank for layer in layers])
+        table.add_row(component, kind, str(len(layers)), _span(layers), ranks, f"{held:.1%} ({least:.1%})")
+    return table
+
+
+def _layer_table(extraction: Extraction) -> Table:
+    table = _table("layer", "rank", "LoRA's rank", "energy held")
+    for layer in extraction.layers:
+        table.add_row(str(layer.name), str(layer.rank), str(layer.lora_rank), f"{layer.captured:.1%}")
+    return table
+
+
+def _table(*titles: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        words = title in ("component", "layer", "layers")
+        table.add_column(title, justify="left" if words else "right", overflow="fold")
+    return table
+
+
+def _span(layers: Sequence[ExtractedLayer]) -> str:
+    return _from_to([layer.rank for layer in layers])
+
+
+def _from_to(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return str(least) if least == most else f"{least} to {most}"
