@@ -18,6 +18,7 @@ COMMANDS = {
     "extract": "paramerge.cli.extract:extract",
     "inspect": "paramerge.cli.inspect:inspect",
     "merge": "paramerge.cli.merge:merge",
+    "compare": "paramerge.cli.compare:compare",
 }
 """Each verb and where it is; a verb's module is imported only when it is called."""
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
+
 from paramerge.cli.options import gamma_option, json_option
 from paramerge.cli.render import Progress, warn
-
 from paramerge.merge.combine_request import CombineOptions, KeepChoice, parse_input
 
 if TYPE_CHECKING:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 
-from paramerge.cli.render import gigabytes, out
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from paramerge.formats.layers import layer_kind
+from paramerge.analysis.places import group_of, short_name
+from paramerge.cli.render import gigabytes, out
 from paramerge.merge.combine import MergedLayer, MergeReport
 
 __all__ = ["show_merge"]
 
 _SHOWN_LAYERS = 5
-_COMPONENTS = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"}
 
 
 def show_merge(report: MergeReport, *, all_layers: bool, console: Console = out) -> None:
@@ -68,24 +66,23 @@ def _table(report: MergeReport) -> Table:
 
 
 def _by_kind(layers: Sequence[MergedLayer]) -> Iterable[tuple[str, list[MergedLayer]]]:
-    def kind(layer: MergedLayer) -> tuple[str, str]:
-        return layer.name.component, layer_kind(layer.name)
-
-    for (component, name), group in groupby(sorted(layers, key=kind, reverse=True), key=kind):
-        yield f"{_COMPONENTS.get(component, component)} {name}", list(group)
+    groups: dict[tuple[int, str], list[MergedLayer]] = {}
+    for layer in layers:
+        groups.setdefault(group_of(layer.name), []).append(layer)
+    return [(title, groups[order, title]) for order, title in sorted(groups)]
 
 
 def _show_layers(report: MergeReport, layers: Sequence[MergedLayer], console: Console) -> None:
     for layer in layers:
         ranks = " + ".join(map(str, layer.ranks))
-        text = f"  {layer.name}: {ranks} -> {layer.rank}"
+        text = f"  {short_name(layer.name)}: {ranks} -> {layer.rank}"
         if layer.limit is not None:
             text += f" of {layer.full_rank}, limit {layer.limit}"
         if layer.kept_energy is not None:
             text += f", {layer.kept_energy:.1%} of the energy"
         if layer.error:
             text += f", {_percent(layer.error)} lost"
-        console.print(escape(text))
+        console.print(escape(text), soft_wrap=True)
 
 
 def _remarks(report: MergeReport) -> list[str]:

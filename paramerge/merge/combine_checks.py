@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from paramerge.adapters import Adapter
+from paramerge.adapters import Adapter, LoraModule
 from paramerge.errors import ArchitectureError, OutputError, ShapeError
 
 __all__ = ["check_architectures", "check_destination", "common_architecture", "common_bases", "warnings_of"]
@@ -35,12 +35,15 @@ def check_architectures(adapters: Sequence[Adapter]) -> None:
     for first, second in combinations(adapters, 2):
         for name in first.modules.keys() & second.modules.keys():
             one, other = first.modules[name], second.modules[name]
-            if one.out_features != other.out_features:
+            sizes: list[tuple[int, ...]] = [(one.out_features,), (other.out_features,)]
+            if isinstance(one, LoraModule) and isinstance(other, LoraModule):
+                sizes = [(each.out_features, each.in_features) for each in (one, other)]
+            if sizes[0] != sizes[1]:
                 raise ShapeError(
                     "two adapters have different sizes for this layer",
                     where=f"{second.path}: {name}",
-                    expected=f"{one.out_features} output features, as {first.path.name}",
-                    found=f"{other.out_features}",
+                    expected=f"{' x '.join(map(str, sizes[0]))}, as {first.path.name}",
+                    found=" x ".join(map(str, sizes[1])),
                     hint="they were made for different models",
                 )
 

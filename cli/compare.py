@@ -1,0 +1,68 @@
+"""``paramerge compare``: what adapters do to each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from paramerge.cli.options import json_option
+from paramerge.cli.render import Progress, note, warn
+
+__all__ = ["compare"]
+
+
+@click.command(name="compare")
+@click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="A B ...")
+@click.option(
+    "--base", type=click.Path(path_type=Path), help="Also what they do to this checkpoint's weights."
+)
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="OUT.html", help="Write a page on it, too."
+)
+@click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
+@json_option
+def compare(
+    adapters: tuple[Path, ...], base: Path | None, report: Path | None, all_layers: bool, as_json: bool
+) -> None:
+    """Compare adapters: where they meet, and what order and way of merging cost.
+
+    \b
+    PaRa x PaRa  principal angles, shared directions, joint rank, and the Friedrichs
+                 cosine c, which is what merging one after the other gets wrong
+    PaRa x LoRA  the share of the LoRA that is lost in each order
+    LoRA x LoRA  whether they reinforce or cancel, and how far their outputs and
+                 inputs overlap, beside what unrelated ones would by chance
+
+    \b
+    paramerge compare cat.safetensors dog.safetensors --report pets.html
+    """
+    from paramerge.analysis.compare import compare as run_compare
+    from paramerge.analysis.summary import as_dict
+    from paramerge.checkpoints.layout import open_base
+    from paramerge.formats import open_adapter
+    from paramerge.merge.combine_checks import check_destination
+
+    opened = [open_adapter(path) for path in adapters]
+    opened_base = open_base(base) if base is not None else None
+    if report is not None:
+        sources = [source for adapter in opened for source in adapter.sources]
+        sources += [file.header.path for file in opened_base.files] if opened_base else []
+        check_destination(report, sources, suffix=".html")
+    with Progress("comparing", quiet=as_json, unit="layers") as progress:
+        comparison = run_compare(opened, opened_base, progress.update)
+    if report is not None:
+        from paramerge.analysis.report import write_report
+
+        write_report(comparison, report)
+    if as_json:
+        click.echo(json.dumps(as_dict(comparison), indent=2))
+        return
+    from paramerge.cli.compare_table import show_comparison
+
+    for warning in comparison.warnings:
+        warn(warning)
+    show_comparison(comparison, all_layers=all_layers)
+    if report is not None:
+        note(f"report: {report}")

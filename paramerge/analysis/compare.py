@@ -1,0 +1,168 @@
+"""Compare adapters with each other, layer by layer and in total."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+
+from paramerge.adapters import Adapter
+from paramerge.analysis.pairs import (
+    LoraPair,
+    MixedPair,
+    ParaPair,
+    compare_loras,
+    compare_mixed,
+    compare_paras,
+)
+from paramerge.analysis.spaces import LayerSpaces, LoraSpace, ParaSpace, read_spaces
+from paramerge.checkpoints.layout import Base
+from paramerge.checkpoints.modules import COMPONENTS, ModuleName
+from paramerge.errors import ShapeError, UsageError
+from paramerge.merge.combine_base import BaseWeights
+from paramerge.merge.combine_checks import check_architectures, warnings_of
+
+__all__ = ["Comparison", "LayerPair", "PairComparison", "compare"]
+
+LayerPair = ParaPair | MixedPair | LoraPair
+
+_THREADS = 2
+"""NumPy works outside Python's lock: two layers at a time pay off; the matrices are too small for more."""
+
+
+@dataclass(frozen=True)
+class PairComparison:
+    """Two of the adapters on all the layers that they have in common.
+
+    Attributes
+    ----------
+    first, second:
+        Their places among the adapters compared; for a PaRa and a LoRA the PaRa is the first.
+    kind:
+        ``para-para``, ``para-lora`` or ``lora-lora``.
+    only_first, only_second:
+        How many layers one has and the other has not.
+    """
+
+    first: int
+    second: int
+    kind: str
+    layers: tuple[LayerPair, ...] = field(repr=False)
+    only_first: int
+    only_second: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All pairs of the adapters."""
+
+    adapters: tuple[Adapter, ...]
+    pairs: tuple[PairComparison, ...]
+    base: Base | None
+    warnings: tuple[str, ...]
+
+
+def compare(
+    adapters: Sequence[Adapter],
+    base: Base | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison:
+    """Compare every two of the opened ``adapters``; with ``base`` also by what they do to its weights.
+
+    Raises
+    ------
+    UsageError
+        Fewer than two adapters, or no two with a layer in common.
+    ArchitectureError, ShapeError, UnmatchedError
+        The adapters are for different models, or not for ``base``.
+    NonFiniteError
+        NaN or Inf in an adapter.
+    """
+    if len(adapters) < 2:
+        raise UsageError(
+            "there is nothing to compare with", expected="two or more adapters", found=len(adapters)
+        )
+    check_architectures(adapters)
+    weights = None if base is None else BaseWeights(base)
+    if weights is not None:
+        for adapter in adapters:
+            weights.check(adapter)
+    names = _common_names(adapters)
+    if not names:
+        raise UsageError(
+            "these adapters have no layer in common",
+            where=", ".join(adapter.path.name for adapter in adapters),
+            hint="they touch different layers, so neither order nor way of merging makes a difference",
+        )
+    found: dict[tuple[int, int], list[LayerPair]] = {}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        work = pool.map(lambda name: _compare_layer(name, adapters, weights), names)
+        for done, layer in enumerate(work, 1):
+            for places, pair in layer:
+                found.setdefault(places, []).append(pair)
+            progress(done, len(names))
+    pairs = tuple(_pair(adapters, *places, found.get(places, [])) for places in _ordered_pairs(adapters))
+    return Comparison(tuple(adapters), pairs, base, tuple(warnings_of(adapters, gamma=1.0)))
+
+
+def _common_names(adapters: Sequence[Adapter]) -> list[ModuleName]:
+    """Layers that at least two adapters have."""
+    counts: dict[ModuleName, int] = {}
+    for adapter in adapters:
+        for name in adapter.modules:
+            counts[name] = counts.get(name, 0) + 1
+    names = [name for name, count in counts.items() if count > 1]
+    return sorted(names, key=lambda name: (COMPONENTS.index(name.component), name.path))
+
+
+def _ordered_pairs(adapters: Sequence[Adapter]) -> list[tuple[int, int]]:
+    """Every two places once; of a PaRa and a LoRA the PaRa first."""
+    return [
+        (j, i) if (adapters[i].family, adapters[j].family) == ("lora", "para") else (i, j)
+        for i, j in combinations(range(len(adapters)), 2)
+    ]
+
+
+def _compare_layer(
+    name: ModuleName, adapters: Sequence[Adapter], weights: BaseWeights | None
+) -> list[tuple[tuple[int, int], LayerPair]]:
+    there = [i for i, adapter in enumerate(adapters) if name in adapter.modules]
+    layer = read_spaces([adapters[i].modules[name] for i in there], outputs=weights is not None)
+    spaces = dict(zip(there, layer.spaces, strict=True))
+    seen, norm = None, 0.0
+    if weights is not None and layer.outputs is not None:
+        W = weights.matrix(name)
+        seen, norm = layer.outputs.T @ W, float(np.linalg.norm(W))
+    return [
+        ((i, j), _compare_spaces(name, layer, spaces[i], spaces[j], seen, norm))
+        for i, j in _ordered_pairs(adapters)
+        if i in spaces and j in spaces
+    ]
+
+
+def _compare_spaces(
+    name: ModuleName,
+    layer: LayerSpaces,
+    first: ParaSpace | LoraSpace,
+    second: ParaSpace | LoraSpace,
+    seen: np.ndarray | None,
+    norm: float,
+) -> LayerPair:
+    if isinstance(first, ParaSpace) and isinstance(second, ParaSpace):
+        return compare_paras(name, first, second, layer.rows, seen, norm)
+    if isinstance(first, ParaSpace) and isinstance(second, LoraSpace):
+        return compare_mixed(name, first, second, layer.rows, seen)
+    if isinstance(first, LoraSpace) and isinstance(second, LoraSpace) and layer.columns is not None:
+        return compare_loras(name, first, second, layer.rows, layer.columns)
+    raise ShapeError("the adapters are not in the order that they are compared in", where=name)
+
+
+def _pair(
+    adapters: Sequence[Adapter], first: int, second: int, layers: Sequence[LayerPair]
+) -> PairComparison:
+    one, other = adapters[first].modules.keys(), adapters[second].modules.keys()
+    kind = f"{adapters[first].family}-{adapters[second].family}"
+    return PairComparison(first, second, kind, tuple(layers), len(one - other), len(other - one))
