@@ -146,7 +146,8 @@ def _show(adapter: Adapter, extraction: Extraction, output: Path, all_layers: bo
         console.print(f"[yellow]left out:[/yellow] {len(leftover.keys)} keys ({escape(leftover.reason)})")
     console.print(
         f"[bold]{escape(str(output))}[/bold]  {len(extraction.layers)} layers, "
-        f"rank {_span(extraction.layers)}, {extraction.captured:.1%} of the LoRA's energy, {output.stat().st_size / 1e6:.2f} MB"
+        f"rank {_span(extraction.layers)}, {extraction.captured:.1%} of the LoRA's energy, "
+        f"{output.stat().st_size / 1e6:.2f} MB"
     )
 
 
