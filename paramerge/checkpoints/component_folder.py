@@ -46,6 +46,7 @@ WEIGHT_SUFFIXES = (
 """Endings of files that hold (or, for OpenVINO's ``.xml``, describe) weights."""
 
 MAX_INDEX_BYTES = 100_000_000
+MAX_NAME_BYTES = 255
 
 
 def stem_of(component: str) -> str:
@@ -238,13 +239,15 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _check_shard_name(index: Path, name: str) -> None:
     """Shards lie beside their index: a name that could lead elsewhere is refused, on every system."""
-    plain = PureWindowsPath(name).name == name and name not in ("", ".", "..") and "\0" not in name
-    if not plain:
+    inside = PureWindowsPath(name).name == name and name not in ("", ".", "..")
+    if not inside or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
         raise CheckpointError(
-            "the index points outside its folder",
+            "the index names a shard by what is no file name"
+            if inside
+            else "the index points outside its folder",
             where=index,
             expected="plain file names",
-            found=repr(name),
+            found=ascii(name[:MAX_NAME_BYTES]),
             hint="the index is damaged or made to deceive: get the model from its source again",
         )
     if not name.endswith(".safetensors"):

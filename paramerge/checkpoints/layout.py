@@ -80,7 +80,10 @@ def open_base(path: str | os.PathLike[str], variant: str | None = None) -> Base:
     """
     path = Path(path)
     if path.is_dir():
-        folder = read_folder(path, variant)
+        try:
+            folder = read_folder(path, variant)
+        except PermissionError as error:
+            raise CheckpointError("this may not be read", where=error.filename or path) from None
         parts = [_opened(component, weights) for component, weights in folder.weights.items()]
         return _base(path, DIFFUSERS_FOLDER, [file for files in parts for file in files], folder)
     _check_file(path, variant)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -360,6 +361,28 @@ def test_a_link_in_a_circle_is_refused(tmp_path: Path) -> None:
     (folder / "vae" / "again").symlink_to(folder / "vae")
     with pytest.raises(CheckpointError, match="the same folder twice"):
         open_base(folder)
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model")
+    (folder / "vae" / "loop").symlink_to("loop")
+    with pytest.raises(CheckpointError, match="leads nowhere"):
+        open_base(folder)
+
+
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "model")
+    read = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == "vae":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(CheckpointError, match="may not be read") as caught:
+        open_base(folder)
+    assert caught.value.where == str(folder / "vae")
 
 
 def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path: Path) -> None:

@@ -148,7 +148,13 @@ OUTSIDE = [
     "..",
     ".",
     "",
+]
+NO_NAMES = [
     "evil\0.safetensors",
+    "evil\n.safetensors",
+    "\x1b[2J.safetensors",
+    "\ud800.safetensors",
+    "é" * 122 + ".safetensors",
 ]
 
 
@@ -159,7 +165,22 @@ def test_a_name_outside_the_folder_is_refused(name: str, index: Path) -> None:
         write_holes(place / "evil.safetensors", {"conv_in.weight": SHAPES["conv_in.weight"]})
     error = refusal(index)
     assert error.what == "the index points outside its folder"
-    assert error.found == repr(name)
+    assert error.found == ascii(name)
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_what_is_no_file_name_is_refused(name: str, index: Path) -> None:
+    change(index, conv_in__weight=name)
+    error = refusal(index)
+    assert error.what == "the index names a shard by what is no file name"
+    assert str(error).isascii() or str(index) in str(error)
+    assert str(error.found).isprintable()
+
+
+def test_a_name_of_the_greatest_length_is_a_name(index: Path) -> None:
+    name = "x" * (255 - len(".safetensors")) + ".safetensors"
+    change(index, conv_in__weight=name)
+    assert refusal(index).what == "shards that the index names are missing"
 
 
 def test_an_absolute_path_is_refused_though_the_file_is_there(index: Path) -> None:
