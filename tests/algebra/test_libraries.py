@@ -15,6 +15,7 @@ from strategies import DTYPES, WORKING_EPS, bound, orthogonal, pair_at, stored, 
 
 from paramerge import algebra
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 INTERNAL = {"arrays", "decomposition"}  # of which only storage_tolerance is for users
 
 
@@ -102,12 +103,14 @@ def leaves(answer: Any) -> list[Any]:
     return [answer]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CALLS)
-def test_numpy_and_torch_give_the_same_answer(name: str, dtype: str) -> None:
+def test_numpy_and_torch_give_the_same_answer(name: str, dtype: str, device: str) -> None:
     """In float64 and in working precision; decisions and plain numbers have plain types in both."""
     ours = leaves(CALLS[name](inputs(dtype, "numpy")))
-    theirs = leaves(CALLS[name](inputs(dtype, "torch")))
+    given = {key: tensor.to(device) for key, tensor in inputs(dtype, "torch").items()}
+    theirs = leaves(CALLS[name](given))
     assert len(ours) == len(theirs)
     views = {"flatten_conv", "unflatten_conv"}  # no arithmetic: the dtype stays
     expected = dtype if name in views or dtype == "float64" else "float32"
@@ -116,6 +119,7 @@ def test_numpy_and_torch_give_the_same_answer(name: str, dtype: str) -> None:
             assert isinstance(first, np.ndarray)
             assert str(first.dtype) == str(second.dtype).removeprefix("torch.") == expected
             assert first.shape == tuple(second.shape)
+            assert second.device.type == device
         else:
             assert type(first) is type(second)
             assert type(first) in (int, float, type(None))
