@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from adapter_files import REAL_LOKRS, REAL_LORAS, factors, product_distance
-from lora_oracles import OldTextEncoder, by_diffusers, full_name, layers_of_class, loaded
+from lora_oracles import OldTextEncoder, by_diffusers, full_name, layers_of_class, loaded, walk_of_2023
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -64,24 +64,6 @@ def test_peft_text_encoder_is_what_peft_loads(shared_dir: Path) -> None:
     assert len(expected) == 24
     worst = max(product_distance(factors(lora(adapter, name)), pair) for name, pair in expected.items())
     assert worst < EXACT
-
-
-def walk_of_2023(classes: frozenset[str]) -> list[tuple[str, tuple[int, int]]]:
-    """SD1.5's layers in the order that cloneofsimo's files number them, from diffusers' own UNet.
-
-    A transformer block then registered its attention, its feed-forward and its cross-attention in this
-    order; today the feed-forward comes last. All else is registered as it was.
-    """
-    today = layers_of_class("unet", classes)
-    order = {"attn1": 0, "ff": 1, "attn2": 2}
-    blocks: dict[str, list[tuple[str, tuple[int, int]]]] = {}
-    for name, shape in today:
-        blocks.setdefault(name.partition(".transformer_blocks.0.")[0], []).append((name, shape))
-
-    def part(layer: tuple[str, tuple[int, int]]) -> int:
-        return order[layer[0].partition(".transformer_blocks.0.")[2].partition(".")[0]]
-
-    return [layer for block in blocks.values() for layer in sorted(block, key=part)]
 
 
 @pytest.mark.parametrize("name", [name for name in REAL_LORAS if name.startswith("cloneofsimo")])
