@@ -116,8 +116,13 @@ def _lora_cells(found: Totals) -> list[str]:
     if not isinstance(found, LoraTotals):
         return []
     values = [found.output_overlap, found.output_chance, found.input_overlap, found.input_chance]
-    parts = [f"{found.cosine:+.3f}", f"{found.reinforcing:.3f}", f"{found.cancelling:.3f}"]
+    parts = [_signed(found.cosine), f"{found.reinforcing:.3f}", f"{found.cancelling:.3f}"]
     return [*parts, *(f"{value:.3f}" for value in values)]
+
+
+def _signed(value: float) -> str:
+    """``+0.031``, and ``0.000`` for what rounds to nothing."""
+    return f"{value:+.3f}" if round(value, 3) else "0.000"
 
 
 def _meaning(totals: Totals) -> list[str]:
@@ -147,7 +152,7 @@ def _meaning(totals: Totals) -> list[str]:
         "independent": "they are nearly independent",
     }
     return [
-        f"cosine {totals.cosine:+.3f} ({totals.reinforcing:.3f} with, {totals.cancelling:.3f} against): "
+        f"cosine {_signed(totals.cosine)} ({totals.reinforcing:.3f} with, {totals.cancelling:.3f} against): "
         f"{verdicts[totals.relation]}"
     ]
 
@@ -179,7 +184,7 @@ def _columns_of_layers(pair: PairComparison) -> tuple[list[str], Callable[[Total
             return [*map(str, ranks), f"{found.smallest_angle:.1f}°", f"{found.friedrichs_largest:.3f}"]
         if isinstance(found, MixedTotals):
             return [*map(str, found.ranks), f"{found.lost_lora_then_para:.1%}"]
-        return [f"{found.cosine:+.3f}", f"{found.output_overlap:.3f}", f"{found.input_overlap:.3f}"]
+        return [_signed(found.cosine), f"{found.output_overlap:.3f}", f"{found.input_overlap:.3f}"]
 
     titles = {
         "para-para": ["r A", "r B", "sh.", "joint", "angle", "c"],

@@ -122,7 +122,7 @@ def _cell(metric: Metric, end: float, column: int, row: int, where: str, layers:
         row=row,
         shade=min(1.0, abs(value) / end),
         negative=value < 0,
-        text=_number(value, metric.signed, 2),
+        text=_number(value, metric.signed, 2 if end > 0.05 else 3),
         tip="\n".join(lines),
     )
 
@@ -140,7 +140,7 @@ def _details(layer: LayerPair) -> str:
 def _number(value: float, signed: bool, digits: int) -> str:
     """``.47``, ``1.0``, ``+.03``: short enough for a cell."""
     text = f"{abs(value):.{digits}f}"
-    if text.startswith("0.") and digits == 2:
+    if text.startswith("0.") and digits < 4:
         text = text[1:]
     sign = "\N{MINUS SIGN}" if value < 0 else "+" if signed else ""
     return sign + text if text.strip(".0") else "0"
@@ -181,7 +181,7 @@ _METRICS: dict[str, list[Metric]] = {
         Metric(
             "on_base",
             "Distance on the base",
-            "How far the sequence is from the joint merge on this base's weights, in relative Frobenius norm.",
+            "How far the sequence is from the joint merge on this base's weights (relative Frobenius norm).",
             _of_paras(lambda layer: _or_nan(layer.on_base)),
         ),
     ],
@@ -189,7 +189,7 @@ _METRICS: dict[str, list[Metric]] = {
         Metric(
             "lost",
             "LoRA lost, LoRA first",
-            "The share of the LoRA that a PaRa after it removes (Frobenius norm). PaRa first, nothing is lost.",
+            "The share of the LoRA that a PaRa after it removes (Frobenius norm). PaRa first, none is lost.",
             _of_mixed(lambda layer: layer.lost),
             chance=_of_mixed(lambda layer: layer.chance),
         ),

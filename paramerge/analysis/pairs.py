@@ -23,6 +23,8 @@ __all__ = [
     "random_cosine",
 ]
 
+_Pair = algebra.SubspacePair[np.ndarray]
+
 RELATION_THRESHOLD = 0.1
 """From this cosine on two LoRAs are said to reinforce or to cancel each other: the squared norm of their sum
 is then more than a tenth off that of independent ones."""
@@ -185,14 +187,13 @@ def compare_mixed(
 
 def compare_loras(name: ModuleName, first: LoraSpace, second: LoraSpace, rows: int, columns: int) -> LoraPair:
     """Compare two changes to one weight."""
-    (U1, V1), (U2, V2) = _directions(first), _directions(second)
-    outputs, inputs = algebra.principal_angles(U1, U2), algebra.principal_angles(V1, V2)
+    outputs, inputs = _overlaps(first, second)
     D1, D2 = first.change, second.change
     norms = float(np.linalg.norm(D1)), float(np.linalg.norm(D2))
     scale = norms[0] * norms[1]
     together = D2.T @ D1
     eigenvalues = np.linalg.eigvalsh((together + together.T) / 2)
-    ranks = U1.shape[1], U2.shape[1]
+    ranks = outputs.ranks
     return LoraPair(
         name=name,
         ranks=ranks,
@@ -200,12 +201,12 @@ def compare_loras(name: ModuleName, first: LoraSpace, second: LoraSpace, rows: i
         cosine=float(np.sum(D1 * D2)) / scale if scale else 0.0,
         reinforcing=float(eigenvalues[eigenvalues > 0].sum()) / scale if scale else 0.0,
         cancelling=-float(eigenvalues[eigenvalues < 0].sum()) / scale if scale else 0.0,
-        output_overlap=_overlap(outputs),
-        input_overlap=_overlap(inputs),
+        output_overlap=_overlap(outputs.angles),
+        input_overlap=_overlap(inputs.angles),
         output_chance=max(ranks) / rows,
         input_chance=max(ranks) / columns,
-        output_angles=_degrees(outputs),
-        input_angles=_degrees(inputs),
+        output_angles=_degrees(outputs.angles),
+        input_angles=_degrees(inputs.angles),
     )
 
 
@@ -221,6 +222,17 @@ def random_cosine(r1: int, r2: int, d: int) -> float:
         return 1.0
     a, b = r1 / d, r2 / d
     return min(1.0, math.sqrt(a * (1 - b)) + math.sqrt(b * (1 - a)))
+
+
+def _overlaps(first: LoraSpace, second: LoraSpace) -> tuple[_Pair, _Pair]:
+    """How the column spaces and the row spaces of two changes lie to each other."""
+    outputs = algebra.compare_subspaces(first.up, second.up)
+    inputs = algebra.compare_subspaces(first.down, second.down)
+    if outputs.ranks == inputs.ranks == (first.up.shape[1], second.up.shape[1]):
+        return outputs, inputs
+    # a factor of lower rank narrows the other side, too: only then are the products' own spaces needed
+    (U1, V1), (U2, V2) = _directions(first), _directions(second)
+    return algebra.compare_subspaces(U1, U2), algebra.compare_subspaces(V1, V2)
 
 
 def _directions(lora: LoraSpace) -> tuple[np.ndarray, np.ndarray]:

@@ -96,9 +96,8 @@ def sorted_rows(rows: Sequence[str]) -> list[str]:
 
 def group_of(name: ModuleName) -> tuple[int, str]:
     """What tables group by, in their order: component and kind, as ``(0, "unet self-attention")``."""
-    return COMPONENTS.index(
-        name.component
-    ), f"{_SHORT.get(name.component, name.component)} {layer_kind(name)}"
+    kind = layer_kind(name).replace("transformer in/out", "proj in/out")
+    return COMPONENTS.index(name.component), f"{_SHORT.get(name.component, name.component)} {kind}"
 
 
 def component_title(component: str) -> str:

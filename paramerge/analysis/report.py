@@ -1,4 +1,4 @@
-"""The comparison as one HTML file that needs nothing but itself: no network, fonts or scripts from elsewhere."""
+"""The comparison as one HTML file that needs nothing but itself: no network, no fonts, no scripts."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _headline(totals: Totals | None) -> str:
     if isinstance(totals, MixedTotals):
         return f"{totals.lost_lora_then_para:.1%} lost"
     if isinstance(totals, LoraTotals):
-        return f"cos {totals.cosine:+.3f}"
+        return f"cos {_signed(totals.cosine, 3)}"
     return "apart"
 
 
@@ -125,7 +125,9 @@ def _sentence(totals: Totals | None, first: str, second: str) -> str:
             "cancel": f"{first} and {second} cancel each other",
             "independent": f"{first} and {second} are nearly independent",
         }[totals.relation]
-        return f"{verdict}: the cosine between their changes, over all layers, is {totals.cosine:+.3f}."
+        return (
+            f"{verdict}: the cosine between their changes, over all layers, is {_signed(totals.cosine, 3)}."
+        )
     return f"{first} and {second} have no layer in common: neither order nor way of merging matters."
 
 
@@ -152,7 +154,7 @@ def _tiles(totals: Totals, first: str, second: str) -> list[tuple[str, str]]:
             tiles.append(("refilled at most, PaRa first", f"{totals.refilled_largest:.1%}"))
         return [*tiles, ("layers in common", str(totals.layers))]
     return [
-        ("cosine", f"{totals.cosine:+.3f}"),
+        ("cosine", _signed(totals.cosine, 3)),
         ("with each other", f"{totals.reinforcing:.3f}"),
         ("against each other", f"{totals.cancelling:.3f}"),
         ("output overlap (chance)", f"{totals.output_overlap:.3f} ({totals.output_chance:.3f})"),
@@ -204,11 +206,17 @@ def _row(layer: LayerPair) -> tuple[Value, ...]:
 def _lora_numbers(layer: LoraPair) -> list[Value]:
     overlaps = (layer.output_overlap, layer.output_chance, layer.input_overlap, layer.input_chance)
     parts = [_decimal(layer.reinforcing), _decimal(layer.cancelling)]
-    return [Value(f"{layer.cosine:+.4f}", layer.cosine), *parts, *map(_decimal, overlaps)]
+    return [Value(_signed(layer.cosine, 4), layer.cosine), *parts, *map(_decimal, overlaps)]
 
 
 def _decimal(value: float) -> Value:
     return Value(f"{value:.4f}", value)
+
+
+def _signed(value: float, digits: int) -> str:
+    """``+0.031``, and ``0.000`` for what rounds to nothing."""
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0.0:.{digits}f}"
 
 
 def _percent(value: float) -> Value:
