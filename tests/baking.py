@@ -165,10 +165,10 @@ def span(B: Array, cut: float = 1e-9) -> NDArray[np.float64]:
 
 
 def remove(W: NDArray[np.float64], B: Array, strength: float = 1.0, cut: float = 1e-9) -> NDArray[np.float64]:
-    """The paper's equation 3, dense: ``W - s Q Q^T W`` on the flattened weight."""
+    """The paper's equation 3: ``W - s Q Q^T W`` on the flattened weight."""
     Q = span(B, cut)
     flat = W.reshape(W.shape[0], -1)
-    return (flat - strength * (Q @ Q.T) @ flat).reshape(W.shape)
+    return (flat - strength * (Q @ (Q.T @ flat))).reshape(W.shape)
 
 
 def add(W: NDArray[np.float64], up: Array, down: Array, scale: float = 1.0) -> NDArray[np.float64]:

@@ -136,6 +136,24 @@ def layers_of_class(component: str, classes: frozenset[str]) -> tuple[tuple[str,
     return tuple(found.items())
 
 
+def walk_of_2023(classes: frozenset[str]) -> list[tuple[str, tuple[int, int]]]:
+    """SD1.5's layers in the order that cloneofsimo's files number them, from diffusers' own UNet.
+
+    A transformer block then registered its attention, its feed-forward and its cross-attention in this
+    order; today the feed-forward comes last. All else is registered as it was.
+    """
+    today = layers_of_class("unet", classes)
+    order = {"attn1": 0, "ff": 1, "attn2": 2}
+    blocks: dict[str, list[tuple[str, tuple[int, int]]]] = {}
+    for name, shape in today:
+        blocks.setdefault(name.partition(".transformer_blocks.0.")[0], []).append((name, shape))
+
+    def part(layer: tuple[str, tuple[int, int]]) -> int:
+        return order[layer[0].partition(".transformer_blocks.0.")[2].partition(".")[0]]
+
+    return [layer for block in blocks.values() for layer in sorted(block, key=part)]
+
+
 def reference_factors(state: Mapping[str, torch.Tensor], up: str, down: str) -> Factors:
     """Two tensors as float64 factors."""
     B, A = (state[key].double().numpy() for key in (up, down))
