@@ -1,0 +1,1 @@
+"""Training PaRa adapters. Baking never imports this package."""
