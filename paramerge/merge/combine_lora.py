@@ -99,7 +99,7 @@ def sum_layer(
     whole, error = concatenated(blocks, kernel), 0.0
     factors: LoraFactors | None = whole
     if energy is not None or (rank is not None and rank < full_rank):
-        factors, error = _truncated(whole, rank, energy)
+        factors, error = _truncated(whole, rank, energy, _noise(blocks))
     norm = _sum_norm(blocks)
     if factors is None:
         return SummedLayer(name, None, ranks, full_rank, norm, error, 0.0)
@@ -165,13 +165,24 @@ def _weighted(block: Block, weight: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _truncated(
-    factors: LoraFactors, rank: int | None, energy: float | None
+    factors: LoraFactors, rank: int | None, energy: float | None, noise: float
 ) -> tuple[LoraFactors | None, float]:
+    """The leading directions of a sum; those that only ``noise`` made are none (A - A is nothing)."""
     scale = factors.alpha / factors.rank
     cut = algebra.truncate_lora(scale * factors.up, factors.down, rank=rank, energy=energy)
+    there = int(np.sum(cut.singular_values > noise))
+    if there < cut.rank:
+        cut = algebra.truncate_lora(scale * factors.up, factors.down, rank=there)
     if cut.rank == 0:
-        return None, cut.error
+        return None, 0.0
     return LoraFactors(cut.up, cut.down, float(cut.rank), factors.kernel), cut.error
+
+
+def _noise(blocks: Sequence[Block]) -> float:
+    """What rounding leaves of terms of these sizes where they cancel."""
+    size = max(blocks[0].up.shape[0], blocks[0].down.shape[1], 16)
+    terms = math.fsum(abs(block.factor) * product_norm(block.up, block.down) for block in blocks)
+    return size * float(np.finfo(np.float64).eps) * terms
 
 
 def _sum_norm(blocks: Sequence[Block]) -> float:
