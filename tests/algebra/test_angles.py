@@ -66,15 +66,15 @@ def test_any_basis_of_the_span_will_do(pair: Pair, rng: np.random.Generator) -> 
 
 
 @law
-@given(generators(), st.floats(-6.0, -2.0).map(lambda exponent: 10.0**exponent))
+@given(generators(), st.sampled_from([1e-6, 1e-4, 1e-2, 0.3, 1.0]))
 def test_what_is_shared_is_what_the_joint_basis_merges(rng: np.random.Generator, t: float) -> None:
-    pair = pair_at(rng, 7, [t, 1.0])
+    pair = pair_at(rng, 7, [t, 1.4])
     cut = math.tan(t / 2)
     for rtol, shared in ((1.05 * cut, 1), (0.95 * cut, 0)):
         compared = compare_subspaces(pair.Q1, pair.Q2, rtol=rtol)
         assert compared.shared == shared_dimension(pair.Q1, pair.Q2, rtol=rtol) == shared
         assert compared.joint_rank == joint_basis([pair.Q1, pair.Q2], rtol=rtol).rank
-        expected = math.cos(1.0) if shared else math.cos(t)
+        expected = math.cos(1.4) if shared else math.cos(t)
         assert compared.friedrichs_cosine == pytest.approx(expected, abs=bound((7,)))
         assert friedrichs_cosine(pair.Q1, pair.Q2, rtol=rtol) == compared.friedrichs_cosine
 

@@ -22,6 +22,102 @@ Case = tuple[Callable[[], object], str | None, str, str | None]
 REFUSALS: list[tuple[type[ParamergeError], str, list[Case]]] = [
     (
         UsageError,
+        "W is not of a dtype that the algebra works on.",
+        [
+            (
+                lambda: algebra.flatten_conv(np.eye(2, dtype=np.int64)),
+                "W",
+                "float16, bfloat16, float32, float64",
+                "int64",
+            )
+        ],
+    ),
+    (
+        UsageError,
+        "M is not of a dtype that the algebra works on.",
+        [
+            (
+                lambda: algebra.unflatten_conv(np.eye(2, dtype=bool), (2, 2)),
+                "M",
+                "float16, bfloat16, float32, float64",
+                "bool",
+            )
+        ],
+    ),
+    (
+        NonFiniteError,
+        "ups[0] has values that are not finite.",
+        [
+            (
+                lambda: algebra.concat_loras([nan], [down[:1]], [1.0]),
+                "ups[0]",
+                "finite numbers",
+                "3 of 3 are NaN or Inf",
+            )
+        ],
+    ),
+    (
+        NonFiniteError,
+        "downs[0] has values that are not finite.",
+        [
+            (
+                lambda: algebra.concat_loras([up], [nan[:2, :] * down], [1.0]),
+                "downs[0]",
+                "finite numbers",
+                "8 of 8 are NaN or Inf",
+            )
+        ],
+    ),
+    (
+        NonFiniteError,
+        "up1 has values that are not finite.",
+        [
+            (
+                lambda: algebra.lora_cosine(nan, down[:1], up, down),
+                "up1",
+                "finite numbers",
+                "3 of 3 are NaN or Inf",
+            )
+        ],
+    ),
+    (
+        NonFiniteError,
+        "down1 has values that are not finite.",
+        [
+            (
+                lambda: algebra.lora_cosine(up, down * np.inf, up, down),
+                "down1",
+                "finite numbers",
+                "8 of 8 are NaN or Inf",
+            )
+        ],
+    ),
+    (
+        NonFiniteError,
+        "up2 has values that are not finite.",
+        [
+            (
+                lambda: algebra.lora_cosine(up, down, nan, down[:1]),
+                "up2",
+                "finite numbers",
+                "3 of 3 are NaN or Inf",
+            )
+        ],
+    ),
+    (
+        NonFiniteError,
+        "down2 has values that are not finite.",
+        [
+            (
+                lambda: algebra.lora_cosine(up, down, up, down * np.inf),
+                "down2",
+                "finite numbers",
+                "8 of 8 are NaN or Inf",
+            )
+        ],
+    ),
+    (
+        UsageError,
         "No arrays were given.",
         [
             (lambda: algebra.joint_basis([]), None, "at least one", None),
@@ -171,6 +267,7 @@ REFUSALS: list[tuple[type[ParamergeError], str, list[Case]]] = [
         UsageError,
         "The columns of B are not independent, so B has no QR factorisation to train with.",
         [
+            (lambda: algebra.require_full_rank(np.ones((3, 2))), "B", "rank 2", "rank 1"),
             (
                 lambda: algebra.require_full_rank(np.ones((3, 2)), where="down_blocks.0"),
                 "down_blocks.0",
@@ -256,7 +353,7 @@ REFUSALS: list[tuple[type[ParamergeError], str, list[Case]]] = [
         ShapeError,
         "The matrix is not a flattened weight of this shape.",
         [
-            (lambda: algebra.unflatten_conv(np.ones((2, 3)), (2, 2, 2)), "M", "(2, 4)", "(2, 3)"),
+            (lambda: algebra.unflatten_conv(np.ones((2, 3)), (2, 4, 2)), "M", "(2, 8)", "(2, 3)"),
             (
                 lambda: algebra.unflatten_conv(np.ones((2, 3)), ()),
                 "M",

@@ -123,6 +123,20 @@ def test_the_cosine_of_two_updates_at_an_angle(t: float) -> None:
     assert lora_cosine(one, down, 7 * other, down) == pytest.approx(math.cos(t), abs=bound((2,)))
 
 
+def test_shares_and_cosines_are_never_above_1() -> None:
+    """The quotient of two norms that round differently often is, by one bit."""
+    rng = np.random.default_rng(11)
+    for _ in range(60):
+        d = int(rng.integers(2, 9))
+        frame, r = orthogonal(rng, d), d // 2
+        down = rng.standard_normal((2, 5))
+        assert lora_loss(frame[:, :r], frame[:, :r] @ rng.standard_normal((r, 2)), down) <= 1.0
+        assert lora_survival(frame[:, :r], frame[:, r:] @ rng.standard_normal((d - r, 2)), down) <= 1.0
+        one = lora(rng, d, 5, 2)
+        assert lora_cosine(one.up, one.down, -one.up, one.down) >= -1.0
+        assert lora_cosine(one.up, one.down, one.up, one.down) <= 1.0
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_loras_of_rank_0_and_of_zeros(library: str) -> None:
     def zeros(d: int, n: int) -> object:

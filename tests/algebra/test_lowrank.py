@@ -93,6 +93,9 @@ def test_energy_at_its_ends() -> None:
     assert truncate_lora(factors.up, factors.down, energy=9 / 13).rank in (1, 2)
     assert truncate_lora(factors.up, factors.down, energy=9 / 13 - 1e-9).rank == 1
     assert truncate_lora(factors.up, factors.down, energy=9 / 13 + 1e-9).rank == 2
+    flat = with_singular_values(np.random.default_rng(3), [1.0, 1.0, 1.0, 1.0])
+    for energy, rank in ((0.1, 1), (0.4, 2), (0.6, 3), (0.9, 4)):
+        assert truncate_lora(flat.up, flat.down, energy=energy).rank == rank
     exact = np.diag([2.0, 1.0, 1.0])
     assert truncate_lora(exact, np.eye(3), energy=5 / 6 - 1e-12).rank == 2
     assert truncate_lora(exact, np.eye(3), energy=0.5).rank == 1

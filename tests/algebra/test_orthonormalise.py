@@ -59,6 +59,7 @@ def test_the_cut_is_of_unit_columns_and_at_it_is_not_above_it(method: str) -> No
     assert orthonormalise(B, rtol=1.01 * cut, method=method).rank == 1  # type: ignore[arg-type]
     assert orthonormalise(np.eye(2), rtol=0.999, method=method).rank == 2  # type: ignore[arg-type]
     assert orthonormalise(B, rtol=0.0, method=method).rank == 2  # type: ignore[arg-type]
+    assert orthonormalise(np.zeros((2, 2)), rtol=0.0, method=method).rank == 0  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", METHODS)

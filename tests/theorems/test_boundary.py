@@ -19,6 +19,7 @@ from strategies import (
     law,
     norm2,
     orthogonal,
+    pair_at,
     projector,
 )
 
@@ -198,6 +199,16 @@ def test_t12_the_boundary_is_of_the_rank_and_not_the_size(rng: np.random.Generat
     assert rank_boundary(Q, 0.5, W).rank == rank // 2
     assert rank_boundary(Q, 0.5, keep="order", rank_W=8).rank == 4
     assert rank_boundary(Q, 0.5, W, rank_W=8).rank == 4  # a rank that is given is believed
+
+
+@pytest.mark.parametrize("keep", ["energy", "consensus", "order"])
+def test_t12_the_cut_decides_which_directions_there_are(keep: str) -> None:
+    rng = np.random.default_rng(6)
+    pair = pair_at(rng, 8, [1e-4, 0.9])
+    W = rng.standard_normal((8, 9))
+    for rtol, columns in ((None, 4), (1e-3, 3)):
+        bounded = rank_boundary([pair.Q1, pair.Q2], 1.0, W, keep=keep, rtol=rtol)  # type: ignore[arg-type]
+        assert (bounded.columns, bounded.rank) == (columns, columns)
 
 
 def test_t12_a_convolution_is_flattened() -> None:

@@ -58,6 +58,7 @@ def test_t5_a_para_is_a_lora(case: Reduction, s: float) -> None:
     assert down.shape == (Q.shape[1], W.shape[1])
     assert norm2(W + up @ down - reduce(W, Q, s)) <= bound(W.shape, norm=2 * case.weight.norm)
     np.testing.assert_array_equal(up, -s * Q)
+    np.testing.assert_array_equal(para_to_lora(Q, W)[0], -Q)
 
 
 @law

@@ -17,9 +17,11 @@ from strategies import (
     Matrix,
     Reduction,
     bound,
+    columns,
     complement,
     generators,
     law,
+    lora,
     norm2,
     orthogonal,
     pair_at,
@@ -34,6 +36,7 @@ from paramerge.algebra import (
     friedrichs_cosine,
     iterate_sequential,
     joint_basis,
+    lora_loss,
     orthonormalise,
     project,
     reduce,
@@ -158,6 +161,33 @@ def test_t1b_full_row_rank_loses_r_in_every_dtype(dtype: str, library: str) -> N
         W = stored(case.weight.W, dtype, library)
         Q = orthonormalise(stored(case.Q, dtype, library)).Q
         assert removed_rank(Q, W) == case.Q.shape[1]
+
+    check()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_t6_t7_hold_for_stored_adapters(dtype: str, library: str) -> None:
+    """Against float64 on the same stored numbers: the span of B, and what it takes of a LoRA."""
+
+    @law
+    @given(columns(), generators())
+    def check(B: Matrix, rng: np.random.Generator) -> None:
+        d, r = B.shape
+        kept = stored(B, dtype, library)
+        if r and np.linalg.cond(widened(kept)) > 30.0:  # rounding may make a few columns nearly dependent
+            return
+        limit = bound((d, r), norm=100.0, eps=WORKING_EPS[dtype])
+        exact = projector(np.linalg.qr(widened(kept))[0])
+        for scale in (1.0, 4.0, -64.0):  # exact in every dtype
+            basis = orthonormalise(stored(scale * widened(kept), dtype, library))
+            assert basis.rank == r
+            assert norm2(projector(widened(basis.Q)) - exact) <= limit
+        factors = lora(rng, d, 4, 2)
+        up, down = stored(factors.up, dtype, library), stored(factors.down, dtype, library)
+        product = widened(up) @ widened(down)
+        share = np.linalg.norm(exact @ product) / np.linalg.norm(product)
+        assert lora_loss(basis.Q, up, down) == pytest.approx(share, abs=limit)
 
     check()
 
