@@ -244,6 +244,14 @@ def test_a_tensor_that_the_index_does_not_list_is_refused(index: Path) -> None:
     assert error.found == "conv_in.weight"
 
 
+@pytest.mark.parametrize(("count", "more"), [(3, ""), (4, " and 1 more"), (9, " and 6 more")])
+def test_of_many_tensors_three_are_named_and_the_rest_counted(count: int, more: str, index: Path) -> None:
+    names = json.loads(index.read_text())["weight_map"]
+    lost = [key for key, name in names.items() if name == shard(index, 1).name][:count]
+    change(index, **dict.fromkeys(lost))
+    assert refusal(index).found == ", ".join(lost[:3]) + more
+
+
 def test_a_tensor_that_no_shard_holds_is_refused(index: Path) -> None:
     change(index, ghost__weight=shard(index, 2).name)
     error = refusal(index)
