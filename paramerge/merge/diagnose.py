@@ -32,6 +32,8 @@ class OrderLoss:
 class SequenceDistance:
     """How far a sequential merge is from the joint one: ``||(I-Pn)...(I-P1) - (I-Pm)||_2`` (theorem T3e).
 
+    With strengths other than 1, the distance between what the two merges do at these strengths.
+
     A number from 0 (the projectors commute: both merges are the same) to 1, for each layer that two or
     more PaRas share; ``largest`` and ``mean`` over these layers. ``sequential_rank`` and ``joint_rank`` are
     the directions that each way removes from all of them (theorem T3r).
@@ -77,9 +79,12 @@ def diagnose(plan: Plan, progress: Callable[[int, int], None] | None = None) -> 
         paras = [op for op in edit.ops if isinstance(op, ParaOp)]
         if plan.options.merge == "sequential" and len(paras) > 1:
             bases = [basis for op in paras for basis in load_bases(op)]
-            distances[str(edit.target.module)] = algebra.sequential_error(bases)
-            ranks[0] += algebra.removed_rank_sequential(bases)
-            ranks[1] += algebra.removed_rank_joint(bases)
+            strengths = [part.strength for op in paras for part in op.parts]
+            distances[str(edit.target.module)] = algebra.sequential_error(bases, strengths)
+            # only strength 1 takes rank (T2s)
+            whole = [basis for basis, strength in zip(bases, strengths, strict=True) if strength == 1]
+            ranks[0] += algebra.removed_rank_sequential(whole) if whole else 0
+            ranks[1] += algebra.removed_rank_joint(whole) if whole else 0
         if progress is not None:
             progress(done + 1, len(edits))
     order = tuple(_summed(step, shares) for step, shares in sorted(losses.items()))
