@@ -1,0 +1,102 @@
+"""SDXL at its true size, in each layout: values, untouched bytes and memory; 15 GB of disk for a while."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from baking import (
+    LARGEST_SHARE_OFF,
+    add,
+    check_close,
+    lora_file,
+    para_file,
+    random_bases,
+    random_factors,
+    remove,
+    rounded,
+    shapes_of,
+)
+
+from paramerge.checkpoints.blueprint import sdxl
+from paramerge.checkpoints.header import Header, read_header
+from paramerge.checkpoints.layout import open_base
+from paramerge.checkpoints.random_checkpoint import write_random_checkpoint
+from paramerge.checkpoints.targets import Target
+from paramerge.checkpoints.tensors import stored
+
+pytestmark = pytest.mark.slow
+
+RANK = 16
+LARGEST_PEAK = 450 << 20
+"""Bytes of resident memory that the command may take, Python and torch included."""
+
+
+@pytest.fixture(params=["single-file", "diffusers-folder", "sharded-folder", "unet-file"])
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    layout = request.param.replace("sharded", "diffusers")
+    path = tmp_path / ("base" if layout == "diffusers-folder" else "base.safetensors")
+    limit = 2_000_000_000 if request.param == "sharded-folder" else None
+    write_random_checkpoint(sdxl(), path, layout=layout, max_shard_bytes=limit)
+    return path
+
+
+def test_sdxl(base: Path, tmp_path: Path) -> None:
+    """PaRa r16 over the UNet's attention and convolutions, then LoRA r16 over everything there is."""
+    shapes = shapes_of(base)
+    reduced = [layer for layer in shapes if layer.startswith("unet.") and _is_in_para(layer, shapes[layer])]
+    bases = random_bases(shapes, reduced, RANK)
+    factors = random_factors(shapes, list(shapes), RANK)
+    para = para_file(tmp_path / "a.safetensors", bases, "sdxl")
+    lora = lora_file(tmp_path / "b.safetensors", factors, 8.0, two_encoders=True)
+    output = tmp_path / f"out{base.suffix}"
+    command = [sys.executable, "-m", "paramerge.cli", "bake", "--base", base, "--para", para]
+    command += ["--lora", f"{lora}@0.8", "-o", output, "--json"]
+    with open(tmp_path / "log", "w+b") as log:
+        process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    text = (tmp_path / "log").read_text()
+    assert status == 0, text[-3000:]
+    assert usage.ru_maxrss * 1024 <= LARGEST_PEAK
+    assert len(json.loads(text)["report"]["layers"]) == len(shapes)
+    off = []
+    for before, after, targets in _files(base, output):
+        touched = {target.key: target for target in targets}
+        assert list(after.tensors) == list(before.tensors)
+        for number, key in enumerate(before.tensors):
+            if key not in touched:
+                assert stored(before, key).read_bytes() == stored(after, key).read_bytes(), key
+                continue
+            assert stored(before, key).read_bytes() != stored(after, key).read_bytes(), key
+            target = touched[key]
+            layer = str(target.module)
+            if number % 25 == 0 and target.rows is None and not target.transposed:
+                W = stored(before, key).read().astype(np.float64)
+                if layer in bases:
+                    W = remove(W, rounded(bases[layer], "F16"))
+                up, down = (rounded(factor, "F16") for factor in factors[layer])
+                expected = add(W, up, down, 0.8 * 8.0 / RANK)
+                off.append(check_close(stored(after, key).read(), expected, layer))
+    assert len(off) > 20
+    assert np.mean(off) < LARGEST_SHARE_OFF
+
+
+def _is_in_para(layer: str, shape: tuple[int, ...]) -> bool:
+    return (".attn" in layer or len(shape) == 4) and shape[0] >= RANK
+
+
+def _files(base: Path, output: Path) -> list[tuple[Header, Header, list[Target]]]:
+    """Each weight file's header before and after, and what adapters reach in it."""
+    return [
+        (
+            file.header,
+            read_header(output / file.relative if output.is_dir() else output),
+            list(file.targets.values()),
+        )
+        for file in open_base(base).files
+    ]
