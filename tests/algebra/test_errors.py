@@ -431,6 +431,7 @@ REFUSALS: list[tuple[type[ParamergeError], str, list[Case]]] = [
         "No weight of this shape has this rank.",
         [
             (lambda: algebra.rank_boundary(Q, 0.5, W, rank_W=4), "rank_W", "at most 3", "4"),
+            (lambda: algebra.rank_boundary(Q, 0.5, W[:, :2], rank_W=3), "rank_W", "at most 2", "3"),
             (lambda: algebra.rank_boundary(Q, 0.5, rank_W=4, keep="order"), "rank_W", "at most 3", "4"),
         ],
     ),

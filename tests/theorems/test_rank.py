@@ -160,4 +160,14 @@ def test_numerical_rank_counts_against_its_reference() -> None:
     assert numerical_rank(W, rtol=1e-7, reference=1e5) == 1
     assert numerical_rank(W.reshape(4, 2, 2, 1)) == 3
     assert numerical_rank(np.zeros((3, 0))) == 0
+
+
+def test_removed_rank_counts_both_ranks_at_one_cut_of_the_spectral_norm() -> None:
+    e = np.eye(2)
+    W = np.diag([1.0, 1e-4])
+    assert removed_rank(e[:, 1:], W) == 1
+    assert removed_rank(e[:, 1:], W, rtol=1e-3) == 0  # it was not there before
+    assert removed_rank(e[:, :1], W, rtol=1e-3) == 1  # and what is left does not count afterwards
+    many = np.diag([1.0] * 15 + [0.02])
+    assert removed_rank(np.eye(16)[:, 15:], many, rtol=0.01) == 1
     assert removed_rank(np.eye(3)[:, :1], np.zeros((3, 0))) == 0
