@@ -84,6 +84,18 @@ def test_a_bare_unet(prefix: str, naming: str, tmp_path: Path) -> None:
     assert reached(base) == {"unet": 794}
 
 
+@pytest.mark.parametrize("naming", ["ldm", "diffusers"])
+def test_a_unet_without_prefix_owns_its_own_keys_alone(naming: str, tmp_path: Path) -> None:
+    shapes = {k.removeprefix(UNET): v for k, v in single().items()}
+    if naming == "diffusers":
+        rest = {k: v for k, v in single().items() if not k.startswith(UNET)}
+        shapes = rest | shapes_of(blueprint("sd15", 16).component("unet"))
+    base = opened(tmp_path, shapes)
+    counts = Counter(base.files[0].components.values())
+    assert base.layout == "single-file"
+    assert counts == {"unet": 686, "text_encoder": 197, "vae": 248, "other": 12}
+
+
 def test_a_single_file_with_the_names_of_diffusers(tmp_path: Path) -> None:
     plan = blueprint("sdxl", 16)
     shapes = {f"{c}.{s.key}": s.shape for c in plan.components for s in plan.component(c)}
