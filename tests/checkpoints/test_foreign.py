@@ -180,6 +180,13 @@ def test_a_unet_without_its_first_or_last_convolution_is_refused(
         open_base(tmp_path if folder else path)
 
 
+@pytest.mark.parametrize("missing", ["input_blocks.0.0.weight", "out.2.weight"])
+def test_a_single_file_without_its_first_or_last_convolution_is_refused(missing: str, tmp_path: Path) -> None:
+    shapes = shapes_of(blueprint("sd15", 16).single_file())
+    del shapes[f"model.diffusion_model.{missing}"]
+    assert "not a whole one" in refusal(tmp_path, shapes).what
+
+
 def test_what_is_not_known_is_shown(tmp_path: Path) -> None:
     error = refusal(tmp_path, {"a": (1,), "b": (1,), "c": (1,), "d": (1,)})
     assert "not a checkpoint that paramerge knows" in error.what
