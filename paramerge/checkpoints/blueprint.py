@@ -164,7 +164,9 @@ def _file_order(specs: list[TensorSpec]) -> list[TensorSpec]:
 
 def _divide(size: int, shrink: int) -> int:
     if shrink < 1 or size % shrink:
-        raise UsageError("the widths cannot be divided by this", expected="1, 2, 4, 8, 16 or 32", found=shrink)
+        raise UsageError(
+            "the widths cannot be divided by this", expected="1, 2, 4, 8, 16 or 32", found=shrink
+        )
     return size // shrink
 
 
