@@ -73,8 +73,13 @@ def product_distance(one: Factors, other: Factors) -> float:
     (B1, A1), (B2, A2) = one, other
     up = np.linalg.qr(np.concatenate([B1, -B2], axis=1), mode="r")
     down = np.linalg.qr(np.concatenate([A1, A2], axis=0).T, mode="r")
-    size = np.linalg.qr(B2, mode="r") @ np.linalg.qr(A2.T, mode="r").T
-    return float(np.linalg.norm(up @ down.T) / np.linalg.norm(size))
+    return float(np.linalg.norm(up @ down.T) / product_norm(other))
+
+
+def product_norm(pair: Factors) -> float:
+    """``||B A||``, Frobenius, by the triangular factors of both."""
+    B, A = pair
+    return float(np.linalg.norm(np.linalg.qr(B, mode="r") @ np.linalg.qr(A.T, mode="r").T))
 
 
 def relative_distance(found: Array, expected: Array) -> float:

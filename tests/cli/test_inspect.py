@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapter_files import REAL_LOKRS, REAL_LORAS, Array, deltas, kohya_layer, save
+from adapter_files import REAL_LOKRS, REAL_LORAS, Array, factors, kohya_layer, product_norm, save
 
+from paramerge.adapters import LoraModule
 from paramerge.checkpoints.blueprint import sd15, sdxl
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.random_checkpoint import write_random_checkpoint
@@ -64,7 +65,10 @@ def test_real_loras(name: str, shared_dir: Path, capsys: Capture) -> None:
     path = shared_dir / "fixtures" / "adapters" / name
     adapter = open_adapter(path)
     content = as_json(capsys, path)
-    changes = {layer: float(np.linalg.norm(delta)) for layer, delta in deltas(adapter).items()}
+    changes = {}
+    for layer, module in adapter.modules.items():
+        assert isinstance(module, LoraModule)
+        changes[str(layer)] = product_norm(factors(module))
     found = {layer["layer"]: layer["norm"] for layer in content["layers"]}
     assert found == pytest.approx(changes, rel=1e-7)
     assert (content["what"], content["supported"], content["family"]) == ("adapter", True, "lora")
@@ -182,7 +186,7 @@ def test_a_single_file_checkpoint(small_sd15: Path, capsys: Capture) -> None:
 
 
 def test_a_diffusers_folder(tmp_path: Path, capsys: Capture) -> None:
-    write_random_checkpoint(sdxl(32, vocabulary=64), tmp_path / "folder", seed=0, layout="diffusers")
+    write_random_checkpoint(sdxl(32, vocabulary=64), tmp_path / "folder", seed=0, layout="diffusers-folder")
     content = as_json(capsys, tmp_path / "folder")
     assert (content["layout"], content["architecture"]) == ("diffusers-folder", "sdxl")
     assert content["components"]["unet"]["tensors"] == 1680
