@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,12 +97,14 @@ def merge(output: Path, *inputs: object, base: Path | None = None, **options: ob
     return combine(given, adapters, output, CombineOptions(**{"dtype": "F32", **options}), opened)  # type: ignore[arg-type]
 
 
-def dense_deltas(path: Path) -> dict[str, Matrix]:
-    """Every layer's change, dense in float64, from the file's tensors by kohya's rule ``alpha / rank``."""
+def dense_deltas(path: Path, layers: Collection[str] | None = None) -> dict[str, Matrix]:
+    """The layers' changes, dense in float64, from the file's tensors by kohya's rule ``alpha / rank``."""
     content = load(path).tensors
     deltas = {}
     for name, module in open_adapter(path, family="lora").modules.items():
         assert isinstance(module, LoraModule)
+        if layers is not None and str(name) not in layers:
+            continue
         stem = module.up.key.removesuffix(".lora_up.weight")
         up, down = (content[f"{stem}.lora_{side}.weight"].astype(np.float64) for side in ("up", "down"))
         up, flat = up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1)

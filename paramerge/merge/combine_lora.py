@@ -29,6 +29,8 @@ __all__ = [
     "sum_layer",
 ]
 
+_EPS = 2.0**-52
+
 
 @dataclass(frozen=True)
 class Block:
@@ -180,9 +182,9 @@ def _truncated(
 
 def _noise(blocks: Sequence[Block]) -> float:
     """What rounding leaves of terms of these sizes where they cancel."""
-    size = max(blocks[0].up.shape[0], blocks[0].down.shape[1], 16)
+    size: int = max(blocks[0].up.shape[0], blocks[0].down.shape[1], 16)
     terms = math.fsum(abs(block.factor) * product_norm(block.up, block.down) for block in blocks)
-    return size * float(np.finfo(np.float64).eps) * terms
+    return size * _EPS * terms
 
 
 def _sum_norm(blocks: Sequence[Block]) -> float:
