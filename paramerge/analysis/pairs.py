@@ -25,6 +25,9 @@ __all__ = [
 
 _Pair = algebra.SubspacePair[np.ndarray]
 
+_TRACY_WIDOM_MEAN = -1.2065
+"""Of the largest eigenvalue of real ensembles, centred and scaled."""
+
 RELATION_THRESHOLD = 0.1
 """From this cosine on two LoRAs are said to reinforce or to cancel each other: the squared norm of their sum
 is then more than a tenth off that of independent ones."""
@@ -211,17 +214,21 @@ def compare_loras(name: ModuleName, first: LoraSpace, second: LoraSpace, rows: i
 
 
 def random_cosine(r1: int, r2: int, d: int) -> float:
-    """The largest principal cosine to be expected of two random subspaces, for large d.
+    """The largest principal cosine to be expected of two random subspaces of R^d.
 
-    The edge of the spectrum of ``Q1^T Q2`` (Wachter 1980): ``sqrt(a (1-b)) + sqrt(b (1-a))`` with
-    ``a = r1/d`` and ``b = r2/d``, and 1 where the two do not fit beside each other.
+    Its square is the largest root of a Jacobi ensemble, whose logit is about Tracy-Widom distributed
+    (Johnstone 2008, with his centring and scaling); 1 where the two do not fit beside each other.
     """
     if not r1 or not r2:
         return 0.0
-    if r1 + r2 > d:
+    if r1 + r2 >= d:
         return 1.0
-    a, b = r1 / d, r2 / d
-    return min(1.0, math.sqrt(a * (1 - b)) + math.sqrt(b * (1 - a)))
+    narrow, wide = (2 * math.asin(math.sqrt((r - 0.5) / (d - 1))) for r in sorted((r1, r2)))
+    spread = (16 / (d - 1) ** 2 / (math.sin(wide + narrow) ** 2 * math.sin(wide) * math.sin(narrow))) ** (
+        1 / 3
+    )
+    logit = 2 * math.log(math.tan((wide + narrow) / 2)) + _TRACY_WIDOM_MEAN * spread
+    return math.sqrt(1 / (1 + math.exp(-logit)))
 
 
 def _overlaps(first: LoraSpace, second: LoraSpace) -> tuple[_Pair, _Pair]:
