@@ -6,32 +6,30 @@ from typing import Any
 
 from paramerge.algebra.arrays import detached, number
 
-__all__ = ["count_above", "leading_directions", "left_singular", "positive_diagonal"]
+__all__ = ["count_above", "leading_directions", "positive_diagonal", "tall_svd"]
 
 
 def leading_directions(xp: Any, M: Any, rtol: float, reference: float | None = None) -> tuple[Any, Any]:
     """Left singular vectors above the cut (:func:`count_above`), and all singular values.
 
-    In torch the gradient of the vectors is that of the span, through QR of ``M V / s`` with V and s fixed:
-    that of an SVD is NaN where singular values are equal. The singular values carry none.
+    In torch the gradient of the vectors is that of the span, through QR of ``M V = U s`` with V fixed: that
+    of an SVD is NaN where singular values are equal. The singular values carry none.
     """
-    U, s = left_singular(xp, detached(M))
+    U, s, Vh = tall_svd(xp, detached(M))
     rank = count_above(xp, s, rtol, reference)
-    Q = U[:, :rank]
     if getattr(M, "requires_grad", False):
-        mixing = xp.matrix_transpose(detached(M)) @ Q / s[:rank] ** 2
-        Q = positive_diagonal(xp, *xp.linalg.qr(M @ mixing))
-    return Q, s
+        return positive_diagonal(xp, *xp.linalg.qr(M @ xp.matrix_transpose(Vh[:rank, :]))), s
+    return U[:, :rank], s
 
 
-def left_singular(xp: Any, M: Any) -> tuple[Any, Any]:
-    """Left singular vectors and singular values of a matrix, descending; a tall one goes through QR."""
+def tall_svd(xp: Any, M: Any) -> tuple[Any, Any, Any]:
+    """Thin SVD of a matrix; that of a tall one goes through QR."""
     if M.shape[0] <= M.shape[1]:
-        U, s, _ = xp.linalg.svd(M, full_matrices=False)
-        return U, s
+        U, s, Vh = xp.linalg.svd(M, full_matrices=False)
+        return U, s, Vh
     Q, R = xp.linalg.qr(M)
-    U, s, _ = xp.linalg.svd(R, full_matrices=False)
-    return Q @ U, s
+    U, s, Vh = xp.linalg.svd(R, full_matrices=False)
+    return Q @ U, s, Vh
 
 
 def count_above(xp: Any, singular_values: Any, rtol: float, reference: float | None = None) -> int:

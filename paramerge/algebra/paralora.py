@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paramerge.algebra.arrays import Array, Prepared, check_strength, prepare
+from paramerge.algebra.arrays import Array, check_strength, prepare
 from paramerge.algebra.lowrank import prepare_factors
 from paramerge.algebra.para import prepare_pair
 from paramerge.errors import ShapeError
@@ -38,8 +38,8 @@ def para_to_lora(Q: Array, W: Array, strength: float = 1.0) -> tuple[Array, Arra
     """
     check_strength(strength)
     prepared = prepare_pair(Q, W)
-    basis, _ = prepared.arrays
-    return -strength * basis, _coefficients(prepared)
+    basis, weight = prepared.arrays
+    return -strength * basis, _coefficients(prepared.xp, basis, weight)
 
 
 def para_then_lora(
@@ -113,9 +113,8 @@ def naive_combination(
     return alpha_lora * B - alpha_para * basis, alpha_para * coefficients + alpha_lora * A
 
 
-def _coefficients(prepared: Prepared) -> Any:
-    """``Q^T W`` of a prepared pair, (r, k)."""
-    xp, (basis, weight) = prepared.xp, prepared.arrays
+def _coefficients(xp: Any, basis: Any, weight: Any) -> Any:
+    """``Q^T W`` of a basis and a weight of two or more axes, (r, k)."""
     return xp.matrix_transpose(basis) @ xp.reshape(weight, (weight.shape[0], -1))
 
 
@@ -125,7 +124,7 @@ def _together(Q: Any, W: Any, up: Any, down: Any) -> tuple[Any, Any, Any, Any, A
     prepare_factors(up, down, Q)
     wide = prepare({"Q": Q, "W": W, "up": up, "down": down})
     basis, weight, B, A = wide.arrays
-    coefficients = _coefficients(Prepared(wide.xp, (basis, weight), wide.eps, wide.roundoff))
+    coefficients = _coefficients(wide.xp, basis, weight)
     if A.shape[1] != coefficients.shape[1]:
         raise ShapeError(
             "The LoRA does not fit the weight.",

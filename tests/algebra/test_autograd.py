@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from strategies import bound, pair_at
 
 from paramerge import algebra
 
@@ -100,10 +102,17 @@ def test_merging_a_with_a_has_a_gradient() -> None:
     torch.testing.assert_close(basis.grad, alone.grad)
 
 
-def test_a_gradient_does_not_change_the_answer() -> None:
-    with_grad = algebra.joint_basis([B, C])
-    without = algebra.joint_basis([B.detach(), C.detach()])
-    torch.testing.assert_close(with_grad.Q.detach(), without.Q)
+@pytest.mark.parametrize("angle", [None, 1e-3, 1e-6])
+def test_a_gradient_does_not_change_the_answer(angle: float | None) -> None:
+    """Nor how well it is known: to eps over the smallest singular value, about half of the angle."""
+    first, second = (B, C)
+    if angle is not None:
+        pair = pair_at(np.random.default_rng(5), 6, [angle, 0.7])
+        first, second = (torch.from_numpy(Q.copy()).requires_grad_() for Q in (pair.Q1, pair.Q2))
+    with_grad = algebra.joint_basis([first, second])
+    without = algebra.joint_basis([first.detach(), second.detach()])
+    limit = bound((6, 6), norm=2.0 / float(without.singular_values[without.rank - 1]))
+    assert float((with_grad.Q.detach() - without.Q).abs().max()) <= limit
     torch.testing.assert_close(with_grad.singular_values, without.singular_values)
     assert with_grad.Q.requires_grad
     assert not with_grad.singular_values.requires_grad

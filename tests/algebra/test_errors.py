@@ -21,6 +21,11 @@ Case = tuple[Callable[[], object], str | None, str, str | None]
 
 REFUSALS: list[tuple[type[ParamergeError], str, list[Case]]] = [
     (
+        NonFiniteError,
+        "bases[1] has values that are not finite.",
+        [(lambda: algebra.compare_subspaces(Q, nan), "bases[1]", "finite numbers", "3 of 3 are NaN or Inf")],
+    ),
+    (
         UsageError,
         "W is not of a dtype that the algebra works on.",
         [
@@ -138,6 +143,12 @@ REFUSALS: list[tuple[type[ParamergeError], str, list[Case]]] = [
         "The inputs are not arrays of one library.",
         [
             (lambda: algebra.numerical_rank([[1.0]]), "W", "all NumPy arrays, or all torch tensors", "list"),
+            (
+                lambda: algebra.reduce(torch.ones(3, 4), Q),
+                "Q, W",
+                "all NumPy arrays, or all torch tensors",
+                "Tensor, ndarray",
+            ),
             (
                 lambda: algebra.joint_basis([Q, torch.eye(3)]),
                 "bases[0], bases[1]",

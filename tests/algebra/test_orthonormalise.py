@@ -82,7 +82,8 @@ def test_the_default_cut_of_half_precision_is_that_of_storage(dtype: str, roundo
     """Two unit columns: ``roundoff * sqrt(2)`` in relative terms."""
     for share, rank in ((0.8, 1), (1.25, 2)):
         angle = share * 2 * roundoff * np.sqrt(2)
-        B = np.array([[1.0, 1.0], [0.0, angle]]).astype(dtype)
+        B = np.zeros((40, 2), dtype=dtype)  # as often as there are columns, not rows
+        B[0], B[1, 1] = 1.0, angle
         assert orthonormalise(B).rank == rank
 
 
@@ -133,6 +134,7 @@ def test_the_bound_of_orthonormality() -> None:
         require_orthonormal(inside)
         with pytest.raises(UsageError, match="not orthonormal"):
             require_orthonormal(outside)
+    require_orthonormal(np.array([[1.0 + 2.0**-49], [0.0]]))  # its square is at the bound to the last bit
     with pytest.raises(UsageError, match=r"not orthonormal(.|\n)*adapter.safetensors"):
         require_orthonormal(2 * np.eye(2), "adapter.safetensors")
     for value in (np.nan, np.inf):
