@@ -77,21 +77,18 @@ def _columns(totals: Totals) -> tuple[list[str], Callable[[Totals], list[str]]]:
 
 
 def _para_columns(totals: ParaTotals) -> tuple[list[str], Callable[[Totals], list[str]]]:
-    titles = ["r A", "r B", "shared", "joint", "seq.", "angle", "c max", "c mean"]
     base = totals.on_base_largest is not None
 
     def cells(found: Totals) -> list[str]:
         if not isinstance(found, ParaTotals):
             return []
         ranks = [*found.ranks, found.shared, found.joint_rank, found.sequential_rank]
-        shown = [
-            f"{found.smallest_angle:.1f}°",
-            f"{found.friedrichs_largest:.3f}",
-            f"{found.friedrichs_mean:.3f}",
-        ]
-        return [*map(str, ranks), *shown, *([f"{found.on_base_largest:.1%}"] if base else [])]
+        last = f"{found.on_base_largest:.1%}" if base else f"{found.friedrichs_mean:.3f}"
+        return [*map(str, ranks), f"{found.smallest_angle:.1f}°", f"{found.friedrichs_largest:.3f}", last]
 
-    return [*titles, *(["on W0"] if base else [])], cells
+    # 80 columns have room for one of the two
+    last = "on W0" if base else "c mean"
+    return ["r A", "r B", "shared", "joint", "seq.", "angle", "c max", last], cells
 
 
 def _mixed_columns(totals: MixedTotals) -> tuple[list[str], Callable[[Totals], list[str]]]:
