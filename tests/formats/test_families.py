@@ -167,11 +167,17 @@ def test_diffuse_krona_is_told_from_lora_by_its_shapes(a1: int, a2: int, model: 
 
 
 def test_diffuse_krona_whose_inner_sizes_agree_by_chance(tmp_path: Path) -> None:
-    # 32 x 32 on SD2, whose text is 1024 wide: there up (b1, 32) and down (32, 32) fit like a LoRA of rank 32
-    path = krona_file(tmp_path / "k.safetensors", 32, 32, context=1024)
+    # a2 = 32 on SD2, whose text is 1024 wide: there up (b1, 32) and down (32, 4) fit like a LoRA of rank 32
+    path = krona_file(tmp_path / "k.safetensors", 4, 32, context=1024)
     with pytest.raises(FamilyError, match="DiffuseKronA") as caught:
         open_adapter(path)
     assert "24 modules" in str(caught.value.found)
+
+
+def test_diffuse_krona_of_unknown_widths_is_told_by_all_its_shapes(tmp_path: Path) -> None:
+    path = krona_file(tmp_path / "k.safetensors", 8, 4, (48, 96), context=56)
+    with pytest.raises(FamilyError, match="DiffuseKronA"):
+        open_adapter(path)
 
 
 def test_a_damaged_lora_is_not_taken_for_krona(tmp_path: Path) -> None:

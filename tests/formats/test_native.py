@@ -199,6 +199,15 @@ def test_what_is_known_of_it_is_read_back(tmp_path: Path) -> None:
     assert json.loads(adapter.metadata["paramerge.targets"]) == ["conv1", "q_proj", "to_q"]
 
 
+def test_what_it_states_counts_before_what_names_suggest(tmp_path: Path) -> None:
+    modules = {ModuleName("text_encoder_2", "text_projection"): np.eye(3, 1)}
+    assert (
+        open_adapter(written(tmp_path / "a.safetensors", modules, architecture=None)).architecture == "sdxl"
+    )
+    path = written(tmp_path / "b.safetensors", modules, architecture="sdxl-refiner")
+    assert open_adapter(path).architecture == "sdxl-refiner"
+
+
 def test_a_raw_file_without_metadata_is_read(tmp_path: Path) -> None:
     path = tmp_path / "raw.safetensors"
     save_file({f"{TO_Q}.para_B": np.eye(3, 2)}, path)

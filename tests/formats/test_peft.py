@@ -85,6 +85,20 @@ def test_a_text_encoder_and_its_patterns(tmp_path: Path) -> None:
         assert relative_distance(found[f"text_encoder.{name}"], delta) < ALLOWED
 
 
+def test_patterns_of_a_text_encoder_that_was_wrapped_without_its_prefix(tmp_path: Path) -> None:
+    config = LoraConfig(
+        r=2, lora_alpha=3, target_modules=["q_proj"], alpha_pattern={"^encoder.layers.0.self_attn.q_proj": 9}
+    )
+    model = get_peft_model(SmallTextEncoder().text_model, config)
+    randomise(model)
+    model.save_pretrained(tmp_path)
+    expected = merged_deltas(model.base_model.model)
+    found = deltas(open_adapter(tmp_path))
+    assert found.keys() == {f"text_encoder.text_model.{name}" for name in expected}
+    for name, delta in expected.items():
+        assert relative_distance(found[f"text_encoder.text_model.{name}"], delta) < ALLOWED
+
+
 @pytest.mark.parametrize(("width", "component"), [(768, "text_encoder"), (1280, "text_encoder_2")])
 def test_the_width_tells_which_text_encoder(width: int, component: str, tmp_path: Path) -> None:
     stem = "base_model.model.text_model.encoder.layers.0"
