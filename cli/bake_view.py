@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
 
-from paramerge.cli.render import err, gigabytes, note, out, warn
+from paramerge.cli.render import err, gigabytes, note, out, shown, warn
 from paramerge.merge.plan import Plan
 from paramerge.merge.summary import ComponentSummary, PlanSummary, StepSummary
 
@@ -27,7 +26,7 @@ _SAME = 1e-12
 def show_plan(plan: PlanSummary, output: Path) -> None:
     """The plan, as ``--dry-run`` prints it."""
     size = gigabytes(plan.bytes_in)
-    out.print(f"[bold]{escape(plan.base)}[/bold]  {plan.architecture}, {plan.layout}, {size}")
+    out.print(f"[bold]{shown(plan.base)}[/bold]  {plan.architecture}, {plan.layout}, {size}")
     out.print()
     out.print(_steps_table(plan.steps))
     _show_what_is_not_applied(plan.steps)
@@ -38,11 +37,11 @@ def show_plan(plan: PlanSummary, output: Path) -> None:
     _show_left_out(plan.left_out)
     out.print()
     for warning in plan.warnings:
-        out.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+        out.print(f"[yellow]warning:[/yellow] {shown(warning)}")
     boundary = "" if plan.options["gamma"] is None else f", gamma {plan.options['gamma']:g}"
     out.print(f"options  dtype {plan.options['dtype']}, PaRas merged {plan.options['merge']}{boundary}")
     out.print(f"memory   about {plan.peak_memory_bytes / 2**20:.0f} MiB at the peak")
-    out.print(f"output   [bold]{escape(str(output))}[/bold], {gigabytes(plan.bytes_out)}")
+    out.print(f"output   [bold]{shown(output)}[/bold], {gigabytes(plan.bytes_out)}")
     out.print("[dim]only headers were read, nothing was written[/dim]")
 
 
@@ -72,14 +71,14 @@ def show_report(plan: Plan, summary: PlanSummary, report: BakeReport) -> None:
     """What was done, in a few lines."""
     removed = sum(layer.removed for layer in report.layers)
     for index, step in enumerate(summary.steps, 1):
-        out.print(f"{index}  {step.kind} {escape(step.file)} @ {step.strength:g} into {_layers(step)}")
+        out.print(f"{index}  {step.kind} {shown(step.file)} @ {step.strength:g} into {_layers(step)}")
     _show_what_is_not_applied(summary.steps)
     _show_left_out(summary.left_out)
     directions = f", {removed} directions removed" if removed else ""
-    out.print(f"{len(report.layers)} layers of {escape(summary.base)} changed{directions}")
+    out.print(f"{len(report.layers)} layers of {shown(summary.base)} changed{directions}")
     rate = report.output_bytes / max(report.seconds, 1e-9) / 1e9
     out.print(
-        f"[bold]{escape(str(report.output))}[/bold]  {gigabytes(report.output_bytes)} "
+        f"[bold]{shown(report.output)}[/bold]  {gigabytes(report.output_bytes)} "
         f"in {report.seconds:.1f} s ({rate:.2f} GB/s)"
     )
 
@@ -87,7 +86,7 @@ def show_report(plan: Plan, summary: PlanSummary, report: BakeReport) -> None:
 def _steps_table(steps: Sequence[StepSummary]) -> Table:
     table = _table("", "step", "adapter", ">strength", "dialect", "layers", "rank")
     for index, step in enumerate(steps, 1):
-        cells = (str(index), step.kind, escape(step.file), f"{step.strength:g}", step.dialect)
+        cells = (str(index), step.kind, shown(step.file), f"{step.strength:g}", step.dialect)
         table.add_row(*cells, _layers(step), _ranks(step.ranks))
     return table
 
@@ -117,29 +116,29 @@ def _show_what_is_not_applied(steps: Sequence[StepSummary]) -> None:
     for step in steps:
         keys = [*((name, "no such layer in the base") for name in step.unmatched), *step.leftovers]
         if step.layers_excluded:
-            out.print(f"{step.layers_excluded} layers of {escape(step.file)} are excluded by --only")
+            out.print(f"{step.layers_excluded} layers of {shown(step.file)} are excluded by --only")
         if keys:
-            out.print(f"[yellow]{len(keys)} keys of {escape(step.file)} land nowhere:[/yellow]")
+            out.print(f"[yellow]{len(keys)} keys of {shown(step.file)} land nowhere:[/yellow]")
         for key, reason in keys[:_SHOWN_LAYERS]:
-            out.print(f"  {escape(key)} [dim]({escape(reason)})[/dim]")
+            out.print(f"  {shown(key)} [dim]({shown(reason)})[/dim]")
         if len(keys) > _SHOWN_LAYERS:
             out.print(f"  and {len(keys) - _SHOWN_LAYERS} more (all of them with --json)")
 
 
 def _show_left_out(files: Iterable[tuple[str, str]]) -> None:
     for path, reason in files:
-        out.print(f"left out: {escape(path)} ({escape(reason)})")
+        out.print(f"left out: {shown(path)} ({shown(reason)})")
 
 
 def _show_layers(title: str, layers: Mapping[str, float], all_layers: bool) -> None:
     worst = sorted(layers.items(), key=lambda item: -item[1])
-    shown = worst if all_layers else worst[:_SHOWN_LAYERS]
+    listed = worst if all_layers else worst[:_SHOWN_LAYERS]
     table = _table("layer", f">{title}")
-    for name, value in shown:
-        table.add_row(escape(name), f"{value:.4f}")
+    for name, value in listed:
+        table.add_row(shown(name), f"{value:.4f}")
     err.print(table)
-    if len(shown) < len(worst):
-        note(f"and {len(worst) - len(shown)} layers below that (all of them with --layers)")
+    if len(listed) < len(worst):
+        note(f"and {len(worst) - len(listed)} layers below that (all of them with --layers)")
 
 
 def _table(*titles: str) -> Table:

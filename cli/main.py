@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from paramerge.errors import ParamergeError
+from paramerge.errors import ParamergeError, printable
 from paramerge.version import __version__
 
 __all__ = ["COMMANDS", "cli", "main"]
@@ -76,9 +76,9 @@ def show_error(error: ParamergeError, *, as_json: bool) -> None:
         parts = {"kind": type(error).__name__, "what": error.what, **dict(error.lines())}
         click.echo(json.dumps({"error": parts}, indent=2))
         return
-    click.echo(click.style("error: ", fg="red", bold=True) + error.what, err=True)
+    click.echo(click.style("error: ", fg="red", bold=True) + printable(error.what), err=True)
     for label, text in error.lines():
-        click.echo(click.style(f"{label + ':':>10} ", dim=True) + text, err=True)
+        click.echo(click.style(f"{label + ':':>10} ", dim=True) + printable(text), err=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-__all__ = ["Progress", "err", "gigabytes", "note", "out", "warn"]
+from paramerge.errors import printable
+
+__all__ = ["Progress", "err", "gigabytes", "note", "out", "shown", "warn"]
 
 _REFRESH_SECONDS = 0.1
 
@@ -23,12 +25,12 @@ err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 def note(text: str, *, quiet: bool = False) -> None:
     """A line about what is going on, to stderr."""
     if not quiet:
-        err.print(f"[dim]{escape(text)}[/dim]")
+        err.print(f"[dim]{shown(text)}[/dim]")
 
 
 def warn(text: str) -> None:
     """A warning, to stderr."""
-    err.print(f"[yellow]warning:[/yellow] {escape(text)}")
+    err.print(f"[yellow]warning:[/yellow] {shown(text)}")
 
 
 class Progress:
@@ -65,6 +67,11 @@ class Progress:
         if self._task is None:
             self._task = self._bar.add_task(self._title, total=total)
         self._bar.update(self._task, completed=done, total=total)
+
+
+def shown(text: object) -> str:
+    """Text from outside, safe to print: neither rich's markup nor a terminal's control sequences act."""
+    return escape(printable(str(text)))
 
 
 def gigabytes(count: int) -> str:

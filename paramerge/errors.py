@@ -18,7 +18,16 @@ __all__ = [
     "ShapeError",
     "UnmatchedError",
     "UsageError",
+    "printable",
 ]
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters made visible.
+
+    Names come from files, and a file may put a terminal's control sequences into them.
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class ParamergeError(Exception):

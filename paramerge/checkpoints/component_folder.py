@@ -23,6 +23,7 @@ __all__ = [
     "Weights",
     "choose_weights",
     "common_variant",
+    "find_weights",
     "is_shard",
     "is_weight_file",
     "read_weights",
@@ -112,6 +113,16 @@ def choose_weights(folder: Path, component: str, variant: str | None) -> Weights
             hint=f"choose one with --variant: {names}",
         )
     return next(iter(found.values()))
+
+
+def find_weights(folder: Path, component: str, variant: str | None) -> Weights | None:
+    """The weights of a component that stays as it is: ``variant``, else the plain ones, else the only ones.
+
+    None where there are none in safetensors, or nothing says which.
+    """
+    found = _available(folder, stem_of(component)) if folder.is_dir() else {}
+    only = next(iter(found.values())) if len(found) == 1 else None
+    return found.get(variant) or found.get(None) or only
 
 
 def common_variant(folders: Mapping[str, Path]) -> str | None:

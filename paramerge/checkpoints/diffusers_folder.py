@@ -1,4 +1,4 @@
-"""What lies in a diffusers folder: the weights to change, what comes along, and what must stay behind.
+"""What lies in a diffusers folder: the weights that can change, what comes along, and what must stay behind.
 
 ``model_index.json`` names the components. Of the UNet's and the text encoders' weights one variant is taken;
 its twins (other variants, pickles, ONNX ...) would be unchanged beside changed weights and stay behind.
@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from paramerge.checkpoints.component_folder import (
     choose_weights,
     common_variant,
+    find_weights,
     is_weight_file,
     read_weights,
     stem_of,
@@ -26,8 +27,9 @@ from paramerge.errors import CheckpointError
 __all__ = ["BAKED_COMPONENTS", "FolderContents", "read_folder"]
 
 BAKED_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-"""The components that adapters reach; the others come along as they are."""
+"""The components that adapters reach; of the others only the VAE is opened, whose dtype may change."""
 
+VAE = "vae"
 MODEL_INDEX = "model_index.json"
 
 _NOT_THE_MODEL = {
@@ -42,7 +44,7 @@ class FolderContents:
     """A folder's files, sorted by what happens to them; paths are relative to the folder."""
 
     weights: dict[str, list[tuple[PurePosixPath, Header]]] = field(default_factory=dict)
-    """By component, the files that adapters can change."""
+    """By component, the files that can change: those that adapters reach, and the VAE's (its dtype)."""
     companions: list[PurePosixPath] = field(default_factory=list)
     """Files that come along untouched."""
     left_out: list[tuple[PurePosixPath, str]] = field(default_factory=list)
@@ -79,6 +81,7 @@ def read_folder(folder: Path, variant: str | None) -> FolderContents:
         contents.weights[component] = [(_relative(header.path, folder), header) for header in headers]
         taken |= {weights.path, *(header.path for header in headers)}
         _sort_component(folder, subfolder, taken, contents)
+    _take_vae(folder, variant, taken, contents)
     if folder not in {path.parent for path in taken}:
         _sort_rest(folder, named, contents)
     contents.companions.sort()
@@ -162,6 +165,19 @@ def _sort_component(folder: Path, subfolder: Path, taken: set[Path], contents: F
             contents.left_out.append((_relative(path, folder), _twin(path)))
         elif path not in taken:
             contents.companions.append(_companion(path, folder))
+
+
+def _take_vae(folder: Path, variant: str | None, taken: set[Path], contents: FolderContents) -> None:
+    """The VAE's weights may change their dtype; whatever else lies beside them comes along."""
+    subfolder = folder / VAE
+    weights = find_weights(subfolder, VAE, variant)
+    if weights is None:
+        return
+    headers = read_weights(weights, folder)
+    contents.weights[VAE] = [(_relative(header.path, folder), header) for header in headers]
+    taken |= {header.path for header in headers}
+    others = (path for path in _walk(subfolder, contents, folder) if path not in taken)
+    contents.companions += [_companion(path, folder) for path in others]
 
 
 def _companion(path: Path, folder: Path) -> PurePosixPath:

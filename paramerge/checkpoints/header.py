@@ -75,6 +75,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             expected="a .safetensors file",
             hint="convert it with a tool you trust, in a sandbox, and give the .safetensors file",
         )
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileFormatError("this is not a regular file", where=path)  # opening a pipe would wait for ever
     try:
         with open(path, "rb") as stream:
             file_size = os.fstat(stream.fileno()).st_size

@@ -169,7 +169,7 @@ def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOp
     planned = [_match(base, targets, step, adapter, options) for step, adapter in steps]
     ops, left_alone = _operations(targets, planned, options)
     files = tuple(_plan_file(file, ops, options) for file in base.files)
-    warnings = _left_alone_warnings(left_alone, options)
+    warnings = (*base.warnings, *_left_alone_warnings(left_alone, options))
     return Plan(base, tuple(planned), options, files, left_alone, warnings, _order_warnings(planned))
 
 

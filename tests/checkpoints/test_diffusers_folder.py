@@ -22,8 +22,12 @@ def reached(base: Base) -> Counter[str]:
     return Counter(name.component for file in base.files for name in file.targets)
 
 
+VAE = "vae/diffusion_pytorch_model.safetensors"
+
+
 def names(base: Base) -> list[str]:
-    return [str(file.relative) for file in base.files]
+    """The files that adapters reach; the VAE's is opened beside them."""
+    return [str(file.relative) for file in base.files if file.component != "vae"]
 
 
 def companions(base: Base) -> set[str]:
@@ -54,10 +58,9 @@ def test_a_plain_folder(architecture: str, layers: dict[str, int], tmp_path: Pat
     assert (base.layout, base.architecture) == ("diffusers-folder", architecture)
     assert reached(base) == layers
     assert names(base) == [f"{c}/{STEMS[c]}.safetensors" for c in layers]
-    assert [file.component for file in base.files] == list(layers)
+    assert [file.component for file in base.files] == [*layers, "vae"]
     everything = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert companions(base) == everything - set(names(base))
-    assert "vae/diffusion_pytorch_model.safetensors" in companions(base)
+    assert companions(base) == everything - set(names(base)) - {VAE}
     assert not base.left_out
     assert not base.warnings
 
@@ -84,7 +87,7 @@ def test_every_file_of_a_folder_is_accounted_for_once(tmp_path: Path) -> None:
         "v1-5-pruned.safetensors": "weights of the whole model, which are not changed",
     }
     assert {"tokenizer/vocab.json", "README.md"} < companions(base)
-    found = [*names(base), *companions(base)]
+    found = [*names(base), VAE, *companions(base)]
     there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     hidden = {
         path for path in there if any(path == out or path.startswith(f"{out}/") for out in left_out(base))

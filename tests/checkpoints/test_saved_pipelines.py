@@ -51,7 +51,7 @@ def test_a_saved_pipeline(architecture: str, shard: str | None, variant: str | N
     assert not base.left_out
     assert not base.warnings
     counts = Counter(file.component for file in base.files)
-    assert list(counts) == components
+    assert list(counts) == [*components, "vae"]
     assert all((count > 1) == (shard is not None) for name, count in counts.items() if name == "unet")
     accounted = {str(file.relative) for file in base.files} | {str(path) for path in base.companions}
     assert accounted == {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}

@@ -192,6 +192,20 @@ def test_an_index_that_points_outside_its_folder(files: Path, capfd: pytest.Capt
     assert not Path("out").exists()
 
 
+def test_control_characters_in_a_file_do_not_reach_the_terminal(
+    files: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tensors = {"\x1b[2Jlora_up.weight": np.ones((4, 2)), "\x1b[2Jlora_down.weight": np.ones((2, 4))}
+    write_safetensors("l.safetensors", {**load(files / "b.safetensors").tensors, **tensors}, {})
+    base = files / "base.safetensors"
+    assert call("bake", "--base", base, "--lora", "l.safetensors", "-o", "o.safetensors") == 4
+    text = capfd.readouterr().err
+    assert "\x1b[2J" not in text
+    assert "\\x1b[2J" in text
+    assert call("bake", "--base", base, "--lora", "l.safetensors", "--allow-unmatched", "--dry-run") == 0
+    assert "\x1b[2J" not in capfd.readouterr().out
+
+
 def test_unmatched_keys(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stored = load(files / "b.safetensors")
     extra = {

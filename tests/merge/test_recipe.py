@@ -121,7 +121,7 @@ def test_a_folder_has_the_recipe_in_each_changed_file_and_beside_them(models, tm
     files = {entry["name"]: entry["sha256"] for entry in recipe["base"]["files"]}
     assert files == {
         str(path.relative_to(base)): sha256(path)
-        for part in ("unet", "text_encoder")
+        for part in ("unet", "text_encoder", "vae")
         for path in (base / part).glob("*.safetensors")
     }
     for path in (tmp_path / "out" / "unet").glob("*.safetensors"):
