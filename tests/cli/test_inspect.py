@@ -282,6 +282,19 @@ def test_names_with_markup_are_printed_as_they_are(tmp_path: Path, capsys: Captu
     assert "[/nothing] closes" in text
 
 
+def test_control_characters_do_not_reach_the_terminal(tmp_path: Path, capsys: Capture) -> None:
+    up, down = np.ones((4, 2), np.float16), np.ones((2, 6), np.float16)
+    escape = "\x1b]0;title\x07"
+    tensors = {**kohya_layer("lora_unet_mid_block_attentions_0_proj_in", up, down), f"odd{escape}": up}
+    recipe = json.dumps({"base": {"layout": escape}, "steps": [{"kind": escape}]})
+    metadata = {"ss_training_comment": f"a{escape}\rb", f"k{escape}": escape, RECIPE_KEY: recipe}
+    path = save(tmp_path / "l.safetensors", tensors, metadata)
+    for options in ([], ["--metadata", "--layers"]):
+        text = run(capsys, path, *options)
+        assert all(char.isprintable() or char == "\n" for char in text)
+        assert r"\x1b]0;title\x07" in joined(text)
+
+
 def test_torch_is_not_imported(small_sd15: Path, tmp_path: Path) -> None:
     para = tmp_path / "p.safetensors"
     write_para(para, {TO_Q: np.eye(8, 2)}, architecture="sd15")
