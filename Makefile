@@ -13,7 +13,7 @@ demo: $(VENV)/.demo-installed  ## set up and run the main job on a small checkpo
 	$(BIN)/paramerge inspect $(OUT)/merged.safetensors
 
 test: $(VENV)/.test-installed lint types  ## set up and run the tests (the default set)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(VENV)/.test-installed  ## the full-size tests: about 30 GB of disk for a while
 	$(BIN)/python -m pytest -m slow
