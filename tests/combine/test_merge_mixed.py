@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from baking import lora_file, para_file, random_bases, random_factors, shapes_of, small_model
+from baking import load, lora_file, para_file, random_bases, random_factors, shapes_of, small_model
 from combining import dense_deltas, merge, name_of, projector, relative
 
 from paramerge.checkpoints.hashing import file_sha256
@@ -41,13 +41,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_t5_the_lora_does_what_both_do(tmp_path: Path, files: dict[str, Path]) -> None:
-    """``W + D = (I - Pm) W + 0.8 D1 + D2`` for every layer, by NumPy."""
+    """``W + D = (I - Pm) W + 0.8 D1 + 0.6 D2`` for every layer, by NumPy."""
     report = merge(
         tmp_path / "out.safetensors",
         files["p"],
         files["q"],
         f"{files['l']}@0.8",
-        files["m"],
+        f"{files['m']}@0.6",
         base=files["base"],
     )
     assert report.family == "lora" and not report.warnings
@@ -58,10 +58,28 @@ def test_t5_the_lora_does_what_both_do(tmp_path: Path, files: dict[str, Path]) -
         name = str(layer.name)
         W = weights.matrix(layer.name)
         bases = [m[layer.name].basis.read_exact().astype(np.float64) for m in paras(files) if layer.name in m]
-        change = 0.8 * loras[0].get(name, 0.0) + loras[1].get(name, 0.0)
+        change = 0.8 * loras[0].get(name, 0.0) + 0.6 * loras[1].get(name, 0.0)
         expected = change - projector(*bases) @ W
         assert relative(found[name], expected) <= 1e-5
         assert layer.rounding <= 1e-6
+
+
+def test_weights_are_read_as_layers_see_them(files: dict[str, Path]) -> None:
+    """A row slice of OpenCLIP's stacked projection, its transposed text projection, a flattened convolution."""
+    content = {key: value.astype(np.float64) for key, value in load(files["base"]).tensors.items()}
+    weights = BaseWeights(open_base(files["base"]))
+    model = "conditioner.embedders.1.model"
+    stacked = content[f"{model}.transformer.resblocks.1.attn.in_proj_weight"]
+    width = stacked.shape[1]
+    expected = {
+        "text_encoder_2.text_model.encoder.layers.1.self_attn.k_proj": stacked[width : 2 * width],
+        "text_encoder_2.text_projection": content[f"{model}.text_projection"].T,
+        "unet.conv_in": content["model.diffusion_model.input_blocks.0.0.weight"].reshape(20, 36),
+    }
+    for layer, W in expected.items():
+        np.testing.assert_array_equal(weights.matrix(name_of(layer)), W)
+        assert weights.shape(name_of(layer)) == W.shape
+    assert weights.kernel(name_of("unet.conv_in")) == (3, 3)
 
 
 def paras(files: dict[str, Path]):

@@ -235,6 +235,17 @@ def test_gamma_with_a_base_takes_its_shapes(tmp_path: Path, base: Path, on_base)
     assert {str(layer.name) for layer in report.layers} == set(layers)
 
 
+def test_the_tighter_of_gamma_and_rank_holds(tmp_path: Path, base: Path, on_base) -> None:
+    files, _ = on_base
+    report = merge(tmp_path / "out.safetensors", *files, base=base, gamma=0.05, rank=5)
+    alone = merge(tmp_path / "alone.safetensors", *files, base=base, gamma=0.05)
+    limits = {layer.name: layer.limit for layer in alone.layers}
+    assert min(limits.values()) < 5 < max(limits.values())
+    assert all(layer.limit == min(5, limits[layer.name]) for layer in report.layers)
+    roomy = merge(tmp_path / "roomy.safetensors", *files, base=base, rank=9)
+    assert all(layer.rank == 9 and layer.kept_energy is None for layer in roomy.layers)
+
+
 def test_a_boundary_of_nothing_leaves_the_layer_out(tmp_path: Path, base: Path, on_base) -> None:
     files, _ = on_base
     shapes = shapes_of(base)
