@@ -65,7 +65,7 @@ def test_t5_the_lora_does_what_both_do(tmp_path: Path, files: dict[str, Path]) -
 
 
 def test_weights_are_read_as_layers_see_them(files: dict[str, Path]) -> None:
-    """A row slice of OpenCLIP's stacked projection, its transposed text projection, a flattened convolution."""
+    """A row slice of OpenCLIP's stacked projection, its transposed one, a flattened convolution."""
     content = {key: value.astype(np.float64) for key, value in load(files["base"]).tensors.items()}
     weights = BaseWeights(open_base(files["base"]))
     model = "conditioner.embedders.1.model"
