@@ -7,9 +7,8 @@ order and the options alone, so the same call gives the same bytes.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from paramerge.adapters import Adapter, LoraModule, ParaModule
@@ -30,6 +29,7 @@ from paramerge.merge.combine_checks import (
 from paramerge.merge.combine_lora import SummedLayer, sum_layer
 from paramerge.merge.combine_mixed import as_one_lora
 from paramerge.merge.combine_para import JointLayer, chosen_keep, join_layer
+from paramerge.merge.combine_report import MergedInput, MergedLayer, MergeReport
 from paramerge.merge.combine_request import CombineOptions, Input, check_request
 from paramerge.version import __version__
 
@@ -39,69 +39,6 @@ MERGE_KEY = "merge.recipe"
 """Metadata key of the output: the inputs by SHA-256 with their scales, and all options, as JSON."""
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class MergedInput:
-    """An input of the merge, and how many layers it brought."""
-
-    path: Path
-    family: str
-    dialect: str
-    scale: float
-    layers: int
-    sha256: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class MergedLayer:
-    """What became of one layer.
-
-    ``ranks`` are those of the inputs (0: no such layer), ``full_rank`` the joint rank of PaRas or the sum of
-    LoRA ranks, ``limit`` the rank boundary, ``rank`` what was written (0: the layer was left out). ``error``
-    and ``rounding`` are relative to ``norm``, the Frobenius norm of a LoRA's change. ``kept_energy`` is the
-    share of the removed energy that a boundary kept.
-    """
-
-    name: ModuleName
-    ranks: tuple[int, ...]
-    full_rank: int
-    rank: int
-    limit: int | None = None
-    dependent: int = 0
-    kept_energy: float | None = None
-    norm: float | None = None
-    error: float = 0.0
-    rounding: float = 0.0
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What was merged and written."""
-
-    family: str
-    output: Path
-    bytes: int
-    architecture: str | None
-    inputs: tuple[MergedInput, ...]
-    layers: tuple[MergedLayer, ...] = field(repr=False)
-    options: CombineOptions
-    warnings: tuple[str, ...]
-
-    @property
-    def left_out(self) -> list[ModuleName]:
-        """Layers of which nothing was left to write."""
-        return [layer.name for layer in self.layers if layer.rank == 0]
-
-    @property
-    def error(self) -> float:
-        """What truncation lost of all layers together, relative in Frobenius norm."""
-        return _overall(self.layers, [layer.error for layer in self.layers])
-
-    @property
-    def rounding(self) -> float:
-        """What rounding to the output's dtype lost of all layers together, relative in Frobenius norm."""
-        return _overall(self.layers, [layer.rounding for layer in self.layers])
 
 
 def combine(
@@ -322,13 +259,3 @@ def _order_warnings(kind: str, adapters: Sequence[Adapter]) -> list[str]:
 def _refuse_nothing(output: Path, anything: bool, why: str) -> None:
     if not anything:
         raise UsageError("nothing is left to write", where=output, found=why)
-
-
-def _overall(layers: Sequence[MergedLayer], errors: Sequence[float]) -> float:
-    norms = [layer.norm or 0.0 for layer in layers]
-    total = math.hypot(*norms)
-    return (
-        math.hypot(*(error * norm for error, norm in zip(errors, norms, strict=True))) / total
-        if total
-        else 0.0
-    )

@@ -34,6 +34,7 @@ from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.writer import write_safetensors
 from paramerge.errors import ArchitectureError, NonFiniteError, ShapeError, UsageError
 from paramerge.formats import open_adapter
+from paramerge.formats.layers import underscored_layer
 from paramerge.formats.lora_writer import LoraFactors, write_lora
 from paramerge.merge.combine import MERGE_KEY
 
@@ -152,6 +153,17 @@ def test_layers_of_one_adapter_alone(tmp_path: Path, two: list[Path]) -> None:
     assert ranks == {ATTENTION: ((4, 3), 7), CONV: ((4, 3), 7), CROSS: ((4, 0), 4), TEXT: ((0, 3), 3)}
     found, expected = dense_deltas(report.output), added(two, [1.0, 1.0])
     assert all(relative(found[layer], expected[layer]) <= ROUNDING for layer in SHAPES)
+
+
+def test_layers_stand_in_the_order_of_their_names(tmp_path: Path, two: list[Path]) -> None:
+    """UNet first, whatever the order of the inputs."""
+    for order in (two, two[::-1]):
+        report = merge(tmp_path / "out.safetensors", *order)
+        assert [str(layer.name) for layer in report.layers] == [ATTENTION, CONV, CROSS, TEXT]
+        ups = [key for key in load(report.output).tensors if key.endswith("lora_up.weight")]
+        assert [underscored_layer(key.partition(".")[0]).name for key in ups] == [  # type: ignore[union-attr]
+            layer.name for layer in report.layers
+        ]
 
 
 def test_a_tucker_core_is_folded_in(tmp_path: Path) -> None:
