@@ -228,7 +228,7 @@ def _dtype_name(name: str, array: Any) -> str:
 
 
 def _check_finite(xp: Any, name: str, array: Any) -> None:
-    bad = int(xp.sum(xp.astype(~xp.isfinite(detached(array)), xp.int64)))
+    bad = int(xp.count_nonzero(~xp.isfinite(detached(array))))
     if bad:
         raise NonFiniteError(
             f"{name} has values that are not finite.",

@@ -1,4 +1,4 @@
-"""What was baked, in the hands of diffusers: it loads, and acts as the adapter acts when it is loaded there."""
+"""What was baked, in the hands of diffusers: it loads, and acts as the adapter does that is loaded there."""
 
 from __future__ import annotations
 

@@ -158,6 +158,8 @@ def test_numerical_rank_counts_against_its_reference() -> None:
     assert numerical_rank(W, rtol=1e-3) == 1  # at the cut is not above it
     assert numerical_rank(W, rtol=0.9e-3) == 2
     assert numerical_rank(W, rtol=1e-7, reference=1e5) == 1
+    for roundings, rank in ((15.5, 1), (16.5, 2)):
+        assert numerical_rank(np.diag([1.0, roundings * 2.0**-52])) == rank
     assert numerical_rank(W.reshape(4, 2, 2, 1)) == 3
     assert numerical_rank(np.zeros((3, 0))) == 0
 
