@@ -25,6 +25,9 @@ __all__ = ["LayerResult", "TensorEditor", "as_matrix", "matrix_shape"]
 
 _BLOCK_ELEMENTS = 1 << 18
 
+_PARTIAL_ROWS = 1024
+"""Rows summed up in the compute dtype before the sum goes into float64: quick, and as exact as is needed."""
+
 _TORCH = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -154,6 +157,8 @@ class _Layer:
                 columns *= size
             self._basis = basis.to(compute)
             self._seen = torch.zeros((basis.shape[1], columns), dtype=torch.float64)
+            self._partial = torch.zeros((basis.shape[1], columns), dtype=compute)
+            self._partial_rows = 0
 
     @property
     def name(self) -> str:
@@ -169,10 +174,20 @@ class _Layer:
         at = slice(row - self._start, row - self._start + len(block))
         if self._edit.target.transposed:
             self._seen[:, at] = (block @ self._basis).T
-        else:
-            self._seen += self._basis[at].T @ block
+            return
+        self._partial.addmm_(self._basis[at].T, block)
+        self._partial_rows += len(block)
+        if self._partial_rows >= _PARTIAL_ROWS:
+            self._fold()
+
+    def _fold(self) -> None:
+        self._seen += self._partial
+        self._partial.zero_()
+        self._partial_rows = 0
 
     def work_out(self) -> None:
+        if self.must_look:
+            self._fold()
         change = self._chain.change(self._seen if self.must_look else None)
         if change is None:
             return
