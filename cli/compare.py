@@ -9,6 +9,7 @@ import click
 
 from paramerge.cli.options import json_option
 from paramerge.cli.render import Progress, note, warn
+from paramerge.cli.threads import one_blas_thread
 
 __all__ = ["compare"]
 
@@ -38,6 +39,7 @@ def compare(
     \b
     paramerge compare cat.safetensors dog.safetensors --report pets.html
     """
+    one_blas_thread()
     from paramerge.analysis.compare import compare as run_compare
     from paramerge.analysis.summary import as_dict
     from paramerge.checkpoints.layout import open_base

@@ -10,6 +10,7 @@ import click
 
 from paramerge.cli.options import gamma_option, json_option
 from paramerge.cli.render import Progress, warn
+from paramerge.cli.threads import one_blas_thread
 from paramerge.merge.combine_request import CombineOptions, KeepChoice, parse_input
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def merge(
     paramerge merge cat.safetensors dog.safetensors -o pets.safetensors --gamma 1/40
     paramerge merge style.safetensors@0.8 detail.safetensors@-0.3 -o both.safetensors --rank 32
     """
+    one_blas_thread()
     from paramerge.checkpoints.layout import open_base
     from paramerge.formats import open_adapter
     from paramerge.merge.combine import combine

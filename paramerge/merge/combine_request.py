@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from paramerge.adapters import Adapter
 from paramerge.errors import FamilyError, UsageError
 from paramerge.merge.steps import parse_step
+
+if TYPE_CHECKING:  # reading options must not import NumPy
+    from paramerge.adapters import Adapter
 
 __all__ = ["CombineOptions", "Input", "KeepChoice", "check_request", "parse_input"]
 

@@ -173,6 +173,22 @@ def test_comparing_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize(("given", "taken"), [({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3")])
+def test_many_small_matrices_take_one_thread_each(given: dict[str, str], taken: str) -> None:
+    """Set before NumPy is imported, or it would have no effect; what the user set stays."""
+    code = (
+        "import os, sys; from paramerge.cli.main import main\n"
+        "try: main(%s)\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'numpy' in sys.modules\n"
+        "assert os.environ['OPENBLAS_NUM_THREADS'] == '%s'"
+    )
+    clean = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    arguments = ["compare", "a.safetensors", "l.safetensors", "--report", "out.html"]
+    command = [sys.executable, "-c", code % (arguments, taken)]
+    subprocess.run(command, check=True, capture_output=True, env=clean | given)
+
+
 def test_real_loras_from_different_people(shared_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Two styles: independent as changes, though they write to the same outputs more than chance would."""
     folder = shared_dir / "fixtures" / "adapters"

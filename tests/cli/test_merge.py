@@ -207,3 +207,19 @@ def test_merging_needs_no_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(("given", "taken"), [({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3")])
+def test_many_small_matrices_take_one_thread_each(given: dict[str, str], taken: str) -> None:
+    """Set before NumPy is imported, or it would have no effect; what the user set stays."""
+    code = (
+        "import os, sys; from paramerge.cli.main import main\n"
+        "try: main(%s)\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'numpy' in sys.modules\n"
+        "assert os.environ['OPENBLAS_NUM_THREADS'] == '%s'"
+    )
+    clean = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    arguments = ["merge", "p.safetensors", "q.safetensors", "-o", "out.safetensors"]
+    command = [sys.executable, "-c", code % (arguments, taken)]
+    subprocess.run(command, check=True, capture_output=True, env=clean | given)
