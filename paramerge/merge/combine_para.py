@@ -162,11 +162,11 @@ def _bounded(
     rtol: float,
 ) -> np.ndarray:
     """``limit`` directions of the joint span. The boundary is given as an exact share of the layer's rows."""
+    if limit == 0 or keep == "consensus":
+        return joint[:, :limit]  # a joint basis begins with what most bases share, a single one as stored
     rows = joint.shape[0] if W is None else min(W.shape)
-    if limit == 0 or (len(bases) == 1 and keep == "consensus"):
-        return joint[:, :limit]  # a single basis has no consensus: its own order
     gamma = Fraction(min(limit, rows), rows)
-    many = list(bases) if len(bases) > 1 else joint
+    many = list(bases) if keep == "order" and len(bases) > 1 else joint
     return algebra.rank_boundary(many, gamma, W, keep=keep, rank_W=rows, rtol=rtol).Q
 
 
