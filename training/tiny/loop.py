@@ -1,0 +1,122 @@
+"""The training loop, the same for each part: it stops on time and resumes exactly."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from paramerge.errors import NonFiniteError
+from paramerge.training.tiny.checkpoint import TrainingState, load_state, save_state
+
+__all__ = ["Budget", "Part", "Report", "torch_generator", "train"]
+
+_WARMUP = 100
+_CURVE_EVERY = 25
+_CLIP = 1.0
+
+
+class Part(Protocol):
+    """Something to train."""
+
+    name: str
+    model: nn.Module
+    identity: str
+    """What its checkpoint belongs to: seed, sizes, data."""
+
+    def loss(self, model: nn.Module, step: int) -> torch.Tensor:
+        """The loss of ``model`` on the batch of ``step``, which depends on the seed and ``step`` alone."""
+
+
+Report = Callable[[str, int, int, float], None]
+"""Called with the part's name, steps done, steps in all, and the mean loss of late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How long a part is trained: to ``steps`` steps, or for ``seconds`` if these are over first."""
+
+    steps: int
+    seconds: float | None = None
+    learning_rate: float = 4e-4
+    decay: float = 0.996
+    """Of the average that follows the weights."""
+    save_every: int = 200
+
+
+def torch_generator(*names: object) -> torch.Generator:
+    """A generator on the CPU that depends on ``names`` and on nothing else."""
+    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def train(part: Part, budget: Budget, folder: Path, report: Report, *, resume: bool = False) -> TrainingState:
+    """Train ``part``, with a checkpoint in ``folder`` from time to time and at the end.
+
+    The learning rate is constant after a warm-up and the weights' average is what is used, so training can go
+    on from any point without a plan of its length. ``seconds`` count this call alone.
+
+    Raises
+    ------
+    NonFiniteError
+        The loss is NaN or Inf.
+    CheckpointError
+        What is to be resumed is of another run.
+    """
+    average = copy.deepcopy(part.model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(part.model.parameters(), budget.learning_rate, weight_decay=1e-3)
+    state = TrainingState(part.model, average, optimizer)
+    path = folder / f"{part.name}.safetensors"
+    if resume and path.is_file():
+        load_state(state, path, part.identity)
+    began = saved = time.monotonic()
+    before = state.seconds
+    recent: list[float] = []
+    while state.step < budget.steps:
+        if budget.seconds is not None and time.monotonic() - began >= budget.seconds:
+            break
+        recent.append(_step(part, state, budget))
+        state.seconds = before + time.monotonic() - began
+        if state.step % _CURVE_EVERY == 0 or state.step == budget.steps:
+            state.curve.append((state.step, sum(recent) / len(recent)))
+            recent.clear()
+        report(part.name, state.step, budget.steps, state.curve[-1][1] if state.curve else recent[-1])
+        if state.step % budget.save_every == 0 and time.monotonic() > saved + 20:
+            save_state(state, path, part.identity)
+            saved = time.monotonic()
+    save_state(state, path, part.identity)
+    return state
+
+
+def _step(part: Part, state: TrainingState, budget: Budget) -> float:
+    for group in state.optimizer.param_groups:
+        group["lr"] = budget.learning_rate * min(1.0, (state.step + 1) / _WARMUP)
+    state.model.train()
+    loss = part.loss(state.model, state.step)
+    value = float(loss.detach())
+    if not torch.isfinite(loss.detach()):
+        raise NonFiniteError(
+            "the training diverged: the loss is not finite",
+            where=f"{part.name}, step {state.step}",
+            found=value,
+            hint="resume from the last checkpoint with a smaller learning rate",
+        )
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(state.model.parameters(), _CLIP)
+    state.optimizer.step()
+    state.step += 1
+    # early on the average must forget the random start
+    decay = min(budget.decay, state.step / (state.step + 10))
+    with torch.no_grad():
+        pairs = zip(state.average.parameters(), state.model.parameters(), strict=True)
+        for slow, fast in pairs:
+            slow.lerp_(fast, 1 - decay)
+    return value

@@ -1,0 +1,149 @@
+"""The npm packages that the pictures come from: fetched once, checked, and read without unpacking.
+
+Versions and hashes are fixed here, so the same recipe always sees the same pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramerge.checkpoints.writer import write_bytes
+from paramerge.errors import FileFormatError, OutputError
+
+__all__ = ["CREDITS", "FLUENT", "NOTO", "PACKAGES", "TWEMOJI", "Package", "fetch", "read_members"]
+
+_REGISTRY = "https://registry.npmjs.org"
+_TIMEOUT_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package of one version; ``integrity`` is the registry's own, ``sha512-`` and base64."""
+
+    name: str
+    version: str
+    integrity: str
+
+    @property
+    def file_name(self) -> str:
+        """The archive's name, which has no scope."""
+        return f"{self.name.rpartition('/')[2]}-{self.version}.tgz"
+
+    @property
+    def url(self) -> str:
+        """Where the registry has it."""
+        return f"{_REGISTRY}/{self.name}/-/{self.file_name}"
+
+
+NOTO = Package(
+    "emoji-datasource-google",
+    "16.0.0",
+    "sha512-ZRexfzs7MVoLnmzZmNsO4TKhnAJp5D++Vm6PpUpH/jEQQlemp3l88CjZ+DoZ2faM9R4QxZkOPJCoT8DlPhfQ3A==",
+)
+TWEMOJI = Package(
+    "emoji-datasource-twitter",
+    "16.0.0",
+    "sha512-7F+uCuHH+7Qnrc15P5tnbvKkg9E6tlzi4MnT2uW1RlN4pLYTza6cP/dstIfSDMtpjFLWuZewWg8jBbuL2eyELQ==",
+)
+FLUENT = Package(
+    "@lobehub/fluent-emoji-3d",
+    "1.1.0",
+    "sha512-Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g==",
+)
+PACKAGES = {"noto": NOTO, "twemoji": TWEMOJI, "fluent": FLUENT}
+"""The package of each style; Noto's also names the emoji."""
+
+CREDITS = f"""# Credits
+
+The pictures that this model was trained on, and whose drawings it imitates:
+
+| style | artwork | licence | taken from |
+|---|---|---|---|
+| noto | Noto Emoji, copyright Google LLC | Apache License 2.0 | npm {NOTO.name} {NOTO.version} |
+| twemoji | Twemoji, copyright Twitter, Inc and other contributors | CC-BY 4.0 | \
+npm {TWEMOJI.name} {TWEMOJI.version} |
+| fluent | Fluent Emoji, copyright Microsoft Corporation | MIT | npm {FLUENT.name} {FLUENT.version} |
+
+Names of emoji: emoji-data, copyright Cal Henderson, MIT (in the first two packages).
+Changes: the pictures were cropped to what they show, scaled, and combined on coloured backgrounds.
+
+- Noto Emoji: https://github.com/googlefonts/noto-emoji, https://www.apache.org/licenses/LICENSE-2.0
+- Twemoji: https://github.com/jdecked/twemoji, https://creativecommons.org/licenses/by/4.0/
+- Fluent Emoji: https://github.com/microsoft/fluentui-emoji, https://opensource.org/license/mit
+"""
+"""What the licences ask to be said beside the weights."""
+
+
+def fetch(package: Package, folder: Path) -> Path:
+    """The package's archive in ``folder``, downloaded if it is not there yet.
+
+    Raises
+    ------
+    OutputError
+        It could not be downloaded.
+    FileFormatError
+        What is there, or what came, is not the package that the recipe was made with.
+    """
+    path = folder / package.file_name
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        data = _download(package, path)
+        _check(package, hashlib.sha512(data).digest(), package.url)
+        write_bytes(path, data)
+        return path
+    with open(path, "rb") as stream:
+        _check(package, hashlib.file_digest(stream, "sha512").digest(), path)
+    return path
+
+
+def _download(package: Package, path: Path) -> bytes:
+    try:
+        with urllib.request.urlopen(package.url, timeout=_TIMEOUT_SECONDS) as answer:
+            data: bytes = answer.read()
+            return data
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise OutputError(
+            f"a package of pictures could not be downloaded ({error})",
+            where=package.url,
+            hint=f"download it elsewhere and put it at {path}; --smoke needs no pictures from outside",
+        ) from error
+
+
+def _check(package: Package, digest: bytes, where: object) -> None:
+    found = "sha512-" + base64.b64encode(digest).decode()
+    if found != package.integrity:
+        raise FileFormatError(
+            "this is not the package that the recipe was made with",
+            where=where,
+            expected=f"{package.name} {package.version}, {package.integrity}",
+            found=found,
+            hint="delete the file to have it downloaded again",
+        )
+
+
+def read_members(archive: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """The regular files whose path within the package is ``wanted``; nothing is written to the disk.
+
+    Raises
+    ------
+    FileFormatError
+        The archive is damaged.
+    """
+    members = {}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                name = member.name.partition("/")[2]
+                stream = tar.extractfile(member) if member.isfile() and wanted(name) else None
+                if stream is not None:
+                    members[name] = stream.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise FileFormatError(f"the archive cannot be read ({error})", where=archive) from error
+    return members

@@ -1,0 +1,47 @@
+"""What a run of the recipe is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["PARTS", "SMOKE", "Settings"]
+
+PARTS = {"autoencoder": 0.2, "contrastive": 0.1, "text-to-image": 0.7}
+"""The parts that are trained, in order, and each one's share of the time."""
+
+_STEPS = {"autoencoder": 20_000, "contrastive": 10_000, "text-to-image": 40_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The same settings, versions and kind of machine give the same weights."""
+
+    subjects: int = 120
+    size: str = "cpu"
+    """One of :data:`paramerge.training.tiny.models.SIZES`."""
+    seed: int = 0
+    steps: Mapping[str, int] = field(default_factory=lambda: dict(_STEPS))
+    """The steps of each part."""
+    batch: int = 32
+    scenes: int = 8000
+    """Scenes drawn at random for the text-to-image part, besides the plain ones."""
+    sampling_steps: int = 25
+    guidance: float = 3.0
+    measured: int = 256
+    """How many pictures each measurement takes at most."""
+    drawn: bool = False
+    """Drawn polygons in place of emoji: no network is needed."""
+
+
+SMOKE = Settings(
+    subjects=14,
+    size="smoke",
+    steps=dict.fromkeys(PARTS, 12),
+    batch=8,
+    scenes=24,
+    sampling_steps=4,
+    measured=12,
+    drawn=True,
+)
+"""Every stage in seconds: nothing can be seen in what it makes."""
