@@ -1,0 +1,82 @@
+"""A plan carried out on loaded modules instead of files: the same chains, and one rounding too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.errors import CheckpointError, NonFiniteError
+from paramerge.merge.chain import Chain, load_chain
+from paramerge.merge.kernel import LayerResult
+from paramerge.merge.plan import Plan
+
+__all__ = ["apply_plan"]
+
+
+def apply_plan(
+    plan: Plan, pipeline: Any, progress: Callable[[int, int], None] | None = None
+) -> list[LayerResult]:
+    """Change the layers of ``pipeline``, loaded from the plan's base, as baking would; in place.
+
+    Each layer is worked out in float64 and rounded once, to the dtype it is loaded in.
+
+    Raises
+    ------
+    CheckpointError
+        The pipeline has no such layer, or one of another size.
+    NonFiniteError
+        NaN or Inf in an adapter, or a result beyond the dtype's range.
+    """
+    results = []
+    edits = plan.edits
+    for done, edit in enumerate(edits, start=1):
+        weight = _weight(pipeline, edit.target.module, edit.target.shape)
+        results.append(_apply(load_chain(edit.target.module, edit.ops), weight))
+        if progress is not None:
+            progress(done, len(edits))
+    return results
+
+
+def _weight(pipeline: Any, name: ModuleName, shape: tuple[int, ...]) -> torch.Tensor:
+    component = getattr(pipeline, name.component, None)
+    # transformers 5 has the text encoder's layers without the prefix that files carry
+    for path in (name.path, name.path.removeprefix("text_model.")):
+        try:
+            weight: torch.Tensor = component.get_submodule(path).weight  # type: ignore[union-attr]
+        except AttributeError:
+            continue
+        if tuple(weight.shape) != shape:
+            raise CheckpointError(
+                "a layer was loaded in another shape than the file has it",
+                where=name,
+                expected=list(shape),
+                found=list(weight.shape),
+            )
+        return weight
+    raise CheckpointError("the loaded pipeline has no such layer", where=name)
+
+
+def _apply(chain: Chain, weight: torch.Tensor) -> LayerResult:
+    name = str(chain.module)
+    with torch.no_grad():
+        W = weight.to("cpu", torch.float64).flatten(1)
+        basis = chain.basis
+        change = chain.change(None if basis is None else basis.T @ W)
+        if change is None:
+            return LayerResult(name, 0, 0)
+        result = torch.addmm(W, change.up, change.down)
+        largest = float(result.abs().amax())
+        limit = torch.finfo(weight.dtype).max
+        if not largest <= limit:
+            raise NonFiniteError(
+                "the result is not finite",
+                where=name,
+                expected=f"values within {limit:g}, the range of {weight.dtype}",
+                found=f"{largest:g}",
+                hint="the base holds NaN or Inf there, or the adapter's scale is far too large",
+            )
+        weight.copy_(result.view(weight.shape))
+    return LayerResult(name, change.removed, change.up.shape[1])

@@ -1,0 +1,195 @@
+"""Loading a checkpoint as a diffusers pipeline, from a folder or a single file; never from a pickle."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from paramerge.checkpoints.layout import DIFFUSERS_FOLDER, UNET_FILE, Base, WeightFile
+from paramerge.errors import CheckpointError, UsageError
+
+__all__ = ["config_folder", "load_pipeline", "pick_device", "pick_dtype", "require_libraries"]
+
+_INDEX = "model_index.json"
+_PACKAGES = {"diffusers": "diffusers", "transformers": "transformers", "PIL": "pillow"}
+_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+_BY_ARCHITECTURE = {"sd15": _PIPELINES[0], "sd2": _PIPELINES[0], "sdxl": _PIPELINES[1]}
+_VARIANT = re.compile(r"diffusion_pytorch_model\.(?P<variant>[\w-]+?)(-\d+-of-\d+)?\.safetensors")
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def require_libraries() -> None:
+    """Refuse to go on without the packages that generating needs.
+
+    Raises
+    ------
+    UsageError
+        One is not installed.
+    """
+    missing = [package for module, package in _PACKAGES.items() if not _is_there(module)]
+    if missing:
+        raise UsageError(
+            "generating pictures needs packages that are not installed",
+            expected=", ".join(_PACKAGES.values()),
+            found=f"without {', '.join(missing)}",
+            hint=f"pip install {' '.join(missing)}",
+        )
+
+
+def _is_there(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+def pick_device(name: str | None) -> str:
+    """The device ``name``, or the GPU if there is one.
+
+    Raises
+    ------
+    UsageError
+        There is no such device here.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"this device cannot be used ({reason})", where="--device", found=name) from error
+    return name
+
+
+def pick_dtype(name: str | None, device: str) -> Any:
+    """The torch dtype for ``name`` (fp32, fp16, bf16): by default fp32 on a CPU and fp16 elsewhere."""
+    import torch
+
+    return getattr(torch, _DTYPES[name or ("fp32" if device == "cpu" else "fp16")])
+
+
+def load_pipeline(base: Base, dtype: Any, config: Path | None = None) -> Any:
+    """The text-to-image pipeline of ``base`` on the CPU, its weights as ``dtype``.
+
+    Parameters
+    ----------
+    config:
+        For a single file, the diffusers folder that has its configuration and tokenizers; by default the
+        folder beside it with :func:`config_folder`, else what diffusers downloads for the architecture.
+
+    Raises
+    ------
+    CheckpointError
+        It is no text-to-image checkpoint, or diffusers cannot load it.
+    """
+    _quieten()
+    if base.layout == UNET_FILE:
+        raise CheckpointError(
+            "this is a UNet alone: pictures need its text encoder and VAE too",
+            where=base.path,
+            hint="give the whole checkpoint, a single file or a diffusers folder",
+        )
+    try:
+        pipeline = _from_folder(base) if base.layout == DIFFUSERS_FOLDER else _from_file(base, config)
+        with warnings.catch_warnings():
+            # newer diffusers call the argument dtype; older ones know torch_dtype alone
+            warnings.simplefilter("ignore", FutureWarning)
+            return pipeline(dtype)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"diffusers cannot load this checkpoint ({_first_line(error)})",
+            where=base.path,
+            hint="a single file needs its configuration: give the diffusers folder of its model to --config",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _quieten() -> None:
+    """Keep the libraries' own bars and notes off the terminal; what matters comes as an error."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def _from_folder(base: Base) -> Any:
+    import diffusers
+
+    if not (base.path / _INDEX).is_file():
+        raise CheckpointError(
+            "this folder has no pipeline",
+            where=base.path,
+            expected=_INDEX,
+            hint="give the whole model folder",
+        )
+    index = json.loads((base.path / _INDEX).read_text())
+    _check_pipeline(index.get("_class_name"), base.path)
+    # a checker's own weights would be loaded for nothing, and its black pictures would hide what adapters do
+    without = {"safety_checker": None} if "safety_checker" in index else {}
+    return lambda dtype: diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+        base.path,
+        torch_dtype=dtype,
+        variant=_variant(base.files),
+        use_safetensors=True,
+        local_files_only=True,
+        **without,
+    )
+
+
+def _variant(files: tuple[WeightFile, ...]) -> str | None:
+    """The variant of the UNet's files, as their names have it."""
+    names = [file.relative.name for file in files if file.component == "unet"]
+    match = _VARIANT.fullmatch(names[0]) if names else None
+    return None if match is None else match["variant"]
+
+
+def _from_file(base: Base, config: Path | None) -> Any:
+    import diffusers
+
+    folder = config_folder(base.path) if config is None else config
+    if folder is None:
+        name = _BY_ARCHITECTURE.get(base.architecture)
+        if name is None or not base.true_dimensions:
+            raise CheckpointError(
+                "the configuration of this checkpoint is not known",
+                where=base.path,
+                expected="SD1.5, SD2 or SDXL with its published widths, or --config",
+                found=base.architecture,
+                hint="give the diffusers folder of the same model to --config",
+            )
+        return lambda dtype: getattr(diffusers, name).from_single_file(base.path, torch_dtype=dtype)
+    if not (folder / _INDEX).is_file():
+        raise CheckpointError("this folder has no configuration of a pipeline", where=folder, expected=_INDEX)
+    name = json.loads((folder / _INDEX).read_text()).get("_class_name")
+    _check_pipeline(name, folder)
+    return lambda dtype: getattr(diffusers, name).from_single_file(
+        base.path, config=str(folder), torch_dtype=dtype, local_files_only=True
+    )
+
+
+def config_folder(file: Path) -> Path | None:
+    """The diffusers folder of the file's own name beside it (``a/`` for ``a.safetensors``), or None."""
+    beside = file.with_suffix("")
+    return beside if (beside / _INDEX).is_file() else None
+
+
+def _check_pipeline(name: str | None, where: Path) -> None:
+    if name not in _PIPELINES:
+        raise CheckpointError(
+            "this is no plain text-to-image pipeline of Stable Diffusion",
+            where=where,
+            expected=" or ".join(_PIPELINES),
+            found=name,
+        )
