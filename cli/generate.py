@@ -11,7 +11,7 @@ import click
 from paramerge.cli.options import OrderedSteps, gamma_option, json_option, step_options, steps_of
 from paramerge.cli.render import Progress, note, shown, warn
 from paramerge.cli.render import out as console
-from paramerge.errors import OutputError
+from paramerge.errors import OutputError, UsageError
 from paramerge.merge.steps import BakeOptions, Step
 
 __all__ = ["generate"]
@@ -96,8 +96,8 @@ def generate(
     from paramerge.generation.sampling import Request, cut_prompts, set_scheduler
 
     seeds = tuple(range(seed, seed + count))
+    adapters = _steps(ctx, compare)
     request = Request(prompts, negative, seeds, steps, guidance, width, height)
-    adapters = steps_of(ctx)
     base = open_base(model, variant)
     opened = [(step, open_adapter(step.path, family=step.kind)) for step in adapters]
     plan = make_plan(base, opened, BakeOptions(gamma=gamma)) if opened else None
@@ -164,6 +164,17 @@ def _label(steps: list[Step]) -> str:
     names = [step.path.resolve().name.removesuffix(".safetensors") for step in steps]
     strengths = ["" if step.strength == 1 else f"@{step.strength:g}" for step in steps]
     return " + ".join(name + strength for name, strength in zip(names, strengths, strict=True))
+
+
+def _steps(ctx: click.Context, compare: bool) -> list[Step]:
+    steps = steps_of(ctx)
+    if compare and not steps:
+        raise UsageError(
+            "there is nothing to compare",
+            where="--compare",
+            expected="at least one --para FILE or --lora FILE",
+        )
+    return steps
 
 
 def _check_output(output: Path) -> None:

@@ -81,6 +81,9 @@ def test_a_picture_depends_on_its_own_seed_alone(files: Path) -> None:
     assert call(*model, "--seed", 6, "-n", 1, "-o", "one.png") == 0
     three, one = pixels("three.png"), pixels("one.png")
     side = one.shape[1] - 16
+    assert (
+        three[-side - 8 : -8, 8 : 8 + side] != one[-side - 8 : -8, 8 : 8 + side]
+    ).any()  # seed 4 is another
     np.testing.assert_array_equal(three[-side - 8 : -8, -side - 8 : -8], one[-side - 8 : -8, -side - 8 : -8])
 
 
@@ -171,6 +174,7 @@ def test_long_prompts_are_warned_about(files: Path, capfd: pytest.CaptureFixture
         (("--para", "nothing.safetensors"), 3, "nothing.safetensors"),
         (("--variant", "fp8"), 3, "fp8"),
         (("--steps", 0), 2, "--steps"),
+        (("--compare",), 2, "nothing to compare"),
     ],
 )
 def test_errors_say_what_is_wrong(

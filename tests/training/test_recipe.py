@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,11 +15,13 @@ from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from paramerge.checkpoints.layout import open_base
+from paramerge.errors import CheckpointError
 from paramerge.training.tiny import command
 from paramerge.training.tiny.autoencoder import encode, fold_latent_scale
 from paramerge.training.tiny.models import SIZES, make_autoencoder
 from paramerge.training.tiny.quality import psnr
 from paramerge.training.tiny.recipe import Made, run
+from paramerge.training.tiny.scenes import SceneMix
 from paramerge.training.tiny.settings import PARTS, SMOKE
 from paramerge.training.tiny.tokenizer import PLACEHOLDERS
 
@@ -155,11 +158,39 @@ def test_the_command_makes_it_and_says_where(tmp_path: Path, capsys: pytest.Capt
     assert str(tmp_path / "emoji-diffusion.safetensors") in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--subjects", "3"], "expected: 8 to "),
+        (["--steps", "autoencoder=many"], "found: autoencoder=many"),
+        (["--steps", "vae=3"], "expected: PART=N"),
+        (["--device", "nowhere"], "device cannot be used"),
+    ],
+)
 def test_the_command_shows_errors_as_the_other_commands_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["tiny", "--out", str(tmp_path), "--smoke", "--subjects", "3"])
+    monkeypatch.setattr("sys.argv", ["tiny", "--out", str(tmp_path), "--smoke", *options])
     with pytest.raises(SystemExit) as caught:
         command.main()
     assert caught.value.code == 2
-    assert "expected: 8 to " in capsys.readouterr().err
+    assert said in capsys.readouterr().err
+
+
+def test_another_seed_does_not_resume_this_ones_run(made: Made) -> None:
+    other = replace(SMOKE, seed=1)
+    with pytest.raises(CheckpointError, match="another run"):
+        run(other, made.folder.parent, lambda *progress: None, resume=True)
+
+
+def test_other_scenes_are_another_run(tmp_path: Path) -> None:
+    quick = replace(SMOKE, steps=dict.fromkeys(PARTS, 1), measured=4)
+    run(quick, tmp_path, lambda *progress: None)
+    changed = replace(quick, mix=SceneMix(pairs=0.0))
+    with pytest.raises(CheckpointError, match="another run") as caught:
+        run(changed, tmp_path, lambda *progress: None, resume=True)
+    assert "text-to-image.safetensors" in str(caught.value.where)

@@ -110,12 +110,13 @@ The first three rows are single subjects on white, the others compositions, in o
 
 ## Training
 
-| part | parameters | steps of {settings.batch} | minutes | last loss |
+| part | parameters | steps | minutes | last loss |
 |---|---|---|---|---|
 {trained}
 
 ![loss curves](curves.svg)
 
+A step is {settings.batch} scenes, {max(1, settings.batch // 2)} for the autoencoder.
 Held out (`split.json`): {len(split.unseen)} subjects in every style, and one style of
 {len(split.missing)} other subjects. Settings and numbers: `measured.json`.
 

@@ -48,6 +48,10 @@ def tiny(
     resume: bool,
 ) -> None:
     """Train emoji-diffusion, a small text-to-image model in Stable Diffusion 1.5's layout."""
+    from paramerge.generation.loading import pick_device, require_libraries
+
+    require_libraries()
+    pick_device(device)
     from paramerge.training.tiny.recipe import run
 
     base = SMOKE if smoke else Settings()

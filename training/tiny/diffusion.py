@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -47,6 +49,10 @@ def scene_bank(split: Split, seed: int, count: int, mix: SceneMix) -> list[Scene
     return plain + [draw_scene(split, rng, mix) for _ in range(count)]
 
 
+def _digest(scenes: list[Scene]) -> str:
+    return hashlib.sha256(repr(scenes).encode()).hexdigest()[:12]
+
+
 class DiffusionPart:
     """v-prediction on a bank of scenes whose latents and tokens are computed once."""
 
@@ -66,7 +72,7 @@ class DiffusionPart:
     ) -> None:
         self.model: nn.Module = model.to(device)
         widths = tuple(model.unet.config.block_out_channels)
-        self.identity = f"text-to-image seed={seed} batch={batch} scenes={len(scenes)} {widths}"
+        self.identity = f"text-to-image seed={seed} batch={batch} scenes={_digest(scenes)} {widths}"
         self._scheduler, self._seed, self._batch, self._device = scheduler, seed, batch, device
         self._latents = encode(autoencoder, composer.compose_all(scenes))
         self._tokens = token_ids(tokenizer, [scene.caption for scene in scenes]).to(device)

@@ -24,7 +24,7 @@ from paramerge.training.tiny.measure import Measured, measure
 from paramerge.training.tiny.packages import CREDITS
 from paramerge.training.tiny.pictures import drawn_gallery, emoji_gallery
 from paramerge.training.tiny.scenes import Composer, SceneMix, draw_scene, random_generator
-from paramerge.training.tiny.settings import PARTS, Settings
+from paramerge.training.tiny.settings import PARTS, RATES, Settings
 from paramerge.training.tiny.split import Split, make_split, write_split
 from paramerge.training.tiny.subjects import first_subjects
 from paramerge.training.tiny.tokenizer import make_tokenizer
@@ -137,7 +137,8 @@ class _Job:
     def train(self, part: Part) -> TrainingState:
         """Train ``part`` for its steps or its share of the time, if it is among those to train."""
         chosen = part.name in self.parts
-        budget = Budget(self.settings.steps[part.name] if chosen else 0)
+        steps = self.settings.steps[part.name] if chosen else 0
+        budget = Budget(steps, learning_rate=RATES[part.name])
         if self.minutes is not None:
             share = PARTS[part.name] / sum(PARTS[name] for name in self.parts)
             budget = replace(budget, seconds=60 * self.minutes * share)
@@ -178,7 +179,9 @@ def _prepare(
 def _autoencoder_part(job: _Job) -> AutoencoderPart:
     model = _seeded(job, "autoencoder", lambda: models.make_autoencoder(job.sizes))
     settings = job.settings
-    return AutoencoderPart(model, job.composer, job.split, settings.seed, settings.batch, job.device)
+    return AutoencoderPart(
+        model, job.composer, job.split, settings.seed, max(1, settings.batch // 2), job.device
+    )
 
 
 def _trained(state: TrainingState) -> Any:
@@ -216,7 +219,7 @@ def _diffusion_part(job: _Job, autoencoder: AutoencoderKL) -> DiffusionPart:
         autoencoder,
         job.tokenizer,
         job.composer,
-        scene_bank(job.split, settings.seed, settings.scenes, SceneMix()),
+        scene_bank(job.split, settings.seed, settings.scenes, settings.mix),
         settings.seed,
         settings.batch,
         job.device,

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["PARTS", "SMOKE", "Settings"]
+from paramerge.training.tiny.scenes import SceneMix
 
-PARTS = {"autoencoder": 0.2, "contrastive": 0.1, "text-to-image": 0.7}
+__all__ = ["PARTS", "RATES", "SMOKE", "Settings"]
+
+PARTS = {"autoencoder": 0.25, "contrastive": 0.08, "text-to-image": 0.67}
 """The parts that are trained, in order, and each one's share of the time."""
+
+RATES = {"autoencoder": 1e-3, "contrastive": 5e-4, "text-to-image": 5e-4}
+"""The learning rate of each part."""
 
 _STEPS = {"autoencoder": 20_000, "contrastive": 10_000, "text-to-image": 40_000}
 
@@ -24,6 +29,9 @@ class Settings:
     steps: Mapping[str, int] = field(default_factory=lambda: dict(_STEPS))
     """The steps of each part."""
     batch: int = 32
+    """Scenes a step; half as many for the autoencoder, whose pictures are larger than latents."""
+    mix: SceneMix = field(default_factory=SceneMix)
+    """How often scenes have two subjects and a white background."""
     scenes: int = 8000
     """Scenes drawn at random for the text-to-image part, besides the plain ones."""
     sampling_steps: int = 25
