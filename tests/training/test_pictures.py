@@ -147,6 +147,17 @@ def test_aligning_keeps_proportions_and_centres() -> None:
     assert np.abs(inner.astype(int) - [10, 20, 30, 255]).max() <= 1
 
 
+def test_colours_of_transparent_pixels_do_not_bleed_into_the_edge() -> None:
+    y, x = np.mgrid[:200, :200] - 99.5
+    values = np.zeros((200, 200, 4), np.uint8)
+    values[...] = (0, 255, 0, 0)
+    values[x**2 + y**2 < 90**2] = (255, 0, 0, 255)
+    found = np.asarray(align(Image.fromarray(values)))
+    solid = found[found[..., 3] > 64]
+    assert solid[:, 0].min() >= 250
+    assert solid[:, 1].max() <= 5
+
+
 def test_an_empty_picture_stays_empty() -> None:
     assert np.asarray(align(Image.new("RGBA", (8, 8)))).max() == 0
 

@@ -120,9 +120,12 @@ def test_a_pair_shows_the_first_subject_on_the_left() -> None:
     }
     scene = Scene("noto", subjects, "green", (STILL, STILL))
     found = Composer(Gallery(pictures)).compose(scene)
-    assert found[32, 16].tolist() == [255, 0, 0]
-    assert found[32, 48].tolist() == [0, 0, 255]
-    assert found[2, 2].tolist() == [104, 178, 98]
+    green = [104, 178, 98]
+    for left, colour in ((1, [255, 0, 0]), (33, [0, 0, 255])):  # 30 pixels in the middle of each half
+        assert found[32, left : left + 30].tolist() == [colour] * 30
+        assert found[32, left - 1].tolist() == found[32, left + 30].tolist() == green
+    assert found[16, 16].tolist() == green
+    assert found[17, 16].tolist() == [255, 0, 0]
 
 
 def test_composing_gives_batches_of_bytes() -> None:

@@ -52,8 +52,8 @@ def align(picture: Image.Image) -> Image.Image:
     cut = picture.crop(box)
     scale = SIZE / max(cut.size)
     width, height = (max(1, round(side * scale)) for side in cut.size)
-    # scaled with alpha multiplied in, so that colours of transparent pixels do not bleed into the edge
-    small = cut.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS).convert("RGBA")
+    # Pillow multiplies alpha in before it scales: colours of transparent pixels do not bleed into the edge
+    small = cut.resize((width, height), Image.Resampling.LANCZOS)
     square.paste(small, ((SIZE - width) // 2, (SIZE - height) // 2))
     return square
 
