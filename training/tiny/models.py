@@ -32,7 +32,8 @@ __all__ = [
     "make_unet",
 ]
 
-_GROUPS = 16
+_UNET_GROUPS = 16
+_GROUP_CHANNELS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ def make_autoencoder(sizes: Sizes) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
         latent_channels=sizes.latent_channels,
-        norm_num_groups=_GROUPS,
+        # a group of one channel would normalise away how bright its colour is
+        norm_num_groups=sizes.vae[0] // _GROUP_CHANNELS,
         scaling_factor=1.0,  # the latents' scale is folded into quant_conv and post_quant_conv
     )
 
@@ -90,7 +92,7 @@ def make_unet(sizes: Sizes) -> UNet2DConditionModel:
         layers_per_block=2,
         cross_attention_dim=sizes.text,
         attention_head_dim=4,
-        norm_num_groups=_GROUPS,
+        norm_num_groups=_UNET_GROUPS,
     )
 
 
