@@ -22,14 +22,13 @@ from paramerge.merge.output import check_output, new_folder, write_companions
 from paramerge.merge.plan import FilePlan, Plan
 from paramerge.merge.recipe import InputFile, build_recipe, output_metadata
 from paramerge.merge.stream import TensorStream
-from paramerge.merge.tasks import Task, make_tasks
+from paramerge.merge.tasks import WORKERS, Task, make_tasks
 
 __all__ = ["BakeReport", "Progress", "bake"]
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all; from several threads, but never from two at once."""
 
-_WORKERS = 2
 _UNKNOWN_HASH = "0" * 64
 """Stands in the header for a hash that is computed during the pass: same length, so no byte moves."""
 
@@ -221,8 +220,8 @@ class _Job:
 
         threads = torch.get_num_threads()
         try:
-            with ThreadPoolExecutor(_WORKERS, thread_name_prefix="bake") as pool:
-                futures = [pool.submit(work) for _ in range(_WORKERS)]
+            with ThreadPoolExecutor(WORKERS, thread_name_prefix="bake") as pool:
+                futures = [pool.submit(work) for _ in range(WORKERS)]
                 try:
                     wait(futures, return_when=FIRST_EXCEPTION)
                 except BaseException:  # Ctrl-C: let the workers end their task, then leave

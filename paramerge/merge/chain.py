@@ -8,6 +8,7 @@ add ``U V``, and a single rounding at the end, however many steps there are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,9 +19,19 @@ from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor
 from paramerge.errors import AdapterError, NonFiniteError
-from paramerge.merge.plan import LoraOp, ParaOp
+from paramerge.merge.plan import LoraOp, ParaOp, ParaPart
 
-__all__ = ["Chain", "Change", "LoraLink", "ParaLink", "load_bases", "load_chain", "load_lora", "load_para"]
+__all__ = [
+    "Chain",
+    "Change",
+    "LoraLink",
+    "ParaLink",
+    "joint_cut",
+    "load_bases",
+    "load_chain",
+    "load_lora",
+    "load_para",
+]
 
 FLOAT64 = torch.float64
 
@@ -130,7 +141,7 @@ def load_para(op: ParaOp) -> ParaLink:
     if len(bases) == 1:
         Q, weights = bases[0], torch.full((bases[0].shape[1],), strengths[0], dtype=FLOAT64)
     else:
-        Q, weights = algebra.graded_joint_basis(bases, strengths, rtol=_joint_cut(op))
+        Q, weights = algebra.graded_joint_basis(bases, strengths, rtol=joint_cut(op.parts))
     return ParaLink(Q, weights, op.limit)
 
 
@@ -189,14 +200,16 @@ def _storage_cut(stored: StoredTensor) -> float:
     return algebra.storage_tolerance(NUMPY[stored.dtype].name, stored.shape[1])
 
 
-def _joint_cut(op: ParaOp) -> float:
-    columns = sum(part.module.rank for part in op.parts)
-    stored = [part.module.basis.dtype for part in op.parts]
+def joint_cut(parts: Sequence[ParaPart]) -> float:
+    """Spans of several PaRas closer than this are told apart by the rounding of their storage alone (T4)."""
+    columns = sum(part.module.rank for part in parts)
+    stored = [part.module.basis.dtype for part in parts]
     return max(algebra.storage_tolerance(NUMPY[dtype].name, columns) for dtype in stored)
 
 
 def _check_finite(tensor: torch.Tensor, stored: StoredTensor) -> None:
-    if not bool(torch.isfinite(tensor).all()):
+    lowest, highest = torch.aminmax(tensor)  # NaN wins in both; far quicker than looking at each element
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise NonFiniteError(
             "the adapter holds NaN or Inf",
             where=f"{stored.path}: {stored.key}",

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from paramerge import algebra
-from paramerge.merge.chain import LoraLink, ParaLink, load_bases, load_lora, load_para
+from paramerge.merge.chain import LoraLink, ParaLink, joint_cut, load_bases, load_lora, load_para
 from paramerge.merge.plan import Edit, LoraOp, ParaOp, Plan
 
 __all__ = ["Diagnosis", "OrderLoss", "SequenceDistance", "diagnose", "needs_diagnosis"]
@@ -79,12 +79,13 @@ def diagnose(plan: Plan, progress: Callable[[int, int], None] | None = None) -> 
         paras = [op for op in edit.ops if isinstance(op, ParaOp)]
         if plan.options.merge == "sequential" and len(paras) > 1:
             bases = [basis for op in paras for basis in load_bases(op)]
-            strengths = [part.strength for op in paras for part in op.parts]
-            distances[str(edit.target.module)] = algebra.sequential_error(bases, strengths)
+            parts = [part for op in paras for part in op.parts]
+            strengths, cut = [part.strength for part in parts], joint_cut(parts)
+            distances[str(edit.target.module)] = algebra.sequential_error(bases, strengths, rtol=cut)
             # only strength 1 takes rank (T2s)
             whole = [basis for basis, strength in zip(bases, strengths, strict=True) if strength == 1]
             ranks[0] += algebra.removed_rank_sequential(whole) if whole else 0
-            ranks[1] += algebra.removed_rank_joint(whole) if whole else 0
+            ranks[1] += algebra.removed_rank_joint(whole, rtol=cut) if whole else 0
         if progress is not None:
             progress(done + 1, len(edits))
     order = tuple(_summed(step, shares) for step, shares in sorted(losses.items()))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from paramerge.adapters import LoraModule
 from paramerge.merge.plan import LoraOp, ParaOp, Plan, PlannedStep, TensorPlan
-from paramerge.merge.tasks import BUFFER_BYTES
+from paramerge.merge.tasks import BUFFER_BYTES, WORKERS
 
 __all__ = ["ComponentSummary", "PlanSummary", "StepSummary", "summarise"]
 
@@ -16,7 +16,6 @@ _RUNTIME_BYTES = 235 << 20
 """Python with torch (CPU build) loaded and its work areas touched."""
 
 _WORKER_BYTES = BUFFER_BYTES + (4 << 20)
-_WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def _peak_memory(plan: Plan, tensors: Sequence[TensorPlan]) -> int:
     row = max((t.info.nbytes // max(1, t.info.shape[0]) for t in tensors if t.info.shape), default=0)
     headers = 2_000 * len(tensors)
     worker = _WORKER_BYTES + output_buffers + 3 * largest + max(0, row - BUFFER_BYTES)
-    return _RUNTIME_BYTES + headers + _WORKERS * worker
+    return _RUNTIME_BYTES + headers + WORKERS * worker
 
 
 def _factor_bytes(ops: Sequence[ParaOp | LoraOp]) -> int:

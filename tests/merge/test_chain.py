@@ -150,3 +150,23 @@ def test_a_zero_basis_is_refused(inputs: tuple[Path, list[str]], tmp_path: Path)
     write_safetensors(para, {**stored.tensors, key: np.zeros_like(stored.tensors[key])}, stored.metadata)
     with pytest.raises(AdapterError, match="zero"):
         bake(plan_of(base, Step("para", para)), tmp_path / "out")
+
+
+def test_one_span_stored_twice_is_one_span(inputs: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """The same PaRa in another basis, each rounded to 16 bits: rounding does not make it two (T4, T7)."""
+    base, layers = inputs
+    bases = random_bases(shapes_of(base), layers, 3)
+    turn = np.linalg.qr(np.random.default_rng(9).standard_normal((3, 3)))[0]
+    files = [
+        para_file(
+            tmp_path / f"{i}.safetensors", {layer: np.linalg.qr(B)[0] @ G for layer, B in bases.items()}
+        )
+        for i, G in enumerate((np.eye(3), turn))
+    ]
+    steps = [Step("para", file) for file in files]
+    found = diagnose(plan_of(base, *steps, merge="sequential")).sequence
+    assert found is not None
+    assert found.largest < 0.01  # not 1, as for two spans that touch
+    assert found.joint_rank == found.sequential_rank == 3 * len(layers)
+    report = bake(plan_of(base, *steps), tmp_path / "out")
+    assert {layer.removed for layer in report.layers} == {3}
