@@ -2,8 +2,8 @@
 
     python benchmarks/bake.py --folder /path/with/30GB --rounds 3 --peers
 
-Each round measures ``cp`` and ``sync`` of the base first and every job after it, warm cache, as whole commands
-(Python's start included); the ratios are taken within the round. The last table column is the range.
+Before every job ``cp`` and ``sync`` of the base are measured, and the ratio is taken of these two: warm cache,
+whole commands, Python's start included. The table shows medians over the rounds, and the ratios' range.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, required=True, help="scratch folder for inputs and outputs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", action="store_true", help="also diffusers' fuse_lora (once, minutes)")
@@ -87,7 +89,11 @@ def _bake(base: Path, arguments: list[str], folder: Path, *, fresh: bool) -> Cos
     return cost
 
 
-_REMEMBER = "import sys, pathlib; from paramerge.checkpoints.hashing import file_sha256 as f; f(pathlib.Path(sys.argv[1]))"
+_REMEMBER = """
+import pathlib, sys
+from paramerge.checkpoints.hashing import file_sha256
+file_sha256(pathlib.Path(sys.argv[1]))
+"""
 
 
 def _peer(folder: Path, lora: Path, base: Path) -> dict[str, float]:
@@ -95,7 +101,9 @@ def _peer(folder: Path, lora: Path, base: Path) -> dict[str, float]:
     for path in source.rglob("*.safetensors"):
         warm(path)
     floor = _floor(base, folder)
-    cost = run([sys.executable, str(HERE / "peer_diffusers.py"), str(source), str(lora), str(target)], folder / "log")
+    cost = run(
+        [sys.executable, str(HERE / "peer_diffusers.py"), str(source), str(lora), str(target)], folder / "log"
+    )
     return _figures([(cost, floor)])
 
 
@@ -117,7 +125,8 @@ def _command() -> list[str]:
 
 
 def _machine() -> str:
-    return f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+    system = f"{platform.machine()}, {platform.system()}"
+    return f"{os.cpu_count()} cores, {system}, Python {platform.python_version()}"
 
 
 def show(figures: dict[str, object]) -> None:

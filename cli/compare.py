@@ -43,8 +43,8 @@ def compare(
     from paramerge.analysis.compare import compare as run_compare
     from paramerge.analysis.summary import as_dict
     from paramerge.checkpoints.layout import open_base
+    from paramerge.combining.checks import check_destination
     from paramerge.formats import open_adapter
-    from paramerge.merge.combine_checks import check_destination
 
     opened = [open_adapter(path) for path in adapters]
     opened_base = open_base(base) if base is not None else None

@@ -11,12 +11,12 @@ import click
 from paramerge.cli.options import gamma_option, json_option
 from paramerge.cli.render import Progress, warn
 from paramerge.cli.threads import one_blas_thread
-from paramerge.merge.combine_request import CombineOptions, KeepChoice, parse_input
+from paramerge.combining.request import CombineOptions, KeepChoice, parse_input
 
 if TYPE_CHECKING:
     from typing import Literal
 
-    from paramerge.merge.combine import MergeReport
+    from paramerge.combining.combine import MergeReport
 
 __all__ = ["merge"]
 
@@ -73,8 +73,8 @@ def merge(
     """
     one_blas_thread()
     from paramerge.checkpoints.layout import open_base
+    from paramerge.combining.combine import combine
     from paramerge.formats import open_adapter
-    from paramerge.merge.combine import combine
 
     inputs = [parse_input(text) for text in adapters]
     options = CombineOptions(how, gamma, keep, rank, energy, _DTYPES[dtype])

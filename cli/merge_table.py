@@ -10,7 +10,7 @@ from rich.table import Table
 
 from paramerge.analysis.places import group_of, short_name
 from paramerge.cli.render import gigabytes, out
-from paramerge.merge.combine import MergedLayer, MergeReport
+from paramerge.combining.combine import MergedLayer, MergeReport
 
 __all__ = ["show_merge"]
 

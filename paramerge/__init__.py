@@ -28,16 +28,21 @@ if TYPE_CHECKING:
     from paramerge.adapters.extraction import extract_para as extract_para
     from paramerge.algebra import *  # noqa: F403
     from paramerge.analysis.compare import compare as compare
+    from paramerge.analysis.report import write_report as write_report
     from paramerge.checkpoints.header import read_header as read_header
     from paramerge.checkpoints.layout import Base as Base
     from paramerge.checkpoints.layout import open_base as open_base
     from paramerge.checkpoints.modules import ModuleName as ModuleName
+    from paramerge.combining.combine import combine as combine
+    from paramerge.combining.request import CombineOptions as CombineOptions
+    from paramerge.combining.request import Input as Input
     from paramerge.errors import ParamergeError as ParamergeError
     from paramerge.formats import open_adapter as open_adapter
     from paramerge.formats import write_para as write_para
+    from paramerge.formats.lora_writer import LoraFactors as LoraFactors
+    from paramerge.formats.lora_writer import write_lora as write_lora
     from paramerge.merge.bake import BakeReport as BakeReport
     from paramerge.merge.bake import bake as bake
-    from paramerge.merge.combine import combine as combine
     from paramerge.merge.diagnose import diagnose as diagnose
     from paramerge.merge.find_base import find_base as find_base
     from paramerge.merge.plan import Plan as Plan
@@ -54,16 +59,21 @@ _PLACES = {
     "ParaModule": "adapters",
     "extract_para": "adapters.extraction",
     "compare": "analysis.compare",
+    "write_report": "analysis.report",
     "read_header": "checkpoints.header",
     "Base": "checkpoints.layout",
     "open_base": "checkpoints.layout",
     "ModuleName": "checkpoints.modules",
+    "combine": "combining.combine",
+    "CombineOptions": "combining.request",
+    "Input": "combining.request",
     "ParamergeError": "errors",
     "open_adapter": "formats",
     "write_para": "formats",
+    "LoraFactors": "formats.lora_writer",
+    "write_lora": "formats.lora_writer",
     "BakeReport": "merge.bake",
     "bake": "merge.bake",
-    "combine": "merge.combine",
     "diagnose": "merge.diagnose",
     "find_base": "merge.find_base",
     "Plan": "merge.plan",

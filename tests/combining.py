@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from paramerge.adapters import LoraModule, ParaModule
 from paramerge.checkpoints.layout import open_base
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.combining.combine import MergeReport, combine
+from paramerge.combining.request import CombineOptions, parse_input
 from paramerge.formats import open_adapter, write_para
 from paramerge.formats.lora_writer import LoraFactors, write_lora
-from paramerge.merge.combine import MergeReport, combine
-from paramerge.merge.combine_request import CombineOptions, parse_input
 
 Matrix = NDArray[np.float64]
 

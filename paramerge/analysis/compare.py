@@ -21,9 +21,9 @@ from paramerge.analysis.pairs import (
 from paramerge.analysis.spaces import LayerSpaces, LoraSpace, ParaSpace, read_spaces
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
+from paramerge.combining.base import BaseWeights
+from paramerge.combining.checks import check_architectures, warnings_of
 from paramerge.errors import ShapeError, UsageError
-from paramerge.merge.combine_base import BaseWeights
-from paramerge.merge.combine_checks import check_architectures, warnings_of
 
 __all__ = ["Comparison", "LayerPair", "PairComparison", "compare"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from paramerge import algebra
 from paramerge.analysis.spaces import LoraSpace, ParaSpace
 from paramerge.checkpoints.modules import ModuleName
-from paramerge.merge.combine_para import joint_tolerance
+from paramerge.combining.para import joint_tolerance
 
 __all__ = [
     "RELATION_THRESHOLD",

@@ -14,8 +14,8 @@ import numpy as np
 
 from paramerge.adapters import LoraModule, ParaModule
 from paramerge.checkpoints.tensors import StoredTensor
+from paramerge.combining.lora import read_block
 from paramerge.errors import NonFiniteError
-from paramerge.merge.combine_lora import read_block
 
 __all__ = ["LayerSpaces", "LoraSpace", "ParaSpace", "read_spaces"]
 

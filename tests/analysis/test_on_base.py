@@ -13,9 +13,9 @@ from paramerge.analysis.compare import compare
 from paramerge.analysis.pairs import LoraPair, MixedPair, ParaPair
 from paramerge.analysis.summary import ParaTotals, totals_of
 from paramerge.checkpoints.layout import open_base
+from paramerge.combining.base import BaseWeights
 from paramerge.errors import UnmatchedError
 from paramerge.formats import open_adapter
-from paramerge.merge.combine_base import BaseWeights
 
 
 @pytest.fixture(scope="module")

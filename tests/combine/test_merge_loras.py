@@ -32,11 +32,11 @@ from paramerge.adapters import LoraModule
 from paramerge.checkpoints.hashing import file_sha256
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.writer import write_safetensors
+from paramerge.combining.combine import MERGE_KEY
 from paramerge.errors import ArchitectureError, NonFiniteError, ShapeError, UsageError
 from paramerge.formats import open_adapter
 from paramerge.formats.layers import underscored_layer
 from paramerge.formats.lora_writer import LoraFactors, write_lora
-from paramerge.merge.combine import MERGE_KEY
 
 ROUNDING = 4 * 2.0**-24
 """Two factors rounded to float32: their product is off by about two roundings of each."""

@@ -11,9 +11,9 @@ from combining import dense_deltas, merge, name_of, projector, relative
 
 from paramerge.checkpoints.hashing import file_sha256
 from paramerge.checkpoints.layout import open_base
+from paramerge.combining.base import BaseWeights
 from paramerge.errors import ShapeError, UsageError
 from paramerge.formats import open_adapter
-from paramerge.merge.combine_base import BaseWeights
 
 
 @pytest.fixture(scope="module")

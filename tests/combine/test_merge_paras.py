@@ -33,10 +33,10 @@ from paramerge import algebra
 from paramerge.checkpoints.blueprint import sd15
 from paramerge.checkpoints.hashing import file_sha256
 from paramerge.checkpoints.layout import open_base
+from paramerge.combining.base import BaseWeights
+from paramerge.combining.combine import MERGE_KEY
 from paramerge.errors import AdapterError, NonFiniteError, ShapeError, UnmatchedError, UsageError
 from paramerge.formats import open_adapter
-from paramerge.merge.combine import MERGE_KEY
-from paramerge.merge.combine_base import BaseWeights
 
 FP32 = 1e-5
 """Projectors of bases that were rounded to float32 agree to this, with the few columns used here."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paramerge.checkpoints.modules import ModuleName
-from paramerge.merge.combine_request import CombineOptions
+from paramerge.combining.request import CombineOptions
 
 __all__ = ["MergeReport", "MergedInput", "MergedLayer"]
 

@@ -9,11 +9,11 @@ import numpy as np
 from paramerge import algebra
 from paramerge.adapters import LoraModule, ParaModule
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.combining.base import BaseWeights, LayerShapes
+from paramerge.combining.lora import SummedLayer, product_norm, rounding_error, sum_layer
+from paramerge.combining.para import JointLayer, join_layer
+from paramerge.combining.request import CombineOptions
 from paramerge.formats.lora_writer import LoraFactors
-from paramerge.merge.combine_base import BaseWeights, LayerShapes
-from paramerge.merge.combine_lora import SummedLayer, product_norm, rounding_error, sum_layer
-from paramerge.merge.combine_para import JointLayer, join_layer
-from paramerge.merge.combine_request import CombineOptions
 
 __all__ = ["as_one_lora"]
 

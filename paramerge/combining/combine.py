@@ -15,22 +15,22 @@ from paramerge.adapters import Adapter, LoraModule, ParaModule
 from paramerge.checkpoints.hashing import file_sha256
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
-from paramerge.errors import UsageError
-from paramerge.formats.lora_writer import write_lora
-from paramerge.formats.native import write_para
-from paramerge.merge.combine_base import BaseWeights, LayerShapes
-from paramerge.merge.combine_checks import (
+from paramerge.combining.base import BaseWeights, LayerShapes
+from paramerge.combining.checks import (
     check_architectures,
     check_destination,
     common_architecture,
     common_bases,
     warnings_of,
 )
-from paramerge.merge.combine_lora import SummedLayer, sum_layer
-from paramerge.merge.combine_mixed import as_one_lora
-from paramerge.merge.combine_para import JointLayer, chosen_keep, join_layer
-from paramerge.merge.combine_report import MergedInput, MergedLayer, MergeReport
-from paramerge.merge.combine_request import CombineOptions, Input, check_request
+from paramerge.combining.lora import SummedLayer, sum_layer
+from paramerge.combining.mixed import as_one_lora
+from paramerge.combining.para import JointLayer, chosen_keep, join_layer
+from paramerge.combining.report import MergedInput, MergedLayer, MergeReport
+from paramerge.combining.request import CombineOptions, Input, check_request
+from paramerge.errors import UsageError
+from paramerge.formats.lora_writer import write_lora
+from paramerge.formats.native import write_para
 from paramerge.version import __version__
 
 __all__ = ["MERGE_KEY", "MergeReport", "MergedInput", "MergedLayer", "combine"]

@@ -13,9 +13,9 @@ from paramerge.adapters import ParaModule
 from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor
+from paramerge.combining.base import BaseWeights, LayerShapes
+from paramerge.combining.request import CombineOptions, KeepChoice
 from paramerge.errors import AdapterError, NonFiniteError, UsageError
-from paramerge.merge.combine_base import BaseWeights, LayerShapes
-from paramerge.merge.combine_request import CombineOptions, KeepChoice
 
 __all__ = ["JointLayer", "chosen_keep", "join_layer", "read_basis"]
 
