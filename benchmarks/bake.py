@@ -2,8 +2,8 @@
 
     python benchmarks/bake.py --folder /path/with/30GB --rounds 3 --peers
 
-Before every job ``cp`` and ``sync`` of the base are measured, and the ratio is taken of these two: warm cache,
-whole commands, Python's start included. The table shows medians over the rounds, and the ratios' range.
+Before every job ``cp`` and ``sync`` of the base are measured, and the ratio is taken of these two: warm
+cache, whole commands, Python's start included. The table has medians of the rounds, and the ratios' range.
 """
 
 from __future__ import annotations

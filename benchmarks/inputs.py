@@ -1,4 +1,4 @@
-"""The inputs of the benchmarks: full-size checkpoints and adapters with true keys and shapes, random values."""
+"""The inputs of the benchmarks: full-size checkpoints and adapters of true keys and shapes, random values."""
 
 from __future__ import annotations
 

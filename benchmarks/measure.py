@@ -1,4 +1,4 @@
-"""Running a command as a user would, and what it took: wall seconds, CPU seconds, peak memory of the process."""
+"""Running a command as a user would, and what it took: wall and CPU seconds, peak memory of the process."""
 
 from __future__ import annotations
 
