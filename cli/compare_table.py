@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from paramerge.analysis.compare import Comparison, LayerPair, PairComparison
@@ -20,7 +19,7 @@ from paramerge.analysis.summary import (
     standing_out,
     totals_of,
 )
-from paramerge.cli.render import out
+from paramerge.cli.render import out, shown
 
 __all__ = ["show_comparison"]
 
@@ -38,7 +37,7 @@ def show_comparison(comparison: Comparison, *, all_layers: bool, console: Consol
         names = [comparison.adapters[place].path.name for place in (pair.first, pair.second)]
         console.print(f"\n[bold]{_HEADINGS[pair.kind]}[/bold]")
         for letter, name in zip("AB", names, strict=True):
-            console.print(f"{letter}  {escape(name)}")
+            console.print(f"{letter}  {shown(name)}")
         totals = totals_of(pair.layers)
         if totals is None:
             console.print("no layer in common: neither order nor way of merging makes a difference")
@@ -168,7 +167,7 @@ def _show_layers(pair: PairComparison, all_layers: bool, console: Console) -> No
     for layer in layers:
         found = totals_of([layer])
         if found is not None:
-            table.add_row(escape(short_name(layer.name)), *cells(found))
+            table.add_row(shown(short_name(layer.name)), *cells(found))
     console.print(table)
 
 

@@ -134,7 +134,8 @@ def _as_data(adapter: Adapter, extraction: Extraction, output: Path) -> dict[str
 
 def _show(adapter: Adapter, extraction: Extraction, output: Path, all_layers: bool) -> None:
     from rich.console import Console
-    from rich.markup import escape
+
+    from paramerge.cli.render import shown
 
     console = Console(highlight=False)
     console.print(_layer_table(extraction) if all_layers else _kind_table(extraction))
@@ -143,9 +144,9 @@ def _show(adapter: Adapter, extraction: Extraction, output: Path, all_layers: bo
             f"[yellow]{len(extraction.empty)} layers of the LoRA are zero and give no direction[/yellow]"
         )
     for leftover in adapter.leftovers:
-        console.print(f"[yellow]left out:[/yellow] {len(leftover.keys)} keys ({escape(leftover.reason)})")
+        console.print(f"[yellow]left out:[/yellow] {len(leftover.keys)} keys ({shown(leftover.reason)})")
     console.print(
-        f"[bold]{escape(str(output))}[/bold]  {len(extraction.layers)} layers, "
+        f"[bold]{shown(output)}[/bold]  {len(extraction.layers)} layers, "
         f"rank {_span(extraction.layers)}, {extraction.captured:.1%} of the LoRA's energy, "
         f"{output.stat().st_size / 1e6:.2f} MB"
     )

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from paramerge.cli.render import gigabytes
+from paramerge.cli.render import gigabytes, shown
 from paramerge.formats.inspection import (
     RECIPE_KEY,
     AdapterFacts,
@@ -77,8 +76,8 @@ def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
     _show_pairs(out, pairs)
     _show_components(out, Counter((layer.name.component, layer.kind) for layer in layers))
     for leftover in adapter.leftovers:
-        nothing = f"[yellow]{len(leftover.keys)} keys change nothing[/yellow] ({_shown(leftover.reason)})"
-        out.print(f"{nothing}: {_shown(_first(leftover.keys))}")
+        nothing = f"[yellow]{len(leftover.keys)} keys change nothing[/yellow] ({shown(leftover.reason)})"
+        out.print(f"{nothing}: {shown(_first(leftover.keys))}")
     _show_layers(out, layers, all_layers)
 
 
@@ -111,7 +110,7 @@ def _para_pairs(layers: Sequence[LayerFacts]) -> list[tuple[str, str]]:
 def _show_layers(out: Console, layers: Sequence[LayerFacts], all_layers: bool) -> None:
     if layers[0].directions is not None and not all_layers:
         return  # the layers of a PaRa have no size to be sorted by
-    shown = layers if all_layers else sorted(layers, key=_size, reverse=True)[:_LARGEST]
+    listed = layers if all_layers else sorted(layers, key=_size, reverse=True)[:_LARGEST]
     out.print(f"\n[bold]{'layers' if all_layers else 'largest layers'}[/bold]")
     # what is the same in every layer stands above already, and long names need the room
     columns = [title for title in _COLUMNS if len({getattr(layer, title) for layer in layers}) > 1]
@@ -119,8 +118,8 @@ def _show_layers(out: Console, layers: Sequence[LayerFacts], all_layers: bool) -
     for title in columns:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("layer", overflow="fold")
-    for layer in shown:
-        table.add_row(*(f"{getattr(layer, title):.4g}" for title in columns), _shown(str(layer.name)))
+    for layer in listed:
+        table.add_row(*(f"{getattr(layer, title):.4g}" for title in columns), shown(str(layer.name)))
     out.print(table)
     if not all_layers and len(layers) > _LARGEST:
         out.print(f"[dim]all {len(layers)} layers: --layers[/dim]")
@@ -132,8 +131,8 @@ def _show_foreign(out: Console, facts: ForeignFacts) -> None:
     _show_pairs(
         out,
         [
-            ("[yellow]not baked[/yellow]", _shown(facts.reason)),
-            ("next", _shown(facts.hint or "")),
+            ("[yellow]not baked[/yellow]", shown(facts.reason)),
+            ("next", shown(facts.hint or "")),
             ("modules", ", ".join(f"{family} {count}" for family, count in facts.families.items())),
             ("tensors", f"{facts.tensors}, {_counts(facts.dtypes)}"),
             ("alphas", _counts({f"{alpha:g}": count for alpha, count in facts.alphas.items()})),
@@ -161,11 +160,11 @@ def _show_checkpoint(out: Console, facts: CheckpointFacts) -> None:
         table.add_row(part.component, str(part.tensors), layers, gigabytes(part.size), _counts(part.dtypes))
     out.print(table)
     if len(base.files) > 1:
-        out.print(f"{len(base.files)} files: {_shown(', '.join(str(file.relative) for file in base.files))}")
+        out.print(f"{len(base.files)} files: {shown(', '.join(str(file.relative) for file in base.files))}")
     if base.companions:
         out.print(f"{len(base.companions)} files beside them")
     for path, reason in base.left_out:
-        out.print(f"[yellow]not read:[/yellow] {_shown(str(path))} ({_shown(reason)})")
+        out.print(f"[yellow]not read:[/yellow] {shown(str(path))} ({shown(reason)})")
 
 
 def _show_unknown(out: Console, facts: UnknownFacts) -> None:
@@ -173,9 +172,9 @@ def _show_unknown(out: Console, facts: UnknownFacts) -> None:
     _show_pairs(
         out,
         [
-            ("reason", _shown(facts.reason)),
+            ("reason", shown(facts.reason)),
             ("tensors", f"{len(facts.keys)}, {_counts(facts.dtypes)}" if facts.keys else "none"),
-            ("keys", _shown(_first(facts.keys))),
+            ("keys", shown(_first(facts.keys))),
         ],
     )
 
@@ -208,12 +207,12 @@ def _show_metadata(out: Console, metadata: Mapping[str, str], everything: bool) 
     own = {key: value for key, value in metadata.items() if key != RECIPE_KEY}
     if everything:
         out.print(f"\n[bold]metadata[/bold] ({len(own)} entries)")
-        _show_pairs(out, [(_shown(key), _shown(value) or "-") for key, value in own.items()])
+        _show_pairs(out, [(shown(key), shown(value) or "-") for key, value in own.items()])
         return
     notes = training_notes(metadata)
     if notes:
         out.print("\n[bold]notes[/bold]")
-        _show_pairs(out, [(label, _shown(text)) for label, text in notes])
+        _show_pairs(out, [(label, shown(text)) for label, text in notes])
     if own:
         out.print(f"[dim]all {len(own)} entries of metadata: --metadata[/dim]")
 
@@ -224,7 +223,7 @@ def _show_recipe(out: Console, metadata: Mapping[str, str]) -> None:
     while recipe is not None:
         out.print(f"\n[bold]{title}[/bold]")
         if not isinstance(recipe, dict):
-            out.print(f"[yellow]it cannot be read:[/yellow] {_shown(str(recipe))}")
+            out.print(f"[yellow]it cannot be read:[/yellow] {shown(str(recipe))}")
             return
         _show_pairs(out, list(_recipe_pairs(recipe)))
         recipe, title = recipe.get("base_recipe"), "recipe of its base"
@@ -232,15 +231,15 @@ def _show_recipe(out: Console, metadata: Mapping[str, str]) -> None:
 
 def _recipe_pairs(recipe: Mapping[str, object]) -> Iterable[tuple[str, str]]:
     base = _mapping(recipe.get("base"))
-    yield "base", _shown(f"{base.get('architecture', '')} {base.get('layout', '')}; {_files(base)}".strip())
+    yield "base", shown(f"{base.get('architecture', '')} {base.get('layout', '')}; {_files(base)}".strip())
     steps = recipe.get("steps")
     for number, step in enumerate(steps if isinstance(steps, list) else [], 1):
         entry = _mapping(step)
         what = f"{entry.get('kind', '?')} @ {entry.get('strength', '?')}, {entry.get('layers', '?')} layers"
-        yield f"step {number}", _shown(f"{what}; {_files(entry)}")
+        yield f"step {number}", shown(f"{what}; {_files(entry)}")
     for title in ("options", "versions"):
         entry = _mapping(recipe.get(title))
-        yield title, _shown(", ".join(f"{name} {_plain(value)}" for name, value in entry.items()))
+        yield title, shown(", ".join(f"{name} {_plain(value)}" for name, value in entry.items()))
 
 
 def _files(entry: Mapping[str, object]) -> str:
@@ -260,7 +259,7 @@ def _plain(value: object) -> str:
 
 
 def _title(out: Console, name: str, *facts: str) -> None:
-    out.print(f"[bold]{_shown(name)}[/bold]: {_shown(', '.join(facts))}")
+    out.print(f"[bold]{shown(name)}[/bold]: {shown(', '.join(facts))}")
 
 
 def _show_pairs(out: Console, pairs: Iterable[tuple[str, str]]) -> None:
@@ -290,8 +289,3 @@ def _counts(counts: Mapping[str, int] | Mapping[int, int]) -> str:
 def _size(layer: LayerFacts) -> float:
     """What layers are sorted by: their norm, with those first that have none."""
     return layer.norm if layer.norm is not None and math.isfinite(layer.norm) else math.inf
-
-
-def _shown(text: str) -> str:
-    """A file's own text made harmless: no markup, and no control characters but line breaks."""
-    return escape("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text))

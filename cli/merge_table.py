@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from paramerge.analysis.places import group_of, short_name
-from paramerge.cli.render import gigabytes, out
+from paramerge.cli.render import gigabytes, out, shown
 from paramerge.combining.combine import MergedLayer, MergeReport
 
 __all__ = ["show_merge"]
@@ -21,7 +20,7 @@ def show_merge(report: MergeReport, *, all_layers: bool, console: Console = out)
     """The inputs, what became of the layers by kind, and the file."""
     for letter, given in zip(_letters(report), report.inputs, strict=True):
         scale = "" if given.scale == 1 else f" @ {given.scale:g}"
-        console.print(f"{letter}  {escape(given.path.name)}{scale}: {given.family}, {given.layers} layers")
+        console.print(f"{letter}  {shown(given.path.name)}{scale}: {given.family}, {given.layers} layers")
     console.print(_table(report))
     if all_layers:
         _show_layers(report, report.layers, console)
@@ -33,7 +32,7 @@ def show_merge(report: MergeReport, *, all_layers: bool, console: Console = out)
         console.print(line)
     written = sum(layer.rank > 0 for layer in report.layers)
     size = gigabytes(report.bytes)
-    console.print(f"[bold]{escape(str(report.output))}[/bold]  {report.family}, {written} layers, {size}")
+    console.print(f"[bold]{shown(report.output)}[/bold]  {report.family}, {written} layers, {size}")
 
 
 def _table(report: MergeReport) -> Table:
@@ -82,7 +81,7 @@ def _show_layers(report: MergeReport, layers: Sequence[MergedLayer], console: Co
             text += f", {layer.kept_energy:.1%} of the energy"
         if layer.error:
             text += f", {_percent(layer.error)} lost"
-        console.print(escape(text), soft_wrap=True)
+        console.print(shown(text), soft_wrap=True)
 
 
 def _remarks(report: MergeReport) -> list[str]:

@@ -23,11 +23,11 @@ __all__ = [
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters made visible.
+    """``text`` with control characters, but for the ends of lines, made visible.
 
     Names come from files, and a file may put a terminal's control sequences into them.
     """
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
 
 
 class ParamergeError(Exception):
