@@ -43,6 +43,7 @@ class UNetFacts:
     """Width of the text that cross attention reads; None without cross attention."""
     linear_projection: bool | None
     in_channels: int
+    out_channels: int
     added: int | None
     """Width of the micro-conditioning (SDXL), or None."""
     class_embedding: bool
@@ -77,6 +78,7 @@ def unet_facts(shapes: Mapping[str, tuple[int, ...]]) -> UNetFacts:
         contexts.pop() if len(contexts) == 1 else None,
         projections.pop() if len(projections) == 1 else None,
         _first(shapes, "conv_in.weight", 1),
+        _first(shapes, "conv_out.weight", 0),
         added[-1] if added else None,
         any(key.startswith("class_embedding.") for key in shapes),
     )
@@ -100,7 +102,7 @@ def detect_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
     if family == UNKNOWN:
         return Architecture(UNKNOWN, False)
     config = BLUEPRINTS[family]().unet
-    return Architecture(family + _input_suffix(facts.in_channels), _has_dimensions_of(facts, config))
+    return Architecture(family + _input_suffix(facts), _has_dimensions_of(facts, config))
 
 
 def _family(facts: UNetFacts) -> str:
@@ -134,5 +136,8 @@ def _has_dimensions_of(facts: UNetFacts, config: UNetConfig) -> bool:
 _INPUT_SUFFIXES = {4: "", 9: "-inpainting", 8: "-pix2pix", 5: "-depth"}
 
 
-def _input_suffix(channels: int) -> str:
-    return _INPUT_SUFFIXES.get(channels, f"-{channels}-channels")
+def _input_suffix(facts: UNetFacts) -> str:
+    """What more than latents of 4 channels goes in; latents of another width are told by their number."""
+    if facts.out_channels == facts.in_channels != 4:
+        return f"-{facts.in_channels}-channels"
+    return _INPUT_SUFFIXES.get(facts.in_channels, f"-{facts.in_channels}-channels")

@@ -42,6 +42,13 @@ def test_more_input_channels_are_a_variant_of_the_architecture(
     assert found.true_dimensions
 
 
+def test_latents_of_another_width_are_no_pix2pix() -> None:
+    shapes = unet("sd15")
+    shapes["conv_in.weight"] = (shapes["conv_in.weight"][0], 8, 3, 3)
+    shapes["conv_out.weight"] = (8, *shapes["conv_out.weight"][1:])
+    assert detect_architecture(shapes).name == "sd15-8-channels"
+
+
 def test_the_inpainting_blueprint_is_told_apart() -> None:
     specs = sd15(16, inpainting=True).component("unet")
     assert detect_architecture(shapes_of(specs)).name == "sd15-inpainting"
