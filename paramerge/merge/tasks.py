@@ -9,8 +9,8 @@ from paramerge.merge.plan import TensorPlan
 
 __all__ = ["BUFFER_BYTES", "WORKERS", "Placed", "Task", "make_tasks"]
 
-WORKERS = 3
-"""Threads that read, compute and write: two keep two cores busy while one waits for the disk."""
+WORKERS = 4
+"""Threads that read, compute and write: two keep two cores busy while the others wait for the disk."""
 
 BUFFER_BYTES = 16 << 20
 """Bytes of file that one worker holds at a time."""
