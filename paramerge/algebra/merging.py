@@ -33,8 +33,8 @@ def graded_joint_basis(
     """Merge adapters of different strengths, whatever their order: the operator ``I - Q diag(w) Q^T``.
 
     With ``V(s)`` the joint span of all adapters of strength s or more, the operator is
-    ``I - sum_k s_k (P_V(s_k) - P_V(s_{k+1}))`` over the distinct strengths descending: a direction goes with
-    the strongest adapter that has it. Equal strengths give ``I - s Pm``; orthogonal spans give the product
+    ``I - sum_k s_k (P_V(s_k) - P_V(s_{k-1}))`` over the distinct strengths descending, with nothing in
+    ``V(s_0)``: a direction goes with the strongest adapter that has it. Equal strengths give ``I - s Pm``; orthogonal spans give the product
     of the single operators exactly. (Our extension: the paper merges at strength 1 only.)
 
     Parameters

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from paramerge.errors import FamilyError, UsageError
-from paramerge.merge.steps import parse_step
+from paramerge.merge.steps import check_gamma, parse_step
 
 if TYPE_CHECKING:  # reading options must not import NumPy
     from paramerge.adapters import Adapter
@@ -60,13 +60,7 @@ class CombineOptions:
     dtype: str = "F16"
 
     def __post_init__(self) -> None:
-        if self.gamma is not None and not 0 < self.gamma <= 1:
-            raise UsageError(
-                "gamma is a share of a layer's rank",
-                where="--gamma",
-                expected="a number above 0 and at most 1, such as 0.025 (the paper's 1/40)",
-                found=self.gamma,
-            )
+        check_gamma(self.gamma)
         if self.energy is not None and not 0 < self.energy <= 1:
             raise UsageError(
                 "an energy is a share of the squared norm",

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from paramerge.errors import UsageError
 
-__all__ = ["BakeOptions", "DTypeChoice", "Kind", "MergeChoice", "Step", "parse_step"]
+__all__ = ["BakeOptions", "DTypeChoice", "Kind", "MergeChoice", "Step", "check_gamma", "parse_step"]
 
 Kind = Literal["para", "lora"]
 MergeChoice = Literal["joint", "sequential"]
@@ -67,13 +67,7 @@ class BakeOptions:
     private: bool = False
 
     def __post_init__(self) -> None:
-        if self.gamma is not None and not 0 < self.gamma <= 1:
-            raise UsageError(
-                "gamma is a share of a layer's rank",
-                where="--gamma",
-                expected="a number above 0 and at most 1, such as 0.025 (the paper's 1/40)",
-                found=self.gamma,
-            )
+        check_gamma(self.gamma)
         for name, value, choice in (
             ("--merge", self.merge, MergeChoice),
             ("--dtype", self.dtype, DTypeChoice),
@@ -82,6 +76,17 @@ class BakeOptions:
                 raise UsageError(
                     "no such choice", where=name, expected=", ".join(get_args(choice)), found=value
                 )
+
+
+def check_gamma(gamma: float | None) -> None:
+    """Refuse a rank boundary outside (0, 1]; None is none."""
+    if gamma is not None and not 0 < gamma <= 1:
+        raise UsageError(
+            "gamma is a share of a layer's rank",
+            where="--gamma",
+            expected="a number above 0 and at most 1, such as 0.025 (the paper's 1/40)",
+            found=gamma,
+        )
 
 
 def parse_step(kind: Kind, text: str) -> Step:
