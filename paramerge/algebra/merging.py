@@ -34,8 +34,9 @@ def graded_joint_basis(
 
     With ``V(s)`` the joint span of all adapters of strength s or more, the operator is
     ``I - sum_k s_k (P_V(s_k) - P_V(s_{k-1}))`` over the distinct strengths descending, with nothing in
-    ``V(s_0)``: a direction goes with the strongest adapter that has it. Equal strengths give ``I - s Pm``; orthogonal spans give the product
-    of the single operators exactly. (Our extension: the paper merges at strength 1 only.)
+    ``V(s_0)``: a direction goes with the strongest adapter that has it. Equal strengths give ``I - s Pm``;
+    orthogonal spans give the product of the single operators exactly. (Our extension: the paper merges at
+    strength 1 only.)
 
     Parameters
     ----------
