@@ -9,7 +9,7 @@ from pathlib import Path
 from paramerge.checkpoints.positioned import ALIGNMENT, PositionedWriter, aligned_buffer
 from paramerge.errors import FileFormatError
 from paramerge.merge.kernel import Blocks, LayerResult, TensorEditor, as_matrix, matrix_shape
-from paramerge.merge.tasks import BUFFER_BYTES, Placed, Task
+from paramerge.merge.tasks import BUFFER_BYTES, Placed, Task, held_bytes
 
 __all__ = ["TensorStream"]
 
@@ -77,7 +77,7 @@ class TensorStream:
         plan = placed.plan
         rows, columns = matrix_shape(plan)
         read_row, written_row = plan.info.nbytes // rows, plan.nbytes // rows
-        step = max(1, BUFFER_BYTES // max(read_row, written_row))
+        step = max(1, BUFFER_BYTES // held_bytes(read_row, written_row, plan.converted))
         runs = [(start, min(start + step, rows)) for start in range(0, rows, step)]
         editor = TensorEditor(plan, self._blocks)
 

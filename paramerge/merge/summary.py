@@ -145,10 +145,9 @@ def _rank_of(op: ParaOp | LoraOp) -> int:
 def _peak_memory(plan: Plan, tensors: Sequence[TensorPlan]) -> int:
     """An estimate: the runtime, and for each worker its buffers and the largest layer's factors."""
     largest = max((_factor_bytes(edit.ops) for tensor in tensors for edit in tensor.edits), default=0)
-    output_buffers = BUFFER_BYTES if any(tensor.converted for tensor in tensors) else 0
     row = max((t.info.nbytes // max(1, t.info.shape[0]) for t in tensors if t.info.shape), default=0)
     headers = 2_000 * len(tensors)
-    worker = _WORKER_BYTES + output_buffers + 3 * largest + max(0, row - BUFFER_BYTES)
+    worker = _WORKER_BYTES + 3 * largest + max(0, row - BUFFER_BYTES)
     return _RUNTIME_BYTES + headers + WORKERS * worker
 
 
