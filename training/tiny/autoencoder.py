@@ -53,23 +53,27 @@ class AutoencoderPart:
         seed: int,
         batch: int,
         device: torch.device,
+        *,
+        bf16: bool = False,
     ) -> None:
         shape = f"{tuple(model.config.block_out_channels)}x{model.config.latent_channels}"
         self.model: nn.Module = model.to(device)
         self.identity = f"{self.name} seed={seed} batch={batch} known={len(split.known)} {shape}"
         self._composer, self._split = composer, split
-        self._seed, self._batch, self._device = seed, batch, device
+        self._seed, self._batch, self._device, self._bf16 = seed, batch, device, bf16
 
     def loss(self, model: nn.Module, step: int) -> torch.Tensor:
         """L1, squared error, the error of edges, and the divergence."""
         pictures = to_unit(self._pictures(step)).to(self._device)
-        posterior = model.encode(pictures).latent_dist  # type: ignore[operator]
-        noise = torch.randn(posterior.mean.shape, generator=torch_generator(self._seed, self.name, step))
-        latents = posterior.mean + posterior.std * noise.to(self._device)
-        drawn = model.decode(latents).sample  # type: ignore[operator]
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            posterior = model.encode(pictures).latent_dist  # type: ignore[operator]
+            noise = torch.randn(posterior.mean.shape, generator=torch_generator(self._seed, self.name, step))
+            latents = posterior.mean + posterior.std * noise.to(self._device)
+            drawn = model.decode(latents).sample.float()  # type: ignore[operator]
         edges = sum(functional.l1_loss(drawn.diff(dim=axis), pictures.diff(dim=axis)) for axis in (2, 3))
         error = functional.l1_loss(drawn, pictures) + functional.mse_loss(drawn, pictures)
-        divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        mean, variance = posterior.mean.float(), posterior.var.float()
+        divergence = 0.5 * (mean**2 + variance - 1 - posterior.logvar.float()).mean()
         total: torch.Tensor = error + 0.5 * edges + _KL_WEIGHT * divergence
         return total
 

@@ -27,6 +27,7 @@ __all__ = ["main", "tiny"]
 @click.option("--minutes", type=float, help="Training time in all; without it, each part makes its steps.")
 @click.option("--steps", "steps", multiple=True, metavar="PART=N", help="Steps of a part; may be repeated.")
 @click.option("--batch", type=int, help="Scenes a step.  [default: 32]")
+@click.option("--bf16", is_flag=True, help="Compute the autoencoder in bfloat16.")
 @click.option(
     "--part", "parts", multiple=True, type=click.Choice(list(PARTS)), help="Train these parts alone."
 )
@@ -42,6 +43,7 @@ def tiny(
     minutes: float | None,
     steps: tuple[str, ...],
     batch: int | None,
+    bf16: bool,
     parts: tuple[str, ...],
     device: str,
     packages: Path | None,
@@ -61,6 +63,7 @@ def tiny(
         subjects=base.subjects if subjects is None else subjects,
         size=size or base.size,
         batch=base.batch if batch is None else batch,
+        bf16=bf16,
         steps={**base.steps, **dict(_part_steps(text) for text in steps)},
     )
     console = Console(stderr=True)

@@ -21,6 +21,8 @@ __all__ = ["Budget", "Part", "Report", "torch_generator", "train"]
 _WARMUP = 100
 _CURVE_EVERY = 25
 _CLIP = 1.0
+_LEAST = 0.01
+"""The least share of the learning rate in a cooldown, so that no time is spent for nothing."""
 
 
 class Part(Protocol):
@@ -48,7 +50,17 @@ class Budget:
     learning_rate: float = 4e-4
     decay: float = 0.996
     """Of the average that follows the weights."""
+    cooldown: float = 0.0
+    """The share of the budget, at its end, in which the learning rate falls to nothing."""
     save_every: int = 200
+
+    def rate(self, step: int, seconds: float) -> float:
+        """The learning rate of ``step``, ``seconds`` into this call: a warm-up, a plain, a cooldown."""
+        spent = step / self.steps
+        if self.seconds:
+            spent = max(spent, min(1.0, seconds / self.seconds))
+        slope = (1 - spent) / self.cooldown if self.cooldown else 1.0
+        return self.learning_rate * min(1.0, (step + 1) / _WARMUP, max(slope, _LEAST))
 
 
 def torch_generator(*names: object) -> torch.Generator:
@@ -60,8 +72,8 @@ def torch_generator(*names: object) -> torch.Generator:
 def train(part: Part, budget: Budget, folder: Path, report: Report, *, resume: bool = False) -> TrainingState:
     """Train ``part``, with a checkpoint in ``folder`` from time to time and at the end.
 
-    The learning rate is constant after a warm-up and the weights' average is what is used, so training can go
-    on from any point without a plan of its length. ``seconds`` count this call alone.
+    The learning rate is constant after a warm-up, but for a cooldown if the budget has one, and the weights'
+    average is what is used, so training can go on from any point. ``seconds`` count this call alone.
 
     Raises
     ------
@@ -82,7 +94,7 @@ def train(part: Part, budget: Budget, folder: Path, report: Report, *, resume: b
     while state.step < budget.steps:
         if budget.seconds is not None and time.monotonic() - began >= budget.seconds:
             break
-        recent.append(_step(part, state, budget))
+        recent.append(_step(part, state, budget.rate(state.step, time.monotonic() - began), budget.decay))
         state.seconds = before + time.monotonic() - began
         if state.step % _CURVE_EVERY == 0 or state.step == budget.steps:
             state.curve.append((state.step, sum(recent) / len(recent)))
@@ -95,9 +107,9 @@ def train(part: Part, budget: Budget, folder: Path, report: Report, *, resume: b
     return state
 
 
-def _step(part: Part, state: TrainingState, budget: Budget) -> float:
+def _step(part: Part, state: TrainingState, rate: float, most_decay: float) -> float:
     for group in state.optimizer.param_groups:
-        group["lr"] = budget.learning_rate * min(1.0, (state.step + 1) / _WARMUP)
+        group["lr"] = rate
     state.model.train()
     loss = part.loss(state.model, state.step)
     value = float(loss.detach())
@@ -114,7 +126,7 @@ def _step(part: Part, state: TrainingState, budget: Budget) -> float:
     state.optimizer.step()
     state.step += 1
     # early on the average must forget the random start
-    decay = min(budget.decay, state.step / (state.step + 10))
+    decay = min(most_decay, state.step / (state.step + 10))
     with torch.no_grad():
         pairs = zip(state.average.parameters(), state.model.parameters(), strict=True)
         for slow, fast in pairs:

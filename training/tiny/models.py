@@ -55,8 +55,8 @@ class Sizes:
 
 
 SIZES = {
-    # 8 x 8 x 8 latents: an hour or so on a CPU
-    "cpu": Sizes((16, 32, 64, 64), 8, (64, 128, 160, 96), 128, 3, 128, 4),
+    # 8 x 8 x 8 latents: two hours or so on two cores
+    "cpu": Sizes((24, 48, 96, 96), 8, (64, 128, 160, 96), 128, 3, 128, 4),
     # 16 x 16 x 4 latents: SD1.5's own count of channels, for minutes of a GPU
     "gpu": Sizes((32, 64, 128), 4, (80, 144, 192, 96), 160, 4, 192, 6),
     "smoke": Sizes((16, 16, 16, 16), 8, (16, 16, 32, 32), 32, 1, 32, 1),

@@ -138,7 +138,7 @@ class _Job:
         """Train ``part`` for its steps or its share of the time, if it is among those to train."""
         chosen = part.name in self.parts
         steps = self.settings.steps[part.name] if chosen else 0
-        budget = Budget(steps, learning_rate=RATES[part.name])
+        budget = Budget(steps, learning_rate=RATES[part.name], cooldown=self.settings.cooldown)
         if self.minutes is not None:
             share = PARTS[part.name] / sum(PARTS[name] for name in self.parts)
             budget = replace(budget, seconds=60 * self.minutes * share)
@@ -179,8 +179,9 @@ def _prepare(
 def _autoencoder_part(job: _Job) -> AutoencoderPart:
     model = _seeded(job, "autoencoder", lambda: models.make_autoencoder(job.sizes))
     settings = job.settings
+    batch = max(1, settings.batch // 2)
     return AutoencoderPart(
-        model, job.composer, job.split, settings.seed, max(1, settings.batch // 2), job.device
+        model, job.composer, job.split, settings.seed, batch, job.device, bf16=settings.bf16
     )
 
 

@@ -28,6 +28,10 @@ class Settings:
     seed: int = 0
     steps: Mapping[str, int] = field(default_factory=lambda: dict(_STEPS))
     """The steps of each part."""
+    cooldown: float = 0.25
+    """The share of each part's budget in which its learning rate falls to nothing."""
+    bf16: bool = False
+    """Compute the autoencoder in bfloat16 where that is quicker; its weights stay float32."""
     batch: int = 32
     """Scenes a step; half as many for the autoencoder, whose pictures are larger than latents."""
     mix: SceneMix = field(default_factory=SceneMix)
