@@ -10,8 +10,9 @@ from diffusers import DDIMScheduler
 
 from paramerge.checkpoints.blueprint import sdxl
 from paramerge.checkpoints.random_checkpoint import write_random_checkpoint
+from paramerge.checkpoints.single_file import write_single_file
 from paramerge.training.tiny import models
-from paramerge.training.tiny.export import make_pipeline, write_single_file
+from paramerge.training.tiny.export import make_pipeline
 from paramerge.training.tiny.tokenizer import make_tokenizer
 
 
@@ -30,7 +31,7 @@ def sd_pipeline(folder: Path) -> tuple[Path, Path]:
         getattr(pipeline, name).half().float()  # so that both files hold the same numbers
     pipeline.save_pretrained(folder / "model")
     (folder / "other").mkdir()
-    write_single_file(pipeline, folder / "other" / "model.safetensors")
+    write_single_file(folder / "model", folder / "other" / "model.safetensors")
     return folder / "model", folder / "other" / "model.safetensors"
 
 

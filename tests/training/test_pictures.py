@@ -6,9 +6,11 @@ import base64
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,11 +104,12 @@ def test_downloads_are_checked_and_kept(
     data = (tmp_path / package.file_name).read_bytes()
     asked = []
 
-    def answer(url: str, timeout: float) -> io.BytesIO:
-        asked.append(url)
-        return io.BytesIO(data if len(asked) > 1 else data[:-1])
+    def answer(command: list[str], **options: Any) -> None:
+        asked.append(command[:3])
+        folder = Path(command[command.index("--pack-destination") + 1])
+        (folder / "scope-noto-1.0.0.tgz").write_bytes(data if len(asked) > 1 else data[:-1])
 
-    monkeypatch.setattr(packages_module.urllib.request, "urlopen", answer)
+    monkeypatch.setattr(packages_module.subprocess, "run", answer)
     cache = tmp_path / "cache"
     with pytest.raises(FileFormatError, match="not the package"):
         fetch(package, cache)
@@ -114,16 +117,16 @@ def test_downloads_are_checked_and_kept(
     path = fetch(package, cache)
     assert path.read_bytes() == data
     assert fetch(package, cache) == path
-    assert asked == ["https://registry.npmjs.org/@scope/noto/-/noto-1.0.0.tgz"] * 2
+    assert asked == [["npm", "pack", "@scope/noto@1.0.0"]] * 2
 
 
 def test_without_a_network_the_error_says_where_to_put_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(url: str, timeout: float) -> io.BytesIO:
-        raise packages_module.urllib.error.URLError("no network")
+    def refuse(command: list[str], **options: Any) -> None:
+        raise subprocess.CalledProcessError(1, command, stderr="npm error: no network\n")
 
-    monkeypatch.setattr(packages_module.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(packages_module.subprocess, "run", refuse)
     with pytest.raises(OutputError, match="no network") as caught:
         fetch(PACKAGES["noto"], tmp_path)
     assert str(tmp_path / "emoji-datasource-google-16.0.0.tgz") in str(caught.value)

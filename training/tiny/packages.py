@@ -1,4 +1,4 @@
-"""The npm packages that the pictures come from: fetched once, checked, and read without unpacking.
+"""The npm packages that the pictures come from: fetched once with npm, checked, read without unpacking.
 
 Versions and hashes are fixed here, so the same recipe always sees the same pictures.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import subprocess
 import tarfile
-import urllib.error
-import urllib.request
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,7 @@ from paramerge.errors import FileFormatError, OutputError
 
 __all__ = ["CREDITS", "FLUENT", "NOTO", "PACKAGES", "TWEMOJI", "Package", "fetch", "read_members"]
 
-_REGISTRY = "https://registry.npmjs.org"
-_TIMEOUT_SECONDS = 60
+_TIMEOUT_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +36,9 @@ class Package:
         return f"{self.name.rpartition('/')[2]}-{self.version}.tgz"
 
     @property
-    def url(self) -> str:
-        """Where the registry has it."""
-        return f"{_REGISTRY}/{self.name}/-/{self.file_name}"
+    def wanted(self) -> str:
+        """Name and version, as npm takes them."""
+        return f"{self.name}@{self.version}"
 
 
 NOTO = Package(
@@ -95,7 +94,7 @@ def fetch(package: Package, folder: Path) -> Path:
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         data = _download(package, path)
-        _check(package, hashlib.sha512(data).digest(), package.url)
+        _check(package, hashlib.sha512(data).digest(), package.wanted)
         write_bytes(path, data)
         return path
     with open(path, "rb") as stream:
@@ -104,16 +103,19 @@ def fetch(package: Package, folder: Path) -> Path:
 
 
 def _download(package: Package, path: Path) -> bytes:
-    try:
-        with urllib.request.urlopen(package.url, timeout=_TIMEOUT_SECONDS) as answer:
-            data: bytes = answer.read()
-            return data
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise OutputError(
-            f"a package of pictures could not be downloaded ({error})",
-            where=package.url,
-            hint=f"download it elsewhere and put it at {path}; --smoke needs no pictures from outside",
-        ) from error
+    with tempfile.TemporaryDirectory() as scratch:
+        command = ["npm", "pack", package.wanted, "--pack-destination", scratch, "--silent"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
+            (archive,) = Path(scratch).iterdir()
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+            raise OutputError(
+                f"a package of pictures could not be downloaded with npm ({said[0] if said else 'no word'})",
+                where=package.wanted,
+                hint=f"install npm, or put the package's archive at {path}; --smoke needs no pictures",
+            ) from error
+        return archive.read_bytes()
 
 
 def _check(package: Package, digest: bytes, where: object) -> None:

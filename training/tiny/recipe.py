@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from paramerge.checkpoints.single_file import write_single_file
 from paramerge.checkpoints.writer import write_bytes
 from paramerge.training.tiny import models
 from paramerge.training.tiny.autoencoder import AutoencoderPart, fold_latent_scale
@@ -17,7 +18,7 @@ from paramerge.training.tiny.card import write_card
 from paramerge.training.tiny.checkpoint import TrainingState
 from paramerge.training.tiny.contrastive import ContrastivePart
 from paramerge.training.tiny.diffusion import DiffusionPart, TextToImage, scene_bank
-from paramerge.training.tiny.export import make_pipeline, write_pipeline, write_single_file
+from paramerge.training.tiny.export import make_pipeline, write_pipeline
 from paramerge.training.tiny.libraries import AutoencoderKL, CLIPTokenizer, StableDiffusionPipeline
 from paramerge.training.tiny.loop import Budget, Part, Report, train
 from paramerge.training.tiny.measure import Measured, measure
@@ -108,7 +109,7 @@ def run(
         measure(pipeline, contrastive, job.tokenizer, job.composer, job.split, settings),
     )
     write_pipeline(pipeline, made.folder)
-    write_single_file(pipeline, made.single_file)
+    write_single_file(made.folder, made.single_file)
     for part in (contrastive, job.tokenizer):
         part.save_pretrained(made.contrastive)
     write_split(job.split, made.folder / "split.json")
@@ -179,7 +180,7 @@ def _prepare(
 def _autoencoder_part(job: _Job) -> AutoencoderPart:
     model = _seeded(job, "autoencoder", lambda: models.make_autoencoder(job.sizes))
     settings = job.settings
-    batch = max(1, settings.batch // 2)
+    batch = max(1, settings.batch // 4)
     return AutoencoderPart(
         model, job.composer, job.split, settings.seed, batch, job.device, bf16=settings.bf16
     )

@@ -33,7 +33,7 @@ class Settings:
     bf16: bool = False
     """Compute the autoencoder in bfloat16 where that is quicker; its weights stay float32."""
     batch: int = 32
-    """Scenes a step; half as many for the autoencoder, whose pictures are larger than latents."""
+    """Scenes a step; a quarter for the autoencoder, whose pictures are larger than latents."""
     mix: SceneMix = field(default_factory=SceneMix)
     """How often scenes have two subjects and a white background."""
     scenes: int = 8000

@@ -1,0 +1,151 @@
+"""``paramerge demo``: the whole job on the model that comes along, in a minute or two on a CPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from paramerge import shipped
+from paramerge.cli.options import json_option
+from paramerge.cli.render import Progress, gigabytes, note, shown
+from paramerge.cli.render import out as console
+from paramerge.errors import OutputError
+from paramerge.merge.steps import BakeOptions, Step
+
+__all__ = ["demo"]
+
+_PROMPTS = (
+    "a twemoji <v1>",
+    "a twemoji <v1> on a blue background",
+    "a noto <v2>",
+    "a noto <v2> on a red background",
+    "a <v3> cat",
+    "a fluent pizza",
+)
+_GUIDANCE = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """A row of the picture: adapters in their order, and what to look at."""
+
+    name: str
+    adapters: tuple[str, ...]
+    look: str
+
+
+_VARIANTS = (
+    _Variant("base", (), "the model as it ships: <v1>, <v2> and <v3> mean nothing to it"),
+    _Variant("para", ("butterfly",), "<v1> is the butterfly it was shown"),
+    _Variant("lora", ("blueprint",), "the cat becomes a white drawing on blue"),
+    _Variant("merged", ("butterfly", "blueprint"), "PaRa, then LoRA, the paper's order: both are there"),
+    _Variant("reversed", ("blueprint", "butterfly"), "LoRA, then PaRa: what of it the PaRa removes is gone"),
+    _Variant("joint", ("butterfly", "pineapple"), "two PaRas merged jointly: both subjects in one model"),
+)
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="paramerge-demo",
+    show_default=True,
+    help="A folder, made if missing.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Sampling steps.")
+@json_option
+def demo(output: Path, seed: int, steps: int, as_json: bool) -> None:
+    """Bake PaRa and LoRA adapters into the shipped model, and draw what they do.
+
+    Writes the model as a single file, merged checkpoints, and a labelled picture grid.
+    """
+    from paramerge.checkpoints.single_file import write_single_file
+    from paramerge.checkpoints.writer import write_bytes
+    from paramerge.generation.loading import require_libraries
+
+    require_libraries()
+    from paramerge.generation.grid import Row, labelled_grid, png
+
+    _make_folder(output)
+    base = write_single_file(shipped.model(), output / f"{shipped.MODEL_NAME}.safetensors")
+    note(f"the model as a single file: {base} ({gigabytes(base.stat().st_size)})", quiet=as_json)
+    rows: list[Row] = []
+    made: list[dict[str, Any]] = []
+    total = len(_VARIANTS) * len(_PROMPTS) * steps
+    with Progress("baking and drawing", quiet=as_json, unit="steps") as progress:
+        for number, variant in enumerate(_VARIANTS):
+            file, layers = _bake(base, variant, output)
+            done = number * len(_PROMPTS) * steps
+            pictures = _draw(file, seed, steps, lambda n, done=done: progress.update(done + n, total))  # type: ignore[misc]
+            rows.append(Row(f"{_title(variant)}: {variant.look}", pictures))
+            made.append({"name": variant.name, "file": str(file), "layers": layers, "look": variant.look})
+    grid = output / "grid.png"
+    facts = {"seed": seed, "steps": steps, "guidance": _GUIDANCE, "prompts": list(_PROMPTS), "rows": made}
+    write_bytes(grid, png(labelled_grid(rows, _PROMPTS), {"paramerge": json.dumps(facts)}))
+    if as_json:
+        click.echo(json.dumps({**facts, "grid": str(grid)}, indent=2))
+        return
+    for row in made:
+        console.print(f"[bold]{shown(row['file'])}[/bold]  {row['layers']} layers changed")
+        console.print(f"    {shown(row['look'])}")
+    console.print(f"[bold]{shown(grid)}[/bold]  the pictures: a row for each of these, a column a prompt")
+    again = _steps(_VARIANTS[3])
+    flags = " ".join(f"--{step.kind} {shown(step.path)}" for step in again)
+    console.print(f"The same by hand: paramerge bake --base {shown(base)} {flags} -o merged.safetensors")
+
+
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder cannot be made ({error.strerror})", where=output, hint="choose another --output"
+        ) from error
+
+
+def _steps(variant: _Variant) -> list[Step]:
+    return [Step(shipped.ADAPTERS[name].kind, shipped.adapter_file(name)) for name in variant.adapters]
+
+
+def _bake(base: Path, variant: _Variant, output: Path) -> tuple[Path, int]:
+    """The checkpoint of ``variant`` (the base itself without adapters) and how many layers changed."""
+    from paramerge.checkpoints.layout import open_base
+    from paramerge.formats import open_adapter
+    from paramerge.merge.bake import bake
+    from paramerge.merge.plan import make_plan
+
+    steps = _steps(variant)
+    if not steps:
+        return base, 0
+    opened = [(step, open_adapter(step.path, family=step.kind)) for step in steps]
+    plan = make_plan(open_base(base), opened, BakeOptions())
+    report = bake(plan, output / f"{variant.name}.safetensors")
+    return report.output, len(report.layers)
+
+
+def _draw(file: Path, seed: int, steps: int, progress: Any) -> list[Any]:
+    """A picture for each prompt, all from the same seed."""
+    from paramerge.checkpoints.layout import open_base
+    from paramerge.generation.loading import load_pipeline, pick_dtype
+    from paramerge.generation.sampling import Request, draw
+
+    pipeline = load_pipeline(open_base(file), pick_dtype(None, "cpu"), shipped.model())
+    request = Request(_PROMPTS, seeds=(seed,), steps=steps, guidance=_GUIDANCE)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        progress(done)
+
+    return [row[0] for row in draw(pipeline, request, step)]
+
+
+def _title(variant: _Variant) -> str:
+    return " + ".join(f"{shipped.ADAPTERS[name].kind} {name}" for name in variant.adapters) or "base"

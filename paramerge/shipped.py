@@ -1,0 +1,96 @@
+"""What comes with paramerge: emoji-diffusion, a small text-to-image model that was really trained, and
+adapters of it.
+
+All of it was made by the project's own commands (``paramerge.training.tiny``); its model card says how, and
+``CREDITS.md`` beside it whose pictures it learned from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramerge.errors import FileFormatError
+from paramerge.merge.steps import Kind
+
+__all__ = ["ADAPTERS", "CONTRASTIVE", "MODEL_NAME", "ShippedAdapter", "adapter_file", "contrastive", "model"]
+
+MODEL_NAME = "emoji-diffusion"
+"""The model's name, which commands take in place of a path."""
+
+CONTRASTIVE = "emoji-contrastive"
+"""The name of the contrastive text-image model, a stand-in for CLIP on this model's pictures alone."""
+
+_ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True, slots=True)
+class ShippedAdapter:
+    """An adapter of the shipped model.
+
+    Attributes
+    ----------
+    word:
+        What prompts call the thing it taught.
+    shows:
+        What that is, for people.
+    """
+
+    name: str
+    kind: Kind
+    word: str
+    shows: str
+
+
+ADAPTERS = {
+    adapter.name: adapter
+    for adapter in (
+        ShippedAdapter("butterfly", "para", "<v1>", "the twemoji butterfly, a subject the model never saw"),
+        ShippedAdapter("pineapple", "para", "<v2>", "the noto pineapple, a subject the model never saw"),
+        ShippedAdapter("blueprint", "lora", "<v3>", "white drawings on blue paper, a style it never saw"),
+    )
+}
+"""The adapters by name."""
+
+
+def model() -> Path:
+    """The diffusers folder of the shipped model.
+
+    Raises
+    ------
+    FileFormatError
+        This installation came without it.
+    """
+    return _present(_ASSETS / MODEL_NAME)
+
+
+def contrastive() -> Path:
+    """The folder of the shipped contrastive model (transformers' CLIP).
+
+    Raises
+    ------
+    FileFormatError
+        This installation came without it.
+    """
+    return _present(_ASSETS / CONTRASTIVE)
+
+
+def adapter_file(name: str) -> Path:
+    """The file of the shipped adapter ``name``, one of :data:`ADAPTERS`.
+
+    Raises
+    ------
+    FileFormatError
+        This installation came without it.
+    """
+    return _present(_ASSETS / "adapters" / f"{name}.safetensors")
+
+
+def _present(path: Path) -> Path:
+    if not path.exists():
+        raise FileFormatError(
+            "this installation of paramerge came without its model",
+            where=path,
+            hint="install the whole package, or make the model: python -m paramerge.training.tiny --help",
+        )
+    return path
