@@ -5,12 +5,8 @@ OUT := demo-output
 
 .PHONY: demo test slow lint types clean
 
-demo: $(VENV)/.demo-installed  ## set up and run the main job on a small checkpoint with SD1.5's true layout
-	$(BIN)/python examples/make_inputs.py $(OUT)
-	$(BIN)/paramerge bake --base $(OUT)/base.safetensors \
-	    --para $(OUT)/subject.safetensors --lora $(OUT)/style.safetensors@0.8 \
-	    -o $(OUT)/merged.safetensors
-	$(BIN)/paramerge inspect $(OUT)/merged.safetensors
+demo: $(VENV)/.demo-installed  ## set up and run the main job on the model that ships with the project
+	$(BIN)/paramerge demo -o $(OUT)
 
 test: $(VENV)/.test-installed lint types  ## set up and run the tests (the default set)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -32,7 +28,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo-installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[generate]'
 	touch $@
 
 $(VENV)/.test-installed: pyproject.toml constraints.txt | $(BIN)/python

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from paramerge import shipped
 from paramerge.cli.options import OrderedSteps, gamma_option, json_option, step_options, steps_of
 from paramerge.cli.render import Progress, note, shown, warn
 from paramerge.cli.render import out as console
@@ -21,7 +22,10 @@ _SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
 
 @click.command(cls=OrderedSteps)
 @click.option(
-    "--model", type=click.Path(path_type=Path), required=True, help="Diffusers folder or single file."
+    "--model",
+    type=click.Path(path_type=Path),
+    required=True,
+    help=f"Diffusers folder or single file; {shipped.MODEL_NAME} is the one that ships.",
 )
 @step_options
 @click.option("--prompt", "prompts", multiple=True, required=True, help="May be repeated: a row each.")
@@ -98,7 +102,7 @@ def generate(
     seeds = tuple(range(seed, seed + count))
     adapters = _steps(ctx, compare)
     request = Request(prompts, negative, seeds, steps, guidance, width, height)
-    base = open_base(model, variant)
+    base = open_base(shipped.named_model(model), variant)
     opened = [(step, open_adapter(step.path, family=step.kind)) for step in adapters]
     plan = make_plan(base, opened, BakeOptions(gamma=gamma)) if opened else None
     for warning in () if as_json or plan is None else plan.warnings:

@@ -13,7 +13,16 @@ from pathlib import Path
 from paramerge.errors import FileFormatError
 from paramerge.merge.steps import Kind
 
-__all__ = ["ADAPTERS", "CONTRASTIVE", "MODEL_NAME", "ShippedAdapter", "adapter_file", "contrastive", "model"]
+__all__ = [
+    "ADAPTERS",
+    "CONTRASTIVE",
+    "MODEL_NAME",
+    "ShippedAdapter",
+    "adapter_file",
+    "contrastive",
+    "model",
+    "named_model",
+]
 
 MODEL_NAME = "emoji-diffusion"
 """The model's name, which commands take in place of a path."""
@@ -62,6 +71,17 @@ def model() -> Path:
         This installation came without it.
     """
     return _present(_ASSETS / MODEL_NAME)
+
+
+def named_model(path: Path) -> Path:
+    """``path``, or the shipped model where ``path`` is its name and nothing of that name is here.
+
+    Raises
+    ------
+    FileFormatError
+        This installation came without it.
+    """
+    return model() if str(path) == MODEL_NAME and not path.exists() else path
 
 
 def contrastive() -> Path:

@@ -1,0 +1,70 @@
+"""``paramerge demo``: the main job on the shipped model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from paramerge import shipped
+from paramerge.checkpoints.header import read_header
+from paramerge.cli.main import cli
+from paramerge.formats.inspection import inspect_path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("demo") / "made" / "here"
+    result = CliRunner().invoke(cli, ["demo", "-o", str(folder), "--steps", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    return folder, json.loads(result.stdout)
+
+
+def test_every_row_is_a_checkpoint_with_its_recipe(made: tuple[Path, dict]) -> None:
+    folder, facts = made
+    names = [row["name"] for row in facts["rows"]]
+    assert names == ["base", "para", "lora", "merged", "reversed", "joint"]
+    for row in facts["rows"][1:]:
+        header = read_header(Path(row["file"]))
+        assert row["layers"] > 0
+        assert "paramerge" in "".join(header.metadata)
+        assert inspect_path(Path(row["file"])).architecture == "sd15"
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        ["grid.png", "emoji-diffusion.safetensors", *(f"{name}.safetensors" for name in names[1:])]
+    )
+
+
+def test_the_orders_differ_and_so_do_all_rows(made: tuple[Path, dict]) -> None:
+    folder, _ = made
+    contents = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    assert len(set(contents.values())) == len(contents)
+
+
+def test_the_grid_has_a_picture_for_each_row_and_prompt(made: tuple[Path, dict]) -> None:
+    folder, facts = made
+    with Image.open(folder / "grid.png") as image:
+        notes = json.loads(image.text["paramerge"])
+        pixels = np.asarray(image.convert("RGB"))
+    assert notes["prompts"] == facts["prompts"]
+    assert notes["rows"] == facts["rows"]
+    # every cell is coloured somewhere: pictures, not blank paper
+    side = 64 * max(1, 160 // 64)
+    assert pixels.shape[1] >= len(facts["prompts"]) * side
+    assert pixels.shape[0] >= len(facts["rows"]) * side
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = CliRunner().invoke(cli, ["demo", "-o", str(tmp_path / "file" / "x")])
+    assert result.exit_code != 0
+    assert "cannot be made" in str(result.exception)
+
+
+def test_the_adapters_are_what_they_are_called() -> None:
+    for adapter in shipped.ADAPTERS.values():
+        found = inspect_path(shipped.adapter_file(adapter.name))
+        assert found.family == adapter.kind, adapter.name
