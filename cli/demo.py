@@ -82,7 +82,7 @@ def demo(output: Path, seed: int, steps: int, as_json: bool) -> None:
         for number, variant in enumerate(_VARIANTS):
             file, layers = _bake(base, variant, output)
             done = number * len(_PROMPTS) * steps
-            pictures = _draw(file, seed, steps, lambda n, done=done: progress.update(done + n, total))  # type: ignore[misc]
+            pictures = _draw(file, seed, steps, lambda n, done=done: progress.update(done + n, total))
             rows.append(Row(f"{_title(variant)}: {variant.look}", pictures))
             made.append({"name": variant.name, "file": str(file), "layers": layers, "look": variant.look})
     grid = output / "grid.png"

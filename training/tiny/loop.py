@@ -83,7 +83,9 @@ def train(part: Part, budget: Budget, folder: Path, report: Report, *, resume: b
         What is to be resumed is of another run.
     """
     average = copy.deepcopy(part.model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(part.model.parameters(), budget.learning_rate, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(
+        part.model.parameters(), budget.learning_rate, weight_decay=1e-3, fused=True
+    )
     state = TrainingState(part.model, average, optimizer)
     path = folder / f"{part.name}.safetensors"
     if resume and path.is_file():

@@ -56,7 +56,7 @@ class Sizes:
 
 SIZES = {
     # 8 x 8 x 8 latents: two hours or so on two cores
-    "cpu": Sizes((24, 48, 96, 96), 8, (64, 128, 160, 96), 128, 3, 128, 4),
+    "cpu": Sizes((24, 48, 96, 96), 8, (64, 128, 128, 64), 128, 3, 128, 4),
     # 16 x 16 x 4 latents: SD1.5's own count of channels, for minutes of a GPU
     "gpu": Sizes((32, 64, 128), 4, (80, 144, 192, 96), 160, 4, 192, 6),
     "smoke": Sizes((16, 16, 16, 16), 8, (16, 16, 32, 32), 32, 1, 32, 1),
