@@ -76,6 +76,7 @@ def _adapter(facts: AdapterFacts) -> dict[str, object]:
         "files": [str(source) for source in adapter.sources],
         "bytes": facts.size,
         "family": adapter.family,
+        "families": dict(adapter.families),
         "dialect": adapter.dialect,
         "architecture": adapter.architecture,
         "base_hashes": list(adapter.base_hashes),
@@ -96,6 +97,8 @@ def _layer(layer: LayerFacts) -> dict[str, object]:
     }
     if layer.directions is not None:
         return {**content, "directions": layer.directions}
+    if layer.family != "lora":
+        content |= {"family": layer.family, "form": layer.form, "rank_bound": layer.rank_bound}
     return {**content, "alpha": layer.alpha, "scale": layer.scale, "norm": _finite(layer.norm)}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paramerge.adapters import Adapter, LoraModule, ParaModule
+from paramerge.adapters import Adapter, LayerModule, ParaModule
 from paramerge.algebra import orthonormalise
 from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.header import Header, read_header
@@ -50,13 +50,20 @@ class LayerFacts:
     Attributes
     ----------
     shape:
-        (out, in) of the change, a convolution flattened; (out,) for a PaRa.
+        (out, in) of the change, a convolution flattened; (out,) for a PaRa and where the file does not
+        tell the inputs, () where it tells neither.
     alpha, scale:
-        Of a LoRA: what the file says (None: alpha = rank), and what B A is multiplied by.
+        Of families with factors: what the file says (None: alpha = rank), and what their product is
+        multiplied by.
     norm:
-        Of a LoRA: ``||scale * B A||``, Frobenius; NaN where a factor is not finite.
+        ``||W' - W||``, Frobenius, of families that do not depend on the weight; NaN where a tensor is not
+        finite.
     directions:
         Of a PaRa: the numerical rank of B, at most ``rank``; 0 where B is not finite.
+    family, form:
+        The family, and how it is represented here, in words.
+    rank_bound:
+        The most that the rank of the change can be; None where the file alone does not tell.
     """
 
     name: ModuleName
@@ -67,6 +74,9 @@ class LayerFacts:
     scale: float | None = None
     norm: float | None = None
     directions: int | None = None
+    family: str = "lora"
+    form: str = ""
+    rank_bound: int | None = None
 
     @property
     def kind(self) -> str:
@@ -191,16 +201,36 @@ def read_recipe(metadata: Mapping[str, str]) -> object:
         return text
 
 
-def _layer(module: LoraModule | ParaModule) -> LayerFacts:
+def _layer(module: LayerModule) -> LayerFacts:
     if isinstance(module, ParaModule):
         B = module.basis.read_exact().astype(np.float64)
         directions = orthonormalise(B).rank if np.isfinite(B).all() else 0
         size = (module.out_features,)
-        return LayerFacts(module.name, module.rank, size, module.basis.dtype, directions=directions)
-    shape = (module.out_features, module.in_features)
+        return LayerFacts(
+            module.name,
+            module.rank,
+            size,
+            module.basis.dtype,
+            directions=directions,
+            family="para",
+            rank_bound=module.rank_bound,
+        )
+    shape = tuple(size for size in (module.out_features, module.in_features) if size is not None)
     with np.errstate(all="ignore"):  # a factor that is not finite shows in the norm
         norm = module.norm()
-    return LayerFacts(module.name, module.rank, shape, module.up.dtype, module.alpha, module.scale, norm)
+    alpha: float | None = getattr(module, "alpha", None)
+    return LayerFacts(
+        module.name,
+        module.rank,
+        shape,
+        module.dtype,
+        alpha,
+        module.scale,
+        norm,
+        family=module.family,
+        form=module.form,
+        rank_bound=module.rank_bound,
+    )
 
 
 def _checkpoint(base: Base) -> CheckpointFacts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import ml_dtypes
@@ -89,6 +89,7 @@ def build_recipe(
             "dtype": options.dtype,
             "allow_unmatched": options.allow_unmatched,
             "private": options.private,
+            **{name: value for name, value in asdict(options.interpretation).items() if value is not None},
         },
     }
     earlier = _earlier_recipe(plan)
@@ -142,6 +143,7 @@ def _step(step: PlannedStep, files: Sequence[InputFile], private: bool) -> dict[
         "kind": step.step.kind,
         "strength": step.step.strength,
         "family": step.adapter.family,
+        **({} if step.step.kind != "adapter" else {"families": dict(step.adapter.families)}),
         "dialect": step.adapter.dialect,
         "files": [_file(file, private) for file in files],
         "layers": len(step.matched),

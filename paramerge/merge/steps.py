@@ -8,17 +8,23 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from paramerge.errors import UsageError
+from paramerge.interpretation import BY_TRAINER, Interpretation
 
 __all__ = ["BakeOptions", "DTypeChoice", "Kind", "MergeChoice", "Step", "check_gamma", "parse_step"]
 
-Kind = Literal["para", "lora"]
+Kind = Literal["para", "lora", "adapter"]
+"""How an adapter was given: as one of any family, or strictly as a PaRa or a LoRA."""
+
 MergeChoice = Literal["joint", "sequential"]
 DTypeChoice = Literal["keep", "fp16", "bf16", "fp32"]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One adapter to apply: a PaRa with a strength in [0, 1], or a LoRA with any finite scale."""
+    """One adapter to apply: a PaRa with a strength in [0, 1], or one of another family with any finite scale.
+
+    A plan names the kind by what the file is: ``para``, ``lora``, or ``adapter`` for every other family.
+    """
 
     kind: Kind
     path: Path
@@ -57,6 +63,8 @@ class BakeOptions:
         Go on where keys of an adapter land nowhere; they are counted and shown.
     private:
         Leave the names of the inputs out of the recipe; their hashes stay.
+    interpretation:
+        What the user decided where trainers disagree; the adapters were opened with it.
     """
 
     merge: MergeChoice = "joint"
@@ -65,6 +73,7 @@ class BakeOptions:
     dtype: DTypeChoice = "keep"
     allow_unmatched: bool = False
     private: bool = False
+    interpretation: Interpretation = BY_TRAINER
 
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
