@@ -29,7 +29,7 @@ def show_plan(plan: PlanSummary, output: Path) -> None:
     out.print(f"[bold]{shown(plan.base)}[/bold]  {plan.architecture}, {plan.layout}, {size}")
     out.print()
     out.print(_steps_table(plan.steps))
-    for line in _what_depends(plan.steps):
+    for line in (*_what_depends(plan.steps), *_block_weights(plan.steps)):
         out.print(line)
     _show_what_is_not_applied(plan.steps)
     out.print()
@@ -76,6 +76,8 @@ def show_report(plan: Plan, summary: PlanSummary, report: BakeReport) -> None:
     removed = sum(layer.removed for layer in report.layers)
     for index, step in enumerate(summary.steps, 1):
         out.print(f"{index}  {_kind(step)} {shown(step.file)} @ {step.strength:g} into {_layers(step)}")
+    for line in _block_weights(summary.steps):
+        out.print(line)
     _show_what_is_not_applied(summary.steps)
     _show_left_out(summary.left_out)
     directions = f", {removed} directions removed" if removed else ""
@@ -109,6 +111,14 @@ def _what_depends(steps: Sequence[StepSummary]) -> Iterator[str]:
                 f"step {index} depends on the weight: it acts on {step.depends_on_weight} layers "
                 f"as {before} left them"
             )
+
+
+def _block_weights(steps: Sequence[StepSummary]) -> Iterator[str]:
+    """The weight of every block that a step with block weights changes, and its layers there."""
+    for index, step in enumerate(steps, 1):
+        if step.blocks:
+            uses = ", ".join(f"{use.block} {use.weight:g} ({use.layers})" for use in step.blocks)
+            yield f"step {index} by block (layers): {uses}"
 
 
 def _layers(step: StepSummary) -> str:

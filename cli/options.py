@@ -54,21 +54,22 @@ def step_options(command: Callable[..., Any]) -> Callable[..., Any]:
     adapter = click.option(
         "--adapter",
         multiple=True,
-        metavar="FILE[@SCALE]",
+        metavar="FILE[@SCALE[:BLOCKS]]",
         expose_value=False,
         help="An adapter of any family: PaRa, LoRA, LoHa, LoKr, DoRA, OFT ... May be repeated.",
     )
     lora = click.option(
         "--lora",
         multiple=True,
-        metavar="FILE[@SCALE]",
+        metavar="FILE[@SCALE[:BLOCKS]]",
         expose_value=False,
-        help="A LoRA or LoCon (kohya, diffusers, PEFT, cloneofsimo). May be repeated.",
+        help="A LoRA or LoCon (kohya, diffusers, PEFT, cloneofsimo). May be repeated. Blocks: "
+        "IN04=0.5,OUT00=0, or a vector of 17, 26, 12 or 20 weights.",
     )
     para = click.option(
         "--para",
         multiple=True,
-        metavar="FILE[@STRENGTH]",
+        metavar="FILE[@STRENGTH[:BLOCKS]]",
         expose_value=False,
         help="A PaRa; strength 0 to 1. May be repeated. PaRa belongs before LoRA.",
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from baking import DTYPES
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from scipy.linalg import block_diag
 
 from paramerge.checkpoints.writer import write_safetensors
@@ -596,3 +597,61 @@ CASES = [
     Case("glora-early", "glora", _glora_early, _glora_early_change, dependent=True, suits=_is_linear),
     Case("svdiff", "svdiff", _svdiff, _svdiff_change, dependent=True, linear_strength=False),
 ]
+
+
+# DiffuseKronA: attention alone, in the old names of its code
+
+
+def _krona(a1: int, a2: int) -> Callable[[np.random.Generator, Shape], Tensors]:
+    def make(rng: np.random.Generator, shape: Shape) -> Tensors:
+        # down is (a2, a1), up is (b1, b2)
+        return {
+            "down.weight": _normal(rng, a2, a1),
+            "up.weight": _normal(rng, shape[0] // a1, shape[1] // a2),
+        }
+
+    return make
+
+
+def krona_by_the_code(t: Tensors, W: Matrix, shape: Shape) -> Matrix:
+    """``dW[p a1 + q, i b2 + j] = up[p, j] down[i, q]``, index by index."""
+    up, down = t["up.weight"], t["down.weight"]
+    return np.einsum("pj,iq->pqij", up, down).reshape(W.shape)
+
+
+def krona_by_the_paper(t: Tensors, W: Matrix, shape: Shape) -> Matrix:
+    return np.kron(t["down.weight"].T, t["up.weight"])
+
+
+@dataclass(frozen=True)
+class KronaCase(Case):
+    """A DiffuseKronA, whose keys are those of attention processors."""
+
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def key(self, layer: str, ending: str) -> str:
+        path, _, name = layer.replace(".to_out.0", ".to_out").rpartition(".")
+        return f"{path}.processor.{name}_lora.{ending}"
+
+    def write(
+        self, folder: Path, shapes: Mapping[str, Shape], dtype: str = "F32", seed: int = 0
+    ) -> tuple[Path, dict[str, Tensors]]:
+        path, stored = super().write(folder, shapes, dtype, seed)
+        write_safetensors(path, load_file(path), dict(self.metadata))
+        return path, stored
+
+
+KRONA_CASES = [
+    *(
+        KronaCase(f"krona-{a1}-{a2}", "krona", _krona(a1, a2), _added(krona_by_the_code))
+        for a1, a2 in ((64, 4), (32, 16), (64, 8))
+    ),
+    KronaCase(
+        "krona-paper",
+        "krona",
+        _krona(32, 16),
+        _added(krona_by_the_paper),
+        metadata={"krona.order": "paper"},
+    ),
+]
+"""The three default shapes of the published code, and the product of the paper."""

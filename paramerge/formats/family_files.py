@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from paramerge.adapters import DoraModule, LayerModule
+from paramerge.adapters import FAMILIES, DoraModule, LayerModule
 from paramerge.checkpoints.header import Header
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import AdapterError
@@ -48,8 +48,8 @@ def read_family_file(
             modules[module.name] = module
     if dialect == "peft":
         modules = _with_second_encoder(modules)
-        if tuner is not None and tuner.scaling is not None and tuner.scaling.dora:
-            _check_magnitudes(header, modules.values())
+        if tuner is not None:
+            _check_tuner(header, tuner, modules.values())
     if found.modules.keys() == {SVDIFF}:
         dialect = "svdiff"
     used = {role.key for role in roles}
@@ -90,6 +90,27 @@ def _rules(
         )
     krona = frozenset(f"{module}.up.weight" for module in found.modules.get(DIFFUSE_KRONA, ()))
     return Rules(scaling, tuner, interpretation, krona, paper_order=order == "paper")
+
+
+_TUNED = {"LORA": {"lora", "dora"}}
+"""The families of a tuner's layers, where they are not named as it is."""
+
+
+def _check_tuner(header: Header, tuner: TunerSettings, modules: Iterable[LayerModule]) -> None:
+    """Refuse a configuration of one tuner beside the tensors of another."""
+    modules = list(modules)
+    wanted = _TUNED.get(tuner.tuner, {tuner.tuner.lower()})
+    others = [str(module.name) for module in modules if module.family not in wanted]
+    if others:
+        raise AdapterError(
+            "the configuration and the weights do not belong together: they are of different families",
+            where=f"{header.path}: {listed(others, 2)}",
+            expected=f"tensors of {tuner.tuner}, as configured",
+            found=", ".join(sorted({FAMILIES[module.family] for module in modules})),
+            hint="give the adapter_config.json that was saved with these weights",
+        )
+    if tuner.scaling is not None and tuner.scaling.dora:
+        _check_magnitudes(header, modules)
 
 
 def _check_magnitudes(header: Header, modules: Iterable[LayerModule]) -> None:

@@ -27,6 +27,7 @@ from paramerge.formats import peft
 from paramerge.formats.families import CHECKPOINT, Survey, survey
 from paramerge.formats.layers import bare_layer, dotted_layer, layer_kind, underscored_layer
 from paramerge.formats.opening import find_files, is_adapter_folder, open_adapter
+from paramerge.interpretation import BY_TRAINER, Interpretation
 
 __all__ = [
     "RECIPE_KEY",
@@ -158,9 +159,9 @@ class UnknownFacts:
 
 
 def inspect_path(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str], interpretation: Interpretation = BY_TRAINER
 ) -> AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts:
-    """Find out what the file or folder at ``path`` is.
+    """Find out what the file or folder at ``path`` is; ``interpretation`` where trainers disagree.
 
     Raises
     ------
@@ -183,7 +184,7 @@ def inspect_path(
             if not set(found.modules) - {CHECKPOINT}:
                 return _unknown(header, error)
     try:
-        adapter = open_adapter(path)
+        adapter = open_adapter(path, interpretation=interpretation)
     except FamilyError as error:
         return _foreign(header, found, error)
     layers = tuple(_layer(module) for module in adapter.modules.values())

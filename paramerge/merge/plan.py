@@ -20,6 +20,7 @@ from paramerge.checkpoints.layout import Base, WeightFile
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import CheckpointError, UsageError
+from paramerge.merge.blocks import BlockUse, used_blocks
 from paramerge.merge.matching import check_family, check_shape, check_unmatched
 from paramerge.merge.steps import BakeOptions, Kind, Step
 
@@ -143,6 +144,14 @@ class PlannedStep:
     matched: tuple[ModuleName, ...] = field(repr=False)
     excluded: tuple[ModuleName, ...] = field(repr=False, default=())
     unmatched: tuple[ModuleName, ...] = field(repr=False, default=())
+    weights: Mapping[ModuleName, float] = field(repr=False, default_factory=dict)
+    """What multiplies the strength on each layer, where the step has block weights."""
+    blocks: tuple[BlockUse, ...] = ()
+    """The weights by block, with the layers that each holds."""
+
+    def strength_at(self, name: ModuleName) -> float:
+        """The step's strength on the layer ``name``."""
+        return self.step.strength * self.weights.get(name, 1.0)
 
     @property
     def leftovers(self) -> tuple[Leftover, ...]:
@@ -229,7 +238,11 @@ def _match(
     check_unmatched(base, targets, adapter, matched, unmatched, allowed=options.allow_unmatched)
     for name in matched:
         check_shape(base, targets[name], adapter, adapter.modules[name])
-    return PlannedStep(step, adapter, matched, excluded, unmatched)
+    weights: Mapping[ModuleName, float] = {}
+    blocks: tuple[BlockUse, ...] = ()
+    if step.blocks is not None:
+        weights, blocks = used_blocks(step.blocks, matched, base.architecture, adapter.path)
+    return PlannedStep(step, adapter, matched, excluded, unmatched, weights, blocks)
 
 
 def _operations(
@@ -282,15 +295,17 @@ def _operation(
 ) -> Op | None:
     first = planned[indices[0]]
     module = first.adapter.modules[name]
+    strength = first.strength_at(name)
     if isinstance(module, LoraModule):
-        return LoraOp(indices[0], module, first.step.strength) if first.step.strength else None
+        return LoraOp(indices[0], module, strength) if strength else None
     if not isinstance(module, ParaModule):
-        return FamilyOp(indices[0], module, first.step.strength) if first.step.strength else None
+        return FamilyOp(indices[0], module, strength) if strength else None
     parts = []
     for index in indices:
         module = planned[index].adapter.modules[name]
-        if isinstance(module, ParaModule) and planned[index].step.strength != 0:
-            parts.append(ParaPart(index, module, planned[index].step.strength))
+        strength = planned[index].strength_at(name)
+        if isinstance(module, ParaModule) and strength != 0:
+            parts.append(ParaPart(index, module, strength))
     if not parts:
         return None
     limit = None

@@ -14,6 +14,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from paramerge.merge.blocks import BlockUse
 from paramerge.merge.plan import Plan, PlannedStep
 from paramerge.version import __version__
 
@@ -145,12 +146,17 @@ def _step(step: PlannedStep, files: Sequence[InputFile], private: bool) -> dict[
         "family": step.adapter.family,
         **({} if step.step.kind != "adapter" else {"families": dict(step.adapter.families)}),
         "dialect": step.adapter.dialect,
+        **({"blocks": {use.block: _block(use) for use in step.blocks}} if step.blocks else {}),
         "files": [_file(file, private) for file in files],
         "layers": len(step.matched),
         "layers_excluded": len(step.excluded),
         "layers_unmatched": len(step.unmatched),
         "keys_left_over": sum(len(leftover.keys) for leftover in step.leftovers),
     }
+
+
+def _block(use: BlockUse) -> dict[str, object]:
+    return {"weight": use.weight, "layers": use.layers}
 
 
 def _earlier_recipe(plan: Plan) -> object:

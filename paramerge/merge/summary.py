@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from paramerge.adapters import ParaModule
+from paramerge.merge.blocks import BlockUse
 from paramerge.merge.plan import Edit, FamilyOp, LoraOp, Op, ParaOp, Plan, PlannedStep, TensorPlan
 from paramerge.merge.tasks import BUFFER_BYTES, WORKERS
 
@@ -38,6 +39,7 @@ class StepSummary:
     families: dict[str, int]
     depends_on_weight: int
     """Layers that it changes by what the steps before it left there."""
+    blocks: tuple[BlockUse, ...]
     unmatched: tuple[str, ...]
     leftovers: tuple[tuple[str, str], ...]
 
@@ -127,6 +129,7 @@ def _step(step: PlannedStep) -> StepSummary:
             for name in step.matched
             if not isinstance(module := step.adapter.modules[name], ParaModule)
         ),
+        blocks=step.blocks,
         unmatched=tuple(map(str, step.unmatched)),
         leftovers=tuple((key, leftover.reason) for leftover in step.leftovers for key in leftover.keys),
     )

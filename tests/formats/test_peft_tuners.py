@@ -123,6 +123,7 @@ def is_bias(name: Any) -> bool:
         ("LoraConfig", {"target_modules": ["to_q"], "use_dora": True}),
     ],
 )
+@pytest.mark.usefixtures("butterflies")
 def test_without_its_configuration_it_is_refused(
     config: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -137,6 +138,14 @@ def test_a_dora_without_magnitudes_is_refused(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
     with pytest.raises(AdapterError, match="says DoRA, and layers have no magnitude"):
+        open_adapter(tmp_path)
+
+
+def test_a_configuration_of_another_tuner_is_refused(tmp_path: Path) -> None:
+    trained("LoHaConfig", {"target_modules": ["to_q"], "r": 2}, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "LOKR"}))
+    with pytest.raises(AdapterError, match="they are of different families"):
         open_adapter(tmp_path)
 
 
