@@ -18,6 +18,7 @@ from paramerge.checkpoints.diffusers_folder import FolderContents, read_folder
 from paramerge.checkpoints.foreign import refuse_adapter, refuse_foreign, refuse_wrapped, without_unet
 from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.parameters import parameters_of
 from paramerge.checkpoints.targets import Target, targets_of
 from paramerge.errors import CheckpointError
 
@@ -40,6 +41,8 @@ class WeightFile:
     targets: Mapping[ModuleName, Target] = field(repr=False)
     components: Mapping[str, str] = field(repr=False)
     """Every key's component: one that adapters reach, ``vae``, ``ema`` or ``other``."""
+    parameters: Mapping[ModuleName, Target] = field(default_factory=dict, repr=False)
+    """What adapters reach beside layers, by names that end in ``.weight`` or ``.bias``."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +135,14 @@ def _opened(component: str | None, files: Iterable[tuple[PurePosixPath, Header]]
             refuse_foreign(header.path, header.tensors)
     shapes = {key: info.shape for _, header in files for key, info in header.tensors.items()}
     located = locate(shapes, component)
-    targets = targets_of(shapes, located)
+    targets, parameters = targets_of(shapes, located), parameters_of(shapes, located)
     opened = []
     for relative, header in files:
         here = {name: target for name, target in targets.items() if target.key in header.tensors}
+        beside = {name: target for name, target in parameters.items() if target.key in header.tensors}
         names = {key: located[key] for key in header.tensors}
         components = {key: name.component for key, name in names.items()}
-        opened.append(_OpenedFile(WeightFile(header, relative, component, here, components), names))
+        opened.append(_OpenedFile(WeightFile(header, relative, component, here, components, beside), names))
     return opened
 
 

@@ -27,7 +27,11 @@ class BaseWeights:
 
     def __init__(self, base: Base) -> None:
         self.base = base
-        self._places = {name: (file, target) for file in base.files for name, target in file.targets.items()}
+        self._places = {
+            name: (file, target)
+            for file in base.files
+            for name, target in {**file.targets, **file.parameters}.items()
+        }
 
     def check(self, adapter: Adapter) -> None:
         """Refuse an adapter that does not belong to this base.
@@ -41,7 +45,11 @@ class BaseWeights:
         """
         targets = {name: target for name, (_, target) in self._places.items()}
         check_family(self.base, targets, adapter)
-        missing = [str(name) for name in adapter.modules if name not in targets]
+        missing = [
+            str(name)
+            for name, module in adapter.modules.items()
+            if name not in targets and not module.optional
+        ]
         if missing:
             raise UnmatchedError(
                 f"{len(missing)} layers of this adapter are not in the base",
@@ -51,7 +59,13 @@ class BaseWeights:
                 hint="give the checkpoint that the adapter was made for",
             )
         for name, module in adapter.modules.items():
+            if name not in targets:
+                continue
             check_shape(self.base, targets[name], adapter, module)
+
+    def has(self, name: ModuleName) -> bool:
+        """Whether the base has this layer, norm or bias."""
+        return name in self._places
 
     def shape(self, name: ModuleName) -> tuple[int, int]:
         """``(d, k)`` of the layer, a convolution flattened."""

@@ -16,10 +16,13 @@ from paramerge.checkpoints.unet_keys import ldm_to_diffusers
 __all__ = [
     "Spelled",
     "bare_layer",
+    "bare_norm",
     "clip_path",
     "dotted_layer",
+    "dotted_norm",
     "layer_kind",
     "underscored_layer",
+    "underscored_norm",
     "unet_path",
 ]
 
@@ -31,6 +34,21 @@ _UNET = re.compile(
               | transformer_blocks\.\d+\. (?: attn[12]\.(?:to_[qkv]|to_out\.0) | ff\.net\.(?:0\.proj|2) ) )
         | resnets\.\d+\. (?: conv1 | conv2 | time_emb_proj | conv_shortcut ) )
     | down_blocks\.\d+\.downsamplers\.0\.conv | up_blocks\.\d+\.upsamplers\.0\.conv
+    """,
+    re.VERBOSE | re.ASCII,
+)
+_UNET_NORM = re.compile(
+    r"""
+    conv_norm_out
+    | (?: (?:down|up)_blocks\.\d+ | mid_block ) \.
+      (?: attentions\.\d+\. (?: norm | transformer_blocks\.\d+\.norm[123] ) | resnets\.\d+\.norm[12] )
+    """,
+    re.VERBOSE | re.ASCII,
+)
+_CLIP_NORM = re.compile(
+    r"""
+    text_model\. (?: encoder\.layers\.\d+\.layer_norm[12] | final_layer_norm
+        | embeddings\.(?:token|position)_embedding )
     """,
     re.VERBOSE | re.ASCII,
 )
@@ -46,7 +64,9 @@ _WORDS = (
     "resnets downsamplers upsamplers attn1 attn2 to_q to_k to_v to_out ff net proj proj_in proj_out conv "
     "conv1 conv2 conv_in conv_out conv_shortcut time_embedding add_embedding class_embedding linear_1 "
     "linear_2 time_emb_proj time_embed label_emb in_layers out_layers emb_layers skip_connection op out "
-    "text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 text_projection"
+    "text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 text_projection "
+    "norm norm1 norm2 norm3 conv_norm_out layer_norm1 layer_norm2 final_layer_norm embeddings "
+    "token_embedding position_embedding"
 )
 _WORD = re.compile(rf"({'|'.join(sorted(_WORDS.split(), key=len, reverse=True))}|[0-9]{{1,4}})(?:_|$)")
 _LDM_FIRST_WORDS = {"input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out"}
@@ -57,6 +77,7 @@ _UNDERSCORED_PREFIXES = {
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
     "lycoris_": "unet",  # LyCORIS around a bare UNet
+    "oft_unet_": "unet",  # kohya's OFT
 }
 _DOTTED_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
@@ -114,8 +135,42 @@ def underscored_layer(stem: str) -> Spelled | None:
     return Spelled(ModuleName(component, translated), ldm)
 
 
+def dotted_norm(path: str) -> ModuleName | None:
+    """Read the dotted name of a norm or an embedding, with its component: ``unet.conv_norm_out``."""
+    component, _, rest = path.partition(".")
+    return _norm(component, rest) if component in _DOTTED_COMPONENTS else None
+
+
+def bare_norm(path: str) -> ModuleName | None:
+    """Read the dotted name of a norm or an embedding without component, as :func:`bare_layer` does."""
+    return _norm("unet", path) or _norm("text_encoder", path)
+
+
+def underscored_norm(stem: str) -> Spelled | None:
+    """Read the name of a norm or an embedding as kohya and LyCORIS spell it."""
+    prefix = next((prefix for prefix in _UNDERSCORED_PREFIXES if stem.startswith(prefix)), None)
+    path = _cut_into_words(stem.removeprefix(prefix)) if prefix else None
+    if prefix is None or path is None:
+        return None
+    component = _UNDERSCORED_PREFIXES[prefix]
+    ldm = component == "unet" and path.partition(".")[0] in _LDM_FIRST_WORDS
+    translated = ldm_to_diffusers(path) if ldm else path
+    found = _norm(component, translated) if translated else None
+    return Spelled(found, ldm) if found else None
+
+
+def _norm(component: str, path: str) -> ModuleName | None:
+    if component == "unet":
+        return ModuleName(component, path) if _UNET_NORM.fullmatch(path) else None
+    if path.startswith(("encoder.", "final_layer_norm", "embeddings.")):
+        path = f"text_model.{path}"
+    return ModuleName(component, path) if _CLIP_NORM.fullmatch(path) else None
+
+
 def layer_kind(name: ModuleName) -> str:
     """What sort of layer this is, for reports: ``self-attention``, ``feed-forward``, ``resnet`` ..."""
+    if name.path.endswith((".weight", ".bias")):
+        return "norm or bias" if "embeddings." not in name.path else "embedding"
     for pattern, kind in _KINDS.items():
         if pattern in f".{name.path}.":
             return kind

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from paramerge.adapters import LoraModule, ParaModule
+from paramerge.adapters import LayerModule
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.formats.native import ARCHITECTURE_KEY, BASE_HASH_KEY
 
@@ -26,9 +26,7 @@ _SHA256 = re.compile(r"(?:0x)?([0-9a-f]{64})")
 _SHORT_HASH = re.compile(r"[0-9a-f]{8,10}")
 
 
-def guess_architecture(
-    modules: Mapping[ModuleName, ParaModule | LoraModule], metadata: Mapping[str, str]
-) -> str | None:
+def guess_architecture(modules: Mapping[ModuleName, LayerModule], metadata: Mapping[str, str]) -> str | None:
     """``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``.
 
     Shapes prove it; else a PaRa states it, else names show it, else the trainer noted it. None where they
@@ -52,11 +50,9 @@ def base_hashes(metadata: Mapping[str, str]) -> tuple[str, ...]:
     return (*dict.fromkeys(long), *([short] if _SHORT_HASH.fullmatch(short) else []))
 
 
-def _from_shapes(modules: Iterable[ParaModule | LoraModule]) -> Iterable[str]:
+def _from_shapes(modules: Iterable[LayerModule]) -> Iterable[str]:
     for module in modules:
         component, path = module.name
-        if not isinstance(module, LoraModule):
-            continue
         if component == "unet" and path.endswith(("attn2.to_k", "attn2.to_v")):
             if module.in_features in _BY_CONTEXT:
                 yield _BY_CONTEXT[module.in_features]

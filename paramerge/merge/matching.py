@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from paramerge.adapters import Adapter, LoraModule, ParaModule
+from paramerge.adapters import Adapter, LayerModule
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.targets import Target
@@ -67,21 +67,20 @@ def check_unmatched(
     )
 
 
-def check_shape(base: Base, target: Target, adapter: Adapter, module: ParaModule | LoraModule) -> None:
+def check_shape(base: Base, target: Target, adapter: Adapter, module: LayerModule) -> None:
     """Refuse a layer whose sizes are not those of the weight it is meant for."""
     expected = (target.shape[0], math.prod(target.shape[1:]))
-    if isinstance(module, LoraModule):
-        found: tuple[int, ...] = (module.out_features, module.in_features)
-        fits = found == expected
-    else:
-        found, fits = (module.out_features,), module.out_features == expected[0]
-    if fits:
+    if module.fits(target.shape):
         return
+    sizes = (module.out_features, module.in_features)
+    found = ["any" if size is None else str(size) for size in sizes[: 2 if sizes[1] else 1]]
+    if sizes == (None, None):
+        found = ["tensors of " + " and ".join(str(list(tensor.shape)) for tensor in module.tensors)]
     raise ShapeError(
         "a layer of this adapter does not fit the base's weight",
         where=f"{adapter.path}: {module.name}",
         expected=f"{' x '.join(map(str, expected[: len(found)]))} ({target.key} is {list(target.shape)})",
-        found=" x ".join(map(str, found)),
+        found=" x ".join(found),
         hint=f"the adapter was trained on another model than {base.path.name} ({base.architecture})",
     )
 

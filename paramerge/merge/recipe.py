@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
+from paramerge.merge.blocks import BlockUse
 from paramerge.merge.plan import Plan, PlannedStep
 from paramerge.version import __version__
 
@@ -89,6 +90,7 @@ def build_recipe(
             "dtype": options.dtype,
             "allow_unmatched": options.allow_unmatched,
             "private": options.private,
+            **{name: value for name, value in asdict(options.interpretation).items() if value is not None},
         },
     }
     earlier = _earlier_recipe(plan)
@@ -142,13 +144,19 @@ def _step(step: PlannedStep, files: Sequence[InputFile], private: bool) -> dict[
         "kind": step.step.kind,
         "strength": step.step.strength,
         "family": step.adapter.family,
+        **({} if step.step.kind != "adapter" else {"families": dict(step.adapter.families)}),
         "dialect": step.adapter.dialect,
+        **({"blocks": {use.block: _block(use) for use in step.blocks}} if step.blocks else {}),
         "files": [_file(file, private) for file in files],
         "layers": len(step.matched),
         "layers_excluded": len(step.excluded),
         "layers_unmatched": len(step.unmatched),
         "keys_left_over": sum(len(leftover.keys) for leftover in step.leftovers),
     }
+
+
+def _block(use: BlockUse) -> dict[str, object]:
+    return {"weight": use.weight, "layers": use.layers}
 
 
 def _earlier_recipe(plan: Plan) -> object:
