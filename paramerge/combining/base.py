@@ -18,6 +18,7 @@ from paramerge.checkpoints.tensors import stored
 from paramerge.errors import CheckpointError, NonFiniteError, UnmatchedError, UsageError
 from paramerge.formats.listing import listed
 from paramerge.merge.matching import check_family, check_shape
+from paramerge.merge.naming import in_names_of
 
 __all__ = ["BaseWeights", "LayerShapes"]
 
@@ -29,8 +30,8 @@ class BaseWeights:
         self.base = base
         self._places = {name: (file, target) for file in base.files for name, target in file.targets.items()}
 
-    def check(self, adapter: Adapter) -> None:
-        """Refuse an adapter that does not belong to this base.
+    def check(self, adapter: Adapter) -> Adapter:
+        """The adapter with the base's names for its layers; one that does not belong to this base is refused.
 
         Raises
         ------
@@ -41,6 +42,7 @@ class BaseWeights:
         """
         targets = {name: target for name, (_, target) in self._places.items()}
         check_family(self.base, targets, adapter)
+        adapter = in_names_of(self.base, targets, adapter)
         missing = [str(name) for name in adapter.modules if name not in targets]
         if missing:
             raise UnmatchedError(
@@ -52,6 +54,7 @@ class BaseWeights:
             )
         for name, module in adapter.modules.items():
             check_shape(self.base, targets[name], adapter, module)
+        return adapter
 
     def shape(self, name: ModuleName) -> tuple[int, int]:
         """``(d, k)`` of the layer, a convolution flattened."""

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from paramerge.adapters import Adapter, LoraModule, ParaModule
+from paramerge.checkpoints.blueprint import BLUEPRINTS
 from paramerge.checkpoints.layout import Base
+from paramerge.checkpoints.model_names import looks_like
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
@@ -52,7 +54,7 @@ def check_unmatched(
             where=adapter.path,
             expected=f"layers of {base.path.name} ({base.architecture}, {base.layout})",
             found=_listed([*map(str, unmatched), *keys]),
-            hint=_guess(base, targets, unmatched),
+            hint=_guess(base, targets, unmatched, none=True),
         )
     if allowed or not (unmatched or keys):
         return
@@ -88,12 +90,20 @@ def check_shape(base: Base, target: Target, adapter: Adapter, module: ParaModule
 
 def _family(architecture: str) -> str:
     """``sd15-inpainting`` takes what ``sd15`` takes (but for the input convolution, whose shape tells)."""
-    return architecture.removesuffix("-inpainting")
+    if architecture in BLUEPRINTS:
+        return architecture
+    plain = sorted(BLUEPRINTS, key=len, reverse=True)  # sdxl-refiner before sdxl
+    return next((name for name in plain if architecture.startswith(f"{name}-")), architecture)
 
 
-def _guess(base: Base, targets: Mapping[ModuleName, Target], unmatched: Sequence[ModuleName]) -> str:
+def _guess(
+    base: Base, targets: Mapping[ModuleName, Target], unmatched: Sequence[ModuleName], none: bool = False
+) -> str:
     present = {name.component for name in targets}
     missing = sorted({name.component for name in unmatched} - present)
+    model = looks_like(name.path for name in unmatched)
+    if none and model is not None:
+        return f"by the names of its layers the adapter is for {model}; the base is {base.architecture}"
     if missing and present:
         return (
             f"the base has no {' or '.join(missing)} (it holds {', '.join(sorted(present))}): "
