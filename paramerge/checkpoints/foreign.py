@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from paramerge.checkpoints.model_names import UNET_LIKE
+from paramerge.checkpoints.model_names import UNET_LIKE, looks_like
 from paramerge.errors import CheckpointError
 
 __all__ = ["refuse_adapter", "refuse_quantised", "refuse_wrapped", "without_unet"]
@@ -112,6 +112,14 @@ def without_unet(path: Path, keys: Iterable[str]) -> CheckpointError:
             return CheckpointError(
                 f"there is no UNet in this file: it is {name}", where=path, expected=SUPPORTED, found=found
             )
+    if (model := looks_like(keys)) is not None:
+        return CheckpointError(
+            f"this has layers of {model}, but not a whole model under names that paramerge knows",
+            where=path,
+            expected=SUPPORTED,
+            found=f"{len(keys)} tensors: {', '.join(keys[:3])}" + (" ..." if len(keys) > 3 else ""),
+            hint="an incomplete file: download it again",
+        )
     sample = ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
     return CheckpointError(
         "this is not a checkpoint that paramerge knows",
