@@ -123,8 +123,10 @@ def bare_layer(path: str) -> ModuleName | None:
         return ModuleName("text_encoder", found)
     for prefix in _MODEL_PREFIXES:
         rest = path.removeprefix(prefix)
-        if rest != path and _PATH.fullmatch(rest):
-            return ModuleName("transformer", rest)
+        if rest == path or not _PATH.fullmatch(rest):
+            continue
+        unet = unet_path(ldm_to_diffusers(rest) or rest)
+        return ModuleName("unet", unet) if unet else ModuleName("transformer", rest)
     return ModuleName(MODEL, path) if _PATH.fullmatch(path) else None
 
 
@@ -134,9 +136,10 @@ def strays(names: Iterable[ModuleName]) -> frozenset[ModuleName]:
     Its models' layers are all known, so a name that is not is a misspelled or an unsupported one.
     """
     names = set(names)
-    if not any(name.component == "unet" and _UNET_BLOCK.match(name.path) for name in names):
-        return frozenset()
-    return frozenset(name for name in names if not (unet_path(name.path) or clip_path(name.path)))
+    known = {name for name in names if unet_path(name.path) or clip_path(name.path)}
+    # outside the blocks, layers are called so in other models, too
+    unet = any(name.component == "unet" and _UNET_BLOCK.match(name.path) for name in known)
+    return frozenset(names - known) if unet else frozenset()
 
 
 def underscored_layer(stem: str) -> Spelled | None:
