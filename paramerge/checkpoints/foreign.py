@@ -26,7 +26,7 @@ _QUANTISED = (
 """Models that are not stored as plain weights, by a key that only they have."""
 
 _NO_UNET = (
-    ("a ControlNet", r"^control_model\.|controlnet_(cond_embedding|down_blocks|mid_block)\."),
+    ("a ControlNet", r"^control_model\.|controlnet_\w+\."),
     ("an AnimateDiff motion module", r"\.motion_modules\."),
     ("an IP-Adapter", r"^(ip_adapter|image_proj)\."),
     ("a T2I-Adapter", r"^(adapter\.)?body\.\d+\."),

@@ -190,7 +190,7 @@ def _architecture(path: Path, files: Sequence[_OpenedFile], folder: FolderConten
     if main is None and len(files) == 1 and files[0].known is not None:
         main = files[0]
     if main is not None and (main.known is not None or main.weights.component != "unet"):
-        stated = folder.model_type if main.known is None or main.known.component == MODEL else None
+        stated = folder.model_type if main.known is None or main.known.vague else None
         return Architecture(stated or (main.known.name if main.known else UNKNOWN), True)
     unet = {
         part: file.weights.header.tensors[key].shape

@@ -14,29 +14,25 @@ __all__ = ["MODELS", "UNET_LIKE", "KnownModel", "looks_like", "recognise"]
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """An architecture: what it is called in reports and to people, and keys that it has."""
+    """An architecture: what it is called in reports, and keys that it has."""
 
     name: str
-    title: str
     patterns: tuple[str, ...]
     """Regular expressions; each must occur in some key, with whatever prefix."""
     component: str = "transformer"
     """What a file of it is, where nothing else says so."""
+    vague: bool = False
+    """Whether the name is of many models, so that a configuration's own name for it says more."""
 
 
 MODELS = (
-    KnownModel("flux2", "FLUX.2", (r"double_stream_modulation_img\.lin(ear)?\.",)),
+    KnownModel("flux2", (r"double_stream_modulation_img\.lin(ear)?\.",)),
     KnownModel(
-        "chroma",
-        "Chroma",
-        (r"distilled_guidance_layer\.", r"(double|transformer)_blocks\.\d+\.(img_)?attn\."),
+        "chroma", (r"distilled_guidance_layer\.", r"\b(double|transformer)_blocks\.\d+\.(img_)?attn\.")
     ),
-    KnownModel(
-        "hunyuan-video", "HunyuanVideo", (r"individual_token_refiner\.|token_refiner\.refiner_blocks\.",)
-    ),
+    KnownModel("hunyuan-video", (r"individual_token_refiner\.|token_refiner\.refiner_blocks\.",)),
     KnownModel(
         "flux",
-        "FLUX",
         (
             r"double_blocks\.\d+\.img_attn\.qkv\.|\btransformer_blocks\.\d+\.attn\.add_q_proj\.",
             r"single_blocks\.\d+\.linear1\.|single_transformer_blocks\.\d+\.proj_mlp\.",
@@ -45,40 +41,38 @@ MODELS = (
     ),
     KnownModel(
         "sd3",
-        "Stable Diffusion 3",
-        (r"joint_blocks\.\d+\.|transformer_blocks\.\d+\.norm1_context\.", r"pos_embed"),
+        (r"joint_blocks\.\d+\.|\btransformer_blocks\.\d+\.norm1_context\.", r"\bpos_embed\b"),
     ),
     KnownModel(
         "auraflow",
-        "AuraFlow",
-        (r"double_layers\.\d+\.|\bjoint_transformer_blocks\.\d+\.", r"register_tokens|positional_encoding"),
+        (
+            r"double_layers\.\d+\.|\bjoint_transformer_blocks\.\d+\.",
+            r"register_tokens|positional_encoding",
+        ),
     ),
-    KnownModel("qwen-image", "Qwen-Image", (r"transformer_blocks\.\d+\.img_mod\.", r"\bimg_in\.")),
-    KnownModel(
-        "pixart-or-sana", "PixArt or Sana", (r"adaln_single\.|blocks\.\d+\.cross_attn\.(q|kv)_linear\.",)
-    ),
-    KnownModel("hunyuan-dit", "HunyuanDiT", (r"blocks\.\d+\.(attn2\.kv_proj|default_modulation)\.",)),
-    KnownModel("wan", "Wan", (r"blocks\.\d+\.(self_attn\.norm_q|attn1\.norm_q)\.", r"patch_embedding\.")),
-    KnownModel("lumina-or-z-image", "Lumina or Z-Image", (r"cap_embedder\.", r"layers\.\d+\.")),
-    KnownModel(
-        "stable-cascade", "Stable Cascade", (r"down_blocks\.\d+\.\d+\.channelwise\.|clip_txt_mapper\.",)
-    ),
-    KnownModel(
-        "svd", "Stable Video Diffusion", (r"\.time_stack\.|\.time_mixer\.|\.spatial_res_block\.",), "unet"
-    ),
+    KnownModel("qwen-image", (r"transformer_blocks\.\d+\.img_mod\.", r"\bimg_in\.")),
+    KnownModel("pixart-or-sana", (r"adaln_single\.|blocks\.\d+\.cross_attn\.(q|kv)_linear\.",), vague=True),
+    KnownModel("hunyuan-dit", (r"blocks\.\d+\.(attn2\.kv_proj|default_modulation)\.",)),
+    KnownModel("wan", (r"blocks\.\d+\.(self_attn\.norm_q|attn1\.norm_q)\.", r"patch_embedding\.")),
+    KnownModel("lumina-or-z-image", (r"cap_embedder\.|noise_refiner\.\d+\.", r"\blayers\.\d+\."), vague=True),
+    KnownModel("stable-cascade", (r"down_blocks\.\d+\.\d+\.channelwise\.|clip_txt_mapper\.",)),
+    KnownModel("svd", (r"\.time_stack\.|\.time_mixer\.|\.spatial_res_block\.",), "unet"),
     KnownModel(
         "diffusion-transformer",
-        "a diffusion transformer",
-        (r"transformer_blocks\.\d+\.(scale_shift_table$|attn1?\.to_q\.)|patchify_proj\.",),
+        (r"^([\w.]*\.)?transformer_blocks\.\d+\.(scale_shift_table$|attn1?\.to_q\.)|patchify_proj\.",),
+        vague=True,
     ),
     KnownModel(
         "language-model",
-        "a language model",
         (r"layers\.\d+\.self_attn\.q_proj\.|\bh\.\d+\.attn\.c_attn\.", r"\b(embed_tokens|wte)\.weight$"),
         "model",
+        vague=True,
     ),
 )
 """In the order in which they are tried: what is narrower comes first."""
+
+_BESIDE = re.compile(r"(^|\.)(controlnet_\w+|control_model|motion_modules)\.")
+"""Networks that run beside a model and are built of its blocks."""
 
 _COMPILED = [(model, [re.compile(pattern) for pattern in model.patterns]) for model in MODELS]
 UNET_LIKE = re.compile(r"^(?!.*(decoder|motion_modules)\.).*\b(output_blocks|up_blocks)\.\d+\.")
@@ -88,6 +82,8 @@ UNET_LIKE = re.compile(r"^(?!.*(decoder|motion_modules)\.).*\b(output_blocks|up_
 def recognise(keys: Iterable[str]) -> KnownModel | None:
     """The model that has these keys; None where there is none that is known, or it is a plain UNet."""
     keys = list(keys)
+    if any(_BESIDE.search(key) for key in keys):
+        return None
     unet = any(UNET_LIKE.match(key) for key in keys)
     for model, patterns in _COMPILED:
         if unet and model.name not in ("stable-cascade", "svd"):
