@@ -88,6 +88,7 @@ def _adapter(facts: AdapterFacts) -> dict[str, object]:
         "families": dict(adapter.families),
         "dialect": adapter.dialect,
         "architecture": adapter.architecture,
+        "looks_like": facts.looks_like,
         "base_hashes": list(adapter.base_hashes),
         "components": _nested(Counter((layer.name.component, layer.kind) for layer in facts.layers)),
         "ranks": _counted(Counter(layer.rank for layer in facts.layers)),

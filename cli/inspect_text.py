@@ -12,6 +12,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from paramerge.checkpoints.modules import COMPONENTS
 from paramerge.cli.render import gigabytes, shown
 from paramerge.formats.inspection import (
     RECIPE_KEY,
@@ -30,7 +31,6 @@ _LARGEST = 5
 _KEYS = 8
 _SIZES = re.compile(r"\b\d+ x \d+ |\b\d+ (?=blocks)")
 _COLUMNS = ("norm", "rank", "scale", "directions")
-_COMPONENT_ORDER = ("unet", "text_encoder", "text_encoder_2")
 
 
 def show(
@@ -56,6 +56,8 @@ def show(
 def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
     adapter, layers = facts.adapter, facts.layers
     architecture = adapter.architecture or "architecture not told"
+    if adapter.architecture is None and facts.looks_like is not None:
+        architecture = f"by its names for {facts.looks_like}"
     _title(
         out,
         adapter.path.name if len(adapter.sources) == 1 else "/".join(adapter.path.parts[-2:]),
@@ -166,6 +168,8 @@ def _show_checkpoint(out: Console, facts: CheckpointFacts) -> None:
     widths = (
         base.architecture if base.true_dimensions else f"{base.architecture}, widths not the published ones"
     )
+    if base.architecture == "unknown" and base.true_dimensions:
+        widths = f"model of {sum(part.layers for part in facts.components)} layers"
     _title(out, base.path.name, baked, base.layout, widths, gigabytes(facts.size))
     table = _table()
     table.add_column("component")
@@ -217,7 +221,7 @@ def _first(keys: Sequence[str]) -> str:
 
 
 def _component_place(component: str) -> int:
-    return _COMPONENT_ORDER.index(component) if component in _COMPONENT_ORDER else len(_COMPONENT_ORDER)
+    return COMPONENTS.index(component) if component in COMPONENTS else len(COMPONENTS)
 
 
 def _show_metadata(out: Console, metadata: Mapping[str, str], everything: bool) -> None:

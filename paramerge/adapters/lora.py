@@ -34,6 +34,9 @@ class LoraModule(AdditiveModule):
         Rank-stabilised scaling: alpha / sqrt(r) and not alpha / r.
     alpha_key:
         The key that the alpha was read from, where it is a tensor of the file.
+    rows:
+        The runs ``(start, stop)`` of rows of B that are this layer's, in its order; None for all. A LoRA on
+        stacked projections is several layers of this kind, which share their tensors.
     """
 
     name: ModuleName
@@ -44,6 +47,7 @@ class LoraModule(AdditiveModule):
     rslora: bool = False
     alpha_key: str | None = None
     family: str = "lora"
+    rows: tuple[tuple[int, int], ...] | None = None
 
     @property
     def rank(self) -> int:
@@ -59,7 +63,9 @@ class LoraModule(AdditiveModule):
     @property
     def out_features(self) -> int:
         """Rows of the weight that it changes."""
-        return self.up.shape[0]
+        if self.rows is None:
+            return self.up.shape[0]
+        return sum(stop - start for start, stop in self.rows)
 
     @property
     def in_features(self) -> int:
@@ -113,7 +119,9 @@ class LoraModule(AdditiveModule):
         FileFormatError
             The file changed while it was open.
         """
-        B = self.up.read_exact().reshape(self.out_features, self.rank)
+        B = self.up.read_exact().reshape(self.up.shape[0], self.rank)
+        if self.rows is not None:
+            B = np.concatenate([B[start:stop] for start, stop in self.rows])
         A = self.down.read_exact().reshape(self.rank, -1)
         if self.mid is None:
             common = np.result_type(B, A)

@@ -95,8 +95,7 @@ def compare(
     check_architectures(adapters)
     weights = None if base is None else BaseWeights(base)
     if weights is not None:
-        for adapter in adapters:
-            weights.check(adapter)
+        adapters = [weights.check(adapter) for adapter in adapters]
     names = [n for n in _common_names(adapters) if weights is None or weights.has(n)]
     if not names:
         raise UsageError(

@@ -18,6 +18,7 @@ from paramerge.checkpoints.tensors import stored
 from paramerge.errors import CheckpointError, NonFiniteError, UnmatchedError, UsageError
 from paramerge.formats.listing import listed
 from paramerge.merge.matching import check_family, check_shape
+from paramerge.merge.naming import in_names_of
 
 __all__ = ["BaseWeights", "LayerShapes"]
 
@@ -33,8 +34,8 @@ class BaseWeights:
             for name, target in {**file.targets, **file.parameters}.items()
         }
 
-    def check(self, adapter: Adapter) -> None:
-        """Refuse an adapter that does not belong to this base.
+    def check(self, adapter: Adapter) -> Adapter:
+        """The adapter with the base's names for its layers; one that does not belong to this base is refused.
 
         Raises
         ------
@@ -45,6 +46,7 @@ class BaseWeights:
         """
         targets = {name: target for name, (_, target) in self._places.items()}
         check_family(self.base, targets, adapter)
+        adapter = in_names_of(self.base, targets, adapter)
         missing = [
             str(name)
             for name, module in adapter.modules.items()
@@ -62,6 +64,7 @@ class BaseWeights:
             if name not in targets:
                 continue
             check_shape(self.base, targets[name], adapter, module)
+        return adapter
 
     def has(self, name: ModuleName) -> bool:
         """Whether the base has this layer, norm or bias."""

@@ -20,12 +20,20 @@ from paramerge.algebra import orthonormalise
 from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.layout import Base, open_base
+from paramerge.checkpoints.model_names import looks_like
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
 from paramerge.checkpoints.tensors import stored
 from paramerge.errors import CheckpointError, FamilyError
 from paramerge.formats import peft
 from paramerge.formats.families import CHECKPOINT, Survey, survey
-from paramerge.formats.layers import bare_layer, dotted_layer, layer_kind, underscored_layer
+from paramerge.formats.layers import (
+    bare_layer,
+    clip_path,
+    dotted_layer,
+    layer_kind,
+    underscored_layer,
+    unet_path,
+)
 from paramerge.formats.opening import find_files, is_adapter_folder, open_adapter
 from paramerge.interpretation import BY_TRAINER, Interpretation
 
@@ -98,6 +106,13 @@ class AdapterFacts:
     def metadata(self) -> Mapping[str, str]:
         """The file's own metadata."""
         return self.adapter.metadata
+
+    @property
+    def looks_like(self) -> str | None:
+        """What the names of its layers remind of, where they are none of Stable Diffusion's."""
+        return looks_like(
+            name.path for name in self.adapter.modules if not (unet_path(name.path) or clip_path(name.path))
+        )
 
 
 @dataclass(frozen=True)
@@ -240,7 +255,7 @@ def _checkpoint(base: Base) -> CheckpointFacts:
     layers: Counter[str] = Counter()
     dtypes: dict[str, Counter[str]] = {}
     for file in base.files:
-        layers.update(name.component for name in file.targets)
+        layers.update(name.component for name, target in file.targets.items() if not target.stack)
         for key, info in file.header.tensors.items():
             component = file.components[key]
             tensors[component] += 1

@@ -23,6 +23,7 @@ from paramerge.formats.families import (
     wrong_family,
 )
 from paramerge.formats.family_files import read_family_file
+from paramerge.formats.layers import strays
 from paramerge.formats.listing import listed
 from paramerge.formats.pairs import Part, collect_modules
 from paramerge.formats.peft_config import LoraSettings
@@ -142,9 +143,9 @@ def open_adapter(
         raise AdapterError(
             "no layer of this adapter is known",
             where=header.path,
-            expected="layers of an SD1.5, SD2 or SDXL UNet or CLIP text encoder",
+            expected="names of layers, such as unet.mid_block.attentions.0.proj_in.lora_A.weight",
             found=listed([key for leftover in leftovers for key in leftover.keys]),
-            hint="it was made for another kind of model (Flux, SD3, a language model ...)",
+            hint="see what it holds with: paramerge inspect",
         )
     return Adapter(
         path=header.path,
@@ -199,7 +200,9 @@ def _read_lora(
 
 
 def _understood(read_key: Callable[[str], Part | None], header: Header) -> list[Part]:
-    return [part for key in header.tensors if (part := read_key(key)) is not None]
+    parts = [part for key in header.tensors if (part := read_key(key)) is not None]
+    lost = strays(part.name for part in parts)
+    return [part for part in parts if part.name not in lost]
 
 
 def _dialect(header: Header, configured: bool) -> str:

@@ -145,11 +145,13 @@ def check_shapes(up: StoredTensor, down: StoredTensor, mid: StoredTensor | None)
                 expected="F32, F16, BF16 or another float dtype",
                 found=tensor.dtype,
             )
-        if len(tensor.shape) not in (2, 4):
+        if not 2 <= len(tensor.shape) <= 5 or (
+            len(tensor.shape) in (3, 5) and len(tensor.shape) != len(down.shape)
+        ):
             raise ShapeError(
-                "a factor of this adapter is neither a matrix nor a 2-D convolution",
+                "a factor of this adapter is neither a matrix nor a convolution",
                 where=f"{tensor.path}: {tensor.key}",
-                expected="2 or 4 dimensions",
+                expected="2 to 5 dimensions",
                 found=list(tensor.shape),
             )
         if 0 in tensor.shape:

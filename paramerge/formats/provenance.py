@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from paramerge.adapters import LayerModule
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.formats.layers import clip_path, unet_path
 from paramerge.formats.native import ARCHITECTURE_KEY, BASE_HASH_KEY
 
 __all__ = ["base_hashes", "guess_architecture"]
@@ -19,15 +20,25 @@ _MODELSPEC = (
     ("stable-diffusion-xl", "sdxl"),
     ("stable-diffusion-v1", "sd15"),
     ("stable-diffusion-v2", "sd2"),
+    ("stable-diffusion-3", "sd3"),
+    ("flux-1", "flux"),
 )
-_KOHYA_VERSIONS = (("sdxl", "sdxl"), ("sd_v1", "sd15"), ("sd_1.5", "sd15"), ("sd_v2", "sd2"), ("sd_2", "sd2"))
+_KOHYA_VERSIONS = (
+    ("sdxl", "sdxl"),
+    ("sd_v1", "sd15"),
+    ("sd_1.5", "sd15"),
+    ("sd_v2", "sd2"),
+    ("sd_2", "sd2"),
+    ("flux1", "flux"),
+    ("sd3", "sd3"),
+)
 
 _SHA256 = re.compile(r"(?:0x)?([0-9a-f]{64})")
 _SHORT_HASH = re.compile(r"[0-9a-f]{8,10}")
 
 
 def guess_architecture(modules: Mapping[ModuleName, LayerModule], metadata: Mapping[str, str]) -> str | None:
-    """``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``.
+    """``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``; ``flux`` or ``sd3`` if the trainer noted it.
 
     Shapes prove it; else a PaRa states it, else names show it, else the trainer noted it. None where they
     leave it open (the first text encoder is the same in SD1.5 and SDXL), or where shapes contradict each
@@ -62,9 +73,9 @@ def _from_shapes(modules: Iterable[LayerModule]) -> Iterable[str]:
 
 def _from_names(modules: Iterable[ModuleName]) -> str | None:
     names = list(modules)
-    if any(name.component == "text_encoder_2" for name in names):
+    if any(name.component == "text_encoder_2" and clip_path(name.path) for name in names):
         return "sdxl"
-    paths = [name.path for name in names if name.component == "unet"]
+    paths = [name.path for name in names if name.component == "unet" and unet_path(name.path)]
     if any(
         path.startswith("add_embedding.") or re.search(r"transformer_blocks\.(?:[4-9]|\d\d)\.", path)
         for path in paths

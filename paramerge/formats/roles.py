@@ -100,10 +100,11 @@ def dialects_of(roles: Iterable[Role]) -> dict[str, list[str]]:
 
 def _place(stem: str) -> Place | None:
     if "." not in stem:
-        if spelled := underscored_layer(stem):
-            return Place(spelled.name, True, "kohya-sgm" if spelled.ldm else "kohya")
+        # norms first: what is neither's may still be a layer of another model
         if spelled := underscored_norm(stem):
             return Place(spelled.name, False, "kohya-sgm" if spelled.ldm else "kohya")
+        if spelled := underscored_layer(stem):
+            return Place(spelled.name, True, "kohya-sgm" if spelled.ldm else "kohya")
     if stem.startswith(peft.PREFIX):
         return _dotted(stem.removeprefix(peft.PREFIX), "peft")
     return _dotted(stem, "diffusers")
@@ -111,7 +112,7 @@ def _place(stem: str) -> Place | None:
 
 def _dotted(path: str, dialect: str) -> Place | None:
     path = path.replace(".processor.", ".")
-    if layer := dotted_layer(path) or bare_layer(path):
-        return Place(layer, True, dialect)
-    norm = dotted_norm(path) or bare_norm(path)
-    return Place(norm, False, dialect) if norm else None
+    if norm := dotted_norm(path) or bare_norm(path):
+        return Place(norm, False, dialect)
+    layer = dotted_layer(path) or bare_layer(path)
+    return Place(layer, True, dialect) if layer else None

@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from paramerge.adapters import Adapter, LayerModule
+from paramerge.checkpoints.blueprint import BLUEPRINTS
+from paramerge.checkpoints.flux_keys import single_file_layer, single_file_path
 from paramerge.checkpoints.layout import Base
+from paramerge.checkpoints.model_names import looks_like
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
@@ -52,7 +55,7 @@ def check_unmatched(
             where=adapter.path,
             expected=f"layers of {base.path.name} ({base.architecture}, {base.layout})",
             found=_listed([*map(str, unmatched), *keys]),
-            hint=_guess(base, targets, unmatched),
+            hint=_guess(base, targets, unmatched, none=True),
         )
     if allowed or not (unmatched or keys):
         return
@@ -87,12 +90,31 @@ def check_shape(base: Base, target: Target, adapter: Adapter, module: LayerModul
 
 def _family(architecture: str) -> str:
     """``sd15-inpainting`` takes what ``sd15`` takes (but for the input convolution, whose shape tells)."""
-    return architecture.removesuffix("-inpainting")
+    if architecture in BLUEPRINTS:
+        return architecture
+    plain = sorted(BLUEPRINTS, key=len, reverse=True)  # sdxl-refiner before sdxl
+    return next((name for name in plain if architecture.startswith(f"{name}-")), architecture)
 
 
-def _guess(base: Base, targets: Mapping[ModuleName, Target], unmatched: Sequence[ModuleName]) -> str:
+def _is_stacked(path: str) -> bool:
+    """Whether FLUX's two layouts differ in more than this layer's name."""
+    layer = single_file_layer(path) or single_file_layer(single_file_path(path) or "")
+    return layer is not None and (len(layer.parts) > 1 or layer.swapped)
+
+
+def _guess(
+    base: Base, targets: Mapping[ModuleName, Target], unmatched: Sequence[ModuleName], none: bool = False
+) -> str:
     present = {name.component for name in targets}
     missing = sorted({name.component for name in unmatched} - present)
+    model = looks_like(name.path for name in unmatched)
+    if base.architecture == "flux" and any(_is_stacked(name.path) for name in unmatched):
+        return (
+            "FLUX's single file stacks these projections, and of the families only LoRA can be divided: "
+            "take a base of the layout that the adapter was made for, a single file or a diffusers folder"
+        )
+    if none and model is not None:
+        return f"by the names of its layers the adapter is for {model}; the base is {base.architecture}"
     if missing and present:
         return (
             f"the base has no {' or '.join(missing)} (it holds {', '.join(sorted(present))}): "

@@ -22,6 +22,7 @@ from paramerge.checkpoints.targets import Target
 from paramerge.errors import CheckpointError, UsageError
 from paramerge.merge.blocks import BlockUse, used_blocks
 from paramerge.merge.matching import check_family, check_shape, check_unmatched
+from paramerge.merge.naming import in_names_of
 from paramerge.merge.steps import BakeOptions, Kind, Step
 
 __all__ = [
@@ -223,6 +224,7 @@ def _match(
     base: Base, targets: Mapping[ModuleName, Target], step: Step, adapter: Adapter, options: BakeOptions
 ) -> PlannedStep:
     check_family(base, targets, adapter)
+    adapter = in_names_of(base, targets, adapter, lambda name: is_selected(name, options.only))
     excluded = tuple(name for name in adapter.modules if not is_selected(name, options.only))
     wanted = [name for name in adapter.modules if is_selected(name, options.only)]
     matched = tuple(name for name in wanted if name in targets)
@@ -233,7 +235,7 @@ def _match(
             where=adapter.path,
             expected=f"layers that match --only {' '.join(options.only)}",
             found=", ".join(sorted({name.component for name in adapter.modules})),
-            hint="give a component (unet, text_encoder, text_encoder_2) or a pattern such as 'unet.*attn2*'",
+            hint="give a component (unet, text_encoder ...) or a pattern such as 'unet.*attn2*'",
         )
     check_unmatched(base, targets, adapter, matched, unmatched, allowed=options.allow_unmatched)
     for name in matched:
@@ -328,9 +330,21 @@ def _plan_file(file: WeightFile, ops: Mapping[ModuleName, tuple[Op, ...]], optio
         component = file.components[key]
         at_key = tuple(edits.get(key, ()))
         if at_key:
+            _check_stack(file, at_key)
             _check_editable(file, info, at_key[0])
         tensors.append(TensorPlan(info, component, _output_dtype(info, component, options), at_key))
     return FilePlan(file, tuple(tensors))
+
+
+def _check_stack(file: WeightFile, edits: Sequence[Edit]) -> None:
+    """Refuse to change stacked projections as one layer and one by one: nothing says which comes first."""
+    if len(edits) > 1 and any(edit.target.stack for edit in edits):
+        raise UsageError(
+            "one adapter changes stacked projections as one layer, another changes them one by one",
+            where=f"{file.header.path}: {edits[0].target.key}",
+            found=", ".join(str(edit.target.module) for edit in edits),
+            hint="bake them one after the other, each into the output of the one before",
+        )
 
 
 def _check_editable(file: WeightFile, info: TensorInfo, edit: Edit) -> None:

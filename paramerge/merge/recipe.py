@@ -14,6 +14,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from paramerge.checkpoints.layout import DIFFUSERS_FOLDER
 from paramerge.merge.blocks import BlockUse
 from paramerge.merge.plan import Plan, PlannedStep
 from paramerge.version import __version__
@@ -76,9 +77,7 @@ def build_recipe(
         "base": {
             "layout": plan.base.layout,
             "architecture": plan.base.architecture,
-            "files": [
-                _file(file, options.private and plan.base.layout != "diffusers-folder") for file in base_files
-            ],
+            "files": [_file(file, options.private and not plan.base.is_folder) for file in base_files],
         },
         "steps": [
             _step(step, files, options.private) for step, files in zip(plan.steps, step_files, strict=True)
@@ -113,8 +112,9 @@ def _modelspec(base: Mapping[str, str], plan: Plan) -> dict[str, str]:
     architecture = base.get("modelspec.architecture") or _MODELSPEC_ARCHITECTURE.get(plan.base.architecture)
     if architecture:
         fields["modelspec.architecture"] = architecture
-    implementation = "diffusers" if plan.base.layout == "diffusers-folder" else "sgm"
-    fields["modelspec.implementation"] = base.get("modelspec.implementation", implementation)
+    implementation = base.get("modelspec.implementation") or _implementation(plan)
+    if implementation:
+        fields["modelspec.implementation"] = implementation
     resolution = base.get("modelspec.resolution") or _RESOLUTION.get(plan.base.architecture)
     if resolution:
         fields["modelspec.resolution"] = resolution
@@ -124,6 +124,14 @@ def _modelspec(base: Mapping[str, str], plan: Plan) -> dict[str, str]:
     if not plan.options.private:
         fields["modelspec.merged_from"] = ", ".join(names)
     return fields
+
+
+def _implementation(plan: Plan) -> str | None:
+    """Whose names the keys have; None for a file of a model that has no name for them."""
+    if plan.base.layout == DIFFUSERS_FOLDER:
+        return "diffusers"
+    unet = any(name.component == "unet" for file in plan.base.files for name in file.targets)
+    return "sgm" if unet else None
 
 
 def _title(plan: Plan) -> str:

@@ -238,12 +238,20 @@ def test_a_pickle_under_another_name_is_no_safetensors(tmp_path: Path) -> None:
         open_adapter(path)
 
 
-def test_another_models_lora_is_refused_with_a_guess(tmp_path: Path) -> None:
+def test_a_lora_whose_layers_have_no_names_is_refused(tmp_path: Path) -> None:
     up, down = random_factors(np.random.default_rng(0), 4, 4, 1)
-    tensors = kohya_layer("lora_unet_double_blocks_0_img_attn_qkv", up, down)
+    tensors = {f"a layer.lora_{side}.weight": value for side, value in (("A", down), ("B", up))}
     with pytest.raises(AdapterError, match="no layer of this adapter is known") as caught:
         open_adapter(save(tmp_path / "f.safetensors", tensors))
-    assert "Flux" in str(caught.value.hint)
+    assert "inspect" in str(caught.value.hint)
+
+
+def test_another_models_names_stay_as_they_are(tmp_path: Path) -> None:
+    up, down = random_factors(np.random.default_rng(0), 4, 4, 1)
+    tensors = kohya_layer("lora_unet_double_blocks_0_img_attn_qkv", up, down)
+    adapter = open_adapter(save(tmp_path / "f.safetensors", tensors))
+    assert [str(name) for name in adapter.modules] == ["unet.double_blocks_0_img_attn_qkv"]
+    assert adapter.architecture is None
 
 
 @law
