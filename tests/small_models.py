@@ -23,7 +23,7 @@ class Small(nn.Module):
         self.bare = nn.Linear(12, 9, bias=False)
         self.tall = nn.Linear(4, 16)
         self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.strided = nn.Conv2d(8, 6, (3, 1), stride=2, dilation=(2, 1), bias=False)
+        self.strided = nn.Conv2d(8, 6, (3, 1), stride=2, padding=(1, 0), bias=False)
 
     def forward(self, x: Tensor, image: Tensor) -> tuple[Tensor, ...]:
         hidden = self.bare(torch.tanh(self.lin(x)))

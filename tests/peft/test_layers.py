@@ -46,6 +46,20 @@ def test_forward_is_that_of_the_reduced_weights(dtype: torch.dtype, strength: fl
     assert {path for path, _ in para_layers(model)} == set(LAYERS)
 
 
+def test_any_convolution_without_groups() -> None:
+    torch.manual_seed(2)
+    plain = nn.Conv2d(
+        5, 7, (3, 2), stride=2, padding=(2, 0), dilation=(2, 1), padding_mode="circular"
+    ).double()
+    model = inject_adapter_in_model(
+        random_para(target_modules=["0"]), nn.Sequential(copy.deepcopy(plain)), "p"
+    )
+    plain.weight.data = reduced(plain.weight, model[0].para_B["p"])
+    image = torch.randn(2, 5, 9, 8, dtype=torch.float64)
+    assert distance([model(image), model(image[0])], [plain(image), plain(image[0])]) < 1e-14
+    assert distance([model(image.to(memory_format=torch.channels_last))], [plain(image)]) < 1e-14
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_keep_float32_bases(dtype: torch.dtype) -> None:
     model = with_para(small(dtype))
