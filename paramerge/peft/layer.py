@@ -145,6 +145,8 @@ class PaRaLayer(BaseTunerLayer):
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
         """Move to the device only: B keeps its dtype under a half-precision model."""
+        if adapter_name not in self.para_B:
+            return  # PEFT asks every layer, whatever adapters it has
         B = self.para_B[adapter_name]
         target = device or self.base_layer.weight.device
         if not B.is_meta and target.type != "meta":
