@@ -21,6 +21,7 @@ COMMANDS = {
     "merge": "paramerge.cli.merge:merge",
     "compare": "paramerge.cli.compare:compare",
     "generate": "paramerge.cli.generate:generate",
+    "train": "paramerge.cli.train:train",
 }
 """Each verb and where it is; a verb's module is imported only when it is called."""
 

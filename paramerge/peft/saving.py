@@ -19,7 +19,7 @@ from paramerge.peft.bases import nearest_projector
 from paramerge.peft.layer import PaRaLayer
 from paramerge.peft.places import components_of, layer_name, para_layers, plain_path
 
-__all__ = ["para_bases", "save_para"]
+__all__ = ["architecture_of", "para_bases", "save_para"]
 
 
 def save_para(
@@ -67,7 +67,7 @@ def save_para(
     write_para(
         file,
         para_bases(pipe_or_model, name, component=component),
-        architecture=architecture or _architecture(components.get("unet")),
+        architecture=architecture or architecture_of(components.get("unet")),
         base_sha256=base_sha256,
         gamma=getattr(config, "gamma", None),
         dtype=dtype,
@@ -143,7 +143,8 @@ def _only_adapter(components: Mapping[str, nn.Module]) -> str:
     return names.pop()
 
 
-def _architecture(unet: nn.Module | None) -> str | None:
+def architecture_of(unet: nn.Module | None) -> str | None:
+    """The architecture of a UNet, with or without adapters, by its blocks; None where it is not known."""
     if unet is None:
         return None
     shapes = {

@@ -281,13 +281,17 @@ def test_merging_a_lora_without_the_active_para_is_refused() -> None:
     assert model.lin.base_layer.merged
 
 
-def test_three_deep() -> None:
-    model = nested("lora", False)
-    inject_adapter_in_model(OTHERS["loha"](), model, "loha")
+@pytest.mark.parametrize("order", ["para lora loha", "lora para loha", "lora loha para"])
+def test_three_deep(order: str) -> None:
+    model = small()
+    torch.manual_seed(3)
+    for name in order.split():
+        inject_adapter_in_model(random_para() if name == "para" else OTHERS[name](), model, name)
     activate(model, "para", "lora", "loha")
     with torch.no_grad():
         want = model(*inputs())
-        fuse(model, component="unet")
+        for layer in list(tuner_layers(model)):  # outermost first
+            layer.merge()
         assert all(layer.merged for layer in tuner_layers(model))
         assert distance(model(*inputs()), want) < 5e-6
         unfuse(model, component="unet")
