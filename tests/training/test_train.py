@@ -119,24 +119,41 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "krona": {"krona_factors": (4, 2)},
     "textual-inversion": {"instance_prompt": "a <sks> dog", "initializer": "dog", "placeholder_vectors": 2},
 }
-DIALECTS = {"para": "paramerge", "lora": "kohya", "dora": "PEFT", "svdiff": "SVDiff", "krona": "DiffuseKronA"}
+NAMED = {
+    "para": "PaRa",
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "oft": "OFT",
+    "boft": "BOFT",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "krona": "DiffuseKronA",
+    "svdiff": "SVDiff",
+    "dreambooth": "checkpoint",
+    "textual-inversion": "textual inversion",
+}
+"""What ``inspect`` calls each method's file."""
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_and_saves(
     method: str, sd: Path, dog: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = settings(sd, dog, tmp_path, method=method, steps=2, **OPTIONS.get(method, {}))
+    config = settings(sd, dog, tmp_path / "a", method=method, steps=2, **OPTIONS.get(method, {}))
     result = train(config)
     assert len(result.losses) == 2
     saved = tensors_of(result.adapter[0])
     assert saved
     assert all(bool(torch.isfinite(value).all()) for value in saved.values())
-    fresh = train(replace(config, output=tmp_path / "one", steps=1))
-    assert not same(result.adapter[0], fresh.adapter[0])  # the second step changed something
-    again = train(replace(config, output=tmp_path / "two"))
+    checkpoint = load_file(latest_checkpoint(tmp_path / "a" / "checkpoints"))  # type: ignore[arg-type]
+    moments = [float(value.norm()) for key, value in checkpoint.items() if "exp_avg." in key]
+    assert sum(norm > 0 for norm in moments) > 0.4 * len(moments) > 0
+    again = train(replace(config, output=tmp_path / "b"))
     assert same(result.adapter[0], again.adapter[0])
     assert result.losses == again.losses
+    with pytest.raises(SystemExit):
+        main(["inspect", str(result.adapter[0])])
+    assert NAMED[method].lower() in "".join(capfd.readouterr()).lower()
 
 
 def test_a_trained_lora_does_in_diffusers_what_it_did_in_training(
@@ -248,7 +265,7 @@ def test_what_cannot_be_resumed(sd: Path, dog: Path, tmp_path: Path) -> None:
 
 
 SMOOTH = {"init": "orthonormal", "adam_epsilon": 1.0, "learning_rate": 1.0}
-"""AdamW as plain descent: its first steps go by the signs of gradients, which rounding turns where they are 0."""
+"""AdamW as plain descent: its first steps go by the signs of gradients, which rounding may turn."""
 
 
 def test_accumulated_batches_are_one_batch(sd: Path, dog: Path, tmp_path: Path) -> None:
@@ -455,13 +472,14 @@ def test_help_needs_no_torch() -> None:
     assert "--lr-scheduler" in done.stdout
 
 
+@pytest.mark.slow  # three processes that each load torch; some 25 seconds of CPU
 def test_two_processes_are_one_with_the_same_whole_batch(sd: Path, dog: Path, tmp_path: Path) -> None:
     """Equal to rounding, as sums are taken in another order."""
     flags = ["--model", sd, "--instance-folder", dog, "--instance-prompt", "a noto dog",
-             "--steps", 3, "--rank", 2, "--device", "cpu", "--batch-size", 1, "--output", tmp_path / "two"]  # fmt: skip
+             "--steps", 3, "--rank", 2, "--device", "cpu", "--output", tmp_path / "two"]  # fmt: skip
     flags += [text for key, value in SMOOTH.items() for text in (f"--{key.replace('_', '-')}", value)]
     # what accelerate's launcher starts for many GPUs; for CPUs that one wants MPI
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     launch += ["-m", "paramerge.training"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -476,7 +494,7 @@ def test_two_processes_are_one_with_the_same_whole_batch(sd: Path, dog: Path, tm
     assert found.keys() == want.keys()
     for key, value in want.items():
         if key.startswith("parameter."):
-            assert float((found[key] - value).norm() / value.norm()) < 1e-5, key
+            assert float((found[key] - value).norm() / value.norm()) < 2e-4, key
 
 
 def test_the_order_of_pictures() -> None:
