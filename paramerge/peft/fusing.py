@@ -84,10 +84,10 @@ def hoist_bases(model: nn.Module) -> torch.utils.hooks.RemovableHandle:
     it does not pay. Works with non-reentrant gradient checkpointing (diffusers' own), as the bases stay until
     the next forward pass. Only where there is a gradient to take; ``remove()`` the handle to end it.
     """
-    return model.register_forward_pre_hook(lambda *_: _hoist(model))
+    return model.register_forward_pre_hook(_hoist)
 
 
-def _hoist(model: nn.Module) -> None:
+def _hoist(model: nn.Module, inputs: object) -> None:
     groups: dict[tuple[object, ...], list[tuple[Any, str]]] = defaultdict(list)
     for _, layer in para_layers(model):
         layer._hoisted.clear()

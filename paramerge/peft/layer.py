@@ -35,6 +35,19 @@ class Step:
     strength: float
 
 
+class Hoisted(dict[str, tuple[int, Tensor]]):
+    """Bases made before the step, with the version of B that they are of; a copy of the layer has none.
+
+    They belong to a graph of autograd's, which can be neither copied nor stored.
+    """
+
+    def __deepcopy__(self, memo: object) -> Hoisted:
+        return Hoisted()
+
+    def __reduce__(self) -> tuple[type[Hoisted], tuple[()]]:
+        return Hoisted, ()
+
+
 class WideParameters(nn.ParameterDict):
     """Parameters that stay float32 or better when the model around them is cast to half precision."""
 
@@ -87,7 +100,7 @@ class PaRaLayer(BaseTunerLayer):
         self.covered = False
         """Whether an adapter around this one is merged into the same weight."""
         self._kept: tuple[object, list[Step]] | None = None
-        self._hoisted: dict[str, tuple[int, Tensor]] = {}
+        self._hoisted = Hoisted()
         self.in_features, self.out_features = _features(self.base_layer)
 
     # --- adapters come and go -------------------------------------------------------------------------------
