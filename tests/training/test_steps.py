@@ -15,7 +15,10 @@ from PIL import Image
 
 from paramerge.training.config import TrainConfig
 from paramerge.training.examples import Batch, Examples, Latents, Prompts, make_batch
-from paramerge.training.loop import _follow, _rates
+from paramerge.training.loop import _follow, _optimizer, _rates
+from paramerge.training.methods.krona import KronaChange
+from paramerge.training.methods.svdiff import SpectralShift
+from paramerge.training.methods.trained import Trained
 from paramerge.training.objective import loss_of, noise_schedule, snr_weights
 from paramerge.training.pictures import data_hash, find_pictures, read_picture
 from paramerge.training.state import TrainingState
@@ -200,3 +203,28 @@ def test_the_running_mean_and_the_plot() -> None:
     losses = [4.0, 2.0, 0.0, 8.0]
     assert smoothed(losses, 2).tolist() == [4.0, 3.0, 1.0, 4.0]
     assert loss_plot(losses)[:4] == b"\x89PNG"
+
+
+# --- what is trained ----------------------------------------------------------------------------------------
+
+
+def test_weight_decay_is_not_for_a_para() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    for decays, expected in ((True, 0.01), (False, 0.0)):
+        trained = Trained({"p": parameter}, lambda folder, metadata: [], decays=decays)
+        (group,) = _optimizer(trained, CONFIG).param_groups
+        assert (group["weight_decay"], group["lr"]) == (expected, 1e-3)
+
+
+def test_spectral_shifts_do_not_turn_a_singular_value() -> None:
+    W = torch.randn(5, 2, 3, 3)
+    shift = SpectralShift(W)
+    assert torch.equal(shift(W), W)
+    with torch.no_grad():
+        shift.delta.fill_(-100.0)
+    torch.testing.assert_close(shift(W), torch.zeros_like(W), atol=1e-5, rtol=0)
+
+
+def test_krona_starts_at_the_model() -> None:
+    W = torch.randn(6, 4)
+    assert torch.equal(KronaChange(W, 3, 2)(W), W)
