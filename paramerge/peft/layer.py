@@ -99,6 +99,8 @@ class PaRaLayer(BaseTunerLayer):
         self._removals: list[Removal] = []
         self.covered = False
         """Whether an adapter around this one is merged into the same weight."""
+        self.reached = False
+        """Set by every call; what lies around looks whether it was (see :mod:`paramerge.peft.nesting`)."""
         self._kept: tuple[object, list[Step]] | None = None
         self._hoisted = Hoisted()
         self.in_features, self.out_features = _features(self.base_layer)
@@ -329,6 +331,7 @@ class PaRaLayer(BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output less what the active adapters remove."""
+        self.reached = True
         if kwargs.pop("adapter_names", None) is not None:
             raise UsageError("PaRa does not choose adapters for each sample of a batch", where=self.where)
         if self.disable_adapters:
@@ -338,6 +341,13 @@ class PaRaLayer(BaseTunerLayer):
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.merged:
             return result
+        if self.covered and self.waiting():
+            raise UsageError(
+                "the weight has another adapter in it, which this PaRa would project along with it",
+                where=self.where,
+                expected="the PaRa merged before the adapter around it, or neither merged",
+                hint="unmerge all, then merge all at once",
+            )
         for step in self._current_steps():
             result = self._project(result, step)
         return result
