@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "paramerge.cli.generate:generate",
     "demo": "paramerge.cli.demo:demo",
     "sizes": "paramerge.cli.sizes:sizes",
+    "train": "paramerge.cli.train:train",
 }
 """Each verb and where it is; a verb's module is imported only when it is called."""
 
