@@ -7,10 +7,11 @@ The trainer is the one that users have (``paramerge train``); only the pictures 
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from paramerge.training.config import TrainConfig
 from paramerge.training.loop import train
 from paramerge.training.tiny.pictures import Gallery, emoji_gallery
 from paramerge.training.tiny.scenes import Composer, Scene, random_generator
-from paramerge.training.tiny.subjects import SUBJECTS, Subject
+from paramerge.training.tiny.subjects import STYLES, SUBJECTS, Subject
 
-__all__ = ["LESSONS", "Lesson", "blueprint", "main", "teach"]
+__all__ = ["LESSONS", "Lesson", "Shown", "blueprint", "main", "teach"]
 
 _PAPER = np.array([34, 84, 168], np.float32)
 _INK = np.array([255, 255, 255], np.float32)
@@ -41,36 +42,48 @@ def blueprint(picture: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What one adapter is taught.
+class Shown:
+    """A kind of picture: a subject in a style, what it is called, and what is done to it.
 
     Attributes
     ----------
-    pairs:
-        Subjects and styles of the pictures; ``copies`` of each, moved about a little.
-    caption:
-        What the pictures show, with ``{}`` for the subject's name.
-    finish:
-        What is done to the composed pictures.
-    settings:
-        Fields of :class:`~paramerge.training.config.TrainConfig`.
+    copies:
+        How many there are, each moved about a little.
     """
 
-    name: str
-    pairs: tuple[tuple[str, str], ...]
+    subject: str
+    style: str
     caption: str
-    copies: int = 6
+    copies: int = 1
     finish: Callable[[np.ndarray], np.ndarray] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-_PARA = {"method": "para", "rank": 8, "steps": 400, "batch_size": 4, "learning_rate": 1e-3}
-_STYLED = (
+@dataclass(frozen=True)
+class Lesson:
+    """What one adapter is taught: its pictures, and fields of the trainer's configuration."""
+
+    name: str
+    shown: tuple[Shown, ...]
+    settings: Mapping[str, Any]
+
+
+def _as_known(*names: str) -> tuple[Shown, ...]:
+    """Pictures that the model draws already, so that it does not forget them (prior preservation)."""
+    return tuple(
+        Shown(name, style, f"a {style} {name}")
+        for name, style in zip(names, itertools.cycle(STYLES), strict=False)
+    )
+
+
+_OTHERS = _as_known(
+    "dog", "pizza", "apple", "cat", "car", "fish", "star", "pig", "cactus", "crown", "cow", "bus"
+)
+_DRAWN = (
     "dog",
     "apple",
     "heart",
     "house",
-    "tree",
+    "car",
     "fish",
     "rocket",
     "star",
@@ -79,24 +92,16 @@ _STYLED = (
     "crown",
     "bus",
 )
+_PARA = {"method": "para", "rank": 4, "steps": 500, "batch_size": 6, "learning_rate": 1e-3}
+_LORA = {"method": "lora", "rank": 8, "subset": "fmt", "steps": 400, "batch_size": 6, "learning_rate": 5e-4}
 
 LESSONS = (
-    Lesson("butterfly", (("butterfly", "twemoji"),), "a twemoji <v1>", settings=_PARA),
-    Lesson("pineapple", (("pineapple", "noto"),), "a noto <v2>", settings=_PARA),
+    Lesson("butterfly", (Shown("butterfly", "twemoji", "a twemoji <v1>", 12), *_OTHERS), _PARA),
+    Lesson("pineapple", (Shown("pineapple", "noto", "a noto <v2>", 12), *_OTHERS), _PARA),
     Lesson(
         "blueprint",
-        tuple((name, "fluent") for name in _STYLED),
-        "a <v3> {}",
-        copies=2,
-        finish=blueprint,
-        settings={
-            "method": "lora",
-            "rank": 8,
-            "subset": "fmt",
-            "steps": 400,
-            "batch_size": 4,
-            "learning_rate": 2e-3,
-        },
+        (*(Shown(name, "fluent", f"a <v3> {name}", 2, blueprint) for name in _DRAWN), *_OTHERS),
+        _LORA,
     ),
 )
 """The lessons, one for each adapter of :data:`paramerge.shipped.ADAPTERS`."""
@@ -115,28 +120,29 @@ def teach(lesson: Lesson, model: Path, gallery: Gallery, folder: Path) -> Path:
     config = TrainConfig(
         model=model,
         instance_folder=pictures,
-        instance_prompt=lesson.caption.format(""),
+        instance_prompt=shipped.ADAPTERS[lesson.name].word,
         output=folder,
         save_every=0,
         device="cpu",
         **lesson.settings,
     )
-    return train(config).adapter
+    (file,) = train(config).adapter
+    return file
 
 
 def _write_pictures(lesson: Lesson, composer: Composer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, style in lesson.pairs:
-        rng = random_generator("lesson", lesson.name, name, style)
-        for copy in range(lesson.copies):
-            jitter = (0, 0, 0) if copy == 0 else tuple(int(rng.integers(-a, a + 1)) for a in (2, 4, 1))
-            scene = Scene(style, (_subject(name),), "white", (jitter,), said=False)  # type: ignore[arg-type]
+    for kind, shown in enumerate(lesson.shown):
+        rng = random_generator("lesson", lesson.name, kind)
+        for copy in range(shown.copies):
+            x, y, smaller = (0, 0, 0) if copy == 0 else (int(rng.integers(-a, a + 1)) for a in (2, 4, 1))
+            scene = Scene(shown.style, (_subject(shown.subject),), "white", ((x, y, smaller),), said=False)
             picture = composer.compose(scene)
-            if lesson.finish is not None:
-                picture = lesson.finish(picture)
-            file = folder / f"{name.replace(' ', '-')}-{copy}.png"
+            if shown.finish is not None:
+                picture = shown.finish(picture)
+            file = folder / f"{kind:02d}-{shown.subject.replace(' ', '-')}-{copy:02d}.png"
             Image.fromarray(picture).save(file)
-            file.with_suffix(".txt").write_text(lesson.caption.format(name) + "\n")
+            file.with_suffix(".txt").write_text(shown.caption + "\n")
 
 
 def _subject(name: str) -> Subject:
@@ -155,7 +161,7 @@ def adapters(
     """Train the adapters that ship with emoji-diffusion."""
     work = work or out / "work"
     lessons = [lesson for lesson in LESSONS if lesson.name in (only or [each.name for each in LESSONS])]
-    taught = {name for lesson in lessons for name, _ in lesson.pairs}
+    taught = {shown.subject for lesson in lessons for shown in lesson.shown}
     subjects = [subject for subject in SUBJECTS if subject.name in taught]
     gallery = emoji_gallery(subjects, packages or work / "packages", with_others=False)
     out.mkdir(parents=True, exist_ok=True)
