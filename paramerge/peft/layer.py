@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from paramerge.algebra import graded_joint_basis, storage_tolerance
 from paramerge.errors import AdapterError, UsageError
-from paramerge.peft.bases import basis_of
+from paramerge.peft.bases import basis_of, no_autocast
 from paramerge.peft.config import PaRaConfig
 from paramerge.peft.initial import initial_basis
 from paramerge.peft.nesting import watch
@@ -176,8 +176,7 @@ class PaRaLayer(BaseTunerLayer):
         hoisted = self._hoisted.get(adapter_name)
         if hoisted is not None and hoisted[0] == B._version and torch.is_grad_enabled():
             return hoisted[1]
-        with torch.autocast(B.device.type, enabled=False):
-            return basis_of(B, self.para_method[adapter_name], self.para_epsilon[adapter_name])
+        return basis_of(B, self.para_method[adapter_name], self.para_epsilon[adapter_name])
 
     def _steps(self, names: Sequence[str], dtype: torch.dtype | None = None) -> list[Step]:
         """What ``names`` remove together: one joint step, or one after the other."""
@@ -277,7 +276,7 @@ class PaRaLayer(BaseTunerLayer):
             self.unmerge()
         weight = self.base_layer.weight.data
         wide = torch.float32 if weight.device.type == "mps" else torch.float64
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        with torch.no_grad(), no_autocast(weight):
             for step in self._steps([*before, *fresh] if joint else fresh, wide):
                 self._removals.append(remove(weight, step.K, step.strength, step.names, self.where))
         self.merged_adapters.extend([*before, *fresh] if joint else fresh)
