@@ -177,7 +177,7 @@ def _lokr(
             (a, c), (b, e) = (c, a), (e, b)
         kernel = _kernel(shape)
         flat = int(np.prod(kernel)) if kernel else 1
-        tensors: Tensors = {"alpha": np.array(1.0)}
+        tensors: Tensors = {"alpha": np.array(3.0)}
         if whole1:
             tensors["lokr_w1"] = _normal(rng, a, b)
         else:
@@ -207,7 +207,7 @@ def _lokr_delta(t: Tensors, W: Matrix, shape: Shape) -> Matrix:
         w2 = t["lokr_w2_a"] @ t["lokr_w2_b"]
     ranked = any(key.endswith(("_a", "_b")) for key in t)
     kernel = (1,) * (w2.ndim - 2)
-    return (0.5 if ranked else 1.0) * np.kron(w1.reshape(*w1.shape, *kernel), w2).reshape(W.shape)
+    return (1.5 if ranked else 1.0) * np.kron(w1.reshape(*w1.shape, *kernel), w2).reshape(W.shape)
 
 
 def _peft_lokr(rng: np.random.Generator, shape: Shape) -> Tensors:
@@ -486,8 +486,9 @@ def _glora_early_change(t: Tensors, W: Matrix, shape: Shape) -> Matrix:
 
 
 def _svdiff(rng: np.random.Generator, shape: Shape) -> Tensors:
-    # falling, and large enough that some singular values are cut off at 0
-    return {"delta": -np.sort(-rng.normal(0, 0.3, min(_flat(shape))))}
+    shift = rng.normal(0, 0.3, min(_flat(shape)))
+    shift[-1] = -50.0  # the smallest singular value falls below 0 and is cut off there
+    return {"delta": shift}
 
 
 def _svdiff_change(t: Tensors, W: Matrix, shape: Shape) -> Matrix:

@@ -19,7 +19,8 @@ _RUNTIME_BYTES = 235 << 20
 
 _WORKER_BYTES = BUFFER_BYTES + (4 << 20)
 
-_COPIES, _COPIES_OF_SVD = 4, 7
+_COPIES = 4
+_MORE_COPIES = {"boft": 6, "svdiff": 7}
 """Matrices of a whole layer's size, at most, while a step that depends on the weight is worked out."""
 
 
@@ -192,8 +193,8 @@ def _whole_bytes(edit: Edit) -> int:
     if not edit.needs_whole:
         return 0
     elements = math.prod(edit.target.shape)
-    decomposed = any(isinstance(op, FamilyOp) and op.module.family == "svdiff" for op in edit.ops)
-    return 8 * elements * (_COPIES_OF_SVD if decomposed else _COPIES)
+    families = [op.module.family for op in edit.ops if isinstance(op, FamilyOp)]
+    return 8 * elements * max(_MORE_COPIES.get(family, _COPIES) for family in families)
 
 
 def _factor_bytes(ops: Sequence[Op]) -> int:

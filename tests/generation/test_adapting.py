@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from baking import lora_file, para_file, plan_of, random_bases, random_factors, shapes_of
+from family_cases import CASES
 from tiny_pipelines import sd_pipeline, sdxl_pipeline
 
 from paramerge.checkpoints.layout import open_base
+from paramerge.checkpoints.writer import write_safetensors
 from paramerge.errors import CheckpointError, NonFiniteError
 from paramerge.generation.adapting import apply_plan
 from paramerge.generation.loading import load_pipeline
@@ -58,6 +60,43 @@ def test_loaded_and_changed_equals_baked_and_loaded(
     for key, found in after.items():
         # the same float64 arithmetic in another order, rounded once: at most one unit in the last place
         torch.testing.assert_close(found, baked[key], rtol=2 * torch.finfo(torch.float32).eps, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["lokr-w1-whole", "dora-in", "svdiff"])
+def test_other_families_are_applied_as_they_are_baked(
+    model: tuple[Path, Path], name: str, tmp_path: Path
+) -> None:
+    """With a norm and a bias, between a LoRA and a PaRa."""
+    (case,) = (case for case in CASES if case.name == name)
+    base, config = model
+    shapes = shapes_of(config)
+    layers = [layer for layer in shapes if ".attn1.to_q" in layer or ".conv1" in layer]
+    adapter, _ = case.write(tmp_path / "adapter", {layer: shapes[layer] for layer in layers})
+    bases = random_bases(shapes, layers, 2)
+    vectors = {
+        "lora_unet_conv_norm_out.w_norm": np.full(shapes["unet.conv_out"][1], 0.1, np.float32),
+        "lora_unet_conv_in.diff_b": np.full(shapes["unet.conv_in"][0], 0.2, np.float32),
+    }
+    write_safetensors(tmp_path / "v.safetensors", vectors, {})
+    steps = [
+        Step("lora", lora_file(tmp_path / "l.safetensors", random_factors(shapes, layers, 2)), 0.5),
+        Step("adapter", adapter, 0.7),
+        Step("adapter", tmp_path / "v.safetensors"),
+        Step("para", para_file(tmp_path / "p.safetensors", bases, open_base(config).architecture)),
+    ]
+    plan = plan_of(base, *steps)
+    pipeline = load_pipeline(open_base(base), torch.float32, config)
+    before = states(pipeline)
+    results = apply_plan(plan, pipeline)
+    report = bake(plan_of(base, *steps, dtype="fp32"), tmp_path / base.name)
+    after = states(pipeline)
+    baked = states(load_pipeline(open_base(report.output), torch.float32, config))
+    assert sum(not torch.equal(before[key], after[key]) for key in after) == len(results) == len(layers) + 2
+    assert {(r.name, r.removed, r.rank) for r in results} == {
+        (r.name, r.removed, r.rank) for r in report.layers
+    }
+    for key, found in after.items():
+        torch.testing.assert_close(found, baked[key], rtol=2 * torch.finfo(torch.float32).eps, atol=1e-9)
 
 
 def plan_steps(plan: object) -> list[Step]:

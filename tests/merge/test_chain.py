@@ -18,6 +18,7 @@ from baking import (
     shapes_of,
     span,
 )
+from family_cases import CASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -170,3 +171,23 @@ def test_one_span_stored_twice_is_one_span(inputs: tuple[Path, list[str]], tmp_p
     assert found.joint_rank == found.sequential_rank == 3 * len(layers)
     report = bake(plan_of(base, *steps), tmp_path / "out")
     assert {layer.removed for layer in report.layers} == {3}
+
+
+def test_the_share_that_another_family_loses(inputs: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """As for a LoRA, with the LoKr's dense change; of one that depends on the weight nothing is said."""
+    base, layers = inputs
+    shapes = {layer: shapes_of(base)[layer] for layer in layers[:3]}
+    bases = random_bases(shapes, list(shapes), 6)
+    para = para_file(tmp_path / "p.safetensors", bases, dtype="F32")
+    lokr = next(case for case in CASES if case.name == "lokr-whole")
+    path, tensors = lokr.write(tmp_path / "k", shapes)
+    (loss,) = diagnose(plan_of(base, Step("adapter", path, 0.3), Step("para", para))).order
+    for layer, shape in shapes.items():
+        zero = np.zeros((shape[0], shape[1]))
+        change = lokr.change(tensors[layer], zero, shape)
+        here = np.linalg.norm(span(rounded(bases[layer], "F32")).T @ change)
+        assert loss.layers[layer] == pytest.approx(here / np.linalg.norm(change), rel=1e-9)
+    oft = next(case for case in CASES if case.name == "oft")
+    path, _ = oft.write(tmp_path / "o", shapes)
+    plan = plan_of(base, Step("adapter", path), Step("para", para))
+    assert plan.order_warnings and diagnose(plan).order == ()
