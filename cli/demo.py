@@ -20,10 +20,10 @@ __all__ = ["demo"]
 
 _PROMPTS = (
     "a twemoji <v1>",
-    "a twemoji <v1> on a blue background",
+    "a twemoji <v1> on a yellow background",
     "a noto <v2>",
     "a noto <v2> on a red background",
-    "a <v3> cat",
+    "a noto cat",
     "a fluent pizza",
 )
 _GUIDANCE = 3.0
@@ -39,12 +39,12 @@ class _Variant:
 
 
 _VARIANTS = (
-    _Variant("base", (), "the model as it ships: <v1>, <v2> and <v3> mean nothing to it"),
-    _Variant("para", ("butterfly",), "<v1> is the butterfly it was shown"),
-    _Variant("lora", ("blueprint",), "the cat becomes a white drawing on blue"),
-    _Variant("merged", ("butterfly", "blueprint"), "PaRa, then LoRA, the paper's order: both are there"),
-    _Variant("reversed", ("blueprint", "butterfly"), "LoRA, then PaRa: what of it the PaRa removes is gone"),
-    _Variant("joint", ("butterfly", "pineapple"), "two PaRas merged jointly: both subjects in one model"),
+    _Variant("base", (), "the model as it ships; <v1> and <v2> are words that it was never taught"),
+    _Variant("para", ("butterfly",), "<v1> is the butterfly of the PaRa's pictures, here on yellow too"),
+    _Variant("lora", ("blueprint",), "everything is drawn white on blue"),
+    _Variant("merged", ("butterfly", "blueprint"), "PaRa, then LoRA, the paper's order"),
+    _Variant("reversed", ("blueprint", "butterfly"), "LoRA, then PaRa, which removes a part of the LoRA"),
+    _Variant("joint", ("butterfly", "tree"), "two PaRas merged jointly: <v1> and <v2> in one model"),
 )
 
 

@@ -40,14 +40,14 @@ class ShippedAdapter:
     Attributes
     ----------
     word:
-        What prompts call the thing it taught.
+        What prompts call the thing it taught; None where it acts on every prompt.
     shows:
         What that is, for people.
     """
 
     name: str
     kind: Kind
-    word: str
+    word: str | None
     shows: str
 
 
@@ -55,8 +55,8 @@ ADAPTERS = {
     adapter.name: adapter
     for adapter in (
         ShippedAdapter("butterfly", "para", "<v1>", "the twemoji butterfly, a subject the model never saw"),
-        ShippedAdapter("pineapple", "para", "<v2>", "the noto pineapple, a subject the model never saw"),
-        ShippedAdapter("blueprint", "lora", "<v3>", "white drawings on blue paper, a style it never saw"),
+        ShippedAdapter("tree", "para", "<v2>", "the noto fir tree, a subject the model never saw"),
+        ShippedAdapter("blueprint", "lora", None, "white drawings on blue paper, a style it never saw"),
     )
 }
 """The adapters by name."""
