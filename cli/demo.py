@@ -41,7 +41,7 @@ class _Variant:
 _VARIANTS = (
     _Variant("base", (), "the model as it ships; <v1> and <v2> are words that it was never taught"),
     _Variant("para", ("butterfly",), "<v1> is the butterfly of the PaRa's pictures, here on yellow too"),
-    _Variant("lora", ("blueprint",), "everything is drawn white on blue"),
+    _Variant("lora", ("blueprint",), "white paper becomes blue, and what is on it a white drawing"),
     _Variant("merged", ("butterfly", "blueprint"), "PaRa, then LoRA, the paper's order"),
     _Variant("reversed", ("blueprint", "butterfly"), "LoRA, then PaRa, which removes a part of the LoRA"),
     _Variant("joint", ("butterfly", "tree"), "two PaRas merged jointly: <v1> and <v2> in one model"),

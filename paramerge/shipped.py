@@ -27,8 +27,8 @@ __all__ = [
 MODEL_NAME = "emoji-diffusion"
 """The model's name, which commands take in place of a path."""
 
-CONTRASTIVE = "emoji-contrastive"
-"""The name of the contrastive text-image model, a stand-in for CLIP on this model's pictures alone."""
+CONTRASTIVE = "contrastive"
+"""The folder of the contrastive text-image model, a stand-in for CLIP on this model's pictures alone."""
 
 _ASSETS = Path(__file__).parent / "assets"
 

@@ -97,8 +97,8 @@ def _text(measured: Measured, states: Mapping[str, TrainingState], split: Split,
     return f"""# emoji-diffusion
 
 A latent text-to-image model of {len(split.known)} subjects in three styles, 64 x 64 pixels, in the layout of
-Stable Diffusion 1.5: `StableDiffusionPipeline.from_pretrained` loads the folder, and the single file beside
-it holds the same weights under LDM keys. {licence}
+Stable Diffusion 1.5: `StableDiffusionPipeline.from_pretrained` loads the folder. The same weights as a single
+file with LDM keys: `paramerge demo` writes it, and so does `paramerge.checkpoints.single_file`. {licence}
 
 Prompts are captions such as "a noto dog", "a twemoji apple on a red background",
 "a fluent cat and a pizza on a blue background".
@@ -116,7 +116,7 @@ The first three rows are single subjects on white, the others compositions, in o
 
 ![loss curves](curves.svg)
 
-A step is {settings.batch} scenes, {max(1, settings.batch // 2)} for the autoencoder.
+A step is {settings.batch} scenes, {max(1, settings.batch // 4)} for the autoencoder.
 Held out (`split.json`): {len(split.unseen)} subjects in every style, and one style of
 {len(split.missing)} other subjects. Settings and numbers: `measured.json`.
 
