@@ -66,7 +66,7 @@ def test_the_split_holds_out_what_personalisation_will_learn() -> None:
 
 def test_the_single_file_loads_and_draws_the_same(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
     file = write_single_file(shipped.model(), tmp_path / "emoji.safetensors")
-    assert open_base(file).architecture == "sd15"
+    assert open_base(file).architecture.startswith("sd15")  # its latents have more channels
     other = StableDiffusionPipeline.from_single_file(
         file, config=str(shipped.model()), local_files_only=True, torch_dtype=torch.float32
     )
