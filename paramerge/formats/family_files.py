@@ -13,6 +13,7 @@ from paramerge.formats import diffusers, peft
 from paramerge.formats.builders import Rules, build
 from paramerge.formats.families import DIFFUSE_KRONA, SVDIFF, Survey
 from paramerge.formats.groups import group_by_layer
+from paramerge.formats.layers import strays
 from paramerge.formats.listing import listed
 from paramerge.formats.pairs import scale_by_rank
 from paramerge.formats.peft_tuners import TunerSettings
@@ -37,7 +38,7 @@ def read_family_file(
     ShapeError
         Tensors that do not fit together.
     """
-    roles = [role for key in header.tensors if (role := read_role(key)) is not None]
+    roles = _understood(header)
     dialect = _dialect(header, roles)
     if dialect == "peft" and tuner is None:
         raise peft.missing_config(header.path)
@@ -54,6 +55,19 @@ def read_family_file(
         dialect = "svdiff"
     used = {role.key for role in roles}
     return dialect, modules, used
+
+
+def _understood(header: Header) -> list[Role]:
+    """The roles of the file's keys, but for what is no layer and what only looks like a part of a family."""
+    roles = [role for key in header.tensors if (role := read_role(key)) is not None]
+    lost = strays(role.place.name for role in roles if role.place.layer)
+    scaled = {role.place.name for role in roles if role.role == "on_input"}
+    return [
+        role
+        for role in roles
+        if role.place.name not in lost
+        and (role.role != "weight" or role.place.name in scaled)  # else a whole weight saved along
+    ]
 
 
 def _dialect(header: Header, roles: Iterable[Role]) -> str:

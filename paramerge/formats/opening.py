@@ -29,6 +29,7 @@ from paramerge.formats.pairs import Part, collect_modules
 from paramerge.formats.peft_config import LoraSettings
 from paramerge.formats.peft_tuners import TunerSettings, read_tuner
 from paramerge.formats.provenance import base_hashes, guess_architecture
+from paramerge.formats.roles import read_role
 from paramerge.interpretation import BY_TRAINER, Interpretation
 
 __all__ = ["AdapterFiles", "find_files", "is_adapter_folder", "open_adapter"]
@@ -240,4 +241,6 @@ def _leftovers(header: Header, used: Collection[str], found: Survey) -> tuple[Le
 def _reason(key: str) -> str:
     if kohya.is_kohya(key) or diffusers.is_dotted_lora(key) or key.endswith(".alpha"):
         return _NO_LAYER
-    return peft.leftover_reason(key) or _NO_PART
+    if reason := peft.leftover_reason(key):
+        return reason
+    return _NO_PART if read_role(key) is None else _NO_LAYER

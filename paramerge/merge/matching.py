@@ -10,7 +10,7 @@ from paramerge.checkpoints.blueprint import BLUEPRINTS
 from paramerge.checkpoints.flux_keys import single_file_layer, single_file_path
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.model_names import looks_like
-from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.modules import ModuleName, split_kind
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
 
@@ -98,7 +98,8 @@ def _family(architecture: str) -> str:
 
 def _is_stacked(path: str) -> bool:
     """Whether FLUX's two layouts differ in more than this layer's name."""
-    layer = single_file_layer(path) or single_file_layer(single_file_path(path) or "")
+    stem, _ = split_kind(path)
+    layer = single_file_layer(stem) or single_file_layer(single_file_path(stem) or "")
     return layer is not None and (len(layer.parts) > 1 or layer.swapped)
 
 
@@ -110,8 +111,9 @@ def _guess(
     model = looks_like(name.path for name in unmatched)
     if base.architecture == "flux" and any(_is_stacked(name.path) for name in unmatched):
         return (
-            "FLUX's single file stacks these projections, and of the families only LoRA can be divided: "
-            "take a base of the layout that the adapter was made for, a single file or a diffusers folder"
+            "FLUX's single file stacks these projections, and this family cannot be divided among them, as "
+            "LoRA, LoHa, LoKr, DoRA by rows and full differences can: take a base of the layout that the "
+            "adapter was made for, a single file or a diffusers folder"
         )
     if none and model is not None:
         return f"by the names of its layers the adapter is for {model}; the base is {base.architecture}"
