@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from paramerge.adapters import Adapter, LayerModule
 from paramerge.checkpoints.blueprint import BLUEPRINTS
-from paramerge.checkpoints.flux_keys import single_file_layer, single_file_path
+from paramerge.checkpoints.flux_keys import is_divided
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.model_names import looks_like
 from paramerge.checkpoints.modules import ModuleName, split_kind
@@ -96,20 +96,13 @@ def _family(architecture: str) -> str:
     return next((name for name in plain if architecture.startswith(f"{name}-")), architecture)
 
 
-def _is_stacked(path: str) -> bool:
-    """Whether FLUX's two layouts differ in more than this layer's name."""
-    stem, _ = split_kind(path)
-    layer = single_file_layer(stem) or single_file_layer(single_file_path(stem) or "")
-    return layer is not None and (len(layer.parts) > 1 or layer.swapped)
-
-
 def _guess(
     base: Base, targets: Mapping[ModuleName, Target], unmatched: Sequence[ModuleName], none: bool = False
 ) -> str:
     present = {name.component for name in targets}
     missing = sorted({name.component for name in unmatched} - present)
     model = looks_like(name.path for name in unmatched)
-    if base.architecture == "flux" and any(_is_stacked(name.path) for name in unmatched):
+    if base.architecture == "flux" and any(is_divided(split_kind(name.path)[0]) for name in unmatched):
         return (
             "FLUX's single file stacks these projections, and this family cannot be divided among them, as "
             "LoRA, LoHa, LoKr, DoRA by rows and full differences can: take a base of the layout that the "
