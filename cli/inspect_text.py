@@ -29,7 +29,7 @@ __all__ = ["show"]
 
 _LARGEST = 5
 _KEYS = 8
-_SIZES = re.compile(r"\b\d+ x \d+ |\b\d+ (?=blocks)")
+_SIZES = re.compile(r"\b\d+ x \d+ (?:of )?|\b\d+ (?=blocks)")
 _COLUMNS = ("norm", "rank", "scale", "directions")
 
 
@@ -76,7 +76,8 @@ def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
     _show_pairs(out, pairs)
     _show_components(out, Counter((layer.name.component, layer.kind) for layer in layers))
     for leftover in adapter.leftovers:
-        nothing = f"[yellow]{len(leftover.keys)} keys change nothing[/yellow] ({shown(leftover.reason)})"
+        keys = "1 key changes" if len(leftover.keys) == 1 else f"{len(leftover.keys)} keys change"
+        nothing = f"[yellow]{keys} nothing[/yellow] ({shown(leftover.reason)})"
         out.print(f"{nothing}: {shown(_first(leftover.keys))}")
     _show_layers(out, layers, all_layers)
 
@@ -235,7 +236,8 @@ def _show_metadata(out: Console, metadata: Mapping[str, str], everything: bool) 
         out.print("\n[bold]notes[/bold]")
         _show_pairs(out, [(label, shown(text)) for label, text in notes])
     if own:
-        out.print(f"[dim]all {len(own)} entries of metadata: --metadata[/dim]")
+        entries = "the entry" if len(own) == 1 else f"all {len(own)} entries"
+        out.print(f"[dim]{entries} of metadata: --metadata[/dim]")
 
 
 def _show_recipe(out: Console, metadata: Mapping[str, str]) -> None:

@@ -102,7 +102,7 @@ def single_file_path(path: str) -> str | None:
 
 
 def is_divided(path: str) -> bool:
-    """Whether the layouts differ in more than the name of this layer, spelled with dots or with underscores."""
+    """Whether the layouts differ in more than this layer's name, spelled with dots or with underscores."""
     return re.sub(r"_\d+_", "_0_", path.replace(".", "_"), count=1) in _DIVIDED
 
 

@@ -37,7 +37,7 @@ __all__ = ["AdapterFiles", "find_files", "is_adapter_folder", "open_adapter"]
 _DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 _NO_LAYER = "the name is not that of a layer of an SD or SDXL UNet or CLIP text encoder"
 _NO_PART = "the key is no part of a LoRA or of another family"
-_EMBEDDING = "a token embedding (textual inversion): it changes no layer"
+_EMBEDDING = "token embeddings of a textual inversion"
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def test_a_lokr_is_described(name: str, shared_dir: Path, capsys: Capture) -> No
     )
     assert content["training"]["comment"] == r"trigger word is smart falcon \(umamusume\)"
     text = run(capsys, path)
-    assert f"of rank {rank} (x) of rank {rank}" in joined_words(text)
+    assert f"forms rank {rank} (x) rank {rank}" in joined_words(text)
     assert "smart falcon" in text
     assert "self-attention" in text
 
@@ -186,7 +186,7 @@ def test_alphas_scales_and_what_changes_nothing(tmp_path: Path, capsys: Capture)
     ]
     assert list(content["leftovers"]) == ["lora_te_no_such_layer.alpha"]
     text = run(capsys, path)
-    assert "1 keys change nothing" in text
+    assert "1 key changes nothing" in text
     assert "lora_te_no_such_layer.alpha" in text
     assert "= rank (1 times)" in text
 
