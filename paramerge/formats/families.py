@@ -7,7 +7,7 @@ and a file that is not wholly understood is refused by name rather than half app
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ __all__ = [
     "SVDIFF",
     "Survey",
     "refuse_foreign",
+    "several_dialects",
     "survey",
     "wrong_family",
 ]
@@ -221,6 +222,17 @@ _HINTS = {
     EMBEDDING: "an embedding changes no weights: give it to the user interface beside the checkpoint",
     **dict.fromkeys(_BESIDE, _RUNS_BESIDE),
 }
+
+
+def several_dialects(spoken: Mapping[str, Sequence[str]], path: Path) -> AdapterError:
+    """The error for a file whose keys, by dialect, are of more than one."""
+    return AdapterError(
+        "this file speaks several dialects at once",
+        where=path,
+        expected="one way to name layers",
+        found="; ".join(f"{name}: {listed(keys, 2)}" for name, keys in sorted(spoken.items())),
+        hint="it was probably joined from several files: take one of its parts",
+    )
 
 
 def wrong_family(wanted: str, found: str, path: Path) -> ParamergeError:

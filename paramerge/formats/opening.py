@@ -19,6 +19,7 @@ from paramerge.formats.families import (
     PARA,
     Survey,
     refuse_foreign,
+    several_dialects,
     survey,
     wrong_family,
 )
@@ -218,13 +219,7 @@ def _dialect(header: Header, configured: bool) -> str:
             by_peft = configured or key.startswith(peft.PREFIX)
             spoken.setdefault("peft" if by_peft else "diffusers", []).append(key)
     if len(spoken) > 1:
-        raise AdapterError(
-            "this file speaks several dialects at once",
-            where=header.path,
-            expected="one way to name layers",
-            found="; ".join(f"{name}: {listed(keys, 2)}" for name, keys in sorted(spoken.items())),
-            hint="it was probably joined from several files: take one of its parts",
-        )
+        raise several_dialects(spoken, header.path)
     return next(iter(spoken), "diffusers")
 
 
