@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from paramerge.adapters.contract import AdditiveModule, DependentModule, read_finite
+from paramerge.adapters.contract import FAMILIES, AdditiveModule, DependentModule, read_finite
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor
 
@@ -65,7 +65,7 @@ class DoraModule(DependentModule):
 
     @property
     def form(self) -> str:
-        return f"{self.inner.family} by {'rows' if self.axis == 'out' else 'input channels'}"
+        return f"{FAMILIES[self.inner.family]} by {'rows' if self.axis == 'out' else 'input channels'}"
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
