@@ -244,7 +244,7 @@ def wrong_family(wanted: str, found: str, path: Path) -> ParamergeError:
         where=path,
         expected=names[wanted],
         found=names[found],
-        hint=f"give it with --{found if found in ('lora', 'para') else 'adapter'}",
+        hint=f"paramerge bake takes it with --{found if found in ('lora', 'para') else 'adapter'}",
     )
 
 
