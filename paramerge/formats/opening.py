@@ -234,8 +234,8 @@ def _leftovers(header: Header, used: Collection[str], found: Survey) -> tuple[Le
 
 
 def _reason(key: str) -> str:
-    if kohya.is_kohya(key) or diffusers.is_dotted_lora(key) or key.endswith(".alpha"):
+    role = read_role(key)
+    of_a_layer = role is not None and role.role != "weight"  # a plain weight is a part of IA3 alone
+    if of_a_layer or kohya.is_kohya(key) or diffusers.is_dotted_lora(key) or key.endswith(".alpha"):
         return _NO_LAYER
-    if reason := peft.leftover_reason(key):
-        return reason
-    return _NO_PART if read_role(key) is None else _NO_LAYER
+    return peft.leftover_reason(key) or _NO_PART

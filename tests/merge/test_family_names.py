@@ -174,9 +174,10 @@ def test_a_family_for_a_stack_of_another_size(flux: Any, tmp_path: Path) -> None
             plan_of(base, Step("adapter", path))
 
 
-def test_names_that_a_stable_diffusion_unet_lacks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["lokr-w1-whole", "glora"])
+def test_names_that_a_stable_diffusion_unet_lacks(name: str, tmp_path: Path) -> None:
     """In a file with blocks of its UNet they are left over, and named; alone they are another model's."""
-    case = case_named("lokr-w1-whole")
+    case = case_named(name)
     good = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     wrong = "unet.double_blocks.0.img_attn.proj"
     both, _ = case.write(tmp_path / "both", {good: (16, 16), wrong: (16, 16)})
