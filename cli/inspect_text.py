@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
 from rich.console import Console
@@ -29,8 +29,17 @@ __all__ = ["show"]
 
 _LARGEST = 5
 _KEYS = 8
-_SIZES = re.compile(r"\b\d+ x \d+ |\b\d+ (?=blocks)")
+_SIZES = re.compile(r"\b\d+ x \d+ (?:of )?|\b\d+ (?=blocks)")
 _COLUMNS = ("norm", "rank", "scale", "directions")
+_COUNTED = {
+    "oft": "block sizes",
+    "boft": "block sizes",
+    "ia3": "numbers",
+    "svdiff": "singular values",
+    "full": "",
+    "norm": "",
+}
+"""What the number of a family is that has no ranks; nothing where it says no more than the shapes."""
 
 
 def show(
@@ -70,15 +79,26 @@ def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
         ("beside it", ", ".join(source.name for source in adapter.sources if source != adapter.path)),
         ("made for", ", ".join(f"{'SHA-256' if len(h) == 64 else 'hash'} {h}" for h in adapter.base_hashes)),
         ("dtypes", _counts(Counter(layer.dtype for layer in layers))),
-        ("ranks", _counts(Counter(layer.rank for layer in layers))),
+        *_rank_pairs(layers),
     ]
     pairs += _para_pairs(layers) if adapter.family == "para" else _lora_pairs(layers)
     _show_pairs(out, pairs)
     _show_components(out, Counter((layer.name.component, layer.kind) for layer in layers))
     for leftover in adapter.leftovers:
-        nothing = f"[yellow]{len(leftover.keys)} keys change nothing[/yellow] ({shown(leftover.reason)})"
+        keys = "1 key changes" if len(leftover.keys) == 1 else f"{len(leftover.keys)} keys change"
+        nothing = f"[yellow]{keys} nothing[/yellow] ({shown(leftover.reason)})"
         out.print(f"{nothing}: {shown(_first(leftover.keys))}")
     _show_layers(out, layers, all_layers)
+
+
+def _rank_pairs(layers: Sequence[LayerFacts]) -> Iterator[tuple[str, str]]:
+    """What each family counts, under its own word; whole differences have nothing to count."""
+    counts: dict[str, Counter[int]] = {}
+    for layer in layers:
+        if word := _COUNTED.get(layer.family, "ranks"):
+            counts.setdefault(word, Counter())[layer.rank] += 1
+    for word, ranks in counts.items():
+        yield word, _counts(ranks)
 
 
 def _lora_pairs(layers: Sequence[LayerFacts]) -> list[tuple[str, str]]:
@@ -117,6 +137,8 @@ def _form(layer: LayerFacts) -> str:
 def _dependence(layers: Sequence[LayerFacts]) -> str:
     """How many layers change a weight by what it is."""
     count = sum(layer.norm is None and layer.directions is None for layer in layers)
+    if count == 1:
+        return "1 layer acts on the weight as it is at its step"
     return f"{count} layers act on the weight as it is at their step" if count else ""
 
 
@@ -127,8 +149,8 @@ def _para_pairs(layers: Sequence[LayerFacts]) -> list[tuple[str, str]]:
 
 
 def _show_layers(out: Console, layers: Sequence[LayerFacts], all_layers: bool) -> None:
-    if layers[0].directions is not None and not all_layers:
-        return  # the layers of a PaRa have no size to be sorted by
+    if all(layer.norm is None for layer in layers) and not all_layers:
+        return  # the layers of a PaRa, or of what depends on the weight, have no size to be sorted by
     listed = layers if all_layers else sorted(layers, key=_size, reverse=True)[:_LARGEST]
     out.print(f"\n[bold]{'layers' if all_layers else 'largest layers'}[/bold]")
     # what is the same in every layer stands above already, and long names need the room
@@ -138,7 +160,7 @@ def _show_layers(out: Console, layers: Sequence[LayerFacts], all_layers: bool) -
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("layer", overflow="fold")
     for layer in listed:
-        table.add_row(*(f"{getattr(layer, title):.4g}" for title in columns), shown(str(layer.name)))
+        table.add_row(*(_number(getattr(layer, title)) for title in columns), shown(str(layer.name)))
     out.print(table)
     if not all_layers and len(layers) > _LARGEST:
         out.print(f"[dim]all {len(layers)} layers: --layers[/dim]")
@@ -235,7 +257,8 @@ def _show_metadata(out: Console, metadata: Mapping[str, str], everything: bool) 
         out.print("\n[bold]notes[/bold]")
         _show_pairs(out, [(label, shown(text)) for label, text in notes])
     if own:
-        out.print(f"[dim]all {len(own)} entries of metadata: --metadata[/dim]")
+        entries = "the entry" if len(own) == 1 else f"all {len(own)} entries"
+        out.print(f"[dim]{entries} of metadata: --metadata[/dim]")
 
 
 def _show_recipe(out: Console, metadata: Mapping[str, str]) -> None:
@@ -300,13 +323,19 @@ def _table() -> Table:
 
 
 def _counts(counts: Mapping[str, int] | Mapping[int, int]) -> str:
-    """``4``, or ``4 (96 times), 8 (12 times)`` where there are several."""
+    """``4``, or ``4 (96 times), 8 (once)`` where there are several."""
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     if len(ordered) == 1:
         return str(ordered[0][0])
-    return ", ".join(f"{value} ({count} times)" for value, count in ordered)
+    return ", ".join(f"{value} ({'once' if count == 1 else f'{count} times'})" for value, count in ordered)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _size(layer: LayerFacts) -> float:
-    """What layers are sorted by: their norm, with those first that have none."""
-    return layer.norm if layer.norm is not None and math.isfinite(layer.norm) else math.inf
+    """What layers are sorted by: their norm, those first where it is not finite, last where there is none."""
+    if layer.norm is None:
+        return -1.0
+    return layer.norm if math.isfinite(layer.norm) else math.inf

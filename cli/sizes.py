@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramerge.adapters.sizes import FAMILIES
+from paramerge.adapters.sizes import RULES
 from paramerge.checkpoints.blueprint import BLUEPRINTS
 from paramerge.cli.options import gamma_option, json_option
 from paramerge.errors import UsageError
@@ -39,7 +39,7 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
     "--family",
     "families",
     multiple=True,
-    type=click.Choice(list(FAMILIES)),
+    type=click.Choice(list(RULES)),
     default=("para", "lora"),
     show_default=True,
     help="May be repeated.",

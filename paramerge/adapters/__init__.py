@@ -2,7 +2,7 @@
 
 from paramerge.adapters.adapter import Adapter, Leftover
 from paramerge.adapters.boft import BoftModule, PeftBoftModule
-from paramerge.adapters.contract import FAMILIES, AdditiveModule, DependentModule, LayerModule
+from paramerge.adapters.contract import FAMILIES, AdditiveModule, DependentModule, LayerModule, RowsModule
 from paramerge.adapters.dora import DoraModule
 from paramerge.adapters.full import DifferenceModule
 from paramerge.adapters.glora import GloraModule
@@ -36,5 +36,6 @@ __all__ = [
     "ParaModule",
     "PeftBoftModule",
     "PeftOftModule",
+    "RowsModule",
     "SvdiffModule",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Change", "Difference", "Hadamard", "Kronecker", "Product", "ShuffledKronecker"]
+__all__ = ["Change", "Difference", "Hadamard", "Kronecker", "Product", "Rows", "ShuffledKronecker"]
 
 _BLOCK_ELEMENTS = 1 << 20
 
@@ -40,11 +40,6 @@ class Change(ABC):
     def norm(self) -> float:
         """Its Frobenius norm."""
         return math.hypot(*(float(np.linalg.norm(block)) for _, block in self.blocks()))
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the factors."""
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
 
 
 @dataclass(frozen=True)
@@ -130,3 +125,24 @@ class Difference(Change):
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         return self.D[start:stop]
+
+
+@dataclass(frozen=True)
+class Rows(Change):
+    """Runs ``(start, stop)`` of another change's rows, one after the other."""
+
+    of: Change
+    runs: tuple[tuple[int, int], ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(stop - start for start, stop in self.runs), self.of.shape[1]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        found, first = [], 0  # `first`: where a run begins among these rows
+        for begin, end in self.runs:
+            here = range(max(start - first, 0), min(stop - first, end - begin))
+            if here:
+                found.append(self.of.rows(begin + here.start, begin + here.stop))
+            first += end - begin
+        return np.concatenate(found) if found else np.zeros((0, self.shape[1]))

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from paramerge.adapters.changes import Change
+from paramerge.adapters.changes import Change, Rows
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor
 from paramerge.errors import NonFiniteError
 
-__all__ = ["FAMILIES", "AdditiveModule", "DependentModule", "LayerModule", "read_finite"]
+__all__ = ["FAMILIES", "AdditiveModule", "DependentModule", "LayerModule", "RowsModule", "read_finite"]
 
 FAMILIES = {
     "para": "PaRa",
@@ -110,6 +111,13 @@ class LayerModule(ABC):
         rows, columns = shape[0], math.prod(shape[1:])
         return self.out_features in (None, rows) and self.in_features in (None, columns)
 
+    def part(self, name: ModuleName, runs: tuple[tuple[int, int], ...]) -> LayerModule | None:
+        """What changes the runs ``(start, stop)`` of its rows, in this order, as the layer ``name``.
+
+        None where the change of a row depends on the others.
+        """
+        return None
+
     @abstractmethod
     def transform(self, W: np.ndarray) -> np.ndarray:
         """``W'`` for ``W`` (d, k) float64, at strength 1.
@@ -155,6 +163,10 @@ class AdditiveModule(LayerModule):
             NaN or Inf in a tensor of the adapter.
         """
 
+    def part(self, name: ModuleName, runs: tuple[tuple[int, int], ...]) -> AdditiveModule:
+        """These rows of what is added."""
+        return RowsModule(name, self, runs)
+
     def transform(self, W: np.ndarray) -> np.ndarray:
         """``W`` and the change together."""
         return np.asarray(W + self.change().whole())
@@ -173,6 +185,66 @@ class AdditiveModule(LayerModule):
             return self.change().norm()
         except NonFiniteError:
             return math.nan
+
+
+@dataclass(frozen=True)
+class RowsModule(AdditiveModule):
+    """Some rows of what another module adds, for one of the layers that it is for together.
+
+    Attributes
+    ----------
+    of:
+        The module on all rows, such as stacked projections.
+    runs:
+        The runs ``(start, stop)`` of its rows that are this layer's, in this layer's order.
+    """
+
+    name: ModuleName
+    of: AdditiveModule
+    runs: tuple[tuple[int, int], ...]
+
+    @property
+    def family(self) -> str:  # type: ignore[override]
+        """The other module's."""
+        return self.of.family
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return self.of.tensors
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.of.keys
+
+    @property
+    def rank(self) -> int:
+        """The other module's."""
+        return self.of.rank
+
+    @property
+    def rank_bound(self) -> int:
+        return min(self.of.rank_bound, self.out_features)
+
+    @property
+    def out_features(self) -> int:
+        return sum(stop - start for start, stop in self.runs)
+
+    @property
+    def in_features(self) -> int | None:
+        return self.of.in_features
+
+    @property
+    def scale(self) -> float | None:
+        """The other module's."""
+        return self.of.scale
+
+    @property
+    def form(self) -> str:
+        return self.of.form
+
+    def change(self) -> Rows:
+        """The other module's change, of these rows alone."""
+        return Rows(self.of.change(), self.runs)
 
 
 class DependentModule(LayerModule):

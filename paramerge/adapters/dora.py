@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from paramerge.adapters.contract import AdditiveModule, DependentModule, read_finite
+from paramerge.adapters.contract import FAMILIES, AdditiveModule, DependentModule, read_finite
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor
 
@@ -27,6 +27,8 @@ class DoraModule(DependentModule):
         m, one number for each row (``axis`` is ``out``) or for each input channel (``in``).
     eps:
         What the file's trainer adds to the norm: 2^-23 (LyCORIS), 0 (PEFT).
+    rows:
+        The runs ``(start, stop)`` of the magnitude's rows that are this layer's; None for all.
     """
 
     name: ModuleName
@@ -35,6 +37,7 @@ class DoraModule(DependentModule):
     axis: Literal["out", "in"] = "out"
     eps: float = 0.0
     family: str = "dora"
+    rows: tuple[tuple[int, int], ...] | None = None
 
     @property
     def rank(self) -> int:
@@ -62,7 +65,7 @@ class DoraModule(DependentModule):
 
     @property
     def form(self) -> str:
-        return f"{self.inner.family} by {'rows' if self.axis == 'out' else 'input channels'}"
+        return f"{FAMILIES[self.inner.family]} by {'rows' if self.axis == 'out' else 'input channels'}"
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
@@ -75,12 +78,22 @@ class DoraModule(DependentModule):
     def fits(self, shape: tuple[int, ...]) -> bool:
         """The inner change must fit, and the magnitude the rows or input channels."""
         count = math.prod(self.magnitude.shape)
+        if self.rows is not None:
+            count = sum(stop - start for start, stop in self.rows)
         return self.inner.fits(shape) and count == shape[0 if self.axis == "out" else 1]
+
+    def part(self, name: ModuleName, runs: tuple[tuple[int, int], ...]) -> DoraModule | None:
+        """These rows, where each has a length of its own; None by input channels."""
+        if self.axis == "in":
+            return None
+        return replace(self, name=name, inner=self.inner.part(name, runs), rows=runs)
 
     def transform(self, W: np.ndarray) -> np.ndarray:
         """``m o (W + D) / (||W + D|| + eps)``."""
         V = self.inner.transform(W)
         m = read_finite(self.magnitude).reshape(-1)
+        if self.rows is not None:
+            m = np.concatenate([m[start:stop] for start, stop in self.rows])
         if self.axis == "out":
             return np.asarray(V * (m / (np.linalg.norm(V, axis=1) + self.eps))[:, None])
         channels = V.reshape(len(V), len(m), -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -90,6 +90,10 @@ class LoraModule(AdditiveModule):
     @property
     def form(self) -> str:
         return "Tucker" if self.mid is not None else ""
+
+    def part(self, name: ModuleName, runs: tuple[tuple[int, int], ...]) -> LoraModule:
+        """The same factors, these rows of B."""
+        return replace(self, name=name, rows=runs)
 
     def change(self) -> Product:
         """Read the factors in float64.

@@ -109,7 +109,7 @@ class PeftOftModule(DependentModule):
     @property
     def form(self) -> str:
         blocks = "one shared block" if self.shared else f"{self.weight.shape[0]} blocks"
-        return f"{blocks} on inputs, {'exact' if self.terms is None else f'{self.terms} terms'}"
+        return f"{blocks} on inputs, {'exact' if self.terms is None else f'{self.terms} terms of the series'}"
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["FAMILIES", "SizeSettings", "butterfly_blocks", "factor_pair", "stored_numbers"]
+__all__ = ["RULES", "SizeSettings", "butterfly_blocks", "factor_pair", "stored_numbers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class SizeSettings:
 
 
 def stored_numbers(family: str, shape: tuple[int, ...], settings: SizeSettings) -> int | None:
-    """The numbers that ``family`` (one of :data:`FAMILIES`) stores for a weight of ``shape``.
+    """The numbers that ``family`` (one of :data:`RULES`) stores for a weight of ``shape``.
 
     None where the layer has no such form: its sides are not divisible as asked, or it is a convolution and
     the family knows linear layers only.
     """
-    return FAMILIES[family](shape, settings)
+    return RULES[family](shape, settings)
 
 
 def factor_pair(size: int, factor: int = -1) -> tuple[int, int]:
@@ -134,7 +134,7 @@ def _full(shape: tuple[int, ...], settings: SizeSettings) -> int:
     return math.prod(shape)
 
 
-FAMILIES: Mapping[str, Callable[[tuple[int, ...], SizeSettings], int | None]] = MappingProxyType(
+RULES: Mapping[str, Callable[[tuple[int, ...], SizeSettings], int | None]] = MappingProxyType(
     {
         "para": _para,
         "lora": _lora,

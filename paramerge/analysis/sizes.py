@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Literal
 
-from paramerge.adapters.sizes import FAMILIES, SizeSettings, stored_numbers
+from paramerge.adapters.sizes import RULES, SizeSettings, stored_numbers
 from paramerge.algebra import adjusted_rank
 from paramerge.checkpoints.blueprint import BLUEPRINTS
 from paramerge.checkpoints.blueprint_inventory import unet_shapes
@@ -138,7 +138,7 @@ def adapter_size(
     layers:
         Path and weight's shape of each layer there is.
     family:
-        One of :data:`~paramerge.adapters.sizes.FAMILIES`.
+        One of :data:`~paramerge.adapters.sizes.RULES`.
     subset:
         A name of :data:`~paramerge.checkpoints.subsets.SUBSETS`, several joined by ``+``, or ``all``.
     gamma:
@@ -183,8 +183,8 @@ def adapter_size(
 
 
 def _check(family: str, settings: SizeSettings, dtype: str) -> None:
-    if family not in FAMILIES:
-        raise UsageError("unknown family", where="--family", expected=", ".join(FAMILIES), found=family)
+    if family not in RULES:
+        raise UsageError("unknown family", where="--family", expected=", ".join(RULES), found=family)
     if settings.rank < 1:
         raise UsageError(
             "a rank counts directions", where="--rank", expected="1 or more", found=settings.rank

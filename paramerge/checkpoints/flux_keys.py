@@ -10,7 +10,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["FluxLayer", "is_single_file_key", "single_file_layer", "single_file_path", "split_rows"]
+__all__ = [
+    "FluxLayer",
+    "is_divided",
+    "is_single_file_key",
+    "single_file_layer",
+    "single_file_path",
+    "split_rows",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,23 @@ def single_file_path(path: str) -> str | None:
                 if match["layer"] in parts:
                     return f"{old}.{match['number']}.{layer}"
     return None
+
+
+def is_divided(path: str) -> bool:
+    """Whether the layouts differ in more than this layer's name, spelled with dots or with underscores."""
+    return re.sub(r"_\d+_", "_0_", path.replace(".", "_"), count=1) in _DIVIDED
+
+
+_DIVIDED = {
+    *(name.replace(".", "_") for name in _LAST_MODULATION),
+    *(
+        f"{blocks}_0_{name.replace('.', '_')}"
+        for old, new, layers in _BLOCKS
+        for layer, parts in layers.items()
+        if len(parts) > 1
+        for blocks, name in ((old, layer), *((new, part) for part in parts))
+    ),
+}
 
 
 def is_single_file_key(key: str) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["COMPONENTS", "MODEL", "ModuleName"]
+__all__ = ["COMPONENTS", "MODEL", "ModuleName", "split_kind"]
 
 MODEL = "model"
 """The component of a model on its own, and of adapters that do not say what of a pipeline they are for."""
@@ -50,3 +50,9 @@ class ModuleName(NamedTuple):
         if component not in COMPONENTS or not path:
             raise ValueError(f"{text!r} does not begin with one of {', '.join(COMPONENTS)}")
         return cls(component, path)
+
+
+def split_kind(path: str) -> tuple[str, str]:
+    """A parameter's path cut before its ``.weight`` or ``.bias``; a layer's path has neither."""
+    stem, dot, kind = path.rpartition(".")
+    return (stem, dot + kind) if kind in ("weight", "bias") else (path, "")

@@ -6,35 +6,51 @@ Each goes by the name of its module with ``.weight`` or ``.bias`` behind it, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from paramerge.checkpoints.components import Located
 from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.targets import Target
+from paramerge.checkpoints.targets import Target, rows_of_parts
 
 __all__ = ["parameters_of"]
-
-_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 
 def parameters_of(
     shapes: Mapping[str, tuple[int, ...]], located: Mapping[str, Located]
 ) -> dict[ModuleName, Target]:
-    """Every norm's weight, bias and embedding of the UNet and the text encoders, for located keys.
+    """Every norm's weight and bias, and every CLIP embedding, for located keys; the VAE has none of them.
 
-    A stacked bias (OpenCLIP's q, k and v) is cut into its rows, as its weight is.
+    A stacked bias (OpenCLIP's and FLUX's q, k and v) is cut into its rows, as its weight is.
     """
-    found = {}
+    found: dict[ModuleName, Target] = {}
     for key, shape in shapes.items():
-        name = located[key]
-        if name.component not in _COMPONENTS or not all(_is_parameter(part, shape) for part in name.parts):
-            continue
-        step = shape[0] // max(1, len(name.parts)) if shape else 0
-        for i, part in enumerate(name.parts):
-            rows = (i * step, (i + 1) * step) if len(name.parts) > 1 else None
-            module = ModuleName(name.component, part)
-            found[module] = Target(module, key, (step, *shape[1:]), rows)
+        for target in _views(key, shape, located[key], shapes):
+            found[target.module] = target
     return found
+
+
+def _views(
+    key: str, shape: tuple[int, ...], located: Located, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[Target]:
+    if located.component == "vae" or not all(_is_parameter(part, shape) for part in located.parts):
+        return
+    count = len(located.parts)
+    if located.own is not None and _is_parameter(located.own, shape):
+        yield Target(ModuleName(located.component, located.own), key, shape, stack=count > 1)
+    rows = rows_of_parts(key, _shape_of_stack(key, shape, shapes), located) if count > 1 else ()
+    for i, part in enumerate(located.parts):
+        run = rows[i] if rows else None
+        size = shape[0] if run is None else run[1] - run[0]
+        module = ModuleName(located.component, part)
+        yield Target(module, key, (size, *shape[1:]), run)
+
+
+def _shape_of_stack(
+    key: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[int, int]:
+    """A stacked bias's rows, and the columns of its weight, which tell square parts apart."""
+    weight = shapes.get(f"{key.removesuffix('.bias')}.weight", ())
+    return shape[0], weight[1] if len(weight) == 2 else shape[0]
 
 
 def _is_parameter(part: str, shape: tuple[int, ...]) -> bool:

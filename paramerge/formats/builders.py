@@ -232,14 +232,16 @@ def _check_vector(group: Group, vector: StoredTensor) -> None:
 
 
 def _full(group: Group, rules: Rules) -> Iterator[LayerModule]:
-    yield DifferenceModule(group.parameter, group.need("diff"))
+    diff = group.need("diff")
+    # a vector is a norm's, also in models whose norms are not known by their names
+    yield DifferenceModule(group.weight if len(diff.shape) == 1 else group.parameter, diff)
 
 
 def _norm(group: Group, rules: Rules) -> Iterator[LayerModule]:
     weight, bias = group.need("w_norm"), group.take("b_norm")
     vectors = [tensor for tensor in (weight, bias) if tensor is not None]
-    group.check(not group.layer and all(len(t.shape) == 1 for t in vectors), "vectors, of a norm")
-    yield DifferenceModule(group.parameter, weight, "norm")
+    group.check(all(len(t.shape) == 1 for t in vectors), "vectors, of a norm")
+    yield DifferenceModule(group.weight, weight, "norm")
     if bias is not None:
         yield DifferenceModule(group.bias, bias, "norm")
 

@@ -29,7 +29,7 @@ from paramerge.formats.layers import bare_layer, dotted_layer
 from paramerge.formats.pairs import Part, Scaling, scale_by_rank
 from paramerge.formats.peft_config import LoraSettings, read_settings
 
-__all__ = ["METADATA_KEY", "dialect_of", "is_dotted_lora", "read_key", "scaling_from_metadata"]
+__all__ = ["METADATA_KEY", "dialect_of", "is_dotted_lora", "modern_path", "read_key", "scaling_from_metadata"]
 
 METADATA_KEY = "lora_adapter_metadata"
 
@@ -51,7 +51,7 @@ def is_dotted_lora(key: str) -> bool:
 def read_key(key: str) -> Part | None:
     """Understand one key; None if it names no layer or no part of a LoRA."""
     if match := _OLD.fullmatch(key):
-        name = _layer(_modern(match["path"], match["layer"]))
+        name = _layer(modern_path(match["path"], match["layer"]))
         return Part(name, match["side"] or "alpha", key) if name else None
     if match := _ALPHA.fullmatch(key):
         # diffusers' converters hang an alpha on a layer, or on the whole key of one of its factors
@@ -134,7 +134,7 @@ def _layer(path: str) -> ModuleName | None:
     return dotted_layer(path) or bare_layer(path)
 
 
-def _modern(attention: str, layer: str) -> str:
+def modern_path(attention: str, layer: str) -> str:
     """The path of an attention's layer from the old name of its LoRA."""
     if attention.endswith("self_attn"):
         return f"{attention}.{layer}_proj"

@@ -7,7 +7,7 @@ and a file that is not wholly understood is refused by name rather than half app
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ __all__ = [
     "SVDIFF",
     "Survey",
     "refuse_foreign",
+    "several_dialects",
     "survey",
     "wrong_family",
 ]
@@ -223,6 +224,17 @@ _HINTS = {
 }
 
 
+def several_dialects(spoken: Mapping[str, Sequence[str]], path: Path) -> AdapterError:
+    """The error for a file whose keys, by dialect, are of more than one."""
+    return AdapterError(
+        "this file speaks several dialects at once",
+        where=path,
+        expected="one way to name layers",
+        found="; ".join(f"{name}: {listed(keys, 2)}" for name, keys in sorted(spoken.items())),
+        hint="it was probably joined from several files: take one of its parts",
+    )
+
+
 def wrong_family(wanted: str, found: str, path: Path) -> ParamergeError:
     """The error for an adapter given to ``--para`` or ``--lora`` that is of another family."""
     names = {key: f"{'an' if name[0] in 'OI' else 'a'} {name}" for key, name in FAMILIES.items()}
@@ -232,7 +244,7 @@ def wrong_family(wanted: str, found: str, path: Path) -> ParamergeError:
         where=path,
         expected=names[wanted],
         found=names[found],
-        hint=f"give it with --{found if found in ('lora', 'para') else 'adapter'}",
+        hint=f"paramerge bake takes it with --{found if found in ('lora', 'para') else 'adapter'}",
     )
 
 

@@ -11,8 +11,9 @@ from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import AdapterError
 from paramerge.formats import diffusers, peft
 from paramerge.formats.builders import Rules, build
-from paramerge.formats.families import DIFFUSE_KRONA, SVDIFF, Survey
+from paramerge.formats.families import DIFFUSE_KRONA, SVDIFF, Survey, several_dialects
 from paramerge.formats.groups import group_by_layer
+from paramerge.formats.layers import strays
 from paramerge.formats.listing import listed
 from paramerge.formats.pairs import scale_by_rank
 from paramerge.formats.peft_tuners import TunerSettings
@@ -21,7 +22,6 @@ from paramerge.interpretation import KRONA_KEY, Interpretation
 
 __all__ = ["read_family_file"]
 
-_WIDTH_OF_SECOND_ENCODER = 1280
 _SPELLINGS = {"kohya-sgm": "kohya", "diffusers-old": "diffusers"}
 
 
@@ -37,7 +37,7 @@ def read_family_file(
     ShapeError
         Tensors that do not fit together.
     """
-    roles = [role for key in header.tensors if (role := read_role(key)) is not None]
+    roles = _understood(header)
     dialect = _dialect(header, roles)
     if dialect == "peft" and tuner is None:
         raise peft.missing_config(header.path)
@@ -56,16 +56,23 @@ def read_family_file(
     return dialect, modules, used
 
 
+def _understood(header: Header) -> list[Role]:
+    """The roles of the file's keys, but for what is no layer and what only looks like a part of a family."""
+    roles = [role for key in header.tensors if (role := read_role(key)) is not None]
+    lost = strays(role.place.name for role in roles if role.place.layer)
+    scaled = {role.place.name for role in roles if role.role == "on_input"}
+    return [
+        role
+        for role in roles
+        if role.place.name not in lost
+        and (role.role != "weight" or role.place.name in scaled)  # else a whole weight saved along
+    ]
+
+
 def _dialect(header: Header, roles: Iterable[Role]) -> str:
     spoken = dialects_of(roles)
     if len({_SPELLINGS.get(name, name) for name in spoken}) > 1:
-        raise AdapterError(
-            "this file speaks several dialects at once",
-            where=header.path,
-            expected="one way to name layers",
-            found="; ".join(f"{name}: {listed(keys, 2)}" for name, keys in sorted(spoken.items())),
-            hint="it was probably joined from several files: take one of its parts",
-        )
+        raise several_dialects(spoken, header.path)
     # the more particular spelling names the file
     return next((name for name in _SPELLINGS if name in spoken), next(iter(spoken), "kohya"))
 
@@ -127,7 +134,7 @@ def _check_magnitudes(header: Header, modules: Iterable[LayerModule]) -> None:
 def _with_second_encoder(modules: dict[ModuleName, LayerModule]) -> dict[ModuleName, LayerModule]:
     """PEFT's names have no component: a text encoder as wide as SDXL's second is that one."""
     of_text = [module for name, module in modules.items() if name.component == "text_encoder"]
-    if not any(_width(module) == _WIDTH_OF_SECOND_ENCODER for module in of_text):
+    if not any(_width(module) == peft.WIDTH_OF_SECOND_ENCODER for module in of_text):
         return modules
     renamed: dict[ModuleName, LayerModule] = {}
     for name, module in modules.items():

@@ -34,9 +34,14 @@ class Group:
         return frozenset(self._keys) | frozenset(self._taken)
 
     @property
+    def weight(self) -> ModuleName:
+        """The name of the weight of what is no layer."""
+        return ModuleName(self.name.component, f"{self.name.path}.weight")
+
+    @property
     def parameter(self) -> ModuleName:
-        """The name of the weight itself, where it is no layer's."""
-        return self.name if self.layer else ModuleName(self.name.component, f"{self.name.path}.weight")
+        """The name of the weight, whatever it is of."""
+        return self.name if self.layer else self.weight
 
     @property
     def bias(self) -> ModuleName:

@@ -19,6 +19,7 @@ from paramerge.formats.families import (
     PARA,
     Survey,
     refuse_foreign,
+    several_dialects,
     survey,
     wrong_family,
 )
@@ -29,6 +30,7 @@ from paramerge.formats.pairs import Part, collect_modules
 from paramerge.formats.peft_config import LoraSettings
 from paramerge.formats.peft_tuners import TunerSettings, read_tuner
 from paramerge.formats.provenance import base_hashes, guess_architecture
+from paramerge.formats.roles import read_role
 from paramerge.interpretation import BY_TRAINER, Interpretation
 
 __all__ = ["AdapterFiles", "find_files", "is_adapter_folder", "open_adapter"]
@@ -36,7 +38,7 @@ __all__ = ["AdapterFiles", "find_files", "is_adapter_folder", "open_adapter"]
 _DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 _NO_LAYER = "the name is not that of a layer of an SD or SDXL UNet or CLIP text encoder"
 _NO_PART = "the key is no part of a LoRA or of another family"
-_EMBEDDING = "a token embedding (textual inversion): it changes no layer"
+_EMBEDDING = "token embeddings of a textual inversion"
 
 
 @dataclass(frozen=True)
@@ -217,13 +219,7 @@ def _dialect(header: Header, configured: bool) -> str:
             by_peft = configured or key.startswith(peft.PREFIX)
             spoken.setdefault("peft" if by_peft else "diffusers", []).append(key)
     if len(spoken) > 1:
-        raise AdapterError(
-            "this file speaks several dialects at once",
-            where=header.path,
-            expected="one way to name layers",
-            found="; ".join(f"{name}: {listed(keys, 2)}" for name, keys in sorted(spoken.items())),
-            hint="it was probably joined from several files: take one of its parts",
-        )
+        raise several_dialects(spoken, header.path)
     return next(iter(spoken), "diffusers")
 
 
@@ -238,6 +234,8 @@ def _leftovers(header: Header, used: Collection[str], found: Survey) -> tuple[Le
 
 
 def _reason(key: str) -> str:
-    if kohya.is_kohya(key) or diffusers.is_dotted_lora(key) or key.endswith(".alpha"):
+    role = read_role(key)
+    of_a_layer = role is not None and role.role != "weight"  # a plain weight is a part of IA3 alone
+    if of_a_layer or kohya.is_kohya(key) or diffusers.is_dotted_lora(key) or key.endswith(".alpha"):
         return _NO_LAYER
     return peft.leftover_reason(key) or _NO_PART

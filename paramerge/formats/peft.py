@@ -21,6 +21,7 @@ __all__ = [
     "CONFIG_NAME",
     "PREFIX",
     "WEIGHTS_NAME",
+    "WIDTH_OF_SECOND_ENCODER",
     "leftover_reason",
     "missing_config",
     "read_config",
@@ -33,7 +34,8 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 
 _KEY = re.compile(rf"(?:{re.escape(PREFIX)})?(?P<path>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight")
-_WIDTH_OF_SECOND_ENCODER = 1280
+WIDTH_OF_SECOND_ENCODER = 1280
+"""By which SDXL's two text encoders are told apart, where names do not."""
 
 _EXTRAS = (
     (re.compile(r".*\.lora_B\.(?:\w+\.)?bias"), "a bias trained beside the factors (lora_bias)"),
@@ -61,7 +63,7 @@ def text_encoders_by_width(header: Header, parts: Iterable[Part]) -> list[Part]:
     """``parts`` with the layers of a text encoder as wide as SDXL's second given to ``text_encoder_2``."""
     parts = list(parts)
     widths = {_width(header, part) for part in parts if part.name.component == "text_encoder"}
-    if _WIDTH_OF_SECOND_ENCODER not in widths:
+    if WIDTH_OF_SECOND_ENCODER not in widths:
         return parts
     return [
         part._replace(name=ModuleName("text_encoder_2", part.name.path))

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from paramerge.checkpoints.modules import ModuleName
-from paramerge.formats import peft
+from paramerge.formats import diffusers, peft
 from paramerge.formats.layers import (
     bare_layer,
     bare_norm,
@@ -79,9 +79,7 @@ class Role(NamedTuple):
 def read_role(key: str) -> Role | None:
     """Understand one key; None if it names no known parameter or no part of a family."""
     if match := _OLD_ATTENTION.fullmatch(key):
-        path, layer = match["path"], match["layer"]
-        end = f"{layer}_proj" if path.endswith("self_attn") else f"to_{layer}"
-        place = _dotted(f"{path}.{'to_out.0' if end == 'to_out' else end}", "diffusers-old")
+        place = _dotted(diffusers.modern_path(match["path"], match["layer"]), "diffusers-old")
         return Role(place, match["side"], key) if place else None
     match = _KEY.fullmatch(_ADAPTER_NAME.sub(r"\1", key))
     place = _place(match["stem"]) if match else None

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.modules import ModuleName, split_kind
 from paramerge.errors import CheckpointError, NonFiniteError
 from paramerge.merge.dense import apply_ops
 from paramerge.merge.kernel import LayerResult
@@ -61,7 +61,7 @@ def _weight(pipeline: Any, name: ModuleName, shape: tuple[int, ...]) -> torch.Te
 
 def _parameter(path: str) -> str:
     """The name of a layer's weight; norms and biases are named with their parameter already."""
-    return path if path.endswith((".weight", ".bias")) else f"{path}.weight"
+    return path if split_kind(path)[1] else f"{path}.weight"
 
 
 def _apply(edit: Edit, weight: torch.Tensor) -> LayerResult:

@@ -18,7 +18,7 @@ from paramerge.checkpoints.modules import ModuleName
 from paramerge.merge.chain import DeltaLink, load_chain
 from paramerge.merge.plan import Edit, FamilyOp, Op, TensorPlan
 
-__all__ = ["Added", "WholeLayer", "apply_ops", "room_for"]
+__all__ = ["Added", "LayerInTensor", "WholeLayer", "apply_ops", "room_for"]
 
 _ROOM = threading.Lock()
 
@@ -96,18 +96,14 @@ class Added:
             block += link.rows(begin, begin + len(block))
 
 
-class WholeLayer:
-    """A layer that is held as a whole while its steps are worked out; takes the place of a streamed one."""
-
-    must_look = True
+class LayerInTensor:
+    """Where the rows of one layer are in the tensor that it is stored in."""
 
     def __init__(self, edit: Edit) -> None:
         target = edit.target
-        self._edit = edit
         shape = target.shape[::-1] if target.transposed else target.shape
+        self._edit = edit
         self._start, self._stop = target.rows or (0, shape[0])
-        self._held: torch.Tensor | None = None
-        self.rank = self.removed = 0
 
     @property
     def name(self) -> str:
@@ -118,6 +114,17 @@ class WholeLayer:
         """This layer's rows among the next ``rows`` from ``first_row``, counted from there; maybe none."""
         start = min(max(self._start - first_row, 0), rows)
         return start, max(start, min(self._stop - first_row, rows))
+
+
+class WholeLayer(LayerInTensor):
+    """A layer that is held as a whole while its steps are worked out; takes the place of a streamed one."""
+
+    must_look = True
+
+    def __init__(self, edit: Edit) -> None:
+        super().__init__(edit)
+        self._held: torch.Tensor | None = None
+        self.rank = self.removed = 0
 
     def look(self, block: torch.Tensor, row: int) -> None:
         """Keep ``block``, beginning at ``row`` of the tensor."""

@@ -19,7 +19,7 @@ import torch
 
 from paramerge.errors import NonFiniteError
 from paramerge.merge.chain import load_chain
-from paramerge.merge.dense import Added, WholeLayer
+from paramerge.merge.dense import Added, LayerInTensor, WholeLayer
 from paramerge.merge.plan import Edit, TensorPlan
 
 __all__ = ["LayerResult", "TensorEditor", "as_matrix", "matrix_shape"]
@@ -137,18 +137,14 @@ class TensorEditor:
         return [(a, b) for a, b in itertools.pairwise(ordered) if a < b]
 
 
-class _Layer:
+class _Layer(LayerInTensor):
     """One layer within a stored tensor: its chain of steps and where its rows are."""
 
     def __init__(self, edit: Edit, compute: torch.dtype) -> None:
+        super().__init__(edit)
         target = edit.target
-        self._edit = edit
         self._compute = compute
         self._chain = load_chain(target.module, edit.ops)
-        self._start, self._stop = target.rows or (
-            0,
-            target.shape[1] if target.transposed else target.shape[0],
-        )
         self._left: torch.Tensor | None = None
         self._right: torch.Tensor | None = None
         self._added: Added | None = None
@@ -163,15 +159,6 @@ class _Layer:
             self._seen = torch.zeros((basis.shape[1], columns), dtype=torch.float64)
             self._partial = torch.zeros((basis.shape[1], columns), dtype=compute)
             self._partial_rows = 0
-
-    @property
-    def name(self) -> str:
-        return str(self._edit.target.module)
-
-    def overlap(self, first_row: int, rows: int) -> tuple[int, int]:
-        """This layer's rows among the next ``rows`` from ``first_row``, counted from there; maybe none."""
-        start = min(max(self._start - first_row, 0), rows)
-        return start, max(start, min(self._stop - first_row, rows))
 
     def look(self, block: torch.Tensor, row: int) -> None:
         """Add ``block``, beginning at ``row`` of the tensor, to ``C = Q^T W``."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from paramerge.adapters import Adapter, LayerModule
 from paramerge.checkpoints.blueprint import BLUEPRINTS
-from paramerge.checkpoints.flux_keys import single_file_layer, single_file_path
+from paramerge.checkpoints.flux_keys import is_divided
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.model_names import looks_like
-from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.modules import ModuleName, split_kind
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
 
@@ -96,22 +96,17 @@ def _family(architecture: str) -> str:
     return next((name for name in plain if architecture.startswith(f"{name}-")), architecture)
 
 
-def _is_stacked(path: str) -> bool:
-    """Whether FLUX's two layouts differ in more than this layer's name."""
-    layer = single_file_layer(path) or single_file_layer(single_file_path(path) or "")
-    return layer is not None and (len(layer.parts) > 1 or layer.swapped)
-
-
 def _guess(
     base: Base, targets: Mapping[ModuleName, Target], unmatched: Sequence[ModuleName], none: bool = False
 ) -> str:
     present = {name.component for name in targets}
     missing = sorted({name.component for name in unmatched} - present)
     model = looks_like(name.path for name in unmatched)
-    if base.architecture == "flux" and any(_is_stacked(name.path) for name in unmatched):
+    if base.architecture == "flux" and any(is_divided(split_kind(name.path)[0]) for name in unmatched):
         return (
-            "FLUX's single file stacks these projections, and of the families only LoRA can be divided: "
-            "take a base of the layout that the adapter was made for, a single file or a diffusers folder"
+            "FLUX's single file stacks these projections, and this family cannot be divided among them, as "
+            "LoRA, LoHa, LoKr, DoRA by rows and full differences can: take a base of the layout that the "
+            "adapter was made for, a single file or a diffusers folder"
         )
     if none and model is not None:
         return f"by the names of its layers the adapter is for {model}; the base is {base.architecture}"

@@ -8,14 +8,15 @@ one of its layers can be meant, and what is not found stays as it is, to be refu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, cast
 
-from paramerge.adapters import Adapter, LayerModule, LoraModule
-from paramerge.checkpoints.flux_keys import single_file_layer, single_file_path, split_rows
+from paramerge.adapters import Adapter, LayerModule
+from paramerge.checkpoints.flux_keys import single_file_layer, single_file_path
 from paramerge.checkpoints.layout import Base
-from paramerge.checkpoints.modules import MODEL, ModuleName
+from paramerge.checkpoints.modules import MODEL, ModuleName, split_kind
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import AdapterError, ShapeError, UnmatchedError
 
@@ -30,10 +31,10 @@ def in_names_of(
     adapter: Adapter,
     selected: Callable[[ModuleName], bool] = lambda _: True,
 ) -> Adapter:
-    """``adapter`` with the names that ``base`` has for its layers.
+    """``adapter`` with the names that ``base`` has for its layers, norms and biases.
 
-    A LoRA on projections that the base knows one by one is divided into its rows. ``selected`` says which of
-    the base's layers may be meant, where several could be.
+    What is for projections that the base knows one by one is divided into its rows, where its family changes
+    each row by itself. ``selected`` says which of the base's layers may be meant, where several could be.
 
     Raises
     ------
@@ -42,14 +43,14 @@ def in_names_of(
     AdapterError
         Two layers of the adapter are the same layer of the base.
     ShapeError
-        A LoRA on stacked projections does not have their rows.
+        A layer for stacked projections does not have their rows.
     """
     if all(name in targets and not targets[name].stack for name in adapter.modules):
         return adapter
     names = _BaseNames(targets, flux=base.architecture == "flux")
     modules: dict[ModuleName, LayerModule] = {}
     for module in adapter.modules.values():
-        for renamed in _placed(module, names.find(module, adapter, selected), adapter):
+        for renamed in _placed(module, names.find(module, adapter, selected), targets, adapter):
             if renamed.name in modules:
                 raise AdapterError(
                     "two layers of this adapter are the same layer of the base",
@@ -80,28 +81,39 @@ class _Place:
     swapped: bool = False
 
 
-def _placed(module: LayerModule, place: _Place | None, adapter: Adapter) -> Iterator[LayerModule]:
-    """The module under the base's name: several for a LoRA on a stack, itself if it is not there."""
+def _placed(
+    module: LayerModule, place: _Place | None, targets: Targets, adapter: Adapter
+) -> Iterator[LayerModule]:
+    """The module under the base's name: several where it is divided, itself if it is not there."""
     if place is None:
         yield module
-    elif place.whole is not None and (len(place.parts) == 1 or not isinstance(module, LoraModule)):
+        return
+    if place.whole is not None and len(place.parts) == 1:
         yield _renamed(module, place.whole)
-    elif not isinstance(module, LoraModule):
-        yield module
-    elif place.swapped:
-        half = module.out_features // 2
-        yield replace(module, name=place.parts[0], rows=((half, 2 * half), (0, half)))
-    else:
-        rows = split_rows(len(place.parts), module.out_features, module.in_features)
-        if rows is None:
-            raise ShapeError(
-                "a layer of this adapter is too small for the projections that it is meant for",
-                where=f"{adapter.path}: {module.name}",
-                expected=f"the rows of {', '.join(name.path for name in place.parts)}",
-                found=f"{module.out_features} x {module.in_features}",
-            )
-        for name, run in zip(place.parts, rows, strict=True):
-            yield replace(module, name=name, rows=(run,))
+        return
+    sizes = [targets[name].shape[0] for name in place.parts]
+    parts = [module.part(name, runs) for name, runs in zip(place.parts, _runs(place, sizes), strict=True)]
+    divided = [part for part in parts if part is not None]
+    if not divided:
+        yield module if place.whole is None else _renamed(module, place.whole)
+        return
+    if module.out_features != sum(sizes):
+        raise ShapeError(
+            "a layer of this adapter does not have the rows of the projections that it is meant for",
+            where=f"{adapter.path}: {module.name}",
+            expected=", ".join(f"{name.path}: {size}" for name, size in zip(place.parts, sizes, strict=True)),
+            found=f"{module.out_features} rows",
+        )
+    yield from divided
+
+
+def _runs(place: _Place, sizes: Sequence[int]) -> list[tuple[tuple[int, int], ...]]:
+    """The rows of each part, of ``sizes``, in what is stacked or swapped."""
+    if place.swapped:
+        half = sizes[0] // 2
+        return [((half, 2 * half), (0, half))]
+    ends = list(accumulate(sizes))
+    return [((end - size, end),) for size, end in zip(sizes, ends, strict=True)]
 
 
 def _renamed(module: LayerModule, name: ModuleName) -> LayerModule:
@@ -124,7 +136,7 @@ class _BaseNames:
                 self._add_flux_names(name, targets)
         for component, places in self._places.items():
             for path, place in places.items():
-                spelled.setdefault(component, {}).setdefault(path.replace(".", "_"), set()).add(place)
+                spelled.setdefault(component, {}).setdefault(_underscored(path), set()).add(place)
         for component, folded in spelled.items():
             for path, meant in folded.items():
                 if len(meant) == 1:  # underscores that could stand for two layers name neither
@@ -133,17 +145,18 @@ class _BaseNames:
     def _add_flux_names(self, name: ModuleName, targets: Targets) -> None:
         """The single file's names for a folder's layers, and diffusers' for the file's swapped one."""
         places = self._places[name.component]
-        layer = single_file_layer(name.path)
+        stem, kind = split_kind(name.path)
+        layer = single_file_layer(stem)
         if layer is not None and layer.swapped:
-            places.setdefault(layer.parts[0], _Place((name,), None, swapped=True))
-        path = single_file_path(name.path)
+            places.setdefault(layer.parts[0] + kind, _Place((name,), None, swapped=True))
+        path = single_file_path(stem)
         layer = single_file_layer(path) if path else None
         if path is None or layer is None:
             return
-        parts = tuple(ModuleName(name.component, part) for part in layer.parts)
+        parts = tuple(ModuleName(name.component, part + kind) for part in layer.parts)
         if all(part in targets for part in parts):
             alone = len(parts) == 1 and not layer.swapped
-            places.setdefault(path, _Place(parts, parts[0] if alone else None, layer.swapped))
+            places.setdefault(path + kind, _Place(parts, parts[0] if alone else None, layer.swapped))
 
     def find(
         self, module: LayerModule, adapter: Adapter, selected: Callable[[ModuleName], bool]
@@ -196,8 +209,15 @@ class _BaseNames:
 
 
 def _parts_of(stack: ModuleName) -> tuple[ModuleName, ...]:
-    layer = single_file_layer(stack.path)
-    return tuple(ModuleName(stack.component, part) for part in layer.parts) if layer else (stack,)
+    stem, kind = split_kind(stack.path)
+    layer = single_file_layer(stem)
+    return tuple(ModuleName(stack.component, part + kind) for part in layer.parts) if layer else (stack,)
+
+
+def _underscored(path: str) -> str:
+    """A path as kohya spells it; what a norm's or a bias's name ends in is no part of the spelling."""
+    stem, kind = split_kind(path)
+    return stem.replace(".", "_") + kind
 
 
 def _spellings(name: ModuleName) -> Iterable[str]:

@@ -330,8 +330,8 @@ class PaRaLayer(BaseTunerLayer):
         raise NotImplementedError
 
 
-class PaRaLinear(PaRaLayer, nn.Module):
-    """PaRa on a linear layer."""
+class _PaRaModule(PaRaLayer, nn.Module):
+    """A PaRa layer as the module that takes the place of the one it is on."""
 
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, rank: int, config: PaRaConfig, where: str
@@ -340,24 +340,20 @@ class PaRaLinear(PaRaLayer, nn.Module):
         PaRaLayer.__init__(self, base_layer, where)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, rank, config)
-
-    def _project(self, y: Tensor, step: Step) -> Tensor:
-        return project_out(y, step.K, self.base_layer.bias, step.strength)
 
     def __repr__(self) -> str:
         return f"para.{super().__repr__()}"
 
 
-class PaRaConv2d(PaRaLayer, nn.Module):
-    """PaRa on a convolution's output channels. An adapter around it finds the convolution's sizes here."""
+class PaRaLinear(_PaRaModule):
+    """PaRa on a linear layer."""
 
-    def __init__(
-        self, base_layer: nn.Module, adapter_name: str, rank: int, config: PaRaConfig, where: str
-    ) -> None:
-        nn.Module.__init__(self)
-        PaRaLayer.__init__(self, base_layer, where)
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, rank, config)
+    def _project(self, y: Tensor, step: Step) -> Tensor:
+        return project_out(y, step.K, self.base_layer.bias, step.strength)
+
+
+class PaRaConv2d(_PaRaModule):
+    """PaRa on a convolution's output channels. An adapter around it finds the convolution's sizes here."""
 
     def _project(self, y: Tensor, step: Step) -> Tensor:
         return project_out_channels(y, step.K, self.base_layer.bias, step.strength)
@@ -366,9 +362,6 @@ class PaRaConv2d(PaRaLayer, nn.Module):
         if name in _CONVOLUTION:
             return getattr(self.base_layer, name)
         return super().__getattr__(name)
-
-    def __repr__(self) -> str:
-        return f"para.{super().__repr__()}"
 
 
 _CONVOLUTION = frozenset(

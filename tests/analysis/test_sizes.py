@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from paramerge.adapters.sizes import FAMILIES, SizeSettings, factor_pair, stored_numbers
+from paramerge.adapters import FAMILIES
+from paramerge.adapters.sizes import RULES, SizeSettings, factor_pair, stored_numbers
 from paramerge.analysis.sizes import Size, adapter_size, adapter_sizes, unet_layers
 from paramerge.checkpoints.blueprint import BLUEPRINTS
 from paramerge.checkpoints.subsets import PAPER_GAMMA
@@ -282,8 +283,8 @@ def test_bad_questions() -> None:
 @pytest.mark.parametrize("architecture", BLUEPRINTS)
 def test_every_family_has_a_size_on_every_architecture(architecture: str) -> None:
     layers = unet_layers(architecture)
-    found = adapter_sizes(layers, families=list(FAMILIES), subsets=["all", "exca"], ranks=[4, 16])
-    assert len(found) == len(FAMILIES) * 4
+    found = adapter_sizes(layers, families=list(RULES), subsets=["all", "exca"], ranks=[4, 16])
+    assert len(found) == len(RULES) * 4
     for size in found:
         assert size.subset != "all" or size.layers + size.not_possible == len(layers)
         assert size.nbytes == 2 * size.parameters
@@ -321,3 +322,8 @@ def test_the_command_needs_no_torch() -> None:
 def test_a_factor_that_is_none() -> None:
     with pytest.raises(UsageError, match="shape of a factor"):
         CliRunner().invoke(cli, ["sizes", "--krona", "64"], catch_exceptions=False)
+
+
+def test_every_family_has_a_size_but_norms() -> None:
+    """LyCORIS trains norms beside another family's layers, never alone."""
+    assert set(RULES) == set(FAMILIES) - {"norm"}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from adapter_files import REAL_LOKRS, REAL_LORAS, Array, factors, kohya_layer, product_norm, save
+from family_cases import CASES
 from safetensors.numpy import load_file
 
 from paramerge.adapters import LoraModule
@@ -122,7 +123,7 @@ def test_a_lokr_is_described(name: str, shared_dir: Path, capsys: Capture) -> No
     )
     assert content["training"]["comment"] == r"trigger word is smart falcon \(umamusume\)"
     text = run(capsys, path)
-    assert f"of rank {rank} (x) of rank {rank}" in joined_words(text)
+    assert f"forms rank {rank} (x) rank {rank}" in joined_words(text)
     assert "smart falcon" in text
     assert "self-attention" in text
 
@@ -151,7 +152,40 @@ def test_a_family_that_depends_on_the_weight(tmp_path: Path, capsys: Capture) ->
     path = save(tmp_path / "o.safetensors", {f"{stem}.oft_blocks": np.zeros((4, 2, 2), np.float32)})
     (layer,) = as_json(capsys, path)["layers"]
     assert (layer["norm"], layer["shape"], layer["form"]) == (None, [8], "4 blocks on outputs")
-    assert "1 layers act on the weight as it is at their step" in joined_words(run(capsys, path))
+    assert "1 layer acts on the weight as it is at its step" in joined_words(run(capsys, path))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("dora-out", ["DoRA, kohya", "ranks 3", "forms LoRA by rows", "2 layers act on the weight"]),
+        ("ia3-in", ["numbers 32 (once), 48 (once)", "forms on inputs"]),
+        ("oft-peft", ["block sizes 4", "blocks on inputs, 5 terms of the series"]),
+        ("svdiff", ["singular values 32 (once), 48 (once)"]),
+    ],
+)
+def test_words_of_families(name: str, words: list[str], tmp_path: Path, capsys: Capture) -> None:
+    """What each counts under its own word; without norms nothing is called the largest."""
+    shapes = {"unet.conv_in": (32, 32), "unet.mid_block.attentions.0.proj_in": (64, 48)}
+    path, _ = next(case for case in CASES if case.name == name).write(tmp_path / "a", shapes)
+    text = joined_words(run(capsys, path))
+    assert [word for word in words if word not in text] == []
+    assert "largest layers" not in text
+    assert "mid_block.attentions.0.proj_in" in run(capsys, path, "--layers")
+
+
+def test_several_families_in_one_file(tmp_path: Path, capsys: Capture) -> None:
+    """What has no norm, scale or rank shows as a dash, behind what has."""
+    tensors: dict[str, Array] = {}
+    for place, name in enumerate(("lora", "full", "ia3-in")):
+        here = {f"unet.mid_block.attentions.0.transformer_blocks.{place}.attn1.to_q": (32, 32)}
+        path, _ = next(case for case in CASES if case.name == name).write(tmp_path / name, here)
+        tensors |= load_file(path)
+    save(tmp_path / "all.safetensors", tensors)
+    text = joined_words(run(capsys, tmp_path / "all.safetensors"))
+    assert "LoRA, full difference, IA3" in text
+    assert "ranks 3 numbers 32" in text
+    assert "- 32 - unet.mid_block.attentions.0.transformer_blocks.2.attn1.to_" in text  # folded at 80
 
 
 def test_a_para(tmp_path: Path, capsys: Capture) -> None:
@@ -186,9 +220,9 @@ def test_alphas_scales_and_what_changes_nothing(tmp_path: Path, capsys: Capture)
     ]
     assert list(content["leftovers"]) == ["lora_te_no_such_layer.alpha"]
     text = run(capsys, path)
-    assert "1 keys change nothing" in text
+    assert "1 key changes nothing" in text
     assert "lora_te_no_such_layer.alpha" in text
-    assert "= rank (1 times)" in text
+    assert "= rank (once)" in text
 
 
 def test_norms_that_are_not_finite(tmp_path: Path, capsys: Capture) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from baking import plan_of
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_pipelines import sd_pipeline, sdxl_pipeline
@@ -23,9 +25,18 @@ from tiny_pipelines import sd_pipeline, sdxl_pipeline
 from paramerge.checkpoints import writer
 from paramerge.checkpoints.layout import open_base
 from paramerge.cli.main import main
-from paramerge.errors import CheckpointError, FileFormatError, NonFiniteError, OutputError, UsageError
+from paramerge.errors import (
+    CheckpointError,
+    FamilyError,
+    FileFormatError,
+    NonFiniteError,
+    OutputError,
+    UsageError,
+)
 from paramerge.formats import open_adapter
 from paramerge.generation.loading import load_pipeline
+from paramerge.merge.bake import bake
+from paramerge.merge.steps import Step
 from paramerge.training import loop
 from paramerge.training.chance import permutation
 from paramerge.training.config import METHODS, TrainConfig, config_from_toml, config_to_toml
@@ -114,6 +125,7 @@ def test_a_para_from_a_folder_of_pictures(sd: Path, dog: Path, tmp_path: Path) -
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "para": {"init": "orthonormal"},  # the default removes next to nothing in two steps
     "oft": {"subset": "sao", "rank": 4},
     "boft": {"subset": "sao", "rank": 4},
     "krona": {"krona_factors": (4, 2)},
@@ -135,12 +147,43 @@ NAMED = {
 """What ``inspect`` calls each method's file."""
 
 
+def watched(seen: dict[str, Any]) -> Callable[[Any, TrainConfig], Any]:
+    """What attaches a method, and keeps the UNet that it trains."""
+    original = loop.attach
+
+    def attach(pipeline: Any, config: TrainConfig) -> Any:
+        seen["unet"] = pipeline.unet
+        return original(pipeline, config)
+
+    return attach
+
+
+def trained_weights(unet: Any) -> dict[str, torch.Tensor]:
+    """The weights of all layers as the trained model has them, by PEFT's own merging where it trains."""
+    for module in unet.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+    return {
+        f"{name.removesuffix('.base_layer')}.weight": module.weight.detach()
+        for name, module in unet.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and not is_part_of_an_adapter(name)
+    }
+
+
+def is_part_of_an_adapter(name: str) -> bool:
+    return any(part in name for part in (".lora_", ".hada_", ".lokr_", ".oft_", ".boft_", ".para_"))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_and_saves(
     method: str, sd: Path, dog: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Twice the same; ``inspect`` names the file, and it bakes to the weights of the trained model."""
     config = settings(sd, dog, tmp_path / "a", method=method, steps=2, **OPTIONS.get(method, {}))
-    result = train(config)
+    seen: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "attach", watched(seen))
+        result = train(config)
     assert len(result.losses) == 2
     saved = tensors_of(result.adapter[0])
     assert saved
@@ -154,6 +197,28 @@ def test_every_method_trains_and_saves(
     with pytest.raises(SystemExit):
         main(["inspect", str(result.adapter[0])])
     assert NAMED[method].lower() in "".join(capfd.readouterr()).lower()
+    if method == "textual-inversion":
+        with pytest.raises(FamilyError, match="cannot be baked"):
+            open_adapter(result.adapter[0])
+        return
+    baked = result.adapter[0]  # DreamBooth's is a model already
+    if method != "dreambooth":
+        baked = tmp_path / "baked"
+        bake(plan_of(sd, Step("adapter", result.adapter[0])), baked)
+    found, before = (load_file(next((model / "unet").glob("*.safetensors"))) for model in (baked, sd))
+    # what is added is stored as factors, of 11 bits in float16; a PaRa's directions see the whole weight
+    stored = 2.0**-11 if any(value.dtype == torch.float16 for value in saved.values()) else 2.0**-24
+    changed = 0
+    for key, weight in trained_weights(seen["unet"]).items():
+        wanted, W = weight.double(), before[key].double()
+        gap = torch.linalg.norm(found[key].double() - wanted)
+        change = torch.linalg.norm(wanted - W)
+        seen_by = torch.linalg.matrix_norm(W.flatten(1), 2) if method == "para" else change
+        # trained in float32, and an SVD in it (SVDiff) errs by some eps for each of the columns
+        allowed = 128 * 2.0**-24 * torch.linalg.norm(wanted) + 4 * stored * seen_by
+        assert gap <= allowed, key
+        changed += bool(change > 50 * allowed)
+    assert changed > 5
 
 
 def test_a_trained_lora_does_in_diffusers_what_it_did_in_training(
@@ -177,14 +242,8 @@ def test_krona_and_svdiff_files_mean_what_was_trained(sd: Path, dog: Path, tmp_p
     name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
     W = base.get_submodule(name).weight.detach()
     seen: dict[str, Any] = {}
-    original = loop.attach
-
-    def watched(pipeline: Any, config: TrainConfig) -> Any:
-        seen["unet"] = pipeline.unet
-        return original(pipeline, config)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "attach", watched)
+        patch.setattr(loop, "attach", watched(seen))
         file = train(settings(sd, dog, tmp_path / "k", method="krona", krona_factors=(4, 2))).adapter[0]
         state = load_file(file)
         key = f"unet.{name.replace('.to_q', '.processor.to_q_lora')}"
