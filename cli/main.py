@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "paramerge.cli.compare:compare",
     "generate": "paramerge.cli.generate:generate",
     "demo": "paramerge.cli.demo:demo",
+    "evaluate": "paramerge.cli.evaluate:evaluate",
 }
 """Each verb and where it is; a verb's module is imported only when it is called."""
 

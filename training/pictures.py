@@ -1,0 +1,92 @@
+"""The folder of pictures: found, checked, cut to squares."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from paramerge.errors import FileFormatError, UsageError
+from paramerge.formats.listing import listed
+
+__all__ = ["PICTURE_SUFFIXES", "Picture", "data_hash", "find_pictures", "read_picture"]
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A square of a picture: uint8 (side, side, 3), the whole picture's size, and where the square began.
+
+    ``size`` is (height, width) before anything was done, ``corner`` (top, left) after it was resized.
+    """
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def find_pictures(folder: Path, option: str) -> list[Path]:
+    """The picture files of ``folder``, by name.
+
+    Raises
+    ------
+    UsageError
+        There is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise UsageError(
+            "there is no such folder", where=option, expected="a folder of pictures", found=folder
+        )
+    found = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
+    )
+    if not found:
+        raise UsageError(
+            "there is no picture in this folder",
+            where=option,
+            expected=f"files that end in {', '.join(PICTURE_SUFFIXES)}",
+            found=listed(sorted(path.name for path in folder.iterdir())) or f"nothing in {folder}",
+        )
+    return found
+
+
+def read_picture(path: Path, side: int) -> Picture:
+    """The middle square of a picture, resized to ``side``; transparency becomes white.
+
+    Raises
+    ------
+    FileFormatError
+        The file is no picture, or is damaged.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            rgba = image.convert("RGBA")
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise FileFormatError(
+            f"this picture cannot be read ({str(error) or type(error).__name__})",
+            where=path,
+            hint="remove it from the folder, or save it again as PNG",
+        ) from error
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    rgb = Image.alpha_composite(white, rgba).convert("RGB")
+    width, height = rgb.size
+    scale = side / min(width, height)
+    resized = (max(side, round(width * scale)), max(side, round(height * scale)))
+    rgb = rgb.resize(resized, Image.Resampling.LANCZOS)
+    left, top = (resized[0] - side) // 2, (resized[1] - side) // 2
+    square = rgb.crop((left, top, left + side, top + side))
+    return Picture(np.asarray(square, dtype=np.uint8), (height, width), (top, left))
+
+
+def data_hash(files: Sequence[Path]) -> str:
+    """SHA-256 (hex) of the files' contents, in order; their names do not count."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
