@@ -1,4 +1,4 @@
-"""The model that ships: it loads everywhere without a special case, draws what it is asked, and is credited."""
+"""The model that ships: it loads everywhere without a special case, draws what is asked, and is credited."""
 
 from __future__ import annotations
 
