@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["Processes", "find_processes"]
 
@@ -53,12 +53,9 @@ def find_processes(device: str | None = None) -> Processes:
     """The processes that ``accelerate launch`` (or torchrun) started; one alone without it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
-    from accelerate import PartialState
+    from accelerate.state import PartialState
 
-    state = PartialState(cpu=device == "cpu")
-    return Processes(
-        state.process_index,
-        state.num_processes,
-        state.wait_for_everyone,
-        str(state.device),
-    )
+    state: Any = PartialState(cpu=device == "cpu")
+    # a CPU may be numbered there, but has no number anywhere else
+    found = "cpu" if state.device.type == "cpu" else str(state.device)
+    return Processes(state.process_index, state.num_processes, state.wait_for_everyone, found)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from paramerge.errors import FileFormatError, UsageError
 
@@ -75,19 +75,19 @@ class ShiftTolerantLPIPS(nn.Module):
         total = torch.zeros(len(first), dtype=first.dtype, device=first.device)
         for name, a, b in zip(_LINEAR, self.features(first), self.features(second), strict=True):
             difference = (_normalised(a) - _normalised(b)) ** 2
-            total = total + F.conv2d(difference, self._weight(name)).mean(dim=(1, 2, 3))
+            total = total + functional.conv2d(difference, self._weight(name)).mean(dim=(1, 2, 3))
         return total
 
     def features(self, pictures: Tensor) -> list[Tensor]:
         """What follows each of the five convolutions, after the rectification."""
         shift, scale = self._weight("scaling_layer.shift"), self._weight("scaling_layer.scale")
         first = self._convolved(0, (pictures - shift) / scale)
-        found = [F.relu(self._halved(0, first))]
+        found = [functional.relu(self._halved(0, first))]
         for layer in (1, 2):
-            peaks = F.max_pool2d(found[-1], 3, stride=1)
-            found.append(F.relu(self._convolved(layer, self._halved(layer, peaks))))
+            peaks = functional.max_pool2d(found[-1], 3, stride=1)
+            found.append(functional.relu(self._convolved(layer, self._halved(layer, peaks))))
         for layer in (3, 4):
-            found.append(F.relu(self._convolved(layer, found[-1])))
+            found.append(functional.relu(self._convolved(layer, found[-1])))
         return found
 
     def _weight(self, name: str) -> Tensor:
@@ -96,12 +96,14 @@ class ShiftTolerantLPIPS(nn.Module):
     def _convolved(self, layer: int, x: Tensor) -> Tensor:
         name = _CONVOLUTIONS[layer]
         weight, bias = self._weight(f"{name}.weight"), self._weight(f"{name}.bias")
-        return F.conv2d(x, weight, bias, padding=_PADDING[layer])
+        return functional.conv2d(x, weight, bias, padding=_PADDING[layer])
 
     def _halved(self, layer: int, x: Tensor) -> Tensor:
         """Blurred and then halved, so that a shift by a pixel changes little."""
         blur = self._weight(_BLURS[layer])
-        return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), blur, stride=2, groups=len(blur))
+        return functional.conv2d(
+            functional.pad(x, (2, 2, 2, 2), mode="reflect"), blur, stride=2, groups=len(blur)
+        )
 
 
 def _normalised(features: Tensor) -> Tensor:
