@@ -22,6 +22,7 @@ from paramerge.version import __version__
 if TYPE_CHECKING:
     from paramerge import algebra as algebra
     from paramerge import errors as errors
+    from paramerge import peft as peft
     from paramerge.adapters import Adapter as Adapter
     from paramerge.adapters import LoraModule as LoraModule
     from paramerge.adapters import ParaModule as ParaModule
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "algebra": "",
     "errors": "",
+    "peft": "",
     "Adapter": "adapters",
     "LoraModule": "adapters",
     "ParaModule": "adapters",

@@ -31,6 +31,7 @@ __all__ = [
     "load_chain",
     "load_lora",
     "load_para",
+    "orthonormal_basis",
 ]
 
 FLOAT64 = torch.float64
@@ -147,7 +148,7 @@ def load_para(op: ParaOp) -> ParaLink:
 
 def load_bases(op: ParaOp) -> list[torch.Tensor]:
     """The orthonormal basis of each of the op's PaRas, (d, r_i) float64."""
-    return [_orthonormal(part.module.basis) for part in op.parts]
+    return [orthonormal_basis(part.module.basis) for part in op.parts]
 
 
 def _within_limit(link: ParaLink, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -181,7 +182,16 @@ def _by_energy(link: ParaLink, seen: torch.Tensor) -> tuple[torch.Tensor, torch.
     return torch.cat(turned_Q, 1)[:, order], torch.cat(weights)[order], torch.cat(turned_seen)[order]
 
 
-def _orthonormal(stored: StoredTensor) -> torch.Tensor:
+def orthonormal_basis(stored: StoredTensor) -> torch.Tensor:
+    """An orthonormal basis (d, rank) of what a PaRa file stores for a layer, float64.
+
+    Raises
+    ------
+    NonFiniteError
+        NaN or Inf in it.
+    AdapterError
+        It is zero.
+    """
     B = torch.from_numpy(stored.read_exact()).to(FLOAT64)
     _check_finite(B, stored)
     found = algebra.orthonormalise(B, rtol=_storage_cut(stored))

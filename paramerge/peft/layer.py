@@ -1,0 +1,398 @@
+"""The PaRa layers: a linear layer or a convolution with its PaRas around it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from paramerge.algebra import graded_joint_basis, storage_tolerance
+from paramerge.errors import AdapterError, UsageError
+from paramerge.peft.bases import basis_of
+from paramerge.peft.config import PaRaConfig
+from paramerge.peft.initial import initial_basis
+from paramerge.peft.nesting import watch
+from paramerge.peft.projection import project_out, project_out_channels
+from paramerge.peft.removal import Removal, remove
+
+__all__ = ["PaRaConv2d", "PaRaLayer", "PaRaLinear"]
+
+
+_SETTINGS = ("para_method", "para_epsilon", "para_mode", "para_stored")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One removal of the forward pass: ``y - strength K K^T y`` by the adapters ``names``."""
+
+    names: tuple[str, ...]
+    K: Tensor
+    strength: float
+
+
+class Hoisted(dict[str, tuple[int, Tensor]]):
+    """Bases made before the step, with the version of B that they are of; a copy of the layer has none.
+
+    They belong to a graph of autograd's, which can be neither copied nor stored.
+    """
+
+    def __deepcopy__(self, memo: object) -> Hoisted:
+        return Hoisted()
+
+    def __reduce__(self) -> tuple[type[Hoisted], tuple[()]]:
+        return Hoisted, ()
+
+
+class WideParameters(nn.ParameterDict):
+    """Parameters that stay float32 or better when the model around them is cast to half precision."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> WideParameters:
+        def keep_wide(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            narrowed = moved.is_floating_point() and moved.dtype.itemsize < tensor.dtype.itemsize
+            return tensor.to(moved.device) if narrowed and moved.dtype.itemsize < 4 else moved
+
+        super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class PaRaLayer(BaseTunerLayer):
+    """What linear and convolution layers share. ``W0 - s K K^T W0``, with K from each adapter's B (d, r)."""
+
+    adapter_layer_names = ("para_B",)
+    other_param_names = (
+        "r",
+        "scaling",
+        "para_gate",
+        "para_method",
+        "para_epsilon",
+        "para_mode",
+        "para_stored",
+    )
+
+    base_layer: nn.Linear | nn.Conv2d
+    training: bool
+
+    def __init__(self, base_layer: nn.Module, where: str) -> None:
+        watch(PaRaLayer)
+        self.base_layer = base_layer  # type: ignore[assignment]
+        self.where = where
+        """The layer's name in its model, for messages."""
+        self.r: dict[str, int] = {}
+        self.scaling: dict[str, float] = {}
+        """The strength of each adapter."""
+        self.para_gate: dict[str, float] = {}
+        """What the strength is multiplied by while a training opens the gate; 1 for all others."""
+        self.para_method: dict[str, str] = {}
+        self.para_epsilon: dict[str, float] = {}
+        self.para_mode: dict[str, str] = {}
+        self.para_stored: dict[str, str] = {}
+        """The dtype that each basis was stored in: what is closer than its rounding is one direction."""
+        self.para_B = WideParameters({})
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._removals: list[Removal] = []
+        self.covered = False
+        """Whether an adapter around this one is merged into the same weight."""
+        self._kept: tuple[object, list[Step]] | None = None
+        self._hoisted = Hoisted()
+        self.in_features, self.out_features = _features(self.base_layer)
+
+    # --- adapters come and go -------------------------------------------------------------------------------
+
+    def update_layer(self, adapter_name: str, rank: int, config: PaRaConfig) -> None:
+        """Add an adapter of ``rank`` directions, started as ``config`` says.
+
+        With ``config.inference_mode`` its B is NaN until it is loaded, so that nothing can use it before.
+        """
+        weight = self.base_layer.weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self.r[adapter_name] = rank
+        self.scaling[adapter_name] = 1.0
+        self.para_gate[adapter_name] = 0.0 if config.init == "gate" and not config.inference_mode else 1.0
+        soft = config.init == "soft" and not config.inference_mode
+        self.para_method[adapter_name] = "soft" if soft else config.method
+        self.para_epsilon[adapter_name] = config.soft_epsilon
+        self.para_mode[adapter_name] = config.merge
+        self.para_stored[adapter_name] = str(dtype).removeprefix("torch.")
+        B = torch.full((weight.shape[0], rank), torch.nan, dtype=dtype)  # on meta with low_cpu_mem_usage
+        if not (B.is_meta or weight.is_meta or config.inference_mode):
+            B = initial_basis(weight, rank, config.init, config.soft_epsilon, self.where).to(dtype)
+        self.para_B[adapter_name] = nn.Parameter(B)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def set_basis(self, adapter_name: str, B: Tensor, stored: str = "float32") -> None:
+        """Put ``B`` (d, r) in the place of an adapter's basis; ``stored`` is the dtype it comes from."""
+        old = self.para_B[adapter_name]
+        fresh = nn.Parameter(B.to(self.base_layer.weight.device, old.dtype), requires_grad=old.requires_grad)
+        self.para_B[adapter_name] = fresh
+        self.r[adapter_name] = B.shape[1]
+        self.para_stored[adapter_name] = stored
+        self._kept = None
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter.
+
+        Raises
+        ------
+        UsageError
+            It is merged into the weight.
+        """
+        if adapter_name in self.merged_adapters:
+            raise UsageError(
+                "a merged adapter cannot be deleted",
+                where=f"{self.where}: {adapter_name}",
+                hint="unmerge it first",
+            )
+        super().delete_adapter(adapter_name)
+        self._hoisted.pop(adapter_name, None)
+        self._kept = None
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """Move to the device only: B keeps its dtype under a half-precision model."""
+        if adapter_name not in self.para_B:
+            return  # PEFT asks every layer, whatever adapters it has
+        B = self.para_B[adapter_name]
+        target = device or self.base_layer.weight.device
+        if not B.is_meta and target.type != "meta":
+            self.para_B[adapter_name] = B.to(target)
+
+    # --- strengths ------------------------------------------------------------------------------------------
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Set the strength of an adapter, if this layer has it: 1 removes all of its span, 0 nothing."""
+        if adapter in self.scaling:
+            self.scaling[adapter] = scale
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the strengths of the active adapters."""
+        for name in self._present():
+            self.scaling[name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the strengths of the active adapters by ``scale``, or set them to 1."""
+        for name in self._present():
+            self.scaling[name] = 1.0 if scale is None else self.scaling[name] / scale
+
+    def strength(self, adapter: str) -> float:
+        """The strength with which an adapter acts now, the gate included."""
+        return self.scaling[adapter] * self.para_gate[adapter]
+
+    # --- what is removed ------------------------------------------------------------------------------------
+
+    def _present(self, names: Sequence[str] | None = None) -> list[str]:
+        """Those of ``names`` (the active ones) that this layer has, in order, each once."""
+        chosen = self.active_adapters if names is None else names
+        return [name for name in dict.fromkeys(chosen) if name in self.para_B]
+
+    def basis(self, adapter_name: str) -> Tensor:
+        """K (d, r) of an adapter, with gradient where B has one: :func:`~paramerge.peft.bases.basis_of`."""
+        B = self.para_B[adapter_name]
+        hoisted = self._hoisted.get(adapter_name)
+        if hoisted is not None and hoisted[0] == B._version and torch.is_grad_enabled():
+            return hoisted[1]
+        with torch.autocast(B.device.type, enabled=False):
+            return basis_of(B, self.para_method[adapter_name], self.para_epsilon[adapter_name])
+
+    def _steps(self, names: Sequence[str], dtype: torch.dtype | None = None) -> list[Step]:
+        """What ``names`` remove together: one joint step, or one after the other."""
+        # a gate that is still shut is part of the graph all the same: a training step has something to take
+        # the gradient of, and every process of several has the same parameters in use
+        names = [name for name in names if self.strength(name) != 0 or self._trains(name)]
+        bases = {name: self._basis_in(name, dtype) for name in names}
+        if len(names) < 2 or self.para_mode[names[0]] == "sequential":
+            return [Step((name,), bases[name], self.strength(name)) for name in names]
+        if soft := [name for name in names if self.para_method[name] == "soft"]:
+            raise UsageError(
+                "a soft PaRa is no subspace yet, so it has no joint span with others",
+                where=f"{self.where}: {', '.join(soft)}",
+                hint="harden it first (paramerge.peft.harden), or train it alone",
+            )
+        columns = sum(self.r[name] for name in names)
+        cut = max(storage_tolerance(self.para_stored[name], columns) for name in names)
+        Q, weights = graded_joint_basis(
+            list(bases.values()), [self.strength(name) for name in names], rtol=cut
+        )
+        return [Step(tuple(names), Q * weights.sqrt(), 1.0)]
+
+    def _trains(self, name: str) -> bool:
+        return torch.is_grad_enabled() and self.para_B[name].requires_grad
+
+    def _basis_in(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        if dtype is None:
+            return self.basis(name)
+        return basis_of(self.para_B[name].to(dtype), self.para_method[name], self.para_epsilon[name])
+
+    def _current_steps(self) -> list[Step]:
+        """The active adapters' steps: made anew where there is a gradient to take, else kept."""
+        names = self._present()
+        if self.training or any(map(self._trains, names)) or torch.compiler.is_compiling():
+            return self._steps(names)
+        key = tuple(
+            (name, self.strength(name), self.para_method[name], B._version, B.data_ptr(), B.device)
+            for name in names
+            for B in (self.para_B[name],)
+        )
+        if self._kept is None or self._kept[0] != key:
+            self._check_loaded(names)
+            with torch.no_grad():
+                self._kept = (key, self._steps(names))
+        return self._kept[1]
+
+    def _check_loaded(self, names: Sequence[str]) -> None:
+        for name in names:
+            if not bool(torch.isfinite(self.para_B[name]).all()):
+                raise AdapterError(
+                    "this adapter has no directions here: they are NaN or Inf",
+                    where=f"{self.where}: {name}",
+                    hint="its training diverged, or it was added in inference mode and never loaded",
+                )
+
+    def train(self, mode: bool = True) -> Any:
+        """As ``nn.Module.train``; bases that were kept are forgotten."""
+        self._kept = None
+        return super().train(mode)  # type: ignore[misc]
+
+    # --- merging --------------------------------------------------------------------------------------------
+
+    def waiting(self) -> list[str]:
+        """The adapters that act now and are not merged."""
+        if self.disable_adapters:
+            return []
+        return [n for n in self._present() if n not in self.merged_adapters and self.strength(n) != 0]
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Merge the adapters ``adapter_names`` (the active ones) into the base layer's weight, in place.
+
+        In float64 (float32 for half-precision weights) and rounded once; the result is always checked, so
+        ``safe_merge`` changes nothing. In joint mode, adapters that are merged already are merged anew with
+        the others, as one span.
+
+        Raises
+        ------
+        UsageError
+            An adapter around this one is merged: PaRa comes first.
+        NonFiniteError
+            The result would not be finite; the weight is then as it was.
+        """
+        fresh = [name for name in self._present(adapter_names) if name not in self.merged_adapters]
+        if not fresh:
+            return
+        if self.covered:
+            raise UsageError(
+                "a PaRa is merged before the adapters around it, and one of these is merged already",
+                where=self.where,
+                expected=f"{', '.join(fresh)} first",
+                hint="unmerge all, then merge all at once",
+            )
+        self._check_loaded(fresh)
+        before = list(self.merged_adapters)
+        joint = bool(before) and self.para_mode[fresh[0]] == "joint"
+        if joint:
+            self.unmerge()
+        weight = self.base_layer.weight.data
+        wide = torch.float32 if weight.device.type == "mps" else torch.float64
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            for step in self._steps([*before, *fresh] if joint else fresh, wide):
+                self._removals.append(remove(weight, step.K, step.strength, step.names, self.where))
+        self.merged_adapters.extend([*before, *fresh] if joint else fresh)
+
+    def unmerge(self) -> None:
+        """Take every merged adapter out of the weight again: every value is as it was before.
+
+        A PaRa cannot be undone from its basis alone; what it removed was kept (:class:`Removal`).
+        """
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self._removals:
+            self._removals.pop().restore(self.base_layer.weight.data)
+        self.merged_adapters.clear()
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """What an adapter alone adds to the weight now: ``-s K K^T W``, in the weight's shape and dtype."""
+        weight = self.base_layer.weight.data
+        K = self._basis_in(adapter_name, torch.float64).detach()
+        flat = weight.flatten(1).to(K.dtype)
+        delta = -self.strength(adapter_name) * (K @ (K.mT @ flat))
+        return delta.view(weight.shape).to(weight.dtype)
+
+    # --- forward --------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output less what the active adapters remove."""
+        if kwargs.pop("adapter_names", None) is not None:
+            raise UsageError("PaRa does not choose adapters for each sample of a batch", where=self.where)
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.merged:
+            return result
+        for step in self._current_steps():
+            result = self._project(result, step)
+        return result
+
+    def _project(self, y: Tensor, step: Step) -> Tensor:
+        raise NotImplementedError
+
+
+class PaRaLinear(PaRaLayer, nn.Module):
+    """PaRa on a linear layer."""
+
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, rank: int, config: PaRaConfig, where: str
+    ) -> None:
+        nn.Module.__init__(self)
+        PaRaLayer.__init__(self, base_layer, where)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, rank, config)
+
+    def _project(self, y: Tensor, step: Step) -> Tensor:
+        return project_out(y, step.K, self.base_layer.bias, step.strength)
+
+    def __repr__(self) -> str:
+        return f"para.{super().__repr__()}"
+
+
+class PaRaConv2d(PaRaLayer, nn.Module):
+    """PaRa on a convolution's output channels. An adapter around it finds the convolution's sizes here."""
+
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, rank: int, config: PaRaConfig, where: str
+    ) -> None:
+        nn.Module.__init__(self)
+        PaRaLayer.__init__(self, base_layer, where)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, rank, config)
+
+    def _project(self, y: Tensor, step: Step) -> Tensor:
+        return project_out_channels(y, step.K, self.base_layer.bias, step.strength)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _CONVOLUTION:
+            return getattr(self.base_layer, name)
+        return super().__getattr__(name)
+
+    def __repr__(self) -> str:
+        return f"para.{super().__repr__()}"
+
+
+_CONVOLUTION = frozenset(
+    ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+)
+
+
+def _features(layer: Any) -> tuple[int, int]:
+    if isinstance(layer, nn.Conv2d):
+        return layer.in_channels, layer.out_channels
+    return int(layer.in_features), int(layer.out_features)

@@ -1,0 +1,138 @@
+"""The train command: every field of the configuration is a flag, and a TOML file may hold them instead."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from paramerge.errors import ParamergeError, UsageError, printable
+from paramerge.training.config import TrainConfig, config_from, config_from_toml
+
+__all__ = ["Bar", "main", "options", "run"]
+
+
+def options() -> list[click.Parameter]:
+    """A flag for each field, and ``--config``, ``--resume``, ``--json``; no field is required here."""
+    own = [
+        click.Option(["--config"], type=click.Path(path_type=Path), help="TOML of settings; flags win."),
+        click.Option(["--resume"], is_flag=True, help="Go on from the newest checkpoint in --output."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON for programs, and nothing else."),
+    ]
+    return [*(_option(f) for f in fields(TrainConfig)), *own]
+
+
+def _option(spec: Field[Any]) -> click.Option:
+    kind, flag = str(spec.type).removesuffix(" | None"), f"--{spec.name.replace('_', '-')}"
+    shown = spec.default if spec.default not in (MISSING, None, (), "") else None
+    text = spec.metadata["help"] + (f"  [default: {_text(shown)}]" if shown is not None else "")
+    settings: dict[str, Any] = {"default": None, "help": text}
+    if kind == "bool":
+        return click.Option([f"{flag}/--no-{flag[2:]}"], **settings)
+    if spec.metadata["choices"]:
+        return click.Option([flag], type=click.Choice(spec.metadata["choices"]), **settings)
+    if kind.startswith("tuple"):
+        of = int if "int" in kind else str
+        if "..." in kind:
+            return click.Option([flag], type=of, multiple=True, **settings)
+        return click.Option([flag], type=of, nargs=kind.count("int"), **settings)
+    types: dict[str, Any] = {"Path": click.Path(path_type=Path), "int": int, "float": float, "str": str}
+    return click.Option([flag], type=types[kind], **settings)
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def run(
+    *, config: Path | None, resume: bool, as_json: bool, progress: Callable[..., Any], **flags: Any
+) -> None:
+    """Carry the command out.
+
+    Raises
+    ------
+    UsageError
+        Settings are missing or out of range, or packages are not installed.
+    """
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    settings = config_from_toml(config, **given) if config else config_from(given, "the command line")
+    require_packages(settings)
+    from paramerge.training.loop import train
+
+    with progress(settings.steps) as report:
+        result = train(settings, resume=resume, report=report)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    facts = {
+        "adapter": [str(path) for path in result.adapter],
+        "steps": len(result.losses),
+        "loss": result.losses[-1] if result.losses else None,
+        "seconds": round(result.seconds, 1),
+        "config_sha256": result.config_sha256,
+        "data_sha256": result.data_sha256,
+    }
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for path in result.adapter:
+        click.echo(f"{printable(str(path))}: {settings.method} after {len(result.losses)} steps")
+
+
+def require_packages(settings: TrainConfig) -> None:
+    """Refuse to go on without the packages that this training needs."""
+    from importlib.util import find_spec
+
+    wanted = ["accelerate", "diffusers", "matplotlib", "peft", "PIL", "safetensors", "transformers"]
+    wanted += [] if settings.tracker == "none" else [settings.tracker]
+    if missing := [name for name in wanted if find_spec(name) is None]:
+        raise UsageError(
+            "training needs packages that are not installed",
+            found=f"without {', '.join(missing)}",
+            hint="pip install 'paramerge[train]'",
+        )
+
+
+class Bar:
+    """A progress bar on stderr, where that is a terminal and this is the first process."""
+
+    def __init__(self, steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        quiet = not console.is_terminal or os.environ.get("RANK", "0") != "0"
+        text = TextColumn("{task.completed}/{task.total} steps, loss {task.fields[loss]:.4f}")
+        self._bar = Progress(text, BarColumn(), TimeRemainingColumn(), console=console, disable=quiet)
+        self._task = self._bar.add_task("training", total=steps, loss=float("nan"))
+
+    def __enter__(self) -> Callable[[int, int, float], None]:
+        self._bar.start()
+        return lambda done, total, loss: self._bar.update(self._task, completed=done, loss=loss)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+def main() -> None:
+    """Run the command by itself; the project's errors are shown as its own command line shows them."""
+
+    def callback(**values: Any) -> None:
+        run(progress=Bar, **values)
+
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    command = click.Command("train", params=options(), callback=callback, context_settings=settings)
+    try:
+        command.main(prog_name="python -m paramerge.training", standalone_mode=False)
+    except ParamergeError as error:
+        lines = [f"error: {error.what}", *(f"{label + ':':>10} {text}" for label, text in error.lines())]
+        click.echo("\n".join(printable(line) for line in lines), err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)

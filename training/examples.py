@@ -1,0 +1,181 @@
+"""The pictures and prompts as the model takes them: latents and text embeddings, worked out once.
+
+A slot is one place in a step's whole batch, counted over all processes; what it holds depends on the seed,
+the step and the slot alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paramerge.training.chance import generator, permutation
+from paramerge.training.config import TrainConfig
+from paramerge.training.pictures import (
+    PICTURE_SUFFIXES,
+    Picture,
+    data_hash,
+    find_pictures,
+    read_picture,
+)
+
+__all__ = [
+    "Batch",
+    "Examples",
+    "Prompts",
+    "draw_missing_class_pictures",
+    "load_examples",
+    "make_batch",
+    "prepare_prompts",
+]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """One kind of pictures, encoded: means and deviations (n, c, h, w), and SDXL's time ids (n, 6).
+
+    With flips, entry ``n + i`` is picture i mirrored.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    time_ids: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The subject's pictures, and those of its class for prior preservation."""
+
+    instance: Latents
+    prior: Latents | None
+    scaling: float
+    data_sha256: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the slots of one forward pass hold; the class's slots come after the subject's."""
+
+    latents: Tensor
+    """(n, c, h, w), scaled as the UNet has them."""
+    noise: Tensor
+    timesteps: Tensor
+    prompts: Tensor
+    """(n,), 0 for the instance prompt and 1 for the class prompt."""
+    time_ids: Tensor
+
+
+def load_examples(pipeline: Any, config: TrainConfig, device: Any) -> Examples:
+    """Read and encode all pictures; in float32, as SDXL's autoencoder overflows in half precision.
+
+    Raises
+    ------
+    UsageError
+        A folder is missing or empty.
+    FileFormatError
+        A picture is damaged.
+    """
+    side = config.resolution or int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
+    files = find_pictures(config.instance_folder, "instance_folder")
+    instance = _encode(pipeline, [read_picture(path, side) for path in files], side, config, device)
+    prior = None
+    if config.class_folder is not None:
+        more = find_pictures(config.class_folder, "class_folder")[: config.class_images]
+        prior = _encode(pipeline, [read_picture(path, side) for path in more], side, config, device)
+        files = files + more
+    return Examples(instance, prior, float(pipeline.vae.config.scaling_factor), data_hash(files))
+
+
+@torch.no_grad()
+def _encode(
+    pipeline: Any, pictures: Sequence[Picture], side: int, config: TrainConfig, device: Any
+) -> Latents:
+    means, deviations = [], []
+    flips = (False, True) if config.random_flip else (False,)
+    for flip in flips:
+        for picture in pictures:
+            pixels = torch.from_numpy(picture.pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+            pixels = pixels.flip(-1) if flip else pixels
+            found = pipeline.vae.encode(pixels.to(device)).latent_dist
+            means.append(found.mean.cpu())
+            deviations.append(found.std.cpu())
+    ids = [[*picture.size, *picture.corner, side, side] for picture in pictures] * len(flips)
+    return Latents(torch.cat(means), torch.cat(deviations), torch.tensor(ids).float(), len(pictures))
+
+
+def make_batch(
+    examples: Examples, config: TrainConfig, step: int, slots: Sequence[int], total: int, timesteps: int
+) -> Batch:
+    """The batch of ``slots`` in ``step``, of ``total`` in all; ``timesteps`` is how many the model knows."""
+    kinds = [(0, examples.instance)] + ([(1, examples.prior)] if examples.prior else [])
+    latents, noise, times, prompts, ids = [], [], [], [], []
+    for kind, encoded in kinds:
+        assert encoded is not None  # by construction
+        for slot in slots:
+            seed = (config.seed, kind, step, slot)
+            index = permutation(encoded.count, step * total + slot, config.seed, kind, "order")
+            draw = generator(*seed, "draw")
+            if len(encoded.mean) > encoded.count and torch.rand((), generator=draw) < 0.5:
+                index += encoded.count
+            mean = encoded.mean[index]
+            sample = mean + encoded.deviation[index] * torch.randn(mean.shape, generator=draw)
+            latents.append(sample * examples.scaling)
+            grain = torch.randn(mean.shape, generator=draw)
+            if config.noise_offset:
+                grain = grain + config.noise_offset * torch.randn(len(mean), 1, 1, generator=draw)
+            noise.append(grain)
+            times.append(torch.randint(timesteps, (), generator=draw))
+            prompts.append(kind)
+            ids.append(encoded.time_ids[index])
+    return Batch(
+        torch.stack(latents), torch.stack(noise), torch.stack(times), torch.tensor(prompts), torch.stack(ids)
+    )
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Embeddings of the instance prompt and the class prompt: (2, tokens, width), and (2, width) or None."""
+
+    states: Tensor
+    pooled: Tensor | None
+
+
+def prepare_prompts(pipeline: Any, config: TrainConfig, device: Any) -> Prompts:
+    """Encode both prompts as the pipeline does when it draws; with gradient where encoders are trained."""
+    texts = [config.instance_prompt, config.class_prompt]
+    found = pipeline.encode_prompt(
+        prompt=texts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    return Prompts(found[0], found[2] if len(found) == 4 else None)
+
+
+def draw_missing_class_pictures(pipeline: Any, config: TrainConfig, folder: Path) -> int:
+    """Draw pictures of the class with the model as it is until there are enough; how many were drawn."""
+    import numpy as np
+    from PIL import Image
+
+    from paramerge.checkpoints.writer import write_bytes
+    from paramerge.generation.grid import png
+    from paramerge.generation.sampling import Request, draw
+
+    folder.mkdir(parents=True, exist_ok=True)
+    present = sum(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.iterdir())
+    for number in range(present, config.class_images):
+        request = Request(
+            (config.class_prompt,),
+            seeds=(config.seed * 100_003 + number,),
+            steps=config.validation_steps,
+            guidance=config.validation_guidance,
+            width=config.resolution,
+            height=config.resolution,
+        )
+        picture: np.ndarray = draw(pipeline, request)[0][0]
+        image = png(Image.fromarray(picture), {"prompt": config.class_prompt})
+        write_bytes(folder / f"class-{number:04d}.png", image)
+    return max(0, config.class_images - present)

@@ -1,0 +1,302 @@
+"""DreamBooth personalisation, from top to bottom: ``train(config)``."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paramerge.checkpoints.layout import open_base
+from paramerge.checkpoints.writer import write_bytes
+from paramerge.errors import NonFiniteError, UsageError
+from paramerge.generation.loading import load_pipeline
+from paramerge.training.chance import generator
+from paramerge.training.config import TrainConfig, config_to_toml
+from paramerge.training.examples import (
+    Examples,
+    Prompts,
+    draw_missing_class_pictures,
+    load_examples,
+    make_batch,
+    prepare_prompts,
+)
+from paramerge.training.methods import Trained, attach, text_encoders
+from paramerge.training.objective import loss_of, noise_schedule
+from paramerge.training.state import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
+from paramerge.training.watching import Watcher, averaged, new_folder
+
+__all__ = ["Report", "TrainResult", "train"]
+
+Report = Callable[[int, int, float], None]
+"""Called after each step with the steps done, the steps in all, and the loss."""
+
+_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training made: the adapter's files or folders, and the loss of every step."""
+
+    adapter: tuple[Path, ...]
+    losses: tuple[float, ...]
+    seconds: float
+    config_sha256: str
+    data_sha256: str
+
+
+def train(config: TrainConfig, *, resume: bool = False, report: Report | None = None) -> TrainResult:
+    """Train ``config.method`` on a folder of pictures and save it into ``config.output``.
+
+    One process, or as many as accelerate started. The whole batch of a step is ``batch_size * accumulation *
+    processes``; what it holds does not depend on how these share it.
+
+    Raises
+    ------
+    UsageError
+        A folder is missing or empty, the output holds a training and ``resume`` is not set, and the like.
+    FileFormatError
+        A picture is damaged.
+    CheckpointError
+        The model cannot be loaded, or the checkpoint to resume from is of another run.
+    NonFiniteError
+        The loss is NaN or Inf; the last checkpoint is kept.
+    OutputError
+        A file cannot be written, as on a full disk; the last checkpoint is kept.
+    """
+    began = time.monotonic()
+    accelerator = _accelerator(config)
+    _check_output(config, resume)
+
+    # the model as it is, the pictures and the prompts
+    pipeline = load_pipeline(open_base(config.model), torch.float32)
+    pipeline.to(accelerator.device)
+    if config.class_folder is not None:
+        if accelerator.is_main_process:
+            draw_missing_class_pictures(pipeline, config, config.class_folder)
+        accelerator.wait_for_everyone()
+    with torch.no_grad():
+        examples = load_examples(pipeline, config, accelerator.device)
+
+    # what is trained: float32, in models whose frozen weights may be narrower
+    schedule = noise_schedule(pipeline)
+    dtype = _DTYPES[config.mixed_precision]
+    if config.method != "dreambooth":
+        for model in (pipeline.unet, pipeline.vae, *text_encoders(pipeline).values()):
+            model.to(dtype)
+    torch.manual_seed(config.seed)
+    trained = attach(pipeline, config)
+    if config.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
+    pipeline.unet.train()
+    prompts = None
+    if not trained.text:
+        with torch.no_grad():
+            prompts = prepare_prompts(pipeline, config, accelerator.device)
+
+    # the state, from the start or from where it stopped
+    optimizer = accelerator.prepare(_optimizer(trained, config))
+    rates = _rates(config)
+    average = {name: p.detach().clone() for name, p in trained.parameters.items() if config.ema_decay}
+    state = TrainingState(trained.parameters, optimizer, average)
+    slots = config.batch_size * config.accumulation * accelerator.num_processes
+    identity = {"settings": config.identity(), "data": examples.data_sha256, "whole_batch": slots}
+    newest = latest_checkpoint(config.output / "checkpoints") if resume else None
+    if newest is not None:
+        load_checkpoint(state, newest, identity)
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state.scale)
+    watcher = None
+    if accelerator.is_main_process:
+        write_bytes(config.output / "config.toml", config_to_toml(config).encode())
+        watcher = Watcher(pipeline, config, accelerator)
+        watcher.begin_again(state, [rates(step) for step in range(state.step)])
+
+    # the steps
+    while state.step < config.steps:
+        trained.before_step(state.step)
+        for group in optimizer.param_groups:
+            group["lr"] = rates(state.step)
+        loss = 0.0
+        for micro in range(config.accumulation):
+            batch = _Slots(examples, config, state.step, micro, slots, accelerator)
+            with accelerator.autocast():
+                if trained.text:
+                    prompts = prepare_prompts(pipeline, config, accelerator.device)
+                part = _forward(pipeline, batch, prompts, schedule, dtype) / config.accumulation
+            accelerator.backward(part)
+            loss += float(part.detach())
+        loss = _mean(loss, accelerator)
+        _check_finite(loss, state)
+        _average_gradients(trained, accelerator)
+        if config.max_grad_norm:
+            accelerator.clip_grad_norm_(trained.parameters.values(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        state.step += 1
+        state.losses.append(loss)
+        _follow(state, config.ema_decay)
+        if watcher is not None:
+            watcher.after_step(state, rates(state.step - 1))
+            if state.step == config.steps or (config.save_every and state.step % config.save_every == 0):
+                state.scale = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
+                save_checkpoint(state, config.output / "checkpoints", identity, config.checkpoints_limit)
+        if report is not None and accelerator.is_main_process:
+            report(state.step, config.steps, loss)
+
+    # the adapter
+    adapter: tuple[Path, ...] = ()
+    if accelerator.is_main_process:
+        with averaged(state):
+            adapter = tuple(trained.save(config.output, _metadata(config, examples, state)))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return TrainResult(
+        adapter, tuple(state.losses), time.monotonic() - began, config.identity(), examples.data_sha256
+    )
+
+
+# --- the parts, in the order of their use -------------------------------------------------------------------
+
+
+def _accelerator(config: TrainConfig) -> Any:
+    from accelerate import Accelerator  # type: ignore[attr-defined]
+    from accelerate.utils import DistributedType  # type: ignore[attr-defined]
+
+    log_with = None if config.tracker == "none" else config.tracker
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        cpu=config.device == "cpu",
+        log_with=log_with,
+        project_dir=str(config.output) if log_with else None,
+    )
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        raise UsageError(
+            "a model cut up over several devices cannot be trained here",
+            where="accelerate's configuration",
+            expected="MULTI_GPU, MULTI_CPU or a single process",
+            found=accelerator.distributed_type,
+            hint="adapters are small and each device holds the whole frozen model: choose MULTI_GPU",
+        )
+    if log_with:
+        accelerator.init_trackers("paramerge", config={k: str(v) for k, v in config.plain().items()})
+    return accelerator
+
+
+def _check_output(config: TrainConfig, resume: bool) -> None:
+    new_folder(config.output)
+    there = latest_checkpoint(config.output / "checkpoints")
+    if there is not None and not resume:
+        raise UsageError(
+            "there is a training in this folder already",
+            where="output",
+            expected="a new folder, or --resume to go on",
+            found=there,
+        )
+
+
+def _optimizer(trained: Trained, config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        list(trained.parameters.values()),
+        lr=config.rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        # decay would shorten PaRa's B, whose norm is a hidden learning rate and nothing else
+        weight_decay=config.weight_decay if trained.decays else 0.0,
+    )
+
+
+def _rates(config: TrainConfig) -> Callable[[int], float]:
+    """The learning rate of each step, by diffusers' schedules."""
+    from diffusers.optimization import get_scheduler
+
+    nothing = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    course: Any = get_scheduler(
+        config.lr_scheduler,
+        nothing,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.steps,
+    )
+    return lambda step: config.rate * float(course.lr_lambdas[0](step))
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """The share of one process in one forward pass."""
+
+    examples: Examples
+    config: TrainConfig
+    step: int
+    micro: int
+    total: int
+    accelerator: Any
+
+    def indices(self) -> Iterator[int]:
+        each = self.config.batch_size
+        first = (self.micro * self.accelerator.num_processes + self.accelerator.process_index) * each
+        return iter(range(first, first + each))
+
+
+def _forward(pipeline: Any, slots: _Slots, prompts: Prompts | None, schedule: Any, dtype: Any) -> Tensor:
+    assert prompts is not None  # made before the steps, or in this one
+    config = slots.config
+    timesteps = int(schedule.config.num_train_timesteps)
+    batch = make_batch(slots.examples, config, slots.step, list(slots.indices()), slots.total, timesteps)
+    # layers with chance of their own, such as dropout, begin at the same place in a resumed run
+    chance = generator(config.seed, slots.step, slots.micro, slots.accelerator.process_index, "layers")
+    torch.manual_seed(chance.initial_seed())
+    return loss_of(pipeline.unet, batch, prompts, schedule, config, dtype)
+
+
+def _mean(loss: float, accelerator: Any) -> float:
+    value = torch.tensor(loss, dtype=torch.float64 if accelerator.device.type != "mps" else torch.float32)
+    return float(accelerator.reduce(value.to(accelerator.device), "mean"))
+
+
+def _check_finite(loss: float, state: TrainingState) -> None:
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            "the training diverged: the loss is not finite",
+            where=f"step {state.step + 1}",
+            found=loss,
+            hint="resume from the last checkpoint with a smaller learning rate, or without fp16",
+        )
+
+
+def _average_gradients(trained: Trained, accelerator: Any) -> None:
+    """The mean over all processes, in one message: adapters are small, so none has to be sent early."""
+    if accelerator.num_processes == 1:
+        return
+    grads = [p.grad for p in trained.parameters.values() if p.grad is not None]
+    together = accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
+    for grad, part in zip(grads, together.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def _follow(state: TrainingState, decay: float) -> None:
+    """Move the average towards the parameters; early on it must forget the start."""
+    early = min(decay, (1 + state.step) / (10 + state.step))
+    with torch.no_grad():
+        for name, slow in state.average.items():
+            slow.lerp_(state.parameters[name], 1 - early)
+
+
+def _metadata(config: TrainConfig, examples: Examples, state: TrainingState) -> dict[str, str]:
+    """What the adapter tells of its training; no path, and nothing that differs between equal runs."""
+    private = {"output", "instance_folder", "class_folder", "device"}
+    settings = {key: value for key, value in config.plain().items() if key not in private}
+    settings["model"] = config.model.name
+    return {
+        "training.method": config.method,
+        "training.config": json.dumps(settings, sort_keys=True),
+        "training.config_sha256": config.identity(),
+        "training.data_sha256": examples.data_sha256,
+        "training.steps": str(state.step),
+        "modelspec.trigger_phrase": config.instance_prompt,
+    }

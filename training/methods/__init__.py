@@ -1,0 +1,43 @@
+"""What can be trained, by name; each method in a file of its own."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from paramerge.training.config import TrainConfig
+from paramerge.training.methods.trained import Trained
+
+__all__ = ["Trained", "attach"]
+
+_PLACES = {
+    "para": "para",
+    "lora": "peft_adapters",
+    "dora": "peft_adapters",
+    "oft": "peft_adapters",
+    "boft": "peft_adapters",
+    "loha": "peft_adapters",
+    "lokr": "peft_adapters",
+    "krona": "krona",
+    "svdiff": "svdiff",
+    "dreambooth": "dreambooth",
+    "textual-inversion": "textual_inversion",
+}
+
+
+def attach(pipeline: Any, config: TrainConfig) -> Trained:
+    """Make ``config.method``'s parameters on the models of ``pipeline``, in float32; all else is frozen.
+
+    The parameters depend on torch's global generator, which the caller seeds.
+    """
+    for model in (pipeline.unet, pipeline.vae, *text_encoders(pipeline).values()):
+        model.requires_grad_(False)
+    module = importlib.import_module(f"paramerge.training.methods.{_PLACES[config.method]}")
+    trained: Trained = module.attach(pipeline, config)
+    return trained
+
+
+def text_encoders(pipeline: Any) -> dict[str, Any]:
+    """The pipeline's text encoders by component."""
+    names = ("text_encoder", "text_encoder_2")
+    return {name: part for name in names if (part := getattr(pipeline, name, None)) is not None}

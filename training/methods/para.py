@@ -1,0 +1,42 @@
+"""PaRa, by the tuner of :mod:`paramerge.peft`, saved in the native format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paramerge.peft import PaRaConfig, save_para, set_gate
+from paramerge.training.config import TrainConfig
+from paramerge.training.methods import text_encoders
+from paramerge.training.methods.trained import TEXT_LAYERS, Trained, trainable, unet_layers
+
+__all__ = ["attach"]
+
+_NAME = "para"
+
+
+def attach(pipeline: Any, config: TrainConfig) -> Trained:
+    """A PaRa on the UNet's layers of the subset, and on the text encoders' attention if asked for."""
+    models = {"unet": pipeline.unet}
+    pipeline.unet.add_adapter(_config(config, unet_layers(config)), _NAME)
+    if config.train_text_encoder:
+        models |= text_encoders(pipeline)
+        for encoder in text_encoders(pipeline).values():
+            encoder.add_adapter(_config(config, TEXT_LAYERS), _NAME)
+
+    def save(folder: Path, metadata: Mapping[str, str]) -> list[Path]:
+        path = folder / "adapter.safetensors"
+        save_para(pipeline, path, adapter_name=_NAME, metadata=metadata)
+        return [path]
+
+    def open_gate(step: int) -> None:
+        for model in models.values():
+            set_gate(model, min(1.0, (step + 1) / max(1, config.gate_steps)), _NAME)
+
+    gate = {"before_step": open_gate} if config.init == "gate" else {}
+    return Trained(trainable(models), save, decays=False, text=config.train_text_encoder, **gate)
+
+
+def _config(config: TrainConfig, target: str) -> PaRaConfig:
+    return PaRaConfig(r=config.rank, target_modules=target, gamma=config.gamma, init=config.init)

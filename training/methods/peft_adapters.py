@@ -1,0 +1,117 @@
+"""LoRA, DoRA, OFT, BOFT, LoHa and LoKr, by PEFT's own tuners.
+
+A LoRA is saved as kohya's trainers do, which every user interface reads; the others as PEFT's folders, one
+for each model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peft import BOFTConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.writer import write_bytes, write_safetensors
+from paramerge.errors import OutputError, UsageError
+from paramerge.formats.lora_writer import LoraFactors, write_lora
+from paramerge.peft.places import layer_name
+from paramerge.peft.saving import architecture_of
+from paramerge.training.config import TrainConfig
+from paramerge.training.methods import text_encoders
+from paramerge.training.methods.trained import TEXT_LAYERS, Trained, layers_of, trainable, unet_layers
+
+__all__ = ["attach"]
+
+_NAME = "default"
+
+
+def attach(pipeline: Any, config: TrainConfig) -> Trained:
+    """An adapter on the UNet's layers of the subset, and on the text encoders' attention if asked for."""
+    models = {"unet": pipeline.unet}
+    patterns = {"unet": unet_layers(config)}
+    if config.train_text_encoder:
+        models |= text_encoders(pipeline)
+        patterns |= dict.fromkeys(text_encoders(pipeline), TEXT_LAYERS)
+    for component, model in models.items():
+        model.add_adapter(_config(config, model, patterns[component]), _NAME)
+
+    def save(folder: Path, metadata: Mapping[str, str]) -> list[Path]:
+        if config.method == "lora":
+            return [_save_lora(folder / "adapter.safetensors", models, metadata)]
+        return [_save_peft(folder / "adapter" / name, model, metadata) for name, model in models.items()]
+
+    return Trained(trainable(models), save, text=config.train_text_encoder)
+
+
+def _config(config: TrainConfig, model: Any, target: str) -> Any:
+    rank, alpha = config.rank, config.alpha or config.rank
+    if config.method in ("lora", "dora"):
+        use_dora = config.method == "dora"
+        return LoraConfig(r=rank, lora_alpha=alpha, target_modules=target, use_dora=use_dora)  # type: ignore[arg-type]
+    if config.method == "loha":
+        return LoHaConfig(r=rank, alpha=int(alpha), target_modules=target)
+    if config.method == "lokr":
+        return LoKrConfig(r=rank, alpha=int(alpha), target_modules=target)
+    _check_blocks(config, model, target)
+    if config.method == "oft":
+        return OFTConfig(oft_block_size=rank, target_modules=target, use_cayley_neumann=False)
+    return BOFTConfig(boft_block_size=rank, target_modules=target)
+
+
+def _check_blocks(config: TrainConfig, model: Any, target: str) -> None:
+    """OFT and BOFT turn blocks of inputs, so their size must divide the inputs' number."""
+    for name, layer in layers_of(model, target).items():
+        inputs = layer.weight[0].numel()
+        if config.method == "oft" and layer.weight.dim() == 4:
+            inputs = layer.weight.shape[1]
+        if inputs % config.rank:
+            raise UsageError(
+                f"the blocks of {config.method} do not fit this layer",
+                where=f"rank: {name}",
+                expected=f"a divisor of its {inputs} inputs",
+                found=config.rank,
+                hint="choose another rank, or a subset without the layer",
+            )
+
+
+def _save_lora(path: Path, models: Mapping[str, Any], metadata: Mapping[str, str]) -> Path:
+    layers: dict[ModuleName, LoraFactors] = {}
+    for component, model in models.items():
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer):
+                up, down = (getattr(module, part)[_NAME].weight for part in ("lora_B", "lora_A"))
+                arrays = [value.detach().cpu().numpy() for value in (up, down)]
+                layers[layer_name(component, name)] = LoraFactors(
+                    arrays[0].reshape(len(arrays[0]), -1),
+                    arrays[1].reshape(len(arrays[1]), -1),
+                    float(module.lora_alpha[_NAME]),
+                    arrays[1].shape[2:],
+                )
+    write_lora(path, layers, architecture=architecture_of(models["unet"]), metadata=metadata)
+    return path
+
+
+def _save_peft(folder: Path, model: Any, metadata: Mapping[str, str]) -> Path:
+    """The two files of PEFT's ``save_pretrained``."""
+    state = get_peft_model_state_dict(model, adapter_name=_NAME, save_embedding_layers=False)
+    tensors = {f"base_model.model.{key}": value.detach().cpu().numpy() for key, value in state.items()}
+    settings = model.peft_config[_NAME].to_dict() | {"inference_mode": True}
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder cannot be made ({error.strerror})", where=folder) from error
+    write_safetensors(folder / "adapter_model.safetensors", _sorted(tensors), {"format": "pt", **metadata})
+    text = json.dumps(plain, indent=2, sort_keys=True, default=str)
+    write_bytes(folder / "adapter_config.json", text.encode())
+    return folder
+
+
+def _sorted(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: tensors[key] for key in sorted(tensors, key=lambda text: re.split(r"(\d+)", text))}

@@ -1,0 +1,76 @@
+"""What every method gives the loop: its parameters, and how to save them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from paramerge.checkpoints.subsets import subset
+from paramerge.training.config import TrainConfig
+
+__all__ = ["TEXT_LAYERS", "Trained", "layers_of", "trainable", "unet_layers"]
+
+TEXT_LAYERS = r"(?:.*\.)?self_attn\.(?:q_proj|k_proj|v_proj|out_proj)"
+"""The layers of a text encoder that an adapter is put on."""
+_ATTENTION = r"(?:.+\.)?attn[12]\.to_(?:q|k|v|out\.0)"
+
+
+def _nothing(step: int) -> None:
+    """What most methods do before a step."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Parameters in training.
+
+    Attributes
+    ----------
+    parameters:
+        By a name that is the same in every run; all float32.
+    save:
+        Writes the adapter into a folder, with metadata; the files or folders it wrote.
+    decays:
+        Whether weight decay means something for them.
+    text:
+        Whether the text encoders change, so that prompts are encoded anew in every step.
+    before_step:
+        Called with the number of steps done.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    save: Callable[[Path, Mapping[str, str]], list[Path]]
+    decays: bool = True
+    text: bool = False
+    before_step: Callable[[int], None] = _nothing
+
+
+def unet_layers(config: TrainConfig) -> str:
+    """The UNet's layers to train, as a regular expression for whole names."""
+    return _ATTENTION if config.subset == "attention" else subset(config.subset).pattern
+
+
+def layers_of(model: nn.Module, pattern: str) -> dict[str, Any]:
+    """The linear and convolution layers whose whole name matches, by name."""
+    import re
+
+    kinds = (nn.Linear, nn.Conv2d)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and re.fullmatch(pattern, name)
+    }
+
+
+def trainable(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """The parameters that have a gradient, by component and name, made float32."""
+    found = {}
+    for component, model in models.items():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+                found[f"{component}.{name}"] = parameter
+    return found

@@ -1,0 +1,137 @@
+"""What a training shows on the way: a log, a plot of the loss, pictures, and a tracker of accelerate's."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from paramerge.checkpoints.writer import write_bytes
+from paramerge.training.config import TrainConfig
+from paramerge.training.state import TrainingState
+
+__all__ = ["Watcher", "smoothed"]
+
+_PLOT_EVERY = 20
+
+
+class Watcher:
+    """Writes into the output folder; made on the main process alone."""
+
+    def __init__(self, pipeline: Any, config: TrainConfig, accelerator: Any) -> None:
+        self._pipeline = pipeline
+        self._config = config
+        self._accelerator = accelerator
+        self._folder = config.output
+
+    def after_step(self, state: TrainingState, rate: float) -> None:
+        """Log the step; plot and draw where it is time."""
+        config, last = self._config, state.step == self._config.steps
+        with open(self._folder / "log.jsonl", "a") as log:
+            log.write(json.dumps({"step": state.step, "loss": state.losses[-1], "rate": rate}) + "\n")
+        self._accelerator.log({"loss": state.losses[-1], "rate": rate}, step=state.step)
+        if last or state.step % _PLOT_EVERY == 0:
+            write_bytes(self._folder / "loss.png", loss_plot(state.losses))
+        due = config.validation_every and state.step % config.validation_every == 0
+        if config.validation_prompts and (due or last):
+            self.draw(state)
+
+    def begin_again(self, state: TrainingState, rates: Sequence[float]) -> None:
+        """Write the log anew up to the step that a run resumes from."""
+        lines = [
+            json.dumps({"step": i + 1, "loss": loss, "rate": rate})
+            for i, (loss, rate) in enumerate(zip(state.losses, rates, strict=True))
+        ]
+        write_bytes(self._folder / "log.jsonl", "".join(line + "\n" for line in lines).encode())
+
+    def draw(self, state: TrainingState) -> None:
+        """``samples/step-00000123.png``: a row for each prompt, a column for each seed."""
+        from paramerge.generation.grid import Row, labelled_grid, png
+        from paramerge.generation.sampling import Request, draw
+
+        config = self._config
+        request = Request(
+            config.validation_prompts,
+            seeds=config.validation_seeds,
+            steps=config.validation_steps,
+            guidance=config.validation_guidance,
+            width=config.resolution,
+            height=config.resolution,
+        )
+        with drawing(self._pipeline), averaged(state), self._accelerator.autocast():
+            drawn = draw(self._pipeline, request)
+        rows = [Row(prompt, pictures) for prompt, pictures in zip(request.prompts, drawn, strict=True)]
+        image = labelled_grid(rows, [f"seed {seed}" for seed in request.seeds])
+        folder = self._folder / "samples"
+        folder.mkdir(exist_ok=True)
+        write_bytes(folder / f"step-{state.step:08d}.png", png(image, {"step": str(state.step)}))
+
+
+@contextmanager
+def drawing(pipeline: Any) -> Iterator[None]:
+    """The models in evaluation mode, and back as they were."""
+    names = ("unet", "text_encoder", "text_encoder_2")
+    models = [model for name in names if (model := getattr(pipeline, name, None)) is not None]
+    before = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, training in zip(models, before, strict=True):
+            model.train(training)
+
+
+@contextmanager
+def averaged(state: TrainingState) -> Iterator[None]:
+    """The average in the parameters' place, where there is one; then the parameters again, to the bit."""
+    kept = {name: parameter.detach().clone() for name, parameter in state.parameters.items() if state.average}
+    with torch.no_grad():
+        for name in kept:
+            state.parameters[name].copy_(state.average[name])
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                state.parameters[name].copy_(value)
+
+
+def smoothed(losses: Sequence[float], window: int = 20) -> np.ndarray:
+    """The mean of the last ``window`` losses (fewer at the start), one for each step."""
+    sums = np.concatenate([[0.0], np.cumsum(np.asarray(losses, np.float64))])
+    ends = np.arange(1, len(losses) + 1)
+    starts = np.maximum(0, ends - window)
+    means: np.ndarray = (sums[ends] - sums[starts]) / (ends - starts)
+    return means
+
+
+def loss_plot(losses: Sequence[float]) -> bytes:
+    """A PNG of the losses and their running mean."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    steps = np.arange(1, len(losses) + 1)
+    axes.plot(steps, losses, linewidth=0.6, alpha=0.4, label="loss")
+    axes.plot(steps, smoothed(losses), label="mean of 20")
+    axes.set(xlabel="step", ylabel="loss")
+    axes.legend(loc="upper right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def new_folder(folder: Path) -> None:
+    """Make the output folder and those above it."""
+    from paramerge.errors import OutputError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the output folder cannot be made ({error.strerror})", where=folder) from error
