@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "paramerge.cli.generate:generate",
     "demo": "paramerge.cli.demo:demo",
     "evaluate": "paramerge.cli.evaluate:evaluate",
+    "experiment": "paramerge.cli.experiment:experiment",
     "train": "paramerge.cli.train:train",
 }
 """Each verb and where it is; a verb's module is imported only when it is called."""
