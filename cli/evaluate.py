@@ -117,13 +117,9 @@ def evaluate(
     _check(model, prompts, folders, adapters)
     require_packages()
     from paramerge.generation.loading import pick_device
-    from paramerge.training.evaluation import (
-        Drawn,
-        Sampling,
-        evaluate_drawn,
-        evaluate_folders,
-        find_processes,
-    )
+    from paramerge.training.evaluation.drawing import Sampling
+    from paramerge.training.evaluation.evaluate import Drawn, evaluate_drawn, evaluate_folders
+    from paramerge.training.evaluation.processes import find_processes
 
     processes = find_processes(device)
     device = processes.device or pick_device(device)
@@ -162,7 +158,9 @@ def evaluate(
 
 def load_measures(clip: str, lpips: str, device: str, ssim: bool, max_pairs: int | None, batch: int) -> Any:
     """The metrics with their models loaded; ``none`` leaves a model's metrics out."""
-    from paramerge.training.evaluation import Measures, load_clip, load_perceptual
+    from paramerge.training.evaluation.clip import load_clip
+    from paramerge.training.evaluation.lpips import load_perceptual
+    from paramerge.training.evaluation.measuring import Measures
 
     return Measures(
         None if clip == "none" else load_clip(clip, device),

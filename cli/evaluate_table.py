@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from paramerge.cli.render import out, shown
-from paramerge.training.evaluation import METRICS, Results
+from paramerge.training.evaluation.evaluate import Results
+from paramerge.training.evaluation.measuring import METRICS
 
 __all__ = ["show_results"]
 

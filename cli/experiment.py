@@ -72,17 +72,12 @@ def experiment(
     paramerge experiment table1 --model emoji-diffusion --data emoji-subjects/ --budget small
     paramerge experiment table2 --model sdxl.safetensors --data dreambooth/dataset/ --budget paper --dry-run
     """
-    require_packages()
-    from paramerge.cli.experiment_table import show_outcome, show_plan
-    from paramerge.training.evaluation import find_processes
-    from paramerge.training.experiments import (
-        BUDGETS,
-        EXPERIMENTS,
-        make_plan,
-        open_dataset,
-        plan_as_dict,
-        run_experiment,
-    )
+    from paramerge.cli.experiment_plan import show_plan
+    from paramerge.training.experiments.budgets import BUDGETS
+    from paramerge.training.experiments.dataset import open_dataset
+    from paramerge.training.experiments.described import plan_as_dict
+    from paramerge.training.experiments.plan import make_plan
+    from paramerge.training.experiments.registry import EXPERIMENTS
 
     is_shipped = str(model) == shipped.MODEL_NAME
     place = model if dry_run else shipped.named_model(model)
@@ -94,7 +89,11 @@ def experiment(
         else:
             show_plan(plan, clip, lpips)
         return
+    require_packages()
+    from paramerge.cli.experiment_table import show_outcome
     from paramerge.generation.loading import pick_device
+    from paramerge.training.evaluation.processes import find_processes
+    from paramerge.training.experiments.run import run_experiment
 
     processes = find_processes(device)
     device = processes.device or pick_device(device)

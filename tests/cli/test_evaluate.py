@@ -19,7 +19,7 @@ from paramerge.checkpoints.layout import open_base
 from paramerge.cli.evaluate import _DISTANCES, _SAMPLERS
 from paramerge.cli.main import main
 from paramerge.generation.sampling import SCHEDULERS
-from paramerge.training.evaluation import DISTANCES
+from paramerge.training.evaluation.lpips import DISTANCES
 
 DRAWING = ("--steps", 1, "-n", 3, "--runs", 2, "--batch", 2, "--prompt", "a noto <v1>", "--prompt", "a cat")
 

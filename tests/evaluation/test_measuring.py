@@ -19,24 +19,16 @@ from paramerge.checkpoints.layout import open_base
 from paramerge.errors import FileFormatError, UsageError
 from paramerge.generation.loading import load_pipeline
 from paramerge.generation.sampling import Request, draw
-from paramerge.training.evaluation import (
-    Measures,
-    PictureJob,
-    PictureSet,
-    Processes,
-    Sampling,
-    SetScores,
-    draw_missing,
-    load_clip,
-    load_perceptual,
-    measure,
-    pairs_of,
-    ssim,
-    summed_up,
-)
+from paramerge.training.evaluation.clip import load_clip
+from paramerge.training.evaluation.drawing import PictureJob, Sampling, draw_missing
+from paramerge.training.evaluation.lpips import load_perceptual
+from paramerge.training.evaluation.measuring import Measures, SetScores, measure
+from paramerge.training.evaluation.processes import Processes
 from paramerge.training.evaluation.records import Records, claim_folder
-from paramerge.training.evaluation.sets import read_pictures
+from paramerge.training.evaluation.sets import PictureSet, read_pictures
+from paramerge.training.evaluation.ssim import pairs_of, ssim
 from paramerge.training.evaluation.stlpips import find_weights
+from paramerge.training.evaluation.summary import summed_up
 
 
 @pytest.fixture(scope="module")

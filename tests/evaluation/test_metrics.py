@@ -16,7 +16,9 @@ from contrastive_model import contrastive_model
 from numpy.lib.stride_tricks import sliding_window_view
 
 from paramerge.errors import CheckpointError, FileFormatError, UsageError
-from paramerge.training.evaluation import load_clip, load_perceptual, pairs_of, ssim
+from paramerge.training.evaluation.clip import load_clip
+from paramerge.training.evaluation.lpips import load_perceptual
+from paramerge.training.evaluation.ssim import pairs_of, ssim
 from paramerge.training.evaluation.stlpips import ShiftTolerantLPIPS, find_weights
 from paramerge.training.evaluation.summary import value_of
 

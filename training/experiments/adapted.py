@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def load_variant(plan: Plan, variant: Variant, trained: Path, dtype: torch.dtype
     methods = {use.training.method for use in variant.uses}
     if not methods - set(_BAKED):
         base = open_base(plan.model)
-        pipeline = load_pipeline(base, dtype)
+        pipeline = _fresh(plan.model, dtype)
         if variant.uses:
             opened = [
                 (step, open_adapter(step.path, family=step.kind))
@@ -59,9 +61,19 @@ def load_variant(plan: Plan, variant: Variant, trained: Path, dtype: torch.dtype
     paths = kept(plan, use.training, trained, use.steps).paths
     if use.training.method == "dreambooth":
         return load_pipeline(open_base(paths[0]), dtype).to(device)
-    pipeline = load_pipeline(open_base(plan.model), dtype)
+    pipeline = _fresh(plan.model, dtype)
     _put_on(pipeline, use, paths)
     return pipeline.to(device)
+
+
+@lru_cache(maxsize=1)
+def _base(model: Path, dtype: torch.dtype) -> Any:
+    """The model as it is, which stays on the CPU: a copy is quicker than loading again."""
+    return load_pipeline(open_base(model), dtype)
+
+
+def _fresh(model: Path, dtype: torch.dtype) -> Any:
+    return copy.deepcopy(_base(model, dtype))
 
 
 def adapter_steps(plan: Plan, variant: Variant, trained: Path) -> list[Step]:

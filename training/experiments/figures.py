@@ -14,7 +14,7 @@ from paramerge.training.evaluation.measuring import METRICS
 from paramerge.training.evaluation.sets import read_pictures
 from paramerge.training.experiments.places import picture_job
 from paramerge.training.experiments.plan import Experiment, Plan
-from paramerge.training.experiments.verdict import Line, column_means, interval
+from paramerge.training.experiments.verdict import Line, interval, subject_means
 
 __all__ = ["example_grid", "figure_of", "row_values"]
 
@@ -32,8 +32,8 @@ def figure_of(experiment: Experiment, lines: Sequence[Line], models: Mapping[str
 
 
 def row_values(lines: Sequence[Line], row: str, metric: str) -> tuple[float, float] | None:
-    """The mean over columns and the half-width of its 95% interval; None where it was not measured."""
-    values = list(column_means(lines, row, metric).values())
+    """The mean over subjects and the half-width of its 95% interval; None where it was not measured."""
+    values = list(subject_means(lines, row, metric).values())
     return interval(values) if values else None
 
 

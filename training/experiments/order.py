@@ -15,11 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from paramerge.adapters import LoraModule, ParaModule
-from paramerge.algebra import lora_loss
-from paramerge.formats import open_adapter
-from paramerge.merge.chain import orthonormal_basis
-from paramerge.training.evaluation.sets import read_pictures
-from paramerge.training.experiments.adapted import adapter_steps
 from paramerge.training.experiments.dataset import Dataset, Subject
 from paramerge.training.experiments.parts import cells_of, limited, subjects_of, trained
 from paramerge.training.experiments.places import picture_job, trained_folder
@@ -52,13 +47,16 @@ def _pairs(first: Subject, second: Subject, budget: Budget) -> list[tuple[str, U
     for rank in budget.ranks:
         para = trained("para", rank, first, budget)
         pairs.append((f"trained PaRa r={rank}", Use(para, para.stops[-1]), lora))
-    for rank in (1, _LORA_RANK // 2, _LORA_RANK):
+    for rank in (1, _LORA_RANK // 2, _LORA_RANK) if len(budget.ranks) > 2 else (1, _LORA_RANK):
         use = Use(training, training.stops[-1], extracted=rank)
         pairs.append((f"PaRa extracted from the LoRA, r={rank}", use, lora))
     return pairs
 
 
 def _derive(lines: list[Line], plan: Plan, output: Path) -> list[Line]:
+    from paramerge.training.evaluation.sets import read_pictures
+    from paramerge.training.experiments.adapted import adapter_steps
+
     folder, trainings = output / plan.experiment.name, trained_folder(plan, output)
     derived = []
     cells = {(cell.row, cell.column): cell for cell in plan.cells}
@@ -83,6 +81,10 @@ def _derive(lines: list[Line], plan: Plan, output: Path) -> list[Line]:
 
 def predicted_loss(para: Path, lora: Path) -> float:
     """``||Q^T B A|| / ||B A||`` over all layers of the LoRA; where there is no PaRa nothing is lost."""
+    from paramerge.algebra import lora_loss
+    from paramerge.formats import open_adapter
+    from paramerge.merge.chain import orthonormal_basis
+
     removed = total = 0.0
     paras = open_adapter(para, family="para").modules
     for name, module in open_adapter(lora, family="lora").modules.items():

@@ -16,6 +16,7 @@ from paramerge.training.evaluation.processes import Processes
 from paramerge.training.evaluation.records import claim_folder, json_lines, make_folder
 from paramerge.training.evaluation.sets import PictureSet
 from paramerge.training.experiments.adapted import load_variant
+from paramerge.training.experiments.described import plan_as_dict
 from paramerge.training.experiments.figures import example_grid, figure_of
 from paramerge.training.experiments.places import picture_job, trained_folder
 from paramerge.training.experiments.plan import Cell, Plan, Variant
@@ -24,7 +25,7 @@ from paramerge.training.experiments.verdict import Line, Verdict, judge
 from paramerge.training.pictures import find_pictures
 from paramerge.version import __version__
 
-__all__ = ["Outcome", "plan_as_dict", "run_experiment"]
+__all__ = ["Outcome", "run_experiment"]
 
 Stage = Callable[[str], Callable[[int, int], None]]
 
@@ -82,61 +83,6 @@ def run_experiment(
         _write(outcome, settings)
     processes.wait()
     return outcome
-
-
-def plan_as_dict(plan: Plan) -> dict[str, Any]:
-    """The whole plan as plain values: every training, every cell, and the cost."""
-    return {
-        "experiment": plan.experiment.name,
-        "title": plan.experiment.title,
-        "source": plan.experiment.source,
-        "model": plan.model.name,
-        "data": plan.data.folder.name,
-        "prompts_from": plan.data.origin,
-        "seed": plan.seed,
-        "budget": asdict(plan.budget),
-        "trainings": [
-            {
-                "name": training.name,
-                "method": training.method,
-                "rank": training.rank,
-                "subject": training.subject.name,
-                "stops": list(training.stops),
-                "pictures": training.pictures,
-                "settings": dict(training.settings),
-            }
-            for training in plan.trainings
-        ],
-        "cells": [_cell(cell) for cell in plan.cells],
-        "claims": [
-            {"claim": claim.text, "where": claim.where, "test": type(claim.test).__name__}
-            | asdict(claim.test)
-            for claim in plan.experiment.claims(plan.budget)
-        ],
-        "cost": asdict(plan.cost()),
-    }
-
-
-def _cell(cell: Cell) -> dict[str, Any]:
-    return {
-        "row": cell.row,
-        "column": cell.column,
-        "prompt": cell.prompt,
-        "text": cell.text,
-        "references": cell.references.name,
-        "pictures": cell.count,
-        "tuning": cell.tuning,
-        "merge": cell.variant.merge,
-        "adapters": [
-            {
-                "training": use.training.name,
-                "steps": use.steps,
-                "strength": use.strength,
-                "extracted": use.extracted,
-            }
-            for use in cell.variant.uses
-        ],
-    }
 
 
 def _settings(plan: Plan, measures: Measures) -> dict[str, Any]:

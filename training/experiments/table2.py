@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from paramerge.training.experiments.dataset import Dataset
 from paramerge.training.experiments.parts import (
@@ -34,7 +35,7 @@ METHODS_COMPARED = {
     "DiffuseKronA": ("krona", 1, 1.0),
 }
 """Row, and the trainer's method, its rank (or size of blocks), and the scale it is applied with."""
-_SETTINGS: dict[str, dict[str, object]] = {
+_SETTINGS: dict[str, dict[str, Any]] = {
     # its authors put it on attention alone, and PEFT's for convolutions does not know their padding
     "oft": {"subset": "attention"},
 }

@@ -1,14 +1,14 @@
 """What can be said of a claim: it holds here, does not, or cannot be told at this scale.
 
-Rows are compared on the same columns (a subject and a prompt), so each column gives one difference. The
-verdict comes from a confidence interval of their mean by Student's t: differences that could as well be noise
-are called so.
+Rows are compared on the same subjects, so each subject, over all its prompts and runs, gives one difference:
+prompts of one subject are no independent evidence for another. The verdict comes from a confidence interval
+of the mean difference by Student's t, or Page's test for trends; what could as well be noise is called so.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class Greater:
 
 @dataclass(frozen=True)
 class Trend:
-    """``metric`` rises (or falls) along ``rows``, by its rank correlation with their order."""
+    """``metric`` rises (or falls) along ``rows``."""
 
     metric: str
     rows: tuple[str, ...]
@@ -120,11 +120,20 @@ def judge(claim: Claim, lines: Sequence[Line]) -> Verdict:
 
 def column_means(lines: Sequence[Line], row: str, metric: str) -> dict[str, float]:
     """The mean over runs of a row's metric, by column."""
-    found: dict[str, list[float]] = {}
+    return _means(lines, row, metric, lambda line: line.column)
+
+
+def subject_means(lines: Sequence[Line], row: str, metric: str) -> dict[str, float]:
+    """The mean over prompts and runs of a row's metric, by subject: a column's name begins with it."""
+    return _means(lines, row, metric, lambda line: line.column.partition(": ")[0])
+
+
+def _means(lines: Sequence[Line], row: str, metric: str, key: Callable[[Line], Any]) -> dict[Any, float]:
+    found: dict[Any, list[float]] = {}
     for line in lines:
         if line.row == row and metric in line.metrics:
-            found.setdefault(line.column, []).append(line.metrics[metric])
-    return {column: math.fsum(values) / len(values) for column, values in found.items()}
+            found.setdefault(key(line), []).append(line.metrics[metric])
+    return {name: math.fsum(values) / len(values) for name, values in found.items()}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -139,15 +148,17 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _greater(test: Greater, lines: Sequence[Line]) -> tuple[str, str]:
-    better, worse = (column_means(lines, row, test.metric) for row in (test.better, test.worse))
-    columns = [column for column in better if column in worse]
-    if not columns:
+    by: Callable[..., dict[Any, float]] = subject_means
+    better, worse = (by(lines, row, test.metric) for row in (test.better, test.worse))
+    common, unit = [name for name in better if name in worse], "subjects"
+    if not common:
         return OPEN, f"{test.metric} was not measured of both {test.better} and {test.worse}"
-    values, unit = [better[column] - worse[column] for column in columns], "columns"
-    if len(columns) == 1:
-        # one column: its runs, which have the same seeds in both rows, take the columns' place
-        runs = [_by_run(lines, row, test.metric) for row in (test.better, test.worse)]
-        values, unit = [runs[0][run] - runs[1][run] for run in runs[0] if run in runs[1]], "runs"
+    values = [better[name] - worse[name] for name in common]
+    if len(common) == 1:
+        # one subject: its runs, which have the same seeds in both rows, take the subjects' place
+        runs = [_means(lines, row, test.metric, lambda line: line.run) for row in (test.better, test.worse)]
+        each, unit = [runs[0][run] - runs[1][run] for run in runs[0] if run in runs[1]], "runs of one subject"
+        values = each if len(set(each)) > 1 else values
     mean, width = interval(values)
     wins = sum(value > 0 for value in values)
     reason = (
@@ -157,30 +168,25 @@ def _greater(test: Greater, lines: Sequence[Line]) -> tuple[str, str]:
     return _side(mean, width), reason
 
 
-def _by_run(lines: Sequence[Line], row: str, metric: str) -> dict[int, float]:
-    return {line.run: line.metrics[metric] for line in lines if line.row == row and metric in line.metrics}
-
-
 def _trend(test: Trend, lines: Sequence[Line]) -> tuple[str, str]:
-    from scipy.stats import spearmanr
+    from scipy.stats import page_trend_test  # type: ignore[attr-defined]
 
-    means = [column_means(lines, row, test.metric) for row in test.rows]
-    columns = [column for column in means[0] if all(column in each for each in means)]
-    if len(test.rows) < 2 or not columns:
-        return OPEN, f"{test.metric} was not measured along at least two of {', '.join(test.rows)}"
-    order = range(len(test.rows))
-    found = [float(spearmanr(order, [each[column] for each in means]).statistic) for column in columns]
-    sign = 1 if test.rising else -1
-    values = [sign * value for value in found if math.isfinite(value)]
-    if not values:
-        return OPEN, f"{test.metric} is the same in all of {', '.join(test.rows)}"
-    mean, width = interval(values)
+    first, last = (test.rows[-1], test.rows[0]) if test.rising else (test.rows[0], test.rows[-1])
+    means = [subject_means(lines, row, test.metric) for row in test.rows]
+    subjects = [name for name in means[0] if all(name in each for each in means)]
+    if len(test.rows) < 3 or len(subjects) < 2:
+        return _greater(Greater(test.metric, first, last), lines)
+    data = np.array([[each[name] for each in means] for name in subjects])
+    data = data if test.rising else data[:, ::-1]
+    with_it, against = (float(page_trend_test(part).pvalue) for part in (data, data[:, ::-1]))
     direction = "rises" if test.rising else "falls"
     reason = (
-        f"{test.metric} {direction} along {', '.join(test.rows)}: "
-        f"rank correlation {_with_error(mean, width)} over {len(values)} columns"
+        f"{test.metric} {direction} along {', '.join(test.rows)}: p = {with_it:.2g} by Page's test over "
+        f"{len(subjects)} subjects (the other way round: p = {against:.2g})"
     )
-    return _side(mean, width), reason
+    if with_it <= 1 - CONFIDENCE:
+        return HOLDS, reason
+    return (FAILS, reason) if against <= 1 - CONFIDENCE else (OPEN, reason + ": within noise")
 
 
 def _correlated(test: Correlated, lines: Sequence[Line]) -> tuple[str, str]:
