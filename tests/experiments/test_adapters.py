@@ -82,8 +82,8 @@ def test_what_was_trained_is_what_draws(method: str, model: Path, data: Dataset,
     variant = Variant((Use(training, 1),))
     loaded = load_variant(plan, variant, tmp_path / "trained", torch.float32, "cpu")
     found = answer(loaded, prompt)
-    # native PaRa files are float16, which is the only thing that differs by more than float32's rounding
-    tolerance = 2e-2 if method == "para" else 1e-4
+    # PaRa and LoRA are saved as float16; nothing else differs by more than the rounding of float32
+    tolerance = 5e-3 if method in ("para", "lora") else 1e-4
     assert float((found - after).norm() / (after - before).norm()) < tolerance
     if method == "textual-inversion":
         assert PLACEHOLDER in load_file(paths[0])
