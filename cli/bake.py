@@ -9,9 +9,17 @@ from typing import get_args
 import click
 
 from paramerge.cli.bake_view import show_diagnosis, show_plan, show_report
-from paramerge.cli.options import OrderedSteps, gamma_option, json_option, step_options, steps_of
+from paramerge.cli.options import (
+    OrderedSteps,
+    gamma_option,
+    interpretation_options,
+    json_option,
+    step_options,
+    steps_of,
+)
 from paramerge.cli.render import Progress, note, warn
 from paramerge.errors import UsageError
+from paramerge.interpretation import Interpretation, KronaOrder
 from paramerge.merge.steps import BakeOptions, DTypeChoice, MergeChoice, Step
 
 __all__ = ["bake"]
@@ -29,6 +37,7 @@ __all__ = ["bake"]
     help="Several PaRas: onto the sum of their spans, or one after the other.",
 )
 @gamma_option
+@interpretation_options
 @click.option(
     "--only", multiple=True, metavar="WHAT", help="A component (unet), or a pattern of layer names."
 )
@@ -46,6 +55,8 @@ def bake(
     output: Path | None,
     merge: MergeChoice,
     gamma: float | None,
+    lokr_scale: float | None,
+    krona: KronaOrder | None,
     only: tuple[str, ...],
     dtype: DTypeChoice,
     variant: str | None,
@@ -55,7 +66,7 @@ def bake(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Bake PaRa and LoRA adapters into a checkpoint.
+    """Bake PaRa, LoRA and adapters of every other family into a checkpoint.
 
     Steps are applied in the order given. The output has the base's layout and keeps every other byte; it
     appears whole or not at all. Without --base it is looked for by the hash in the adapters' metadata, in the
@@ -72,8 +83,9 @@ def bake(
     from paramerge.merge.summary import summarise
 
     steps = _at_least_one(steps_of(ctx))
-    options = BakeOptions(merge, gamma, only, dtype, allow_unmatched, private)
-    adapters = [open_adapter(step.path, family=step.kind) for step in steps]
+    interpretation = Interpretation(lokr_scale, krona)
+    options = BakeOptions(merge, gamma, only, dtype, allow_unmatched, private, interpretation)
+    adapters = [open_adapter(step.path, step.kind, interpretation) for step in steps]
     if base is None:
         base = find_base(adapters, note=lambda text: note(text, quiet=as_json))
         note(f"base: {base}", quiet=as_json)
@@ -110,7 +122,7 @@ def _at_least_one(steps: list[Step]) -> list[Step]:
     if not steps:
         raise UsageError(
             "there is nothing to bake",
-            expected="at least one --para FILE or --lora FILE",
+            expected="at least one --para FILE, --lora FILE or --adapter FILE",
             hint="see paramerge bake --help",
         )
     return steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ def show_plan(plan: PlanSummary, output: Path) -> None:
     out.print(f"[bold]{shown(plan.base)}[/bold]  {plan.architecture}, {plan.layout}, {size}")
     out.print()
     out.print(_steps_table(plan.steps))
+    for line in (*_what_depends(plan.steps), *_block_weights(plan.steps)):
+        out.print(line)
     _show_what_is_not_applied(plan.steps)
     out.print()
     out.print(_components_table(plan.components))
@@ -38,6 +40,8 @@ def show_plan(plan: PlanSummary, output: Path) -> None:
     out.print()
     for warning in plan.warnings:
         out.print(f"[yellow]warning:[/yellow] {shown(warning)}")
+    if plan.layers_held_whole:
+        out.print(f"{plan.layers_held_whole} layers are held in memory as a whole, one at a time, in float64")
     boundary = "" if plan.options["gamma"] is None else f", gamma {plan.options['gamma']:g}"
     out.print(f"options  dtype {plan.options['dtype']}, PaRas merged {plan.options['merge']}{boundary}")
     out.print(f"memory   about {plan.peak_memory_bytes / 2**20:.0f} MiB at the peak")
@@ -71,7 +75,9 @@ def show_report(plan: Plan, summary: PlanSummary, report: BakeReport) -> None:
     """What was done, in a few lines."""
     removed = sum(layer.removed for layer in report.layers)
     for index, step in enumerate(summary.steps, 1):
-        out.print(f"{index}  {step.kind} {shown(step.file)} @ {step.strength:g} into {_layers(step)}")
+        out.print(f"{index}  {_kind(step)} {shown(step.file)} @ {step.strength:g} into {_layers(step)}")
+    for line in _block_weights(summary.steps):
+        out.print(line)
     _show_what_is_not_applied(summary.steps)
     _show_left_out(summary.left_out)
     directions = f", {removed} directions removed" if removed else ""
@@ -86,9 +92,33 @@ def show_report(plan: Plan, summary: PlanSummary, report: BakeReport) -> None:
 def _steps_table(steps: Sequence[StepSummary]) -> Table:
     table = _table("", "step", "adapter", ">strength", "dialect", "layers", "rank")
     for index, step in enumerate(steps, 1):
-        cells = (str(index), step.kind, shown(step.file), f"{step.strength:g}", step.dialect)
+        cells = (str(index), _kind(step), shown(step.file), f"{step.strength:g}", step.dialect)
         table.add_row(*cells, _layers(step), _ranks(step.ranks))
     return table
+
+
+def _kind(step: StepSummary) -> str:
+    """What was given: ``para``, ``lora``, or the families of another adapter."""
+    return ", ".join(step.families) if step.kind == "adapter" else step.kind
+
+
+def _what_depends(steps: Sequence[StepSummary]) -> Iterator[str]:
+    """Which steps act on what the others left."""
+    for index, step in enumerate(steps, 1):
+        if step.depends_on_weight:
+            before = "the base" if index == 1 else f"step {index - 1}"
+            yield (
+                f"step {index} depends on the weight: it acts on {step.depends_on_weight} layers "
+                f"as {before} left them"
+            )
+
+
+def _block_weights(steps: Sequence[StepSummary]) -> Iterator[str]:
+    """The weight of every block that a step with block weights changes, and its layers there."""
+    for index, step in enumerate(steps, 1):
+        if step.blocks:
+            uses = ", ".join(f"{use.block} {use.weight:g} ({use.layers})" for use in step.blocks)
+            yield f"step {index} by block (layers): {uses}"
 
 
 def _layers(step: StepSummary) -> str:

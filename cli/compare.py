@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from paramerge.cli.options import json_option
+from paramerge.cli.options import interpretation_options, json_option
 from paramerge.cli.render import Progress, note, warn
 from paramerge.cli.threads import one_blas_thread
+from paramerge.interpretation import Interpretation, KronaOrder
 
 __all__ = ["compare"]
 
@@ -23,9 +24,16 @@ __all__ = ["compare"]
     "--report", type=click.Path(path_type=Path), metavar="OUT.html", help="Write a page on it, too."
 )
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
+@interpretation_options
 @json_option
 def compare(
-    adapters: tuple[Path, ...], base: Path | None, report: Path | None, all_layers: bool, as_json: bool
+    adapters: tuple[Path, ...],
+    base: Path | None,
+    report: Path | None,
+    all_layers: bool,
+    lokr_scale: float | None,
+    krona: KronaOrder | None,
+    as_json: bool,
 ) -> None:
     """Compare adapters: where they meet, and what order and way of merging cost.
 
@@ -35,6 +43,8 @@ def compare(
     PaRa x LoRA  the share of the LoRA that is lost in each order
     LoRA x LoRA  whether they reinforce or cancel, and how far their outputs and
                  inputs overlap, beside what unrelated ones would by chance
+    other families   norms and the cosine of their changes; those whose change
+                 depends on the weight (DoRA, OFT ...) need --base
 
     \b
     paramerge compare cat.safetensors dog.safetensors --report pets.html
@@ -46,7 +56,8 @@ def compare(
     from paramerge.combining.checks import check_destination
     from paramerge.formats import open_adapter
 
-    opened = [open_adapter(path) for path in adapters]
+    interpretation = Interpretation(lokr_scale, krona)
+    opened = [open_adapter(path, interpretation=interpretation) for path in adapters]
     opened_base = open_base(base) if base is not None else None
     if report is not None:
         sources = [source for adapter in opened for source in adapter.sources]

@@ -10,6 +10,7 @@ from rich.table import Table
 from paramerge.analysis.compare import Comparison, LayerPair, PairComparison
 from paramerge.analysis.places import short_name
 from paramerge.analysis.summary import (
+    ChangeTotals,
     LoraTotals,
     MixedTotals,
     ParaTotals,
@@ -28,6 +29,8 @@ _HEADINGS = {
     "para-para": "PaRa and PaRa",
     "para-lora": "PaRa and LoRA",
     "lora-lora": "LoRA and LoRA",
+    "para-change": "PaRa and another family",
+    "change-change": "other families",
 }
 
 
@@ -46,13 +49,13 @@ def show_comparison(comparison: Comparison, *, all_layers: bool, console: Consol
             f"{totals.layers} layers in common, {pair.only_first} in A alone, {pair.only_second} in B alone"
         )
         console.print(_table(pair, totals))
-        for line in _meaning(totals):
+        for line in _meaning(totals, _other(pair)):
             console.print(line)
         _show_layers(pair, all_layers, console)
 
 
 def _table(pair: PairComparison, totals: Totals) -> Table:
-    titles, cells = _columns(totals)
+    titles, cells = _columns(pair, totals)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("layers")
     table.add_column("", justify="right")
@@ -66,13 +69,20 @@ def _table(pair: PairComparison, totals: Totals) -> Table:
     return table
 
 
-def _columns(totals: Totals) -> tuple[list[str], Callable[[Totals], list[str]]]:
+def _columns(pair: PairComparison, totals: Totals) -> tuple[list[str], Callable[[Totals], list[str]]]:
     if isinstance(totals, ParaTotals):
         return _para_columns(totals)
     if isinstance(totals, MixedTotals):
-        return _mixed_columns(totals)
+        return _mixed_columns(totals, _other(pair))
+    if isinstance(totals, ChangeTotals):
+        return ["norm A", "norm B", "cosine"], _change_cells
     titles = ["cosine", "with", "against", "out", "chance", "in", "chance"]
     return titles, _lora_cells
+
+
+def _other(pair: PairComparison) -> str:
+    """What is compared with a PaRa."""
+    return "LoRA" if pair.kind == "para-lora" else "other"
 
 
 def _para_columns(totals: ParaTotals) -> tuple[list[str], Callable[[Totals], list[str]]]:
@@ -90,8 +100,8 @@ def _para_columns(totals: ParaTotals) -> tuple[list[str], Callable[[Totals], lis
     return ["r A", "r B", "shared", "joint", "seq.", "angle", "c max", last], cells
 
 
-def _mixed_columns(totals: MixedTotals) -> tuple[list[str], Callable[[Totals], list[str]]]:
-    titles = ["r PaRa", "r LoRA", "LoRA first", "worst", "PaRa first"]
+def _mixed_columns(totals: MixedTotals, other: str) -> tuple[list[str], Callable[[Totals], list[str]]]:
+    titles = ["r PaRa", f"r {other}", f"{other} first", "worst", "PaRa first"]
     base = totals.refilled_largest is not None
 
     def cells(found: Totals) -> list[str]:
@@ -108,6 +118,12 @@ def _mixed_columns(totals: MixedTotals) -> tuple[list[str], Callable[[Totals], l
     return [*titles, *(["refilled"] if base else [])], cells
 
 
+def _change_cells(found: Totals) -> list[str]:
+    if not isinstance(found, ChangeTotals):
+        return []
+    return [*(f"{norm:.3g}" for norm in found.norms), _signed(found.cosine)]
+
+
 def _lora_cells(found: Totals) -> list[str]:
     if not isinstance(found, LoraTotals):
         return []
@@ -121,7 +137,7 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}" if round(value, 3) else "0.000"
 
 
-def _meaning(totals: Totals) -> list[str]:
+def _meaning(totals: Totals, other: str) -> list[str]:
     if isinstance(totals, ParaTotals):
         lines = [
             "merged one after the other they are off the joint merge by up to "
@@ -133,9 +149,9 @@ def _meaning(totals: Totals) -> list[str]:
         return lines
     if isinstance(totals, MixedTotals):
         lines = [
-            f"LoRA first, the PaRa takes {totals.lost_lora_then_para:.1%} of it (Frobenius norm), "
+            f"{other} first, the PaRa takes {totals.lost_lora_then_para:.1%} of it (Frobenius norm), "
             f"up to {totals.lost_largest:.1%} of a layer",
-            "PaRa first, the LoRA loses nothing",
+            f"PaRa first, the {other} loses nothing",
         ]
         if totals.refilled_largest is not None:
             lines.append(
@@ -147,6 +163,8 @@ def _meaning(totals: Totals) -> list[str]:
         "cancel": "they cancel each other",
         "independent": "they are nearly independent",
     }
+    if isinstance(totals, ChangeTotals):
+        return [f"cosine {_signed(totals.cosine)}: {verdicts[totals.relation]}"]
     return [
         f"cosine {_signed(totals.cosine)} ({totals.reinforcing:.3f} with, {totals.cancelling:.3f} against): "
         f"{verdicts[totals.relation]}"
@@ -180,11 +198,15 @@ def _columns_of_layers(pair: PairComparison) -> tuple[list[str], Callable[[Total
             return [*map(str, ranks), f"{found.smallest_angle:.1f}°", f"{found.friedrichs_largest:.3f}"]
         if isinstance(found, MixedTotals):
             return [*map(str, found.ranks), f"{found.lost_lora_then_para:.1%}"]
+        if isinstance(found, ChangeTotals):
+            return _change_cells(found)
         return [_signed(found.cosine), f"{found.output_overlap:.3f}", f"{found.input_overlap:.3f}"]
 
     titles = {
         "para-para": ["r A", "r B", "sh.", "joint", "angle", "c"],
         "para-lora": ["r PaRa", "r LoRA", "lost"],
+        "para-change": ["r PaRa", "r other", "lost"],
+        "change-change": ["norm A", "norm B", "cosine"],
         "lora-lora": ["cosine", "out", "in"],
     }
     return titles[kind], cells

@@ -9,10 +9,18 @@ from typing import Any
 import click
 
 from paramerge import shipped
-from paramerge.cli.options import OrderedSteps, gamma_option, json_option, step_options, steps_of
+from paramerge.cli.options import (
+    OrderedSteps,
+    gamma_option,
+    interpretation_options,
+    json_option,
+    step_options,
+    steps_of,
+)
 from paramerge.cli.render import Progress, note, shown, warn
 from paramerge.cli.render import out as console
 from paramerge.errors import OutputError, UsageError
+from paramerge.interpretation import Interpretation, KronaOrder
 from paramerge.merge.steps import BakeOptions, Step
 
 __all__ = ["generate"]
@@ -45,6 +53,7 @@ _SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
 @click.option("--height", type=int)
 @click.option("--compare", is_flag=True, help="First the same pictures without the adapters.")
 @gamma_option
+@interpretation_options
 @click.option(
     "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: fp32 on a CPU, else fp16."
 )
@@ -72,6 +81,8 @@ def generate(
     height: int | None,
     compare: bool,
     gamma: float | None,
+    lokr_scale: float | None,
+    krona: KronaOrder | None,
     dtype: str | None,
     device: str | None,
     variant: str | None,
@@ -103,8 +114,10 @@ def generate(
     adapters = _steps(ctx, compare)
     request = Request(prompts, negative, seeds, steps, guidance, width, height)
     base = open_base(shipped.named_model(model), variant)
-    opened = [(step, open_adapter(step.path, family=step.kind)) for step in adapters]
-    plan = make_plan(base, opened, BakeOptions(gamma=gamma)) if opened else None
+    interpretation = Interpretation(lokr_scale, krona)
+    opened = [(step, open_adapter(step.path, step.kind, interpretation)) for step in adapters]
+    options = BakeOptions(gamma=gamma, interpretation=interpretation)
+    plan = make_plan(base, opened, options) if opened else None
     for warning in () if as_json or plan is None else plan.warnings:
         warn(warning)
     device = pick_device(device)
@@ -176,7 +189,7 @@ def _steps(ctx: click.Context, compare: bool) -> list[Step]:
         raise UsageError(
             "there is nothing to compare",
             where="--compare",
-            expected="at least one --para FILE or --lora FILE",
+            expected="at least one --para FILE, --lora FILE or --adapter FILE",
         )
     return steps
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from paramerge.cli.options import json_option
+from paramerge.cli.options import interpretation_options, json_option
 from paramerge.formats.inspection import (
     RECIPE_KEY,
     AdapterFacts,
@@ -22,6 +22,7 @@ from paramerge.formats.inspection import (
     read_recipe,
 )
 from paramerge.formats.training_notes import training_notes
+from paramerge.interpretation import Interpretation, KronaOrder
 
 __all__ = ["as_data", "inspect"]
 
@@ -32,8 +33,16 @@ Facts = AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--layers", "all_layers", is_flag=True, help="List every layer of an adapter.")
 @click.option("--metadata", "all_metadata", is_flag=True, help="Print all metadata, not the useful part.")
+@interpretation_options
 @json_option
-def inspect(path: Path, all_layers: bool, all_metadata: bool, as_json: bool) -> None:
+def inspect(
+    path: Path,
+    all_layers: bool,
+    all_metadata: bool,
+    lokr_scale: float | None,
+    krona: KronaOrder | None,
+    as_json: bool,
+) -> None:
     """Say what FILE is: an adapter (file or PEFT folder), a checkpoint (file or folder) or a bake.
 
     Adapters are opened as bake opens them; one of a family that cannot be baked is named all the same.
@@ -41,7 +50,7 @@ def inspect(path: Path, all_layers: bool, all_metadata: bool, as_json: bool) -> 
     \b
     paramerge inspect style.safetensors --layers
     """
-    facts = inspect_path(path)
+    facts = inspect_path(path, Interpretation(lokr_scale, krona))
     if as_json:
         click.echo(json.dumps(as_data(facts), indent=2))
         return
@@ -76,8 +85,10 @@ def _adapter(facts: AdapterFacts) -> dict[str, object]:
         "files": [str(source) for source in adapter.sources],
         "bytes": facts.size,
         "family": adapter.family,
+        "families": dict(adapter.families),
         "dialect": adapter.dialect,
         "architecture": adapter.architecture,
+        "looks_like": facts.looks_like,
         "base_hashes": list(adapter.base_hashes),
         "components": _nested(Counter((layer.name.component, layer.kind) for layer in facts.layers)),
         "ranks": _counted(Counter(layer.rank for layer in facts.layers)),
@@ -96,6 +107,8 @@ def _layer(layer: LayerFacts) -> dict[str, object]:
     }
     if layer.directions is not None:
         return {**content, "directions": layer.directions}
+    if layer.family != "lora":
+        content |= {"family": layer.family, "form": layer.form, "rank_bound": layer.rank_bound}
     return {**content, "alpha": layer.alpha, "scale": layer.scale, "norm": _finite(layer.norm)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
@@ -11,6 +12,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from paramerge.checkpoints.modules import COMPONENTS
 from paramerge.cli.render import gigabytes, shown
 from paramerge.formats.inspection import (
     RECIPE_KEY,
@@ -27,9 +29,8 @@ __all__ = ["show"]
 
 _LARGEST = 5
 _KEYS = 8
+_SIZES = re.compile(r"\b\d+ x \d+ |\b\d+ (?=blocks)")
 _COLUMNS = ("norm", "rank", "scale", "directions")
-_FAMILIES = {"lora": "LoRA", "para": "PaRa"}
-_COMPONENT_ORDER = ("unet", "text_encoder", "text_encoder_2")
 
 
 def show(
@@ -55,10 +56,12 @@ def show(
 def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
     adapter, layers = facts.adapter, facts.layers
     architecture = adapter.architecture or "architecture not told"
+    if adapter.architecture is None and facts.looks_like is not None:
+        architecture = f"by its names for {facts.looks_like}"
     _title(
         out,
         adapter.path.name if len(adapter.sources) == 1 else "/".join(adapter.path.parts[-2:]),
-        _FAMILIES[adapter.family],
+        ", ".join(adapter.families),
         adapter.dialect,
         architecture,
         gigabytes(facts.size),
@@ -69,10 +72,7 @@ def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
         ("dtypes", _counts(Counter(layer.dtype for layer in layers))),
         ("ranks", _counts(Counter(layer.rank for layer in layers))),
     ]
-    if adapter.family == "lora":
-        pairs += _lora_pairs(layers)
-    else:
-        pairs += _para_pairs(layers)
+    pairs += _para_pairs(layers) if adapter.family == "para" else _lora_pairs(layers)
     _show_pairs(out, pairs)
     _show_components(out, Counter((layer.name.component, layer.kind) for layer in layers))
     for leftover in adapter.leftovers:
@@ -83,22 +83,41 @@ def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
 
 def _lora_pairs(layers: Sequence[LayerFacts]) -> list[tuple[str, str]]:
     alphas = Counter("= rank" if layer.alpha is None else f"{layer.alpha:g}" for layer in layers)
-    norms = [layer.norm for layer in layers if layer.norm is not None and math.isfinite(layer.norm)]
+    scales = Counter(f"{layer.scale:g}" for layer in layers if layer.scale is not None)
+    additive = [layer.norm for layer in layers if layer.norm is not None]
+    norms = [norm for norm in additive if math.isfinite(norm)]
     pairs = [
-        ("alphas", _counts(alphas)),
-        ("scales", _counts(Counter(f"{layer.scale:g}" for layer in layers))),
+        ("forms", _counts(Counter(_form(layer) for layer in layers if layer.form))),
+        ("alphas", _counts(alphas) if scales else ""),
+        ("scales", _counts(scales) if scales else ""),
+        ("depends", _dependence(layers)),
     ]
     if norms:
         pairs.append(
             (
                 "norms",
                 f"{min(norms):.3g} least, {median(norms):.3g} median, {max(norms):.3g} largest, "
-                f"{math.hypot(*norms):.3g} together (scale * B A, Frobenius)",
+                f"{math.hypot(*norms):.3g} together ({_norm_of(layers)}, Frobenius)",
             )
         )
-    if broken := len(layers) - len(norms):
+    if broken := len(additive) - len(norms):
         pairs.append(("[red]not finite[/red]", f"{broken} layers hold NaN or Inf: it cannot be baked"))
     return pairs
+
+
+def _norm_of(layers: Sequence[LayerFacts]) -> str:
+    return "scale * B A" if all(layer.family == "lora" for layer in layers) else "the change"
+
+
+def _form(layer: LayerFacts) -> str:
+    """The form without the sizes that differ from layer to layer."""
+    return _SIZES.sub("", layer.form).strip()
+
+
+def _dependence(layers: Sequence[LayerFacts]) -> str:
+    """How many layers change a weight by what it is."""
+    count = sum(layer.norm is None and layer.directions is None for layer in layers)
+    return f"{count} layers act on the weight as it is at their step" if count else ""
 
 
 def _para_pairs(layers: Sequence[LayerFacts]) -> list[tuple[str, str]]:
@@ -149,6 +168,8 @@ def _show_checkpoint(out: Console, facts: CheckpointFacts) -> None:
     widths = (
         base.architecture if base.true_dimensions else f"{base.architecture}, widths not the published ones"
     )
+    if base.architecture == "unknown" and base.true_dimensions:
+        widths = f"model of {sum(part.layers for part in facts.components)} layers"
     _title(out, base.path.name, baked, base.layout, widths, gigabytes(facts.size))
     table = _table()
     table.add_column("component")
@@ -200,7 +221,7 @@ def _first(keys: Sequence[str]) -> str:
 
 
 def _component_place(component: str) -> int:
-    return _COMPONENT_ORDER.index(component) if component in _COMPONENT_ORDER else len(_COMPONENT_ORDER)
+    return COMPONENTS.index(component) if component in COMPONENTS else len(COMPONENTS)
 
 
 def _show_metadata(out: Console, metadata: Mapping[str, str], everything: bool) -> None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "paramerge.cli.demo:demo",
     "evaluate": "paramerge.cli.evaluate:evaluate",
     "experiment": "paramerge.cli.experiment:experiment",
+    "sizes": "paramerge.cli.sizes:sizes",
     "train": "paramerge.cli.train:train",
 }
 """Each verb and where it is; a verb's module is imported only when it is called."""

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from paramerge.interpretation import KronaOrder
 from paramerge.merge.steps import Kind, Step, parse_step
 
-__all__ = ["OrderedSteps", "gamma_option", "json_option", "step_options", "steps_of"]
+__all__ = [
+    "OrderedSteps",
+    "gamma_option",
+    "interpretation_options",
+    "json_option",
+    "step_options",
+    "steps_of",
+]
 
-_STEP_KINDS: dict[str, Kind] = {"para": "para", "lora": "lora"}
+_STEP_KINDS: dict[str, Kind] = {"para": "para", "lora": "lora", "adapter": "adapter"}
 _META_KEY = "paramerge.steps"
 
 
 class OrderedSteps(click.Command):
-    """A command whose ``--para`` and ``--lora`` keep the order in which they were typed.
+    """A command whose ``--para``, ``--lora`` and ``--adapter`` keep the order in which they were typed.
 
     click gathers the values of each option, which loses the order between options; its parser still knows it.
     """
@@ -42,22 +50,47 @@ def steps_of(ctx: click.Context) -> list[Step]:
 
 
 def step_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--para`` and ``--lora``, any number of each."""
+    """``--para``, ``--lora`` and ``--adapter``, any number of each."""
+    adapter = click.option(
+        "--adapter",
+        multiple=True,
+        metavar="FILE[@SCALE[:BLOCKS]]",
+        expose_value=False,
+        help="An adapter of any family: PaRa, LoRA, LoHa, LoKr, DoRA, OFT ... May be repeated.",
+    )
     lora = click.option(
         "--lora",
         multiple=True,
-        metavar="FILE[@SCALE]",
+        metavar="FILE[@SCALE[:BLOCKS]]",
         expose_value=False,
-        help="A LoRA or LoCon (kohya, diffusers, PEFT, cloneofsimo). May be repeated.",
+        help="A LoRA or LoCon (kohya, diffusers, PEFT, cloneofsimo). May be repeated. Blocks: "
+        "IN04=0.5,OUT00=0, or a vector of 17, 26, 12 or 20 weights.",
     )
     para = click.option(
         "--para",
         multiple=True,
-        metavar="FILE[@STRENGTH]",
+        metavar="FILE[@STRENGTH[:BLOCKS]]",
         expose_value=False,
         help="A PaRa; strength 0 to 1. May be repeated. PaRa belongs before LoRA.",
     )
-    return para(lora(command))
+    return para(lora(adapter(command)))
+
+
+def interpretation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--lokr-scale`` and ``--krona``: the user's word where trainers disagree."""
+    scale = click.option(
+        "--lokr-scale",
+        type=float,
+        metavar="SCALE",
+        help="Of LoKr layers with two whole factors. Default: as their trainer has it (LyCORIS 1, PEFT "
+        "alpha / r).",
+    )
+    krona = click.option(
+        "--krona",
+        type=click.Choice(get_args(KronaOrder)),
+        help="Rows of a DiffuseKronA: as its published code computes (default), or the paper's A (x) B.",
+    )
+    return scale(krona(command))
 
 
 class _Gamma(click.ParamType):

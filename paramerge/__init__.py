@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from paramerge.algebra import *  # noqa: F403
     from paramerge.analysis.compare import compare as compare
     from paramerge.analysis.report import write_report as write_report
+    from paramerge.analysis.sizes import adapter_sizes as adapter_sizes
     from paramerge.checkpoints.header import read_header as read_header
     from paramerge.checkpoints.layout import Base as Base
     from paramerge.checkpoints.layout import open_base as open_base
@@ -62,6 +63,7 @@ _PLACES = {
     "extract_para": "adapters.extraction",
     "compare": "analysis.compare",
     "write_report": "analysis.report",
+    "adapter_sizes": "analysis.sizes",
     "read_header": "checkpoints.header",
     "Base": "checkpoints.layout",
     "open_base": "checkpoints.layout",

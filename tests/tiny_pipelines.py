@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from paramerge.checkpoints.blueprint import sdxl
 from paramerge.checkpoints.random_checkpoint import write_random_checkpoint
@@ -27,12 +28,18 @@ def sd_pipeline(folder: Path) -> tuple[Path, Path]:
         models.make_unet(sizes),
         models.make_scheduler(),
     )
-    for name in ("unet", "vae", "text_encoder"):
-        getattr(pipeline, name).half().float()  # so that both files hold the same numbers
-    pipeline.save_pretrained(folder / "model")
-    (folder / "other").mkdir()
-    write_single_file(folder / "model", folder / "other" / "model.safetensors")
+    other = folder / "other"
+    _cast(pipeline, torch.float16).save_pretrained(other / "half")
+    _cast(pipeline, torch.float32).save_pretrained(folder / "model")  # the same numbers in both
+    write_single_file(other / "half", other / "model.safetensors")
+    shutil.rmtree(other / "half")
     return folder / "model", folder / "other" / "model.safetensors"
+
+
+def _cast(pipeline: StableDiffusionPipeline, dtype: torch.dtype) -> StableDiffusionPipeline:
+    for name in ("unet", "vae", "text_encoder"):
+        getattr(pipeline, name).to(dtype)
+    return pipeline
 
 
 def sdxl_pipeline(folder: Path) -> tuple[Path, Path]:

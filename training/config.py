@@ -57,7 +57,9 @@ class TrainConfig:
 
     model: Path = _option(MISSING, "Diffusers folder or single file of SD1.5, SDXL or the small model.")
     instance_folder: Path = _option(MISSING, "The subject's pictures.")
-    instance_prompt: str = _option(MISSING, "What they show, such as 'a photo of sks dog'.")
+    instance_prompt: str = _option(
+        MISSING, "What they show, such as 'a photo of sks dog'; texts beside the pictures win."
+    )
     output: Path = _option(MISSING, "Folder for the adapter, checkpoints, samples and the log.")
     method: str = _option("para", "What is trained.", tuple(METHODS))
 

@@ -17,8 +17,10 @@ from torch import Tensor
 from paramerge.training.chance import generator, permutation
 from paramerge.training.config import TrainConfig
 from paramerge.training.pictures import (
+    CAPTION_SUFFIX,
     PICTURE_SUFFIXES,
     Picture,
+    captions_of,
     data_hash,
     find_pictures,
     read_picture,
@@ -56,6 +58,8 @@ class Examples:
     prior: Latents | None
     scaling: float
     data_sha256: str
+    captions: tuple[str, ...] = ()
+    """What each of the subject's pictures shows; empty where the instance prompt says it for all."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Batch:
     noise: Tensor
     timesteps: Tensor
     prompts: Tensor
-    """(n,), 0 for the instance prompt and 1 for the class prompt."""
+    """(n,), 0 for the instance prompt, 1 for the class prompt, 2 + i for the caption of picture i."""
     time_ids: Tensor
 
 
@@ -77,19 +81,22 @@ def load_examples(pipeline: Any, config: TrainConfig, device: Any) -> Examples:
     Raises
     ------
     UsageError
-        A folder is missing or empty.
+        A folder is missing or empty, or only some of the subject's pictures have captions.
     FileFormatError
-        A picture is damaged.
+        A picture or a caption is damaged.
     """
     side = config.resolution or int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
     files = find_pictures(config.instance_folder, "instance_folder")
+    captions = captions_of(files)
     instance = _encode(pipeline, [read_picture(path, side) for path in files], side, config, device)
     prior = None
     if config.class_folder is not None:
         more = find_pictures(config.class_folder, "class_folder")[: config.class_images]
         prior = _encode(pipeline, [read_picture(path, side) for path in more], side, config, device)
         files = files + more
-    return Examples(instance, prior, float(pipeline.vae.config.scaling_factor), data_hash(files))
+    texts = [path.with_suffix(CAPTION_SUFFIX) for path in files[: len(captions)]]
+    digest = data_hash([*files, *texts])
+    return Examples(instance, prior, float(pipeline.vae.config.scaling_factor), digest, captions)
 
 
 @torch.no_grad()
@@ -119,7 +126,8 @@ def make_batch(
         assert encoded is not None  # by construction
         for slot in slots:
             seed = (config.seed, kind, step, slot)
-            index = permutation(encoded.count, step * total + slot, config.seed, kind, "order")
+            picture = permutation(encoded.count, step * total + slot, config.seed, kind, "order")
+            index = picture
             draw = generator(*seed, "draw")
             if len(encoded.mean) > encoded.count and torch.rand((), generator=draw) < 0.5:
                 index += encoded.count
@@ -131,7 +139,7 @@ def make_batch(
                 grain = grain + config.noise_offset * torch.randn(len(mean), 1, 1, generator=draw)
             noise.append(grain)
             times.append(torch.randint(timesteps, (), generator=draw))
-            prompts.append(kind)
+            prompts.append(2 + picture if examples.captions and kind == 0 else kind)
             ids.append(encoded.time_ids[index])
     return Batch(
         torch.stack(latents), torch.stack(noise), torch.stack(times), torch.tensor(prompts), torch.stack(ids)
@@ -140,15 +148,18 @@ def make_batch(
 
 @dataclass(frozen=True)
 class Prompts:
-    """Embeddings of the instance prompt and the class prompt: (2, tokens, width), and (2, width) or None."""
+    """Embeddings of the instance prompt, the class prompt and the captions: (2 + n, tokens, width).
+
+    ``pooled``, of SDXL's second encoder, is (2 + n, width) or None.
+    """
 
     states: Tensor
     pooled: Tensor | None
 
 
-def prepare_prompts(pipeline: Any, config: TrainConfig, device: Any) -> Prompts:
-    """Encode both prompts as the pipeline does when it draws; with gradient where encoders are trained."""
-    texts = [config.instance_prompt, config.class_prompt]
+def prepare_prompts(pipeline: Any, config: TrainConfig, captions: Sequence[str], device: Any) -> Prompts:
+    """Encode all prompts as the pipeline does when it draws; with gradient where encoders are trained."""
+    texts = [config.instance_prompt, config.class_prompt, *captions]
     found = pipeline.encode_prompt(
         prompt=texts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
     )

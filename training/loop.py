@@ -98,7 +98,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     prompts = None
     if not trained.text:
         with torch.no_grad():
-            prompts = prepare_prompts(pipeline, config, accelerator.device)
+            prompts = prepare_prompts(pipeline, config, examples.captions, accelerator.device)
 
     # the state, from the start or from where it stopped
     optimizer = accelerator.prepare(_optimizer(trained, config))
@@ -128,7 +128,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
             batch = _Slots(examples, config, state.step, micro, slots, accelerator)
             with accelerator.autocast():
                 if trained.text:
-                    prompts = prepare_prompts(pipeline, config, accelerator.device)
+                    prompts = prepare_prompts(pipeline, config, examples.captions, accelerator.device)
                 part = _forward(pipeline, batch, prompts, schedule, dtype) / config.accumulation
             accelerator.backward(part)
             loss += float(part.detach())

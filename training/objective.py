@@ -39,9 +39,10 @@ def loss_of(
     error = (found.float() - target).square().mean((1, 2, 3))
     if config.min_snr_gamma is not None:
         error = error * snr_weights(schedule, times, config.min_snr_gamma, kind)
-    total: Tensor = error[which == 0].mean()
+    prior = which == 1
+    total: Tensor = error[~prior].mean()
     if bool((batch.prompts == 1).any()):
-        total = total + config.prior_weight * error[which == 1].mean()
+        total = total + config.prior_weight * error[prior].mean()
     return total
 
 

@@ -13,9 +13,20 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from paramerge.errors import FileFormatError, UsageError
 from paramerge.formats.listing import listed
 
-__all__ = ["PICTURE_SUFFIXES", "Picture", "data_hash", "find_pictures", "read_picture"]
+__all__ = [
+    "CAPTION_SUFFIX",
+    "PICTURE_SUFFIXES",
+    "Picture",
+    "captions_of",
+    "data_hash",
+    "find_pictures",
+    "read_picture",
+]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+CAPTION_SUFFIX = ".txt"
+"""What stands beside a picture and says what it shows, in place of the instance prompt."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,40 @@ def find_pictures(folder: Path, option: str) -> list[Path]:
             found=listed(sorted(path.name for path in folder.iterdir())) or f"nothing in {folder}",
         )
     return found
+
+
+def captions_of(files: Sequence[Path]) -> tuple[str, ...]:
+    """The text beside each picture (``dog.txt`` for ``dog.png``); empty where there is none at all.
+
+    Raises
+    ------
+    UsageError
+        Only some of the pictures have one.
+    FileFormatError
+        One is empty or no text.
+    """
+    texts = [path.with_suffix(CAPTION_SUFFIX) for path in files]
+    missing = [text.name for text in texts if not text.is_file()]
+    if len(missing) == len(texts):
+        return ()
+    if missing:
+        raise UsageError(
+            "only some of the pictures have a caption",
+            where=files[0].parent,
+            expected="one beside each picture, or none (then the instance prompt counts)",
+            found=f"without: {listed(missing)}",
+        )
+    return tuple(_read_caption(text) for text in texts)
+
+
+def _read_caption(path: Path) -> str:
+    try:
+        caption = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"this caption cannot be read ({error})", where=path) from error
+    if not caption:
+        raise FileFormatError("this caption is empty", where=path, hint="write what the picture shows")
+    return caption
 
 
 def read_picture(path: Path, side: int) -> Picture:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from paramerge.adapters.lora import LoraModule
-from paramerge.adapters.para import ParaModule
+from paramerge.adapters.contract import FAMILIES, LayerModule
 from paramerge.checkpoints.modules import ModuleName
 
 __all__ = ["Adapter", "Leftover"]
@@ -32,10 +32,11 @@ class Adapter:
     sources:
         Every file that decided what it means: the weights, and ``adapter_config.json`` where there is one.
     family:
-        ``para`` or ``lora``.
+        The family of all its layers, a key of :data:`~paramerge.adapters.contract.FAMILIES`; ``mixed`` where
+        they are of several.
     dialect:
-        ``paramerge``, ``kohya``, ``kohya-sgm``, ``diffusers``, ``diffusers-old``, ``peft`` or
-        ``cloneofsimo``.
+        ``paramerge``, ``kohya`` (LyCORIS too), ``kohya-sgm``, ``diffusers``, ``diffusers-old``, ``peft``,
+        ``cloneofsimo`` or ``svdiff``.
     architecture:
         ``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``, told by shapes, names or metadata; None if they
         leave it open.
@@ -48,8 +49,14 @@ class Adapter:
     sources: tuple[Path, ...]
     family: str
     dialect: str
-    modules: Mapping[ModuleName, ParaModule | LoraModule]
+    modules: Mapping[ModuleName, LayerModule]
     leftovers: tuple[Leftover, ...]
     metadata: Mapping[str, str]
     architecture: str | None
     base_hashes: tuple[str, ...]
+
+    @property
+    def families(self) -> Mapping[str, int]:
+        """Layers (and norms and biases) of each family, by its name for people; the commonest first."""
+        counts = Counter(FAMILIES[module.family] for module in self.modules.values())
+        return dict(counts.most_common())

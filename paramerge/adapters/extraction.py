@@ -88,7 +88,10 @@ def extract_para(adapter: Adapter, *, rank: int | None = None, energy: float | N
     _check_choice(rank, energy)
     if adapter.family != "lora":
         raise FamilyError(
-            "directions are extracted from a LoRA", where=adapter.path, expected="a LoRA", found="a PaRa"
+            "directions are extracted from a LoRA",
+            where=adapter.path,
+            expected="a LoRA",
+            found=", ".join(adapter.families),
         )
     layers, empty = [], []
     for module in _loras(adapter):

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paramerge.adapters.changes import Product
+from paramerge.adapters.contract import AdditiveModule
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor
+from paramerge.errors import NonFiniteError
 
 __all__ = ["LoraModule"]
 
 
 @dataclass(frozen=True)
-class LoraModule:
+class LoraModule(AdditiveModule):
     """One layer of a LoRA, still in its file: ``W + scale * B A`` with W flattened to (out, in * kh * kw).
 
     Attributes
@@ -31,6 +34,9 @@ class LoraModule:
         Rank-stabilised scaling: alpha / sqrt(r) and not alpha / r.
     alpha_key:
         The key that the alpha was read from, where it is a tensor of the file.
+    rows:
+        The runs ``(start, stop)`` of rows of B that are this layer's, in its order; None for all. A LoRA on
+        stacked projections is several layers of this kind, which share their tensors.
     """
 
     name: ModuleName
@@ -40,6 +46,8 @@ class LoraModule:
     alpha: float | None = None
     rslora: bool = False
     alpha_key: str | None = None
+    family: str = "lora"
+    rows: tuple[tuple[int, int], ...] | None = None
 
     @property
     def rank(self) -> int:
@@ -55,7 +63,9 @@ class LoraModule:
     @property
     def out_features(self) -> int:
         """Rows of the weight that it changes."""
-        return self.up.shape[0]
+        if self.rows is None:
+            return self.up.shape[0]
+        return sum(stop - start for start, stop in self.rows)
 
     @property
     def in_features(self) -> int:
@@ -73,10 +83,30 @@ class LoraModule:
         return tuple(tensor for tensor in (self.up, self.down, self.mid) if tensor is not None)
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """All keys of the file that belong to this layer."""
-        own = tuple(tensor.key for tensor in self.tensors)
-        return own if self.alpha_key is None else (*own, self.alpha_key)
+    def rank_bound(self) -> int:
+        """The rank, where the weight has as many rows and columns."""
+        return min(self.rank, self.out_features, self.in_features)
+
+    @property
+    def form(self) -> str:
+        return "Tucker" if self.mid is not None else ""
+
+    def change(self) -> Product:
+        """Read the factors in float64.
+
+        Raises
+        ------
+        NonFiniteError
+            NaN or Inf in one.
+        """
+        B, A = (factor.astype(np.float64) for factor in self.factors())
+        if not (np.isfinite(B).all() and np.isfinite(A).all()):
+            raise NonFiniteError(
+                "the adapter holds NaN or Inf",
+                where=f"{self.up.path}: {self.name}",
+                hint="its training diverged: use an earlier checkpoint of it",
+            )
+        return Product(B, A, self.scale)
 
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
         """Read B (d, r) and A (r, k); the scale is *not* in them.
@@ -89,7 +119,9 @@ class LoraModule:
         FileFormatError
             The file changed while it was open.
         """
-        B = self.up.read_exact().reshape(self.out_features, self.rank)
+        B = self.up.read_exact().reshape(self.up.shape[0], self.rank)
+        if self.rows is not None:
+            B = np.concatenate([B[start:stop] for start, stop in self.rows])
         A = self.down.read_exact().reshape(self.rank, -1)
         if self.mid is None:
             common = np.result_type(B, A)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from paramerge.adapters.contract import DependentModule, read_finite
+from paramerge.algebra import orthonormalise, storage_tolerance
+from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor
 
@@ -11,7 +16,7 @@ __all__ = ["ParaModule"]
 
 
 @dataclass(frozen=True)
-class ParaModule:
+class ParaModule(DependentModule):
     """One layer of a PaRa, still in its file.
 
     Attributes
@@ -23,6 +28,7 @@ class ParaModule:
 
     name: ModuleName
     basis: StoredTensor
+    family: str = "para"
 
     @property
     def rank(self) -> int:
@@ -40,6 +46,16 @@ class ParaModule:
         return (self.basis,)
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """All keys of the file that belong to this layer."""
-        return (self.basis.key,)
+    def in_features(self) -> None:
+        return None
+
+    @property
+    def rank_bound(self) -> int:
+        """No more than r directions go."""
+        return min(self.rank, self.out_features)
+
+    def transform(self, W: np.ndarray) -> np.ndarray:
+        """``W - Q Q^T W``."""
+        cut = storage_tolerance(NUMPY[self.basis.dtype].name, self.rank)
+        Q = orthonormalise(read_finite(self.basis), rtol=cut).Q
+        return np.asarray(W - Q @ (Q.T @ W))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
 
-from paramerge.adapters import Adapter
+from paramerge.adapters import Adapter, LayerModule, LoraModule, ParaModule
+from paramerge.analysis.changes import ChangePair, compare_changes, compare_with_para
 from paramerge.analysis.pairs import (
     LoraPair,
     MixedPair,
@@ -27,7 +28,7 @@ from paramerge.errors import ShapeError, UsageError
 
 __all__ = ["Comparison", "LayerPair", "PairComparison", "compare"]
 
-LayerPair = ParaPair | MixedPair | LoraPair
+LayerPair = ParaPair | MixedPair | LoraPair | ChangePair
 
 _THREADS = 2
 """NumPy works outside Python's lock: two layers at a time pay off; the matrices are too small for more."""
@@ -40,9 +41,10 @@ class PairComparison:
     Attributes
     ----------
     first, second:
-        Their places among the adapters compared; for a PaRa and a LoRA the PaRa is the first.
+        Their places among the adapters compared; of a PaRa and another family the PaRa is the first.
     kind:
-        ``para-para``, ``para-lora`` or ``lora-lora``.
+        ``para-para``, ``para-lora`` or ``lora-lora``; ``para-change`` or ``change-change`` where one is of
+        another family.
     only_first, only_second:
         How many layers one has and the other has not.
     """
@@ -81,6 +83,8 @@ def compare(
         Fewer than two adapters, or no two with a layer in common.
     ArchitectureError, ShapeError, UnmatchedError
         The adapters are for different models, or not for ``base``.
+    FamilyError
+        What an adapter changes depends on the weight, and there is no ``base``.
     NonFiniteError
         NaN or Inf in an adapter.
     """
@@ -91,9 +95,8 @@ def compare(
     check_architectures(adapters)
     weights = None if base is None else BaseWeights(base)
     if weights is not None:
-        for adapter in adapters:
-            weights.check(adapter)
-    names = _common_names(adapters)
+        adapters = [weights.check(adapter) for adapter in adapters]
+    names = [n for n in _common_names(adapters) if weights is None or weights.has(n)]
     if not names:
         raise UsageError(
             "these adapters have no layer in common",
@@ -122,9 +125,9 @@ def _common_names(adapters: Sequence[Adapter]) -> list[ModuleName]:
 
 
 def _ordered_pairs(adapters: Sequence[Adapter]) -> list[tuple[int, int]]:
-    """Every two places once; of a PaRa and a LoRA the PaRa first."""
+    """Every two places once; of a PaRa and another family the PaRa first."""
     return [
-        (j, i) if (adapters[i].family, adapters[j].family) == ("lora", "para") else (i, j)
+        (j, i) if adapters[j].family == "para" != adapters[i].family else (i, j)
         for i, j in combinations(range(len(adapters)), 2)
     ]
 
@@ -132,12 +135,50 @@ def _ordered_pairs(adapters: Sequence[Adapter]) -> list[tuple[int, int]]:
 def _compare_layer(
     name: ModuleName, adapters: Sequence[Adapter], weights: BaseWeights | None
 ) -> list[tuple[tuple[int, int], LayerPair]]:
-    there = [i for i, adapter in enumerate(adapters) if name in adapter.modules]
-    layer = read_spaces([adapters[i].modules[name] for i in there], outputs=weights is not None)
-    spaces = dict(zip(there, layer.spaces, strict=True))
+    modules = {i: adapter.modules[name] for i, adapter in enumerate(adapters) if name in adapter.modules}
+    W = None if weights is None else weights.matrix(name)
+    low_rank = {
+        i: module
+        for i, module in modules.items()
+        if isinstance(module, ParaModule | LoraModule) and adapters[i].family in ("para", "lora")
+    }
+    found = _compare_changes(name, adapters, modules, low_rank, W)
+    if len(low_rank) > 1:
+        found += _compare_low_rank(name, adapters, low_rank, W)
+    return found
+
+
+def _compare_changes(
+    name: ModuleName,
+    adapters: Sequence[Adapter],
+    modules: Mapping[int, LayerModule],
+    low_rank: Collection[int],
+    W: np.ndarray | None,
+) -> list[tuple[tuple[int, int], LayerPair]]:
+    """The pairs in which one is of another family than PaRa and LoRA."""
+    found: list[tuple[tuple[int, int], LayerPair]] = []
+    for i, j in _ordered_pairs(adapters):
+        if i not in modules or j not in modules or (i in low_rank and j in low_rank):
+            continue
+        first, second = modules[i], modules[j]
+        if isinstance(first, ParaModule):
+            found.append(((i, j), compare_with_para(name, first, second, W)))
+        else:
+            found.append(((i, j), compare_changes(name, first, second, W)))
+    return found
+
+
+def _compare_low_rank(
+    name: ModuleName,
+    adapters: Sequence[Adapter],
+    modules: Mapping[int, ParaModule | LoraModule],
+    W: np.ndarray | None,
+) -> list[tuple[tuple[int, int], LayerPair]]:
+    """The pairs of PaRas and LoRAs, in small coordinates."""
+    layer = read_spaces(list(modules.values()), outputs=W is not None)
+    spaces = dict(zip(modules, layer.spaces, strict=True))
     seen, norm = None, 0.0
-    if weights is not None and layer.outputs is not None:
-        W = weights.matrix(name)
+    if W is not None and layer.outputs is not None:
         seen, norm = layer.outputs.T @ W, float(np.linalg.norm(W))
     return [
         ((i, j), _compare_spaces(name, layer, spaces[i], spaces[j], seen, norm))
@@ -167,5 +208,7 @@ def _pair(
     adapters: Sequence[Adapter], first: int, second: int, layers: Sequence[LayerPair]
 ) -> PairComparison:
     one, other = adapters[first].modules.keys(), adapters[second].modules.keys()
-    kind = f"{adapters[first].family}-{adapters[second].family}"
+    families = (adapters[first].family, adapters[second].family)
+    plain = set(families) <= {"para", "lora"}
+    kind = "-".join(families) if plain else "para-change" if families[0] == "para" else "change-change"
     return PairComparison(first, second, kind, tuple(layers), len(one - other), len(other - one))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from paramerge.analysis.changes import ChangePair
 from paramerge.analysis.compare import LayerPair, PairComparison
 from paramerge.analysis.pairs import LoraPair, MixedPair, ParaPair
 from paramerge.analysis.places import (
@@ -133,7 +134,9 @@ def _details(layer: LayerPair) -> str:
         smallest = f", smallest angle {layer.angles[0]:.2f}°" if layer.angles else ""
         return f"{ranks}, {layer.shared} shared, joint rank {layer.joint_rank}{smallest}"
     if isinstance(layer, MixedPair):
-        return f"{ranks}, LoRA norm {layer.norm:.3g}"
+        return f"{ranks}, norm of the change {layer.norm:.3g}"
+    if isinstance(layer, ChangePair):
+        return f"norms {layer.norms[0]:.3g} and {layer.norms[1]:.3g}"
     return f"{ranks}, {layer.reinforcing:.3f} with and {layer.cancelling:.3f} against each other"
 
 
@@ -156,6 +159,10 @@ def _of_mixed(value: Callable[[MixedPair], float]) -> Callable[[LayerPair], floa
 
 def _of_loras(value: Callable[[LoraPair], float]) -> Callable[[LayerPair], float]:
     return lambda layer: value(layer) if isinstance(layer, LoraPair) else math.nan
+
+
+def _of_changes(layer: LayerPair) -> float:
+    return layer.cosine if isinstance(layer, ChangePair) else math.nan
 
 
 def _or_nan(value: float | None) -> float:
@@ -224,3 +231,15 @@ _METRICS: dict[str, list[Metric]] = {
         ),
     ],
 }
+_METRICS["para-change"] = [
+    replace(
+        _METRICS["para-lora"][0],
+        title="Lost, PaRa last",
+        explanation="The share of the other adapter's change that a PaRa after it removes (Frobenius norm).",
+    ),
+    replace(
+        _METRICS["para-lora"][1],
+        explanation="What the other writes back into the removed directions, relative to what was there.",
+    ),
+]
+_METRICS["change-change"] = [replace(_METRICS["lora-lora"][0], value=_of_changes)]

@@ -20,8 +20,16 @@ __all__ = [
     "sorted_rows",
 ]
 
-_TITLES = {"unet": "UNet", "text_encoder": "Text encoder 1", "text_encoder_2": "Text encoder 2"}
-_SHORT = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"}
+_TITLES = {
+    "unet": "UNet",
+    "transformer": "Transformer",
+    "transformer_2": "Transformer 2",
+    "model": "Model",
+    "text_encoder": "Text encoder 1",
+    "text_encoder_2": "Text encoder 2",
+    "text_encoder_3": "Text encoder 3",
+}
+_SHORT = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2", "text_encoder_3": "te3"}
 
 _COLUMNS = {
     "conv_in": "conv",
@@ -53,10 +61,26 @@ _COLUMNS = {
     "mlp.fc1": "fc1",
     "mlp.fc2": "fc2",
     "text_projection": "proj",
+    "attn.to_q": "q",
+    "attn.to_k": "k",
+    "attn.to_v": "v",
+    "attn.to_out.0": "out",
+    "attn.add_q_proj": "text q",
+    "attn.add_k_proj": "text k",
+    "attn.add_v_proj": "text v",
+    "attn.to_add_out": "text out",
+    "self_attn.o_proj": "out",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+    "ff_context.net.0.proj": "text ff 1",
+    "ff_context.net.2": "text ff 2",
+    "proj_mlp": "ff 1",
 }
 """The end of a layer's path and its column, in the order of the columns."""
 
 _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.")
+_NUMBERED = re.compile(r"(?:\w+\.)*?(?P<blocks>\w*(?:blocks?|layers?)|h)\.(?P<number>\d+)\.")
 _TEXT_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
 
 _ABBREVIATIONS = (
@@ -121,6 +145,8 @@ def _row(path: str) -> str:
         return f"layer {match[1]}"
     if path.startswith("mid_block."):
         return "mid"
+    if match := _NUMBERED.match(path):
+        return f"{match['blocks'].replace('_', ' ')} {match['number']}"
     return path.partition(".")[0].replace("_", " ")
 
 

@@ -10,11 +10,12 @@ from importlib.resources import files
 import jinja2
 
 from paramerge.adapters import Adapter
+from paramerge.analysis.changes import ChangePair
 from paramerge.analysis.compare import Comparison, LayerPair, PairComparison
 from paramerge.analysis.heatmap import HeatMap, heat_maps
 from paramerge.analysis.pairs import LoraPair, MixedPair, ParaPair
 from paramerge.analysis.places import component_title, short_name
-from paramerge.analysis.summary import LoraTotals, MixedTotals, ParaTotals, Totals, totals_of
+from paramerge.analysis.summary import ChangeTotals, LoraTotals, MixedTotals, ParaTotals, Totals, totals_of
 from paramerge.checkpoints.writer import write_bytes
 from paramerge.version import __version__
 
@@ -101,7 +102,7 @@ def _headline(totals: Totals | None) -> str:
         return f"c = {totals.friedrichs_largest:.3f}"
     if isinstance(totals, MixedTotals):
         return f"{totals.lost_lora_then_para:.1%} lost"
-    if isinstance(totals, LoraTotals):
+    if isinstance(totals, LoraTotals | ChangeTotals):
         return f"cos {_signed(totals.cosine, 3)}"
     return "apart"
 
@@ -115,11 +116,11 @@ def _sentence(totals: Totals | None, first: str, second: str) -> str:
         )
     if isinstance(totals, MixedTotals):
         return (
-            f"Baked after the LoRA {second}, the PaRa {first} takes {totals.lost_lora_then_para:.1%} of it "
+            f"Baked after {second}, the PaRa {first} takes {totals.lost_lora_then_para:.1%} of it "
             f"(Frobenius norm over all layers), and up to {totals.lost_largest:.1%} of a layer. Baked before "
-            "it, nothing of the LoRA is lost."
+            f"it, nothing of {second} is lost."
         )
-    if isinstance(totals, LoraTotals):
+    if isinstance(totals, LoraTotals | ChangeTotals):
         verdict = {
             "reinforce": f"{first} and {second} reinforce each other",
             "cancel": f"{first} and {second} cancel each other",
@@ -146,13 +147,19 @@ def _tiles(totals: Totals, first: str, second: str) -> list[tuple[str, str]]:
         return [*tiles, ("layers in common", str(totals.layers))]
     if isinstance(totals, MixedTotals):
         tiles = [
-            (f"of {second} lost, LoRA first", f"{totals.lost_lora_then_para:.1%}"),
+            (f"of {second} lost, PaRa last", f"{totals.lost_lora_then_para:.1%}"),
             ("worst layer", f"{totals.lost_largest:.1%}"),
             (f"of {second} lost, PaRa first", "0%"),
         ]
         if totals.refilled_largest is not None:
             tiles.append(("refilled at most, PaRa first", f"{totals.refilled_largest:.1%}"))
         return [*tiles, ("layers in common", str(totals.layers))]
+    if isinstance(totals, ChangeTotals):
+        norms = [
+            (f"norm of {name}", f"{norm:.3g}")
+            for name, norm in zip((first, second), totals.norms, strict=True)
+        ]
+        return [("cosine", _signed(totals.cosine, 3)), *norms, ("layers in common", str(totals.layers))]
     return [
         ("cosine", _signed(totals.cosine, 3)),
         ("with each other", f"{totals.reinforcing:.3f}"),
@@ -169,9 +176,11 @@ def _headings(pair: PairComparison, first: str, second: str) -> tuple[str, ...]:
         on_base = any(isinstance(layer, ParaPair) and layer.on_base is not None for layer in pair.layers)
         base = ("distance on base",) if on_base else ()
         return (*ranks, "shared", "joint", "sequential", "smallest angle", "cosine c", "c by chance", *base)
-    if pair.kind == "para-lora":
+    if pair.kind == "change-change":
+        return (*ranks, f"norm {first}", f"norm {second}", "cosine")
+    if pair.kind in ("para-lora", "para-change"):
         refilled = any(isinstance(layer, MixedPair) and layer.refilled is not None for layer in pair.layers)
-        return (*ranks, "LoRA norm", "lost, LoRA first", "by chance", *(("refilled",) if refilled else ()))
+        return (*ranks, "norm", "lost, PaRa last", "by chance", *(("refilled",) if refilled else ()))
     overlaps = ("output overlap", "by chance", "input overlap", "by chance")
     return (*ranks, "cosine", "with", "against", *overlaps)
 
@@ -198,6 +207,9 @@ def _row(layer: LayerPair) -> tuple[Value, ...]:
             _percent(layer.chance),
             *([] if layer.refilled is None else [_percent(layer.refilled)]),
         ]
+    elif isinstance(layer, ChangePair):
+        numbers = [Value(f"{norm:.4g}", norm) for norm in layer.norms]
+        numbers.append(Value(_signed(layer.cosine, 4), layer.cosine))
     else:
         numbers = _lora_numbers(layer)
     return (*start, *numbers)

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import cast
 
+from paramerge.analysis.changes import ChangePair
 from paramerge.analysis.compare import Comparison, LayerPair, PairComparison
 from paramerge.analysis.pairs import LoraPair, MixedPair, ParaPair, relation_of
 from paramerge.analysis.places import group_of
 
 __all__ = [
+    "ChangeTotals",
     "LoraTotals",
     "MixedTotals",
     "ParaTotals",
@@ -67,7 +69,18 @@ class LoraTotals:
     input_chance: float
 
 
-Totals = ParaTotals | MixedTotals | LoraTotals
+@dataclass(frozen=True)
+class ChangeTotals:
+    """Adapters of other families: norms over all layers, the cosine of their changes as one vector."""
+
+    layers: int
+    ranks: tuple[int, int]
+    norms: tuple[float, float]
+    cosine: float
+    relation: str
+
+
+Totals = ParaTotals | MixedTotals | LoraTotals | ChangeTotals
 
 
 def totals_of(layers: Sequence[LayerPair]) -> Totals | None:
@@ -79,6 +92,8 @@ def totals_of(layers: Sequence[LayerPair]) -> Totals | None:
         return _para_totals(cast(Sequence[ParaPair], layers))
     if isinstance(first, MixedPair):
         return _mixed_totals(cast(Sequence[MixedPair], layers))
+    if isinstance(first, ChangePair):
+        return _change_totals(cast(Sequence[ChangePair], layers))
     return _lora_totals(cast(Sequence[LoraPair], layers))
 
 
@@ -139,7 +154,7 @@ def _pair_dict(pair: PairComparison) -> dict[str, object]:
 def _layer_dict(layer: LayerPair) -> dict[str, object]:
     content = asdict(layer)
     content["name"] = str(layer.name)
-    if isinstance(layer, LoraPair):
+    if isinstance(layer, LoraPair | ChangePair):
         content["relation"] = layer.relation
     return content
 
@@ -195,6 +210,13 @@ def _lora_totals(layers: Sequence[LoraPair]) -> LoraTotals:
         output_chance=_mean([layer.output_chance for layer in layers]),
         input_chance=_mean([layer.input_chance for layer in layers]),
     )
+
+
+def _change_totals(layers: Sequence[ChangePair]) -> ChangeTotals:
+    first, second = (math.hypot(*(layer.norms[side] for layer in layers)) for side in (0, 1))
+    product = math.fsum(layer.cosine * layer.norms[0] * layer.norms[1] for layer in layers)
+    cosine = product / (first * second) if first and second else 0.0
+    return ChangeTotals(len(layers), _summed_ranks(layers), (first, second), cosine, relation_of(cosine))
 
 
 def _summed_ranks(layers: Sequence[LayerPair]) -> tuple[int, int]:

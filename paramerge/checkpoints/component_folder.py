@@ -16,6 +16,7 @@ from pathlib import Path, PureWindowsPath
 
 from paramerge.checkpoints.folder_links import check_regular, refuse_link_outside
 from paramerge.checkpoints.header import Header, read_header
+from paramerge.checkpoints.modules import MODEL
 from paramerge.errors import CheckpointError
 
 __all__ = [
@@ -52,7 +53,7 @@ MAX_NAME_BYTES = 255
 
 def stem_of(component: str) -> str:
     """The name that weights of ``component`` begin with."""
-    return "model" if component.startswith("text_encoder") else "diffusion_pytorch_model"
+    return "model" if component.startswith(("text_encoder", MODEL)) else "diffusion_pytorch_model"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""What lies in a diffusers folder: the weights that can change, what comes along, and what must stay behind.
+"""What lies in a model's folder: the weights that can change, what comes along, and what must stay behind.
 
-``model_index.json`` names the components. Of the UNet's and the text encoders' weights one variant is taken;
-its twins (other variants, pickles, ONNX ...) would be unchanged beside changed weights and stay behind.
-Every other file comes along as it is. A folder with the UNet alone (``config.json`` and weights) works, too.
+``model_index.json`` names the components of a diffusers pipeline. Of the weights of the UNet or transformer
+and of the text encoders one variant is taken; its twins (other variants, pickles, ONNX ...) would be
+unchanged beside changed weights and stay behind. Every other file comes along as it is. A folder with one
+model alone (``config.json`` and weights, of diffusers or transformers) works, too.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ from paramerge.checkpoints.component_folder import (
 )
 from paramerge.checkpoints.folder_links import check_regular, refuse_link_outside
 from paramerge.checkpoints.header import Header
+from paramerge.checkpoints.modules import COMPONENTS, MODEL
 from paramerge.errors import CheckpointError
 
 __all__ = ["BAKED_COMPONENTS", "FolderContents", "read_folder"]
 
-BAKED_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+VAE = "vae"
+BAKED_COMPONENTS = tuple(name for name in COMPONENTS if name not in (VAE, MODEL))
 """The components that adapters reach; of the others only the VAE is opened, whose dtype may change."""
 
-VAE = "vae"
+_DENOISERS = ("unet", "transformer", "prior")
+"""Components of which a pipeline must have one."""
+
 MODEL_INDEX = "model_index.json"
 
 _NOT_THE_MODEL = {
@@ -49,6 +54,10 @@ class FolderContents:
     """Files that come along untouched."""
     left_out: list[tuple[PurePosixPath, str]] = field(default_factory=list)
     """Files and folders that must not come along, each with the reason."""
+    alone: bool = False
+    """Whether the folder is of one model on its own."""
+    model_type: str | None = None
+    """What the configuration of the (first) model says it is: ``model_type`` or ``_class_name``."""
 
 
 def read_folder(folder: Path, variant: str | None) -> FolderContents:
@@ -57,8 +66,8 @@ def read_folder(folder: Path, variant: str | None) -> FolderContents:
     Raises
     ------
     CheckpointError
-        The folder is no diffusers model with a UNet, a component or its weights are missing, ``variant`` is
-        not there, or an index does not agree with its shards.
+        The folder is no model of diffusers or transformers, a component or its weights are missing,
+        ``variant`` is not there, or an index does not agree with its shards.
     FileFormatError
         A weight file is damaged.
     """
@@ -73,10 +82,19 @@ def read_folder(folder: Path, variant: str | None) -> FolderContents:
     contents = FolderContents()
     taken: set[Path] = set()
     subfolders = _baked_components(folder, named)
+    contents.alone = folder in subfolders.values()
+    contents.model_type = _stated_type(next(iter(subfolders.values())))
     if variant is None:
-        variant = common_variant(subfolders)
+        variant = common_variant(
+            {name: subfolder for name, subfolder in subfolders.items() if _must_be_there(name, named)}
+        )
     for component, subfolder in subfolders.items():
-        weights = choose_weights(subfolder, component, variant)
+        if _must_be_there(component, named):
+            weights = choose_weights(subfolder, component, variant)
+        elif (found := find_weights(subfolder, component, variant)) is not None:
+            weights = found
+        else:
+            continue
         headers = read_weights(weights, folder)
         contents.weights[component] = [(_relative(header.path, folder), header) for header in headers]
         taken |= {weights.path, *(header.path for header in headers)}
@@ -105,39 +123,62 @@ def _named_components(folder: Path) -> dict[str, str]:
         for name, entry in entries.items()
         if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
     }
-    if "unet" not in named:
-        other = next((named[name] for name in ("transformer", "prior", "decoder") if name in named), None)
+    if not named.keys() & set(_DENOISERS):
         raise CheckpointError(
-            f"this is a {entries.get('_class_name', 'pipeline of unknown class')}, which has no UNet",
+            f"this is a {entries.get('_class_name', 'pipeline of unknown class')}, "
+            "which has no UNet or transformer",
             where=index,
-            expected="a Stable Diffusion 1.5 or SDXL pipeline",
-            found=other or "no entry for unet",
+            expected=f"an entry for {' or '.join(_DENOISERS)}",
+            found=", ".join(named) or "no components",
         )
     return named
 
 
+def _must_be_there(component: str, named: dict[str, str]) -> bool:
+    """Whether a pipeline is not opened without the component's weights in safetensors.
+
+    Text encoders other than CLIP (T5, a language model) may be stored in any way, and come along then.
+    """
+    return not (component.startswith("text_encoder") and named) or named[component].startswith("CLIPText")
+
+
+def _stated_type(folder: Path) -> str | None:
+    """What ``config.json`` says the model in ``folder`` is."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    entries = config if isinstance(config, dict) else {}
+    stated = entries.get("model_type") or entries.get("_class_name")
+    return stated if isinstance(stated, str) else None
+
+
 def _baked_components(folder: Path, named: dict[str, str]) -> dict[str, Path]:
-    """The components that adapters reach, with their subfolders (the folder itself for a UNet alone)."""
+    """The components that adapters reach, with their subfolders (the folder itself for a model alone)."""
     if named:
-        # encoders other than CLIP (T5, ChatGLM) have no layers that adapters for Stable Diffusion name
-        encoders = [name for name in BAKED_COMPONENTS[1:] if named.get(name, "").startswith("CLIPText")]
-        subfolders = {name: folder / name for name in ("unet", *encoders)}
-        for name, subfolder in subfolders.items():
-            _check_folder(name, subfolder)
+        subfolders = {name: folder / name for name in BAKED_COMPONENTS if name in named}
+        for name, subfolder in list(subfolders.items()):
+            if _must_be_there(name, named):
+                _check_folder(name, subfolder)
+            elif not subfolder.is_dir():
+                del subfolders[name]
         return subfolders
-    if (folder / "unet").is_dir():
+    if any((folder / name).is_dir() for name in _DENOISERS):
         return {name: folder / name for name in BAKED_COMPONENTS if (folder / name).is_dir()}
-    if (folder / "config.json").is_file() and any(folder.glob(f"{stem_of('unet')}*")):
-        return {"unet": folder}
+    if (folder / "config.json").is_file():
+        if any(folder.glob(f"{stem_of('unet')}*")):
+            return {"transformer" if "Transformer" in (_stated_type(folder) or "") else "unet": folder}
+        if _stated_type(folder):
+            return {MODEL: folder}
     if (folder / "snapshots").is_dir():
         hint = "this is a repository of the Hugging Face cache: give one of the folders in snapshots/"
     else:
         files = sorted(path.name for path in folder.glob("*.safetensors"))
         hint = f"give one of its files: {', '.join(files[:5])}" if files else "give a .safetensors file"
     raise CheckpointError(
-        "this folder is not a diffusers model",
+        "this folder is not a model of diffusers or transformers",
         where=folder,
-        expected=f"{MODEL_INDEX}, or a folder unet/, or a UNet's config.json and weights",
+        expected=f"{MODEL_INDEX}, or a folder unet/ or transformer/, or a model's config.json and weights",
         hint=hint,
     )
 

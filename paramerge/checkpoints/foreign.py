@@ -1,4 +1,4 @@
-"""Files that are no base for Stable Diffusion adapters: known by their keys, and refused by name."""
+"""Files that are no base for adapters: known by their keys, and refused by name."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from paramerge.checkpoints.model_names import UNET_LIKE, looks_like
 from paramerge.errors import CheckpointError
 
-__all__ = ["refuse_adapter", "refuse_foreign", "refuse_wrapped", "without_unet"]
+__all__ = ["refuse_adapter", "refuse_quantised", "refuse_wrapped", "without_unet"]
 
 _ADAPTER_KEY = re.compile(
     r"\.(lora_(up|down|mid|A|B|E)|lora|lora_linear_layer|hada_w\d|lokr_w\d|oft_\w+|boft_\w+|dora_scale|para_B"
@@ -18,26 +19,14 @@ _ADAPTER_KEY = re.compile(
 _WRAPPED_KEY = re.compile(r"\.base_layer\.(weight|bias)$")
 _TRAINING_WRAPPER = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_forward_module)\.|^module\.")
 
-_FOREIGN = (
-    ("FLUX", r"double_blocks\.\d+\.img_attn\.|single_transformer_blocks\.\d+\."),
-    ("Stable Diffusion 3", r"joint_blocks\.\d+\.|transformer_blocks\.\d+\.norm1_context\."),
-    ("AuraFlow", r"double_layers\.\d+\.|single_layers\.\d+\."),
-    ("Qwen-Image", r"transformer_blocks\.\d+\.img_mod\."),
-    ("PixArt or Sana", r"adaln_single\.|blocks\.\d+\.cross_attn\.(q|kv)_linear\.|^t_block\.1\."),
-    ("HunyuanDiT", r"blocks\.\d+\.attn2\.kv_proj\.|blocks\.\d+\.default_modulation\."),
-    ("HunyuanVideo", r"individual_token_refiner\."),
-    ("Wan", r"head\.modulation$|blocks\.\d+\.self_attn\.norm_q\."),
-    ("Lumina or Z-Image", r"cap_embedder\.|layers\.\d+\.adaLN_modulation\."),
-    ("a diffusion transformer", r"transformer_blocks\.\d+\.scale_shift_table$|patchify_proj\."),
-    ("Stable Cascade", r"down_blocks\.\d+\.\d+\.channelwise\.|clip_txt_mapper\."),
-    ("Stable Video Diffusion", r"\.time_stack\.|\.time_mixer\.|\.spatial_res_block\."),
-    ("quantised with bitsandbytes", r"\.weight\.(absmax|quant_map|quant_state\.\w+)$"),
-    ("quantised by GPTQ or AWQ", r"\.qweight$"),
+_QUANTISED = (
+    ("quantised with bitsandbytes", re.compile(r"\.weight\.(absmax|quant_map|quant_state\.\w+)$")),
+    ("quantised by GPTQ or AWQ", re.compile(r"\.qweight$")),
 )
-"""Other architectures, and UNets that are not stored as plain weights, by a key that only they have."""
+"""Models that are not stored as plain weights, by a key that only they have."""
 
 _NO_UNET = (
-    ("a ControlNet", r"^control_model\.|controlnet_(cond_embedding|down_blocks|mid_block)\."),
+    ("a ControlNet", r"^control_model\.|controlnet_\w+\."),
     ("an AnimateDiff motion module", r"\.motion_modules\."),
     ("an IP-Adapter", r"^(ip_adapter|image_proj)\."),
     ("a T2I-Adapter", r"^(adapter\.)?body\.\d+\."),
@@ -51,13 +40,9 @@ _NO_UNET = (
 )
 """Files without a UNet; the first that matches names it."""
 
-_UNET_LIKE = re.compile(r"^(?!.*(decoder|motion_modules)\.).*\b(output_blocks|up_blocks)\.\d+\.")
-"""A block on a UNet's way up, which a ControlNet lacks and only a VAE's decoder has besides."""
-
-_FOREIGN_PATTERNS = [(name, re.compile(pattern)) for name, pattern in _FOREIGN]
 _NO_UNET_PATTERNS = [(name, re.compile(pattern)) for name, pattern in _NO_UNET]
 
-SUPPORTED = "a Stable Diffusion 1.5 or SDXL checkpoint"
+SUPPORTED = "a checkpoint of Stable Diffusion, FLUX or another model that adapters name layers of"
 
 
 def refuse_adapter(path: Path, keys: Iterable[str]) -> None:
@@ -97,21 +82,23 @@ def refuse_wrapped(path: Path, keys: Iterable[str]) -> None:
             )
 
 
-def refuse_foreign(path: Path, keys: Iterable[str]) -> None:
-    """Raise ``CheckpointError`` if the keys are of another architecture, or of weights not stored plainly."""
+def refuse_quantised(path: Path, keys: Iterable[str]) -> None:
+    """Raise ``CheckpointError`` if the keys are of weights that are not stored plainly."""
     for key in keys:
-        for name, pattern in _FOREIGN_PATTERNS:
+        for name, pattern in _QUANTISED:
             if pattern.search(key):
-                what = f"this is {name}" if name.startswith("a ") else f"this is a {name} model"
-                if name.startswith("quantised"):
-                    what = f"the checkpoint is {name}: its weights are not stored as numbers"
-                raise CheckpointError(what, where=path, expected=SUPPORTED, found=key)
+                raise CheckpointError(
+                    f"the checkpoint is {name}: its weights are not stored as numbers",
+                    where=path,
+                    expected=SUPPORTED,
+                    found=key,
+                )
 
 
 def without_unet(path: Path, keys: Iterable[str]) -> CheckpointError:
     """The error for a file in which there is no UNet, with the name of what it is instead if it is known."""
     keys = list(keys)
-    block = next((key for key in keys if _UNET_LIKE.match(key)), None)
+    block = next((key for key in keys if UNET_LIKE.match(key)), None)
     if block:
         return CheckpointError(
             "there is a UNet, but not a whole one under names that paramerge knows",
@@ -125,6 +112,14 @@ def without_unet(path: Path, keys: Iterable[str]) -> CheckpointError:
             return CheckpointError(
                 f"there is no UNet in this file: it is {name}", where=path, expected=SUPPORTED, found=found
             )
+    if (model := looks_like(keys)) is not None:
+        return CheckpointError(
+            f"this has layers of {model}, but not a whole model under names that paramerge knows",
+            where=path,
+            expected=SUPPORTED,
+            found=f"{len(keys)} tensors: {', '.join(keys[:3])}" + (" ..." if len(keys) > 3 else ""),
+            hint="an incomplete file: download it again",
+        )
     sample = ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
     return CheckpointError(
         "this is not a checkpoint that paramerge knows",

@@ -1,31 +1,45 @@
 """Opening a base checkpoint: what it is, which files it has, and what adapters can reach in it.
 
-Three layouts: a single file (LDM), a diffusers folder, and a file with the UNet alone. Only headers are read.
+Layouts: a single file (LDM), a diffusers folder, a file with the UNet alone; and of models other than Stable
+Diffusion a file or a folder with the model alone. Only headers are read.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from paramerge.checkpoints.architecture import Architecture, detect_architecture
+from paramerge.checkpoints.architecture import UNKNOWN, Architecture, detect_architecture
 from paramerge.checkpoints.component_folder import is_shard
 from paramerge.checkpoints.components import Located, locate
 from paramerge.checkpoints.diffusers_folder import FolderContents, read_folder
-from paramerge.checkpoints.foreign import refuse_adapter, refuse_foreign, refuse_wrapped, without_unet
+from paramerge.checkpoints.foreign import refuse_adapter, refuse_quantised, refuse_wrapped, without_unet
 from paramerge.checkpoints.header import Header, read_header
-from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.model_names import KnownModel, recognise
+from paramerge.checkpoints.modules import MODEL, ModuleName
+from paramerge.checkpoints.parameters import parameters_of
 from paramerge.checkpoints.targets import Target, targets_of
 from paramerge.errors import CheckpointError
 
-__all__ = ["DIFFUSERS_FOLDER", "SINGLE_FILE", "UNET_FILE", "Base", "WeightFile", "open_base"]
+__all__ = [
+    "DIFFUSERS_FOLDER",
+    "MODEL_FILE",
+    "MODEL_FOLDER",
+    "SINGLE_FILE",
+    "UNET_FILE",
+    "Base",
+    "WeightFile",
+    "open_base",
+]
 
 SINGLE_FILE = "single-file"
 DIFFUSERS_FOLDER = "diffusers-folder"
 UNET_FILE = "unet-file"
+MODEL_FILE = "model-file"
+MODEL_FOLDER = "model-folder"
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,8 @@ class WeightFile:
     targets: Mapping[ModuleName, Target] = field(repr=False)
     components: Mapping[str, str] = field(repr=False)
     """Every key's component: one that adapters reach, ``vae``, ``ema`` or ``other``."""
+    parameters: Mapping[ModuleName, Target] = field(default_factory=dict, repr=False)
+    """What adapters reach beside layers, by names that end in ``.weight`` or ``.bias``."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +64,13 @@ class Base:
 
     path: Path
     layout: str
-    """``single-file``, ``diffusers-folder`` (also a folder with a UNet alone) or ``unet-file``."""
+    """``single-file``, ``diffusers-folder`` (also a folder with a UNet alone) or ``unet-file``; another model
+    on its own is a ``model-file`` or ``model-folder``."""
     architecture: str
-    """``sd15``, ``sdxl``, or what it was told apart as: ``sd2``, ``sd15-inpainting`` ..., ``unknown``."""
+    """``sd15``, ``sdxl``, or what it was told apart as: ``sd2``, ``sd15-inpainting`` ...; ``flux``, ``sd3``,
+    ``llama`` and other models by their names; ``unknown``."""
     true_dimensions: bool
-    """Whether the UNet's widths are those of the published architecture, not of a scaled-down one."""
+    """Whether a UNet's widths are those of the published architecture, not of a scaled-down one."""
     files: tuple[WeightFile, ...] = field(repr=False)
     companions: tuple[PurePosixPath, ...] = field(repr=False)
     """The other files of a folder, that come along untouched."""
@@ -60,6 +78,11 @@ class Base:
     """Files and folders that must not come along, each with the reason."""
     warnings: tuple[str, ...] = ()
     """What a user should know of tensors that stay as they are."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder and not a file."""
+        return self.layout in (DIFFUSERS_FOLDER, MODEL_FOLDER)
 
 
 def open_base(path: str | os.PathLike[str], variant: str | None = None) -> Base:
@@ -85,11 +108,16 @@ def open_base(path: str | os.PathLike[str], variant: str | None = None) -> Base:
         except PermissionError as error:
             raise CheckpointError("this may not be read", where=error.filename or path) from None
         parts = [_opened(component, weights) for component, weights in folder.weights.items()]
-        return _base(path, DIFFUSERS_FOLDER, [file for files in parts for file in files], folder)
+        layout = MODEL_FOLDER if folder.alone and "unet" not in folder.weights else DIFFUSERS_FOLDER
+        return _base(path, layout, [file for files in parts for file in files], folder)
     _check_file(path, variant)
     files = _opened(None, [(PurePosixPath(path.name), read_header(path))])
-    alone = not {"text_encoder", "text_encoder_2", "vae"} & set(files[0].components.values())
-    return _base(path, UNET_FILE if alone else SINGLE_FILE, files, FolderContents())
+    components = set(files[0].components.values())
+    if any(name == "vae" or name.startswith("text_encoder") for name in components):
+        layout = SINGLE_FILE
+    else:
+        layout = UNET_FILE if "unet" in components else MODEL_FILE
+    return _base(path, layout, files, FolderContents())
 
 
 def _check_file(path: Path, variant: str | None) -> None:
@@ -116,6 +144,7 @@ class _OpenedFile:
 
     weights: WeightFile
     located: Mapping[str, Located]
+    known: KnownModel | None
 
     @property
     def components(self) -> Mapping[str, str]:
@@ -128,23 +157,26 @@ def _opened(component: str | None, files: Iterable[tuple[PurePosixPath, Header]]
     for _, header in files:
         refuse_adapter(header.path, header.tensors)
         refuse_wrapped(header.path, header.tensors)
-        if component in (None, "unet"):
-            refuse_foreign(header.path, header.tensors)
+        if component is None or not component.startswith("text_encoder"):
+            refuse_quantised(header.path, header.tensors)
     shapes = {key: info.shape for _, header in files for key, info in header.tensors.items()}
-    located = locate(shapes, component)
-    targets = targets_of(shapes, located)
+    known = recognise(shapes) if component != "vae" else None
+    located = locate(shapes, component, known)
+    targets, parameters = targets_of(shapes, located), parameters_of(shapes, located)
     opened = []
     for relative, header in files:
         here = {name: target for name, target in targets.items() if target.key in header.tensors}
+        beside = {name: target for name, target in parameters.items() if target.key in header.tensors}
         names = {key: located[key] for key in header.tensors}
         components = {key: name.component for key, name in names.items()}
-        opened.append(_OpenedFile(WeightFile(header, relative, component, here, components), names))
+        file = WeightFile(header, relative, component, here, components, beside)
+        opened.append(_OpenedFile(file, names, known))
     return opened
 
 
 def _base(path: Path, layout: str, files: Iterable[_OpenedFile], others: FolderContents) -> Base:
     files = tuple(files)
-    architecture = _architecture(path, files)
+    architecture = _architecture(path, files, others)
     return Base(
         path,
         layout,
@@ -157,8 +189,14 @@ def _base(path: Path, layout: str, files: Iterable[_OpenedFile], others: FolderC
     )
 
 
-def _architecture(path: Path, files: Iterable[_OpenedFile]) -> Architecture:
-    """The architecture of the UNet in the files; raises where there is none."""
+def _architecture(path: Path, files: Sequence[_OpenedFile], folder: FolderContents) -> Architecture:
+    """The architecture of the UNet, or of the first of the other models; raises where there is none."""
+    main = next((file for file in files if file.weights.component in _MAIN), None)
+    if main is None and len(files) == 1 and files[0].known is not None:
+        main = files[0]
+    if main is not None and (main.known is not None or main.weights.component != "unet"):
+        stated = folder.model_type if main.known is None or main.known.vague else None
+        return Architecture(stated or (main.known.name if main.known else UNKNOWN), True)
     unet = {
         part: file.weights.header.tensors[key].shape
         for file in files
@@ -170,6 +208,9 @@ def _architecture(path: Path, files: Iterable[_OpenedFile]) -> Architecture:
         raise without_unet(path, [key for file in files for key in file.located])
     return detect_architecture(unet)
 
+
+_MAIN = ("unet", "transformer", "prior", MODEL)
+"""Components that give a pipeline its architecture."""
 
 _ENCODER_LIKE = re.compile(r"^(?!.*vis(ion|ual)).*(encoder\.layers|resblocks)\.\d+\.(self_attn|attn|mlp)\.")
 

@@ -5,15 +5,32 @@ Paths are those of diffusers (UNet) and transformers (CLIP text encoders), whate
     unet            down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q
     text_encoder    text_model.encoder.layers.0.self_attn.q_proj
     text_encoder_2  text_projection
+
+Of all other models they are the keys of the checkpoint itself, without ``.weight``; a model on its own, such
+as a language model, is the component ``model``.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["COMPONENTS", "ModuleName"]
+__all__ = ["COMPONENTS", "MODEL", "ModuleName"]
 
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "vae")
+MODEL = "model"
+"""The component of a model on its own, and of adapters that do not say what of a pipeline they are for."""
+
+COMPONENTS = (
+    "unet",
+    "transformer",
+    "transformer_2",
+    "prior",
+    MODEL,
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "text_encoder_4",
+    "vae",
+)
 """The components that an adapter or a checkpoint may name, in the order they are reported."""
 
 

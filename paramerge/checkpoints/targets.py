@@ -1,15 +1,18 @@
-"""What adapters can reach in a file: each Linear and Conv layer of the UNet and the text encoders.
+"""What adapters can reach in a file: each Linear and Conv layer of its models.
 
 A target is a view of a stored tensor: all of it, a range of its rows (q, k and v in OpenCLIP's stacked
-``in_proj_weight``), or its transpose (OpenCLIP's ``text_projection``).
+``in_proj_weight``, or in FLUX's single files), or its transpose (OpenCLIP's ``text_projection``, and what
+GPT-2 calls Conv1D).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from paramerge.checkpoints.components import Located, locate
+from paramerge.checkpoints.flux_keys import split_rows
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import CheckpointError
 
@@ -31,6 +34,8 @@ class Target:
     """Whether the tensor is stored transposed."""
     scaled: bool = False
     """Whether a separate scale multiplies the stored numbers (scaled fp8): they are not the weight itself."""
+    stack: bool = False
+    """Whether it is a second name for layers that are targets of their own, stacked in one tensor."""
 
 
 def find_targets(
@@ -58,7 +63,7 @@ def targets_of(
     """As :func:`find_targets`, for keys that have been located already."""
     targets: dict[ModuleName, Target] = {}
     for key, shape in shapes.items():
-        for target in _views(key, shape, located[key], shapes.keys()):
+        for target in _views(key, shape, located[key], shapes):
             if target.module in targets:
                 raise CheckpointError(
                     "two tensors of the file are the same layer",
@@ -70,33 +75,79 @@ def targets_of(
     return targets
 
 
-def _views(key: str, shape: tuple[int, ...], located: Located, keys: Collection[str]) -> Iterator[Target]:
+def _views(
+    key: str, shape: tuple[int, ...], located: Located, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[Target]:
     if len(shape) < 2 or not all(_is_layer(part) for part in located.parts):
         return
     count = len(located.parts)
-    if count > 1 and shape[0] % count:
+    scaled = _is_scaled(key, shapes.keys())
+    if located.own is not None and _is_layer(located.own):
+        own = ModuleName(located.component, located.own.removesuffix(".weight"))
+        yield Target(own, key, shape, scaled=scaled, stack=count > 1)
+    if count > 1:
+        for part, (start, stop) in zip(located.parts, _rows_of_parts(key, shape, located), strict=True):
+            module = ModuleName(located.component, part.removesuffix(".weight"))
+            yield Target(module, key, (stop - start, *shape[1:]), (start, stop), scaled=scaled)
+    elif count:
+        module = ModuleName(located.component, located.parts[0].removesuffix(".weight"))
+        transposed = located.transposed or _is_conv1d(key, shape, shapes)
+        yield Target(module, key, shape[::-1] if transposed else shape, None, transposed, scaled)
+
+
+def _rows_of_parts(key: str, shape: tuple[int, ...], located: Located) -> tuple[tuple[int, int], ...]:
+    count = len(located.parts)
+    if located.square:
+        rows = split_rows(count, shape[0], shape[1])
+    else:
+        step = shape[0] // count
+        whole = step * count == shape[0]
+        rows = tuple((i * step, (i + 1) * step) for i in range(count)) if whole else None
+    if rows is None:
         raise CheckpointError(
             "a stacked tensor cannot be divided into its parts",
             where=key,
-            expected=f"a multiple of {count} rows",
+            expected=f"{count - 1} square parts and a last one"
+            if located.square
+            else f"a multiple of {count} rows",
             found=f"shape {list(shape)}",
         )
-    scaled = _is_scaled(key, keys)
-    for i, part in enumerate(located.parts):
-        module = ModuleName(located.component, part.removesuffix(".weight"))
-        if count > 1:
-            step = shape[0] // count
-            yield Target(module, key, (step, *shape[1:]), (i * step, (i + 1) * step), scaled=scaled)
-        else:
-            view = shape[::-1] if located.transposed else shape
-            yield Target(module, key, view, None, located.transposed, scaled)
+    return rows
+
+
+_EMBEDDINGS = (
+    "embed_tokens",
+    "embed_positions",
+    "shared",
+    "wte",
+    "wpe",
+    "token_embedding",
+    "position_embedding",
+    "word_embeddings",
+    "position_embeddings",
+    "token_type_embeddings",
+    "relative_attention_bias",
+)
+"""Layers that look up rows, by the last word of their paths in the models of transformers."""
+
+_CONV1D = re.compile(
+    r"(?P<block>(?:.+\.)?h\.\d+)\.(?:attn|crossattention|mlp)\.(?:c_attn|q_attn|c_proj|c_fc)\.weight"
+)
 
 
 def _is_layer(part: str) -> bool:
     """Whether a canonical key is the weight of a Linear or Conv layer, given that it has two or more axes."""
     if not part.endswith(".weight") or part == "class_embedding.weight":
         return False
-    return not part.startswith("text_model.embeddings.")
+    path = part.removesuffix(".weight")
+    return path.rpartition(".")[2] not in _EMBEDDINGS and not part.startswith("text_model.embeddings.")
+
+
+def _is_conv1d(key: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a layer is one of GPT-2's Conv1D, stored (in, out): their q, k and v are stacked by columns."""
+    match = _CONV1D.fullmatch(key)
+    stacked = shapes.get(f"{match['block']}.attn.c_attn.weight") if match else None
+    return stacked is not None and len(stacked) == len(shape) == 2 and stacked[1] == 3 * stacked[0]
 
 
 def _is_scaled(key: str, keys: Collection[str]) -> bool:

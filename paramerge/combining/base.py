@@ -18,6 +18,7 @@ from paramerge.checkpoints.tensors import stored
 from paramerge.errors import CheckpointError, NonFiniteError, UnmatchedError, UsageError
 from paramerge.formats.listing import listed
 from paramerge.merge.matching import check_family, check_shape
+from paramerge.merge.naming import in_names_of
 
 __all__ = ["BaseWeights", "LayerShapes"]
 
@@ -27,10 +28,14 @@ class BaseWeights:
 
     def __init__(self, base: Base) -> None:
         self.base = base
-        self._places = {name: (file, target) for file in base.files for name, target in file.targets.items()}
+        self._places = {
+            name: (file, target)
+            for file in base.files
+            for name, target in {**file.targets, **file.parameters}.items()
+        }
 
-    def check(self, adapter: Adapter) -> None:
-        """Refuse an adapter that does not belong to this base.
+    def check(self, adapter: Adapter) -> Adapter:
+        """The adapter with the base's names for its layers; one that does not belong to this base is refused.
 
         Raises
         ------
@@ -41,7 +46,12 @@ class BaseWeights:
         """
         targets = {name: target for name, (_, target) in self._places.items()}
         check_family(self.base, targets, adapter)
-        missing = [str(name) for name in adapter.modules if name not in targets]
+        adapter = in_names_of(self.base, targets, adapter)
+        missing = [
+            str(name)
+            for name, module in adapter.modules.items()
+            if name not in targets and not module.optional
+        ]
         if missing:
             raise UnmatchedError(
                 f"{len(missing)} layers of this adapter are not in the base",
@@ -51,7 +61,14 @@ class BaseWeights:
                 hint="give the checkpoint that the adapter was made for",
             )
         for name, module in adapter.modules.items():
+            if name not in targets:
+                continue
             check_shape(self.base, targets[name], adapter, module)
+        return adapter
+
+    def has(self, name: ModuleName) -> bool:
+        """Whether the base has this layer, norm or bias."""
+        return name in self._places
 
     def shape(self, name: ModuleName) -> tuple[int, int]:
         """``(d, k)`` of the layer, a convolution flattened."""

@@ -35,7 +35,7 @@ def check_architectures(adapters: Sequence[Adapter]) -> None:
     for first, second in combinations(adapters, 2):
         for name in first.modules.keys() & second.modules.keys():
             one, other = first.modules[name], second.modules[name]
-            sizes: list[tuple[int, ...]] = [(one.out_features,), (other.out_features,)]
+            sizes: list[tuple[int | None, ...]] = [(one.out_features,), (other.out_features,)]
             if isinstance(one, LoraModule) and isinstance(other, LoraModule):
                 sizes = [(each.out_features, each.in_features) for each in (one, other)]
             if sizes[0] != sizes[1]:

@@ -68,8 +68,7 @@ def combine(
     )
     check_architectures(adapters)
     if weights is not None:
-        for adapter in adapters:
-            weights.check(adapter)
+        adapters = [weights.check(adapter) for adapter in adapters]
     job = _Job(inputs, adapters, options, weights, progress or (lambda done, total: None))
     layers = {"para": job.merge_paras, "lora": job.merge_loras, "mixed": job.merge_both}[kind](output)
     return MergeReport(

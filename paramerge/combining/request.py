@@ -81,6 +81,13 @@ class CombineOptions:
 def parse_input(text: str) -> Input:
     """Read ``FILE`` or ``FILE@SCALE``; a file whose own name holds the ``@`` is taken as it is."""
     step = parse_step("lora", text)
+    if step.blocks is not None:
+        raise UsageError(
+            "block weights belong to a bake, not to a merge of adapters",
+            where=text,
+            expected="FILE or FILE@SCALE",
+            hint="bake with them: paramerge bake --lora FILE@SCALE:BLOCKS",
+        )
     return Input(step.path, step.strength)
 
 
@@ -94,11 +101,20 @@ def check_request(
     UsageError
         An option that does not apply, a sequential merge of PaRas, a scale on a PaRa.
     FamilyError
-        PaRa and LoRA together without a base.
+        An adapter of another family; PaRa and LoRA together without a base.
     """
     families = {adapter.family for adapter in adapters}
     if not adapters:
         raise UsageError("there is nothing to merge", expected="at least one adapter")
+    for adapter in adapters:
+        if adapter.family not in ("para", "lora"):
+            raise FamilyError(
+                f"{' and '.join(adapter.families)} cannot be merged into one adapter by this version",
+                where=adapter.path,
+                expected="LoRAs, or PaRas",
+                found=", ".join(f"{family} ({count} layers)" for family, count in adapter.families.items()),
+                hint="bake them one after the other: paramerge bake --adapter ... --adapter ...",
+            )
     if "para" in families:
         _check_paras(inputs, adapters, options)
     if families == {"para"}:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
-from paramerge.errors import AdapterError
+from paramerge.errors import AdapterError, FamilyError
 from paramerge.formats.layers import bare_layer, dotted_layer
 from paramerge.formats.pairs import Part, Scaling, scale_by_rank
 from paramerge.formats.peft_config import LoraSettings, read_settings
@@ -70,15 +70,19 @@ def dialect_of(keys: Iterable[str]) -> str:
     return "diffusers-old" if any(_OLD.fullmatch(key) for key in keys) else "diffusers"
 
 
-def scaling_from_metadata(metadata: Mapping[str, str], path: Path) -> Callable[[ModuleName, int], Scaling]:
+def scaling_from_metadata(
+    metadata: Mapping[str, str], path: Path, *, dora: bool = False
+) -> Callable[[ModuleName, int], Scaling]:
     """The scaling that ``lora_adapter_metadata`` states, component by component; scale 1 without it.
+
+    ``dora`` says whether the file has magnitudes.
 
     Raises
     ------
     AdapterError
         It is not a JSON object.
     FamilyError
-        It asks for something that is not plain LoRA.
+        It asks for something that the file is not: another tuner, or DoRA where there are no magnitudes.
     """
     text = metadata.get(METADATA_KEY)
     if text is None:
@@ -98,6 +102,13 @@ def scaling_from_metadata(metadata: Mapping[str, str], path: Path) -> Callable[[
     if not settings and entries:
         # a file of one model alone (save_lora_adapter) has no component before its options
         settings = dict.fromkeys(COMPONENTS, read_settings(entries, where))
+    if not dora and any(each.dora for each in settings.values()):
+        raise FamilyError(
+            "these metadata say DoRA, and the file has no magnitudes",
+            where=where,
+            expected="lora_magnitude_vector for every layer",
+            found="LoRA's factors alone",
+        )
     return _Scalings(settings)
 
 

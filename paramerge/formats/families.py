@@ -11,16 +11,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from paramerge.adapters.contract import FAMILIES
 from paramerge.checkpoints.header import Header, TensorInfo
 from paramerge.errors import AdapterError, FamilyError, ParamergeError
 from paramerge.formats.listing import listed
 
-__all__ = ["EMBEDDING", "LORA", "PARA", "Survey", "refuse_foreign", "survey", "wrong_family"]
+__all__ = [
+    "CHECKPOINT",
+    "DIFFUSE_KRONA",
+    "EMBEDDING",
+    "LORA",
+    "PARA",
+    "SVDIFF",
+    "Survey",
+    "refuse_foreign",
+    "survey",
+    "wrong_family",
+]
 
 LORA = "LoRA"
 PARA = "PaRa"
 EMBEDDING = "textual inversion"
 DIFFUSE_KRONA = "DiffuseKronA"
+SVDIFF = "SVDiff"
 CHECKPOINT = "checkpoint"
 
 _PEFT_TUNERS = (
@@ -37,10 +50,13 @@ _MODULE_FAMILIES: tuple[tuple[str, str], ...] = (
     ("AdaLoRA", r"\.(?:lora_E|ranknum)(?:\.\w+)?"),
     ("VeRA", r"\.vera_lambda_[bd](?:\.\w+)?"),
     ("IA3", r"\.(?:on_input|ia3_l(?:\.\w+)?)"),
-    ("OFT", r"\.(?:oft_blocks|oft_diag|oft_[rR](?:\.\w+)*)"),
+    ("OFT of an early version", r"\.(?:oft_diag|oft_r(?:\.\w+)*|oft_s(?:\.\w+)*)"),
+    ("OFT of an embedding", r"\.oft_embedding_R(?:\.\w+)*"),
+    ("OFT", r"\.(?:oft_blocks|oft_R(?:\.\w+)*)"),
     ("BOFT", r"\.boft_[Rs](?:\.\w+)?"),
-    ("SVDiff", r"\.delta"),
-    ("full weight difference", r"\.(?:diff|diff_b|set_weight)"),
+    (SVDIFF, r"\.delta"),
+    ("weight replacement", r"\.set_weight"),
+    ("full difference", r"\.(?:diff|diff_b)"),
     ("norm", r"\.(?:w_norm|b_norm)"),
     ("LoRA with a sparse residual", r"\.bias_(?:indices|values|size)"),
     ("LoRA with a learned scalar", r"\.scalar"),
@@ -83,6 +99,23 @@ _KRONA_SIDES = {320, 640, 768, 1024, 1280, 2048}
 """Sizes of attention projections in Stable Diffusion UNets."""
 
 
+_SUPPORTED = {
+    LORA,
+    PARA,
+    DIFFUSE_KRONA,
+    SVDIFF,
+    "LoKr",
+    "LoHa",
+    "DoRA",
+    "GLoRA",
+    "IA3",
+    "OFT",
+    "BOFT",
+    "full difference",
+    "norm",
+}
+
+
 @dataclass(frozen=True)
 class Survey:
     """The modules of a file by family, and the keys that belong to none (alphas among them)."""
@@ -117,7 +150,7 @@ def survey(header: Header) -> Survey:
 
 
 def refuse_foreign(found: Survey, path: Path) -> None:
-    """Refuse a file that holds anything but LoRA or PaRa modules (embeddings beside LoRA may stay).
+    """Refuse a file that holds a family that cannot be baked (embeddings beside others may stay).
 
     Raises
     ------
@@ -129,25 +162,25 @@ def refuse_foreign(found: Survey, path: Path) -> None:
     families = set(found.modules)
     if beside := families & _BESIDE:
         raise _foreign_error(found, beside, path, mixed=False)
-    supported = families & {LORA, PARA}
-    foreign = families - {LORA, PARA, EMBEDDING, CHECKPOINT}
+    supported = families & _SUPPORTED
+    foreign = families - _SUPPORTED - {EMBEDDING, CHECKPOINT}
     if EMBEDDING in families and not supported:
         foreign.add(EMBEDDING)
     if foreign:
         raise _foreign_error(found, foreign, path, mixed=len(families) > 1)
-    if len(supported) == 2:
+    if PARA in supported and len(supported) > 1:
         raise FamilyError(
-            "this file mixes LoRA and PaRa layers",
+            f"this file mixes {' and '.join(sorted(supported - {PARA}))} and PaRa layers",
             where=path,
-            expected="one family a file",
+            expected="PaRa alone, or other families",
             found=found.counts(),
-            hint="split it in two and give one with --para and one with --lora",
+            hint="split it in two and give one with --para and one with --adapter",
         )
     if CHECKPOINT in families and not supported:
         raise AdapterError(
             "this is a checkpoint, not an adapter",
             where=path,
-            expected="a LoRA or PaRa file",
+            expected="an adapter file",
             found=f"whole weights, such as {found.modules[CHECKPOINT][0]}",
             hint="give it as --base",
         )
@@ -155,7 +188,7 @@ def refuse_foreign(found: Survey, path: Path) -> None:
         raise AdapterError(
             "nothing in this file is known as an adapter",
             where=path,
-            expected="LoRA keys (lora_up, lora_A, to_q_lora ...) or PaRa keys (para_B)",
+            expected="keys of an adapter (lora_up, lora_A, lokr_w1, hada_w1_a, oft_blocks, para_B ...)",
             found=listed(found.unclaimed) or "no tensors",
             hint="see what it holds with: paramerge inspect",
         )
@@ -169,7 +202,7 @@ def _foreign_error(found: Survey, foreign: set[str], path: Path, *, mixed: bool)
         if mixed
         else f"{named} cannot be baked by this version",
         where=path,
-        expected="LoRA or LoCon, or a native PaRa",
+        expected=f"PaRa, or {', '.join(sorted(_SUPPORTED - {PARA}))}",
         found=f"{found.counts()}, for example {examples}",
         hint=_HINTS.get(named, "convert it to LoRA with the tool it comes from; nothing of it was applied"),
     )
@@ -186,20 +219,20 @@ _BESIDE = {
 _RUNS_BESIDE = "it runs beside the layers of a pipeline: there is no weight of the checkpoint to bake it into"
 _HINTS = {
     EMBEDDING: "an embedding changes no weights: give it to the user interface beside the checkpoint",
-    DIFFUSE_KRONA: "its keys look like LoRA's but hold Kronecker factors: as LoRA they would be wrong",
     **dict.fromkeys(_BESIDE, _RUNS_BESIDE),
 }
 
 
 def wrong_family(wanted: str, found: str, path: Path) -> ParamergeError:
-    """The error for a LoRA given as PaRa and the reverse; both are named ``lora`` or ``para``."""
-    names = {"lora": "a LoRA", "para": "a PaRa"}
+    """The error for an adapter given to ``--para`` or ``--lora`` that is of another family."""
+    names = {key: f"{'an' if name[0] in 'OI' else 'a'} {name}" for key, name in FAMILIES.items()}
+    names["mixed"] = "an adapter of several families"
     return FamilyError(
         f"this is {names[found]}, not {names[wanted]}",
         where=path,
         expected=names[wanted],
         found=names[found],
-        hint=f"give it with --{found}",
+        hint=f"give it with --{found if found in ('lora', 'para') else 'adapter'}",
     )
 
 

@@ -15,18 +15,27 @@ from pathlib import Path
 
 import numpy as np
 
-from paramerge.adapters import Adapter, LoraModule, ParaModule
+from paramerge.adapters import Adapter, LayerModule, ParaModule
 from paramerge.algebra import orthonormalise
 from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.layout import Base, open_base
+from paramerge.checkpoints.model_names import looks_like
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
 from paramerge.checkpoints.tensors import stored
 from paramerge.errors import CheckpointError, FamilyError
 from paramerge.formats import peft
 from paramerge.formats.families import CHECKPOINT, Survey, survey
-from paramerge.formats.layers import bare_layer, dotted_layer, layer_kind, underscored_layer
+from paramerge.formats.layers import (
+    bare_layer,
+    clip_path,
+    dotted_layer,
+    layer_kind,
+    underscored_layer,
+    unet_path,
+)
 from paramerge.formats.opening import find_files, is_adapter_folder, open_adapter
+from paramerge.interpretation import BY_TRAINER, Interpretation
 
 __all__ = [
     "RECIPE_KEY",
@@ -50,13 +59,20 @@ class LayerFacts:
     Attributes
     ----------
     shape:
-        (out, in) of the change, a convolution flattened; (out,) for a PaRa.
+        (out, in) of the change, a convolution flattened; (out,) for a PaRa and where the file does not
+        tell the inputs, () where it tells neither.
     alpha, scale:
-        Of a LoRA: what the file says (None: alpha = rank), and what B A is multiplied by.
+        Of families with factors: what the file says (None: alpha = rank), and what their product is
+        multiplied by.
     norm:
-        Of a LoRA: ``||scale * B A||``, Frobenius; NaN where a factor is not finite.
+        ``||W' - W||``, Frobenius, of families that do not depend on the weight; NaN where a tensor is not
+        finite.
     directions:
         Of a PaRa: the numerical rank of B, at most ``rank``; 0 where B is not finite.
+    family, form:
+        The family, and how it is represented here, in words.
+    rank_bound:
+        The most that the rank of the change can be; None where the file alone does not tell.
     """
 
     name: ModuleName
@@ -67,6 +83,9 @@ class LayerFacts:
     scale: float | None = None
     norm: float | None = None
     directions: int | None = None
+    family: str = "lora"
+    form: str = ""
+    rank_bound: int | None = None
 
     @property
     def kind(self) -> str:
@@ -87,6 +106,13 @@ class AdapterFacts:
     def metadata(self) -> Mapping[str, str]:
         """The file's own metadata."""
         return self.adapter.metadata
+
+    @property
+    def looks_like(self) -> str | None:
+        """What the names of its layers remind of, where they are none of Stable Diffusion's."""
+        return looks_like(
+            name.path for name in self.adapter.modules if not (unet_path(name.path) or clip_path(name.path))
+        )
 
 
 @dataclass(frozen=True)
@@ -148,9 +174,9 @@ class UnknownFacts:
 
 
 def inspect_path(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str], interpretation: Interpretation = BY_TRAINER
 ) -> AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts:
-    """Find out what the file or folder at ``path`` is.
+    """Find out what the file or folder at ``path`` is; ``interpretation`` where trainers disagree.
 
     Raises
     ------
@@ -173,7 +199,7 @@ def inspect_path(
             if not set(found.modules) - {CHECKPOINT}:
                 return _unknown(header, error)
     try:
-        adapter = open_adapter(path)
+        adapter = open_adapter(path, interpretation=interpretation)
     except FamilyError as error:
         return _foreign(header, found, error)
     layers = tuple(_layer(module) for module in adapter.modules.values())
@@ -191,16 +217,36 @@ def read_recipe(metadata: Mapping[str, str]) -> object:
         return text
 
 
-def _layer(module: LoraModule | ParaModule) -> LayerFacts:
+def _layer(module: LayerModule) -> LayerFacts:
     if isinstance(module, ParaModule):
         B = module.basis.read_exact().astype(np.float64)
         directions = orthonormalise(B).rank if np.isfinite(B).all() else 0
         size = (module.out_features,)
-        return LayerFacts(module.name, module.rank, size, module.basis.dtype, directions=directions)
-    shape = (module.out_features, module.in_features)
+        return LayerFacts(
+            module.name,
+            module.rank,
+            size,
+            module.basis.dtype,
+            directions=directions,
+            family="para",
+            rank_bound=module.rank_bound,
+        )
+    shape = tuple(size for size in (module.out_features, module.in_features) if size is not None)
     with np.errstate(all="ignore"):  # a factor that is not finite shows in the norm
         norm = module.norm()
-    return LayerFacts(module.name, module.rank, shape, module.up.dtype, module.alpha, module.scale, norm)
+    alpha: float | None = getattr(module, "alpha", None)
+    return LayerFacts(
+        module.name,
+        module.rank,
+        shape,
+        module.dtype,
+        alpha,
+        module.scale,
+        norm,
+        family=module.family,
+        form=module.form,
+        rank_bound=module.rank_bound,
+    )
 
 
 def _checkpoint(base: Base) -> CheckpointFacts:
@@ -209,7 +255,7 @@ def _checkpoint(base: Base) -> CheckpointFacts:
     layers: Counter[str] = Counter()
     dtypes: dict[str, Counter[str]] = {}
     for file in base.files:
-        layers.update(name.component for name in file.targets)
+        layers.update(name.component for name, target in file.targets.items() if not target.stack)
         for key, info in file.header.tensors.items():
             component = file.components[key]
             tensors[component] += 1

@@ -2,24 +2,34 @@
 
 Files spell a layer's path with dots or with underscores, and a UNet's blocks in diffusers' numbering or in
 LDM's. Underscores are ambiguous (``to_out_0``), so a name is cut into the words that paths are made of; what
-comes out must then be a layer that such a model can have. Everything else is no layer: None.
+comes out must then be a layer that such a model can have.
+
+A name that is none of Stable Diffusion's is kept as it is: the layer of another model, whose checkpoint will
+say whether it has it (:mod:`paramerge.merge.naming`). In a file for a Stable Diffusion UNet it is no layer:
+:func:`strays`. What cannot be any module's path is None.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.modules import COMPONENTS, MODEL, ModuleName
 from paramerge.checkpoints.unet_keys import ldm_to_diffusers
 
 __all__ = [
     "Spelled",
     "bare_layer",
+    "bare_norm",
     "clip_path",
     "dotted_layer",
+    "dotted_norm",
     "layer_kind",
+    "stated_layer",
+    "strays",
     "underscored_layer",
+    "underscored_norm",
     "unet_path",
 ]
 
@@ -31,6 +41,21 @@ _UNET = re.compile(
               | transformer_blocks\.\d+\. (?: attn[12]\.(?:to_[qkv]|to_out\.0) | ff\.net\.(?:0\.proj|2) ) )
         | resnets\.\d+\. (?: conv1 | conv2 | time_emb_proj | conv_shortcut ) )
     | down_blocks\.\d+\.downsamplers\.0\.conv | up_blocks\.\d+\.upsamplers\.0\.conv
+    """,
+    re.VERBOSE | re.ASCII,
+)
+_UNET_NORM = re.compile(
+    r"""
+    conv_norm_out
+    | (?: (?:down|up)_blocks\.\d+ | mid_block ) \.
+      (?: attentions\.\d+\. (?: norm | transformer_blocks\.\d+\.norm[123] ) | resnets\.\d+\.norm[12] )
+    """,
+    re.VERBOSE | re.ASCII,
+)
+_CLIP_NORM = re.compile(
+    r"""
+    text_model\. (?: encoder\.layers\.\d+\.layer_norm[12] | final_layer_norm
+        | embeddings\.(?:token|position)_embedding )
     """,
     re.VERBOSE | re.ASCII,
 )
@@ -46,7 +71,9 @@ _WORDS = (
     "resnets downsamplers upsamplers attn1 attn2 to_q to_k to_v to_out ff net proj proj_in proj_out conv "
     "conv1 conv2 conv_in conv_out conv_shortcut time_embedding add_embedding class_embedding linear_1 "
     "linear_2 time_emb_proj time_embed label_emb in_layers out_layers emb_layers skip_connection op out "
-    "text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 text_projection"
+    "text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 text_projection "
+    "norm norm1 norm2 norm3 conv_norm_out layer_norm1 layer_norm2 final_layer_norm embeddings "
+    "token_embedding position_embedding"
 )
 _WORD = re.compile(rf"({'|'.join(sorted(_WORDS.split(), key=len, reverse=True))}|[0-9]{{1,4}})(?:_|$)")
 _LDM_FIRST_WORDS = {"input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out"}
@@ -56,9 +83,17 @@ _UNDERSCORED_PREFIXES = {
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
+    "lora_transformer_": "transformer",
     "lycoris_": "unet",  # LyCORIS around a bare UNet
+    "oft_unet_": "unet",  # kohya's OFT
 }
-_DOTTED_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+_DOTTED_COMPONENTS = tuple(name for name in COMPONENTS if name not in (MODEL, "vae"))
+_MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+"""What ComfyUI puts before the names of the model that removes the noise, whatever it is."""
+
+_PATH = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
+_UNET_BLOCK = re.compile(r"(?:down_blocks|mid_block|up_blocks)\.")
 
 
 class Spelled(NamedTuple):
@@ -86,38 +121,105 @@ def dotted_layer(path: str) -> ModuleName | None:
     if component not in _DOTTED_COMPONENTS:
         return None
     found = unet_path(rest) if component == "unet" else clip_path(rest)
-    return ModuleName(component, found) if found else None
+    return ModuleName(component, found or rest) if found or _PATH.fullmatch(rest) else None
+
+
+def stated_layer(path: str) -> ModuleName | None:
+    """Read a dotted name that always begins with a component: as :func:`dotted_layer`, or ``model``'s.
+
+    Where the component may be left out, ``model.layers.0.mlp.up_proj`` is the whole path in a language model.
+    """
+    component, _, rest = path.partition(".")
+    if component == MODEL and _PATH.fullmatch(rest):
+        return ModuleName(MODEL, rest)
+    return dotted_layer(path)
 
 
 def bare_layer(path: str) -> ModuleName | None:
-    """Read a dotted name without component. Either text encoder's layers come out as ``text_encoder``'s."""
+    """Read a dotted name without component: a text encoder's as ``text_encoder``'s, others as ``model``'s."""
     if unet_path(path):
         return ModuleName("unet", path)
     found = clip_path(path)
-    return ModuleName("text_encoder", found) if found else None
+    if found:
+        return ModuleName("text_encoder", found)
+    for prefix in _MODEL_PREFIXES:
+        rest = path.removeprefix(prefix)
+        if rest == path or not _PATH.fullmatch(rest):
+            continue
+        unet = unet_path(ldm_to_diffusers(rest) or rest)
+        return ModuleName("unet", unet) if unet else ModuleName("transformer", rest)
+    return ModuleName(MODEL, path) if _PATH.fullmatch(path) else None
+
+
+def strays(names: Iterable[ModuleName]) -> frozenset[ModuleName]:
+    """Those of a file's ``names`` that can be no layers, because the others are of a Stable Diffusion UNet.
+
+    Its models' layers are all known, so a name that is not is a misspelled or an unsupported one.
+    """
+    names = set(names)
+    known = {name for name in names if unet_path(name.path) or clip_path(name.path)}
+    # outside the blocks, layers are called so in other models, too
+    unet = any(name.component == "unet" and _UNET_BLOCK.match(name.path) for name in known)
+    return frozenset(names - known) if unet else frozenset()
 
 
 def underscored_layer(stem: str) -> Spelled | None:
-    """Read a name as kohya spells it: ``lora_unet_input_blocks_4_1_proj_in``, ``lora_te1_text_model_...``."""
+    """Read a name as kohya spells it: ``lora_unet_input_blocks_4_1_proj_in``, ``lora_te1_text_model_...``.
+
+    The underscores of a name that is none of Stable Diffusion's stay: only its checkpoint can tell which of
+    them are dots.
+    """
+    prefix = next((prefix for prefix in _UNDERSCORED_PREFIXES if stem.startswith(prefix)), None)
+    if prefix is None:
+        return None
+    component, rest = _UNDERSCORED_PREFIXES[prefix], stem.removeprefix(prefix)
+    path = _cut_into_words(rest) or ""
+    ldm = component == "unet" and path.partition(".")[0] in _LDM_FIRST_WORDS
+    translated = ldm_to_diffusers(path) if ldm else path
+    found = unet_path(translated or "") if component == "unet" else clip_path(path)
+    if found:
+        return Spelled(ModuleName(component, found), ldm)
+    return Spelled(ModuleName(component, rest), False) if _PATH.fullmatch(rest) else None
+
+
+def dotted_norm(path: str) -> ModuleName | None:
+    """Read the dotted name of a norm or an embedding, with its component: ``unet.conv_norm_out``."""
+    component, _, rest = path.partition(".")
+    return _norm(component, rest) if component in _DOTTED_COMPONENTS else None
+
+
+def bare_norm(path: str) -> ModuleName | None:
+    """Read the dotted name of a norm or an embedding without component, as :func:`bare_layer` does."""
+    return _norm("unet", path) or _norm("text_encoder", path)
+
+
+def underscored_norm(stem: str) -> Spelled | None:
+    """Read the name of a norm or an embedding as kohya and LyCORIS spell it."""
     prefix = next((prefix for prefix in _UNDERSCORED_PREFIXES if stem.startswith(prefix)), None)
     path = _cut_into_words(stem.removeprefix(prefix)) if prefix else None
     if prefix is None or path is None:
         return None
     component = _UNDERSCORED_PREFIXES[prefix]
-    if component != "unet":
-        found = clip_path(path)
-        return Spelled(ModuleName(component, found), False) if found else None
-    ldm = path.partition(".")[0] in _LDM_FIRST_WORDS
+    ldm = component == "unet" and path.partition(".")[0] in _LDM_FIRST_WORDS
     translated = ldm_to_diffusers(path) if ldm else path
-    if translated is None or unet_path(translated) is None:
-        return None
-    return Spelled(ModuleName(component, translated), ldm)
+    found = _norm(component, translated) if translated else None
+    return Spelled(found, ldm) if found else None
+
+
+def _norm(component: str, path: str) -> ModuleName | None:
+    if component == "unet":
+        return ModuleName(component, path) if _UNET_NORM.fullmatch(path) else None
+    if path.startswith(("encoder.", "final_layer_norm", "embeddings.")):
+        path = f"text_model.{path}"
+    return ModuleName(component, path) if _CLIP_NORM.fullmatch(path) else None
 
 
 def layer_kind(name: ModuleName) -> str:
     """What sort of layer this is, for reports: ``self-attention``, ``feed-forward``, ``resnet`` ..."""
+    if name.path.endswith((".weight", ".bias")):
+        return "norm or bias" if "embeddings." not in name.path else "embedding"
     for pattern, kind in _KINDS.items():
-        if pattern in f".{name.path}.":
+        if pattern in f".{name.path}.".lower():
             return kind
     return "other"
 
@@ -125,9 +227,20 @@ def layer_kind(name: ModuleName) -> str:
 _KINDS = {
     ".attn1.": "self-attention",
     ".attn2.": "cross-attention",
+    ".cross_attn.": "cross-attention",
+    ".encdecattention.": "cross-attention",
+    ".selfattention.": "self-attention",
+    ".attn.": "attention",
     ".self_attn.": "self-attention",
     ".ff.": "feed-forward",
     ".mlp.": "feed-forward",
+    ".ff_context.": "feed-forward",
+    ".ffn.": "feed-forward",
+    ".densereludense.": "feed-forward",
+    ".proj_mlp.": "feed-forward",
+    ".norm.linear.": "modulation",
+    ".norm1.linear.": "modulation",
+    ".norm1_context.linear.": "modulation",
     ".resnets.": "resnet",
     ".downsamplers.": "resampling",
     ".upsamplers.": "resampling",

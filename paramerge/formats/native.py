@@ -21,7 +21,7 @@ from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor, stored
 from paramerge.checkpoints.writer import write_safetensors
 from paramerge.errors import AdapterError, FileFormatError, NonFiniteError, ShapeError, UsageError
-from paramerge.formats.layers import dotted_layer
+from paramerge.formats.layers import stated_layer, strays
 from paramerge.formats.listing import listed
 
 __all__ = ["ARCHITECTURE_KEY", "BASE_HASH_KEY", "FORMAT_VERSION", "read_modules", "write_para"]
@@ -63,9 +63,11 @@ def read_modules(header: Header) -> tuple[dict[ModuleName, ParaModule], tuple[Le
     _check_version(header)
     modules: dict[ModuleName, ParaModule] = {}
     unknown = []
+    named = {key: stated_layer(key.removesuffix(SUFFIX)) for key in header.tensors if key.endswith(SUFFIX)}
+    lost = strays(name for name in named.values() if name is not None)
     for key in header.tensors:
-        name = dotted_layer(key.removesuffix(SUFFIX)) if key.endswith(SUFFIX) else None
-        if name is None:
+        name = named.get(key)
+        if name is None or name in lost:
             unknown.append(key)
         elif name in modules:
             raise AdapterError(
@@ -127,7 +129,10 @@ def write_para(
     if reserved := [key for key in metadata or {} if key.startswith("paramerge.")]:
         raise UsageError("these metadata belong to the format", where=path, found=listed(reserved))
     modules = dict(sorted(modules.items()))
-    tensors = {f"{name}{SUFFIX}": _stored_basis(name, basis, dtype) for name, basis in modules.items()}
+    lost = strays(modules)
+    tensors = {
+        f"{name}{SUFFIX}": _stored_basis(name, basis, dtype, name in lost) for name, basis in modules.items()
+    }
     ranks = {str(name): int(basis.shape[1]) for name, basis in modules.items()}
     entries = {
         FORMAT_KEY: "para",
@@ -217,8 +222,8 @@ def _check_ranks(header: Header, modules: Mapping[ModuleName, ParaModule]) -> No
         )
 
 
-def _stored_basis(name: ModuleName, basis: np.ndarray, dtype: str) -> np.ndarray:
-    if dotted_layer(str(name)) != name:
+def _stored_basis(name: ModuleName, basis: np.ndarray, dtype: str, misplaced: bool) -> np.ndarray:
+    if misplaced or stated_layer(str(name)) != name:
         raise UsageError(
             "this is not a layer that a PaRa can reduce",
             where=name,

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from paramerge.adapters import Adapter, Leftover, LoraModule, ParaModule
+from paramerge.adapters import Adapter, LayerModule, Leftover, LoraModule
 from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import AdapterError, FileFormatError
 from paramerge.formats import cloneofsimo, diffusers, kohya, native, peft
-from paramerge.formats.families import EMBEDDING, PARA, Survey, refuse_foreign, survey, wrong_family
+from paramerge.formats.families import (
+    CHECKPOINT,
+    EMBEDDING,
+    LORA,
+    PARA,
+    Survey,
+    refuse_foreign,
+    survey,
+    wrong_family,
+)
+from paramerge.formats.family_files import read_family_file
+from paramerge.formats.layers import strays
 from paramerge.formats.listing import listed
 from paramerge.formats.pairs import Part, collect_modules
-from paramerge.formats.peft_config import LoraSettings, read_settings
+from paramerge.formats.peft_config import LoraSettings
+from paramerge.formats.peft_tuners import TunerSettings, read_tuner
 from paramerge.formats.provenance import base_hashes, guess_architecture
+from paramerge.interpretation import BY_TRAINER, Interpretation
 
 __all__ = ["AdapterFiles", "find_files", "is_adapter_folder", "open_adapter"]
 
 _DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 _NO_LAYER = "the name is not that of a layer of an SD or SDXL UNet or CLIP text encoder"
-_NO_PART = "the key is no part of a LoRA"
+_NO_PART = "the key is no part of a LoRA or of another family"
 _EMBEDDING = "a token embedding (textual inversion): it changes no layer"
 
 
@@ -78,13 +91,19 @@ def _peft_weights(folder: Path) -> Path:
     return pickled if pickled.is_file() and not weights.is_file() else weights
 
 
-def open_adapter(path: str | os.PathLike[str], family: str | None = None) -> Adapter:
+def open_adapter(
+    path: str | os.PathLike[str],
+    family: str | None = None,
+    interpretation: Interpretation = BY_TRAINER,
+) -> Adapter:
     """Open the adapter at ``path``, of whatever dialect; no tensor but its alphas is read.
 
     Parameters
     ----------
     family:
-        ``para`` or ``lora`` to refuse the other; None to take either.
+        ``para`` or ``lora`` to refuse every other; None or ``adapter`` to take any.
+    interpretation:
+        The user's word where trainers disagree on what tensors mean.
 
     Raises
     ------
@@ -99,26 +118,34 @@ def open_adapter(path: str | os.PathLike[str], family: str | None = None) -> Ada
     header = read_header(files.weights)
     if not _is_peft(header, Path(path)):
         files = AdapterFiles(files.weights, None)
-    settings = read_settings(peft.read_config(files.config), str(files.config)) if files.config else None
+    tuner = read_tuner(peft.read_config(files.config), str(files.config)) if files.config else None
     found = survey(header)
     refuse_foreign(found, header.path)
-    actual = "para" if PARA in found.modules else "lora"
-    if family is not None and family != actual:
-        raise wrong_family(family, actual, header.path)
-    modules: Mapping[ModuleName, ParaModule | LoraModule]
-    if actual == "para":
+    modules: Mapping[ModuleName, LayerModule]
+    if PARA in found.modules:
+        if family == "lora":
+            raise wrong_family(family, "para", header.path)
         dialect = "paramerge"
         modules, leftovers = native.read_modules(header)
+    elif _is_plain_lora(found, tuner):
+        if family == "para":
+            raise wrong_family(family, "lora", header.path)
+        dialect, modules, parts = _read_lora(header, tuner.scaling if tuner else None)
+        leftovers = _leftovers(header, {part.key for part in parts}, found)
     else:
-        dialect, modules, parts = _read_lora(header, settings)
-        leftovers = _leftovers(header, parts, found)
+        dialect, modules, used = read_family_file(header, found, tuner, interpretation)
+        leftovers = _leftovers(header, used, found)
+    families = {module.family for module in modules.values()}
+    actual = families.pop() if len(families) == 1 else "mixed"
+    if modules and family not in (None, "adapter", actual):
+        raise wrong_family(str(family), actual, header.path)
     if not modules:
         raise AdapterError(
             "no layer of this adapter is known",
             where=header.path,
-            expected="layers of an SD1.5, SD2 or SDXL UNet or CLIP text encoder",
+            expected="names of layers, such as unet.mid_block.attentions.0.proj_in.lora_A.weight",
             found=listed([key for leftover in leftovers for key in leftover.keys]),
-            hint="it was made for another kind of model (Flux, SD3, a language model ...)",
+            hint="see what it holds with: paramerge inspect",
         )
     return Adapter(
         path=header.path,
@@ -131,6 +158,13 @@ def open_adapter(path: str | os.PathLike[str], family: str | None = None) -> Ada
         architecture=guess_architecture(modules, header.metadata),
         base_hashes=base_hashes(header.metadata),
     )
+
+
+def _is_plain_lora(found: Survey, tuner: TunerSettings | None) -> bool:
+    """Whether there is nothing but LoRA (and embeddings, and whole weights) in the file."""
+    if tuner is not None and (tuner.scaling is None or tuner.scaling.dora or tuner.tuner != "LORA"):
+        return False
+    return set(found.modules) <= {LORA, EMBEDDING, CHECKPOINT}
 
 
 def _is_peft(header: Header, path: Path) -> bool:
@@ -166,7 +200,9 @@ def _read_lora(
 
 
 def _understood(read_key: Callable[[str], Part | None], header: Header) -> list[Part]:
-    return [part for key in header.tensors if (part := read_key(key)) is not None]
+    parts = [part for key in header.tensors if (part := read_key(key)) is not None]
+    lost = strays(part.name for part in parts)
+    return [part for part in parts if part.name not in lost]
 
 
 def _dialect(header: Header, configured: bool) -> str:
@@ -191,9 +227,8 @@ def _dialect(header: Header, configured: bool) -> str:
     return next(iter(spoken), "diffusers")
 
 
-def _leftovers(header: Header, parts: Iterable[Part], found: Survey) -> tuple[Leftover, ...]:
+def _leftovers(header: Header, used: Collection[str], found: Survey) -> tuple[Leftover, ...]:
     """The keys that became no part of a layer, by reason."""
-    used = {part.key for part in parts}
     embeddings = {*found.modules.get(EMBEDDING, ()), *cloneofsimo.token_embeddings(header)}
     reasons: dict[str, list[str]] = {}
     for key in header.tensors:

@@ -14,7 +14,7 @@ from paramerge.checkpoints.tensors import StoredTensor, stored
 from paramerge.errors import AdapterError, NonFiniteError, ShapeError
 from paramerge.formats.listing import listed
 
-__all__ = ["Part", "Scaling", "collect_modules", "read_alpha", "scale_by_rank"]
+__all__ = ["Part", "Scaling", "check_shapes", "collect_modules", "read_alpha", "scale_by_rank"]
 
 
 class Part(NamedTuple):
@@ -117,14 +117,23 @@ def _module(
 ) -> LoraModule:
     up, down = stored(header, roles["up"]), stored(header, roles["down"])
     mid = stored(header, roles["mid"]) if "mid" in roles else None
-    _check_shapes(up, down, mid)
+    check_shapes(up, down, mid)
     alpha, rslora = scaling(name, down.shape[0])
     if "alpha" in roles:
         alpha = read_alpha(stored(header, roles["alpha"]))
     return LoraModule(name, up, down, mid, alpha, rslora, roles.get("alpha"))
 
 
-def _check_shapes(up: StoredTensor, down: StoredTensor, mid: StoredTensor | None) -> None:
+def check_shapes(up: StoredTensor, down: StoredTensor, mid: StoredTensor | None) -> None:
+    """Refuse factors of a LoRA that do not fit together.
+
+    Raises
+    ------
+    AdapterError
+        One that is not floating or is empty.
+    ShapeError
+        Ranks that differ, a kernel where it cannot be.
+    """
     tensors = [tensor for tensor in (up, down, mid) if tensor is not None]
     where = f"{up.path}: {' and '.join(tensor.key for tensor in tensors)}"
     found = ", ".join(str(list(tensor.shape)) for tensor in tensors)
@@ -136,11 +145,13 @@ def _check_shapes(up: StoredTensor, down: StoredTensor, mid: StoredTensor | None
                 expected="F32, F16, BF16 or another float dtype",
                 found=tensor.dtype,
             )
-        if len(tensor.shape) not in (2, 4):
+        if not 2 <= len(tensor.shape) <= 5 or (
+            len(tensor.shape) in (3, 5) and len(tensor.shape) != len(down.shape)
+        ):
             raise ShapeError(
-                "a factor of this adapter is neither a matrix nor a 2-D convolution",
+                "a factor of this adapter is neither a matrix nor a convolution",
                 where=f"{tensor.path}: {tensor.key}",
-                expected="2 or 4 dimensions",
+                expected="2 to 5 dimensions",
                 found=list(tensor.shape),
             )
         if 0 in tensor.shape:

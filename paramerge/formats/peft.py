@@ -39,6 +39,10 @@ _EXTRAS = (
     (re.compile(r".*\.lora_B\.(?:\w+\.)?bias"), "a bias trained beside the factors (lora_bias)"),
     (re.compile(r".*\.lora_embedding_[AB](?:\.\w+)?"), "a LoRA on an embedding"),
     (re.compile(r".*\btrainable_tokens_\w+(?:\.\w+)*"), "trained token embeddings"),
+    (
+        re.compile(r".*\.base_layer\.(?:weight|bias)"),
+        "a copy of the base's own weight (PEFT's save_embedding_layers), which changes nothing",
+    ),
     (re.compile(r".*\.bias"), "a trained bias"),
     (re.compile(r".*\.weight"), "a whole weight saved with the adapter (modules_to_save)"),
 )

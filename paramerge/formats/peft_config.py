@@ -14,7 +14,6 @@ from paramerge.formats.pairs import Scaling
 __all__ = ["LoraSettings", "read_settings"]
 
 _OTHER_METHODS = {
-    "use_dora": "DoRA",
     "use_qalora": "QALoRA",
     "use_bdlora": "block-diagonal LoRA",
     "alora_invocation_tokens": "activated LoRA",
@@ -39,6 +38,11 @@ class LoraSettings:
     rank_pattern: Mapping[str, int]
     rslora: bool
     where: str
+    dora: bool = False
+
+    def rank_of(self, path: str) -> int:
+        """The rank that the configuration states for the layer ``path``."""
+        return self.rank_pattern.get(_matching(self.rank_pattern, path), self.rank)
 
     def scaling(self, path: str, rank: int) -> Scaling:
         """The scaling of the layer ``path`` (in the model's own naming), whose tensors have ``rank``.
@@ -48,7 +52,7 @@ class LoraSettings:
         AdapterError
             The configuration states another rank than the tensors have.
         """
-        stated = self.rank_pattern.get(_matching(self.rank_pattern, path), self.rank)
+        stated = self.rank_of(path)
         if stated != rank:
             raise AdapterError(
                 "the configuration and the weights do not belong together: they differ in a layer's rank",
@@ -67,7 +71,7 @@ def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
     Raises
     ------
     FamilyError
-        It is not plain LoRA (another tuner, DoRA, an initialisation that also changed the base, ...).
+        It is neither LoRA nor DoRA (another tuner, an initialisation that also changed the base, ...).
     AdapterError
         An option has an impossible value.
     """
@@ -101,6 +105,7 @@ def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
         },
         rslora=bool(config.get("use_rslora")),
         where=where,
+        dora=bool(config.get("use_dora")),
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from paramerge.adapters import LoraModule, ParaModule
+from paramerge.adapters import LayerModule
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.formats.layers import clip_path, unet_path
 from paramerge.formats.native import ARCHITECTURE_KEY, BASE_HASH_KEY
 
 __all__ = ["base_hashes", "guess_architecture"]
@@ -19,17 +20,25 @@ _MODELSPEC = (
     ("stable-diffusion-xl", "sdxl"),
     ("stable-diffusion-v1", "sd15"),
     ("stable-diffusion-v2", "sd2"),
+    ("stable-diffusion-3", "sd3"),
+    ("flux-1", "flux"),
 )
-_KOHYA_VERSIONS = (("sdxl", "sdxl"), ("sd_v1", "sd15"), ("sd_1.5", "sd15"), ("sd_v2", "sd2"), ("sd_2", "sd2"))
+_KOHYA_VERSIONS = (
+    ("sdxl", "sdxl"),
+    ("sd_v1", "sd15"),
+    ("sd_1.5", "sd15"),
+    ("sd_v2", "sd2"),
+    ("sd_2", "sd2"),
+    ("flux1", "flux"),
+    ("sd3", "sd3"),
+)
 
 _SHA256 = re.compile(r"(?:0x)?([0-9a-f]{64})")
 _SHORT_HASH = re.compile(r"[0-9a-f]{8,10}")
 
 
-def guess_architecture(
-    modules: Mapping[ModuleName, ParaModule | LoraModule], metadata: Mapping[str, str]
-) -> str | None:
-    """``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``.
+def guess_architecture(modules: Mapping[ModuleName, LayerModule], metadata: Mapping[str, str]) -> str | None:
+    """``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``; ``flux`` or ``sd3`` if the trainer noted it.
 
     Shapes prove it; else a PaRa states it, else names show it, else the trainer noted it. None where they
     leave it open (the first text encoder is the same in SD1.5 and SDXL), or where shapes contradict each
@@ -52,11 +61,9 @@ def base_hashes(metadata: Mapping[str, str]) -> tuple[str, ...]:
     return (*dict.fromkeys(long), *([short] if _SHORT_HASH.fullmatch(short) else []))
 
 
-def _from_shapes(modules: Iterable[ParaModule | LoraModule]) -> Iterable[str]:
+def _from_shapes(modules: Iterable[LayerModule]) -> Iterable[str]:
     for module in modules:
         component, path = module.name
-        if not isinstance(module, LoraModule):
-            continue
         if component == "unet" and path.endswith(("attn2.to_k", "attn2.to_v")):
             if module.in_features in _BY_CONTEXT:
                 yield _BY_CONTEXT[module.in_features]
@@ -66,9 +73,9 @@ def _from_shapes(modules: Iterable[ParaModule | LoraModule]) -> Iterable[str]:
 
 def _from_names(modules: Iterable[ModuleName]) -> str | None:
     names = list(modules)
-    if any(name.component == "text_encoder_2" for name in names):
+    if any(name.component == "text_encoder_2" and clip_path(name.path) for name in names):
         return "sdxl"
-    paths = [name.path for name in names if name.component == "unet"]
+    paths = [name.path for name in names if name.component == "unet" and unet_path(name.path)]
     if any(
         path.startswith("add_embedding.") or re.search(r"transformer_blocks\.(?:[4-9]|\d\d)\.", path)
         for path in paths

@@ -9,9 +9,9 @@ import torch
 
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import CheckpointError, NonFiniteError
-from paramerge.merge.chain import Chain, load_chain
+from paramerge.merge.dense import apply_ops
 from paramerge.merge.kernel import LayerResult
-from paramerge.merge.plan import Plan
+from paramerge.merge.plan import Edit, Plan
 
 __all__ = ["apply_plan"]
 
@@ -34,7 +34,7 @@ def apply_plan(
     edits = plan.edits
     for done, edit in enumerate(edits, start=1):
         weight = _weight(pipeline, edit.target.module, edit.target.shape)
-        results.append(_apply(load_chain(edit.target.module, edit.ops), weight))
+        results.append(_apply(edit, weight))
         if progress is not None:
             progress(done, len(edits))
     return results
@@ -45,7 +45,7 @@ def _weight(pipeline: Any, name: ModuleName, shape: tuple[int, ...]) -> torch.Te
     # transformers 5 has the text encoder's layers without the prefix that files carry
     for path in (name.path, name.path.removeprefix("text_model.")):
         try:
-            weight: torch.Tensor = component.get_submodule(path).weight  # type: ignore[union-attr]
+            weight: torch.Tensor = component.get_parameter(_parameter(path))  # type: ignore[union-attr]
         except AttributeError:
             continue
         if tuple(weight.shape) != shape:
@@ -59,15 +59,18 @@ def _weight(pipeline: Any, name: ModuleName, shape: tuple[int, ...]) -> torch.Te
     raise CheckpointError("the loaded pipeline has no such layer", where=name)
 
 
-def _apply(chain: Chain, weight: torch.Tensor) -> LayerResult:
-    name = str(chain.module)
+def _parameter(path: str) -> str:
+    """The name of a layer's weight; norms and biases are named with their parameter already."""
+    return path if path.endswith((".weight", ".bias")) else f"{path}.weight"
+
+
+def _apply(edit: Edit, weight: torch.Tensor) -> LayerResult:
+    name = str(edit.target.module)
     with torch.no_grad():
-        W = weight.to("cpu", torch.float64).flatten(1)
-        basis = chain.basis
-        change = chain.change(None if basis is None else basis.T @ W)
-        if change is None:
+        W = weight.detach().to("cpu", torch.float64).reshape(len(weight), -1)
+        result, removed, rank = apply_ops(edit.target.module, edit.ops, W)
+        if rank == 0:
             return LayerResult(name, 0, 0)
-        result = torch.addmm(W, change.up, change.down)
         largest = float(result.abs().amax())
         limit = torch.finfo(weight.dtype).max
         if not largest <= limit:
@@ -79,4 +82,4 @@ def _apply(chain: Chain, weight: torch.Tensor) -> LayerResult:
                 hint="the base holds NaN or Inf there, or the adapter's scale is far too large",
             )
         weight.copy_(result.view(weight.shape))
-    return LayerResult(name, change.removed, change.up.shape[1])
+    return LayerResult(name, removed, rank)

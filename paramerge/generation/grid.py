@@ -35,14 +35,17 @@ def labelled_grid(rows: Sequence[Row], columns: Sequence[str]) -> Image.Image:
     cell = (width * factor, height * factor)
     across = _GAP + len(columns) * (cell[0] + _GAP)
     labels = [textwrap.wrap(row.label, max(8, int((across - 2 * _GAP) / _LETTER))) or [""] for row in rows]
-    down = _LINE + _GAP // 2 + sum(len(lines) * _LINE + cell[1] + _GAP for lines in labels)
+    titles = [textwrap.wrap(text, max(8, int(cell[0] / _LETTER))) or [""] for text in columns]
+    head = max(len(lines) for lines in titles) * _LINE + _GAP // 2
+    down = head + sum(len(lines) * _LINE + cell[1] + _GAP for lines in labels)
     grid = Image.new("RGB", (across, down), _PAPER)
     pen = ImageDraw.Draw(grid)
     font = ImageFont.load_default(_TEXT)
     lefts = [_GAP + i * (cell[0] + _GAP) for i in range(len(columns))]
-    for left, text in zip(lefts, columns, strict=True):
-        pen.text((left, 4), text, fill=_INK, font=font)
-    top = _LINE + _GAP // 2
+    for left, lines in zip(lefts, titles, strict=True):
+        for number, line in enumerate(lines):
+            pen.text((left, 4 + number * _LINE), line, fill=_INK, font=font)
+    top = head
     for row, lines in zip(rows, labels, strict=True):
         for line in lines:
             pen.text((_GAP, top), line, fill=_INK, font=font)

@@ -9,7 +9,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from paramerge.checkpoints.layout import DIFFUSERS_FOLDER, UNET_FILE, Base, WeightFile
+from paramerge.checkpoints.layout import (
+    DIFFUSERS_FOLDER,
+    MODEL_FILE,
+    MODEL_FOLDER,
+    UNET_FILE,
+    Base,
+    WeightFile,
+)
 from paramerge.errors import CheckpointError, UsageError
 
 __all__ = ["config_folder", "load_pipeline", "pick_device", "pick_dtype", "require_libraries"]
@@ -90,9 +97,10 @@ def load_pipeline(base: Base, dtype: Any, config: Path | None = None) -> Any:
         It is no text-to-image checkpoint, or diffusers cannot load it.
     """
     _quieten()
-    if base.layout == UNET_FILE:
+    if base.layout in (UNET_FILE, MODEL_FILE, MODEL_FOLDER):
         raise CheckpointError(
-            "this is a UNet alone: pictures need its text encoder and VAE too",
+            f"this is a {'UNet' if base.layout == UNET_FILE else 'model'} alone: "
+            "pictures need its text encoder and VAE too",
             where=base.path,
             hint="give the whole checkpoint, a single file or a diffusers folder",
         )

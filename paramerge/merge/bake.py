@@ -82,7 +82,7 @@ def bake(plan: Plan, output: str | os.PathLike[str], progress: Progress | None =
     output = Path(output)
     check_output(plan, output)
     job = _Job(plan, progress)
-    if plan.base.layout == "diffusers-folder":
+    if plan.base.is_folder:
         layers, recipe = _bake_folder(job, output)
     else:
         layers, recipe = _bake_file(job, output)
@@ -188,7 +188,7 @@ class _Job:
 
     def _header(self, file: FilePlan, recipe: dict[str, object]) -> bytes:
         source = file.source.header
-        if not file.touched and self.plan.base.layout == "diffusers-folder":
+        if not file.touched and self.plan.base.is_folder:
             with open(source.path, "rb") as stream:  # an untouched component keeps every byte
                 return stream.read(source.data_start)
         metadata = output_metadata(source.metadata, self.plan, recipe)

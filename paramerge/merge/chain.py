@@ -15,20 +15,24 @@ from dataclasses import dataclass
 import torch
 
 from paramerge import algebra
+from paramerge.adapters.changes import Change as Addition
+from paramerge.adapters.contract import AdditiveModule
 from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor
 from paramerge.errors import AdapterError, NonFiniteError
-from paramerge.merge.plan import LoraOp, ParaOp, ParaPart
+from paramerge.merge.plan import FamilyOp, LoraOp, Op, ParaOp, ParaPart
 
 __all__ = [
     "Chain",
     "Change",
+    "DeltaLink",
     "LoraLink",
     "ParaLink",
     "joint_cut",
     "load_bases",
     "load_chain",
+    "load_delta",
     "load_lora",
     "load_para",
     "orthonormal_basis",
@@ -59,8 +63,31 @@ class LoraLink:
 
 
 @dataclass(frozen=True)
+class DeltaLink:
+    """Addition of ``strength`` times something that is not of low rank but is known by its factors.
+
+    ``rank`` is the most that its rank can be.
+    """
+
+    addition: Addition
+    strength: float
+    rank: int
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows of what is added, float64."""
+        return torch.from_numpy(self.addition.rows(start, stop)) * self.strength
+
+    def seen_by(self, Q: torch.Tensor) -> torch.Tensor:
+        """``Q^T`` of what is added, by blocks of rows."""
+        seen = torch.zeros((Q.shape[1], self.addition.shape[1]), dtype=FLOAT64)
+        for start, block in self.addition.blocks():
+            seen += Q[start : start + len(block)].T @ torch.from_numpy(block)
+        return seen * self.strength
+
+
+@dataclass(frozen=True)
 class Change:
-    """A chain on one weight: ``W + up @ down``, ``up`` (d, m) and ``down`` (m, k), float64.
+    """A chain on one weight: ``W + up @ down + added``, ``up`` (d, m) and ``down`` (m, k), float64.
 
     ``removed`` is the rank that the PaRas of strength 1 take from a weight of full row rank.
     """
@@ -68,6 +95,21 @@ class Change:
     up: torch.Tensor
     down: torch.Tensor
     removed: int
+    added: tuple[DeltaLink, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """The most that the rank of the whole change can be, as far as the factors tell."""
+        rank = self.up.shape[1] + sum(link.rank for link in self.added)
+        return min(rank, *self.added[0].addition.shape) if self.added else rank
+
+    def applied_to(self, W: torch.Tensor) -> torch.Tensor:
+        """The changed weight, for ``W`` (d, k) float64."""
+        result = torch.addmm(W, self.up, self.down)
+        for link in self.added:
+            for start, block in link.addition.blocks():
+                result[start : start + len(block)] += torch.from_numpy(block) * link.strength
+        return result
 
 
 @dataclass(frozen=True)
@@ -75,7 +117,7 @@ class Chain:
     """The steps on one layer (or one view of a stored tensor), in their order."""
 
     module: ModuleName
-    links: tuple[ParaLink | LoraLink, ...]
+    links: tuple[ParaLink | LoraLink | DeltaLink, ...]
 
     @property
     def basis(self) -> torch.Tensor | None:
@@ -91,8 +133,12 @@ class Chain:
         ups: list[torch.Tensor] = []
         downs: list[torch.Tensor] = []
         gone: list[torch.Tensor] = []
+        added: list[DeltaLink] = []
         position = 0
         for link in self.links:
+            if isinstance(link, DeltaLink):
+                added.append(link)
+                continue
             if isinstance(link, LoraLink):
                 ups.append(link.B * link.scale)
                 downs.append(link.A)
@@ -103,17 +149,22 @@ class Chain:
             seen = C[position : position + rank]  # Q^T of the weight as it is at this step
             for up, down in zip(ups, downs, strict=True):
                 seen = seen + (link.Q.T @ up) @ down
+            for delta in added:
+                seen = seen + delta.seen_by(link.Q)
             position += rank
             Q, weights, seen = _within_limit(link, seen)
             ups.append(-Q * weights)
             downs.append(seen)
             gone.append(Q[:, weights == 1])
-        if not ups:
+        if not ups and not added:
             return None
-        return Change(torch.cat(ups, dim=1), torch.cat(downs, dim=0), _removed_rank(gone))
+        if not ups:
+            rows, columns = added[0].addition.shape
+            ups, downs = [torch.zeros((rows, 0), dtype=FLOAT64)], [torch.zeros((0, columns), dtype=FLOAT64)]
+        return Change(torch.cat(ups, dim=1), torch.cat(downs, dim=0), _removed_rank(gone), tuple(added))
 
 
-def load_chain(module: ModuleName, ops: Sequence[ParaOp | LoraOp]) -> Chain:
+def load_chain(module: ModuleName, ops: Sequence[Op]) -> Chain:
     """Read and prepare the adapters' tensors for one layer.
 
     Raises
@@ -123,8 +174,26 @@ def load_chain(module: ModuleName, ops: Sequence[ParaOp | LoraOp]) -> Chain:
     AdapterError
         A PaRa whose basis is zero.
     """
-    links = tuple(load_para(op) if isinstance(op, ParaOp) else load_lora(op) for op in ops)
-    return Chain(module, links)
+    return Chain(module, tuple(_load(op) for op in ops))
+
+
+def _load(op: Op) -> ParaLink | LoraLink | DeltaLink:
+    if isinstance(op, ParaOp):
+        return load_para(op)
+    return load_lora(op) if isinstance(op, LoraOp) else load_delta(op)
+
+
+def load_delta(op: FamilyOp) -> DeltaLink:
+    """What an additive family adds, its own scale in it.
+
+    Raises
+    ------
+    NonFiniteError
+        NaN or Inf in a factor.
+    """
+    if not isinstance(op.module, AdditiveModule):
+        raise TypeError(f"{op.module.name} depends on the weight and is no link of a chain")
+    return DeltaLink(op.module.change(), op.strength, op.module.rank_bound)
 
 
 def load_lora(op: LoraOp) -> LoraLink:

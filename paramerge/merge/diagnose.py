@@ -9,8 +9,17 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from paramerge import algebra
-from paramerge.merge.chain import LoraLink, ParaLink, joint_cut, load_bases, load_lora, load_para
-from paramerge.merge.plan import Edit, LoraOp, ParaOp, Plan
+from paramerge.merge.chain import (
+    DeltaLink,
+    LoraLink,
+    ParaLink,
+    joint_cut,
+    load_bases,
+    load_delta,
+    load_lora,
+    load_para,
+)
+from paramerge.merge.plan import Edit, FamilyOp, LoraOp, ParaOp, Plan
 
 __all__ = ["Diagnosis", "OrderLoss", "SequenceDistance", "diagnose", "needs_diagnosis"]
 
@@ -18,6 +27,8 @@ __all__ = ["Diagnosis", "OrderLoss", "SequenceDistance", "diagnose", "needs_diag
 @dataclass(frozen=True)
 class OrderLoss:
     """What PaRas that come after the LoRA of step ``lora`` take of it: ``||Q^T B A|| / ||B A||`` (T6).
+
+    The same for another additive family; of one that depends on the weight nothing can be said without it.
 
     ``layers`` holds the share of each layer, 0 to 1; ``overall`` that of all layers together, weighted as
     Frobenius norms add up. With a rank boundary it is the most that can be lost.
@@ -59,9 +70,10 @@ class Diagnosis:
 
 
 def needs_diagnosis(plan: Plan) -> bool:
-    """Whether the plan bakes a LoRA before a PaRa, or PaRas one after the other."""
+    """Whether the plan bakes another family before a PaRa, or PaRas one after the other."""
     kinds = [step.step.kind for step in plan.steps]
-    reversed_order = "lora" in kinds and "para" in kinds[kinds.index("lora") :]
+    others = [place for place, kind in enumerate(kinds) if kind != "para"]
+    reversed_order = bool(others) and "para" in kinds[others[0] :]
     return reversed_order or (plan.options.merge == "sequential" and kinds.count("para") > 1)
 
 
@@ -106,17 +118,29 @@ def _order_losses(edit: Edit) -> list[tuple[int, float, float]]:
         if isinstance(op, LoraOp) and later:
             links = [load_para(other) for other in later]
             found.append((op.step, *_lost_and_total(load_lora(op), links)))
+        elif isinstance(op, FamilyOp) and later and not op.module.depends_on_weight:
+            found.append((op.step, *_lost_of_change(load_delta(op), [load_para(other) for other in later])))
     return found
+
+
+def _lost_of_change(delta: DeltaLink, paras: Sequence[ParaLink]) -> tuple[float, float]:
+    """As :func:`_lost_and_total`, for a change that is not of low rank."""
+    change = delta.rows(0, delta.addition.shape[0])
+    return _lost_of(change, paras), float(torch.linalg.norm(change))
+
+
+def _lost_of(change: torch.Tensor, paras: Sequence[ParaLink]) -> float:
+    left = change
+    for para in paras:
+        left = left - (para.Q * para.weights) @ (para.Q.T @ left)
+    return float(torch.linalg.norm(change - left))
 
 
 def _lost_and_total(lora: LoraLink, paras: Sequence[ParaLink]) -> tuple[float, float]:
     """``||BA - (I-Pn)...(I-P1) BA||_F`` and ``||BA||_F``, through a triangular factor of A instead of A."""
     R = torch.linalg.qr(lora.A.T, mode="r").R
     change = lora.B @ R.T
-    left = change
-    for para in paras:
-        left = left - (para.Q * para.weights) @ (para.Q.T @ left)
-    return float(torch.linalg.norm(change - left)), float(torch.linalg.norm(change))
+    return _lost_of(change, paras), float(torch.linalg.norm(change))
 
 
 def _summed(step: int, shares: dict[str, tuple[float, float]]) -> OrderLoss:

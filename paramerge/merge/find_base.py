@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from paramerge.adapters import Adapter
+from paramerge.checkpoints.component_folder import is_shard
 from paramerge.checkpoints.hashing import cached_sha256, file_sha256, legacy_hash
 from paramerge.checkpoints.header import read_header
 from paramerge.errors import ParamergeError, UsageError
@@ -117,6 +118,8 @@ def _in_hub_cache(digest: str) -> Path | None:
 
 
 def _as_base(path: Path) -> Path:
-    """The diffusers folder that a component's file lies in, or the file itself."""
+    """The diffusers folder that a component's file lies in, the folder of a shard, or the file itself."""
     folder = path.parent.parent
-    return folder if (folder / "model_index.json").is_file() else path
+    if (folder / "model_index.json").is_file():
+        return folder
+    return path.parent if is_shard(path) and (path.parent / "config.json").is_file() else path

@@ -19,6 +19,7 @@ import torch
 
 from paramerge.errors import NonFiniteError
 from paramerge.merge.chain import load_chain
+from paramerge.merge.dense import Added, WholeLayer
 from paramerge.merge.plan import Edit, TensorPlan
 
 __all__ = ["LayerResult", "TensorEditor", "as_matrix", "matrix_shape"]
@@ -78,7 +79,9 @@ class TensorEditor:
         self._plan = plan
         self._blocks = blocks
         self._compute = _compute_dtype(plan)
-        self._layers = [_Layer(edit, self._compute) for edit in plan.edits]
+        self._layers = [
+            WholeLayer(edit) if edit.needs_whole else _Layer(edit, self._compute) for edit in plan.edits
+        ]
         self._ready = False
 
     @property
@@ -89,7 +92,7 @@ class TensorEditor:
     @property
     def results(self) -> list[LayerResult]:
         """What was done to each layer of the tensor."""
-        return [layer.result() for layer in self._layers]
+        return [LayerResult(layer.name, layer.removed, layer.rank) for layer in self._layers]
 
     def look(self, weight: torch.Tensor, first_row: int) -> None:
         """See ``weight`` (rows, columns), whose first row is row ``first_row`` of the tensor."""
@@ -148,7 +151,8 @@ class _Layer:
         )
         self._left: torch.Tensor | None = None
         self._right: torch.Tensor | None = None
-        self._rank = self._removed = 0
+        self._added: Added | None = None
+        self.rank = self.removed = 0
         basis = self._chain.basis
         self.must_look = basis is not None
         if basis is not None:
@@ -191,8 +195,10 @@ class _Layer:
         change = self._chain.change(self._seen if self.must_look else None)
         if change is None:
             return
-        self._rank, self._removed = change.up.shape[1], change.removed
+        self.rank, self.removed = change.rank, change.removed
         left, right = change.up, change.down
+        if change.added:
+            self._added = Added(change.added, self._edit.target.transposed)
         if self._edit.target.transposed:
             left, right = right.T, left.T
         self._left, self._right = left.to(self._compute).contiguous(), right.to(self._compute).contiguous()
@@ -205,9 +211,8 @@ class _Layer:
         if self._left is not None and self._right is not None:
             begin = row - self._start
             block.addmm_(self._left[begin : begin + len(block)], self._right)
-
-    def result(self) -> LayerResult:
-        return LayerResult(self.name, self._removed, self._rank)
+            if self._added is not None:
+                self._added.add_to(block, begin)
 
 
 def matrix_shape(plan: TensorPlan) -> tuple[int, int]:
@@ -228,7 +233,7 @@ def _compute_dtype(plan: TensorPlan) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def _check_finite(block: torch.Tensor, plan: TensorPlan, layers: Sequence[_Layer]) -> None:
+def _check_finite(block: torch.Tensor, plan: TensorPlan, layers: Sequence[_Layer | WholeLayer]) -> None:
     """Refuse NaN, and anything beyond the range of the output's dtype."""
     limit = torch.finfo(_TORCH[plan.dtype]).max
     flat = block.view(-1)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from paramerge.adapters import Adapter, LoraModule, ParaModule
+from paramerge.adapters import Adapter, LayerModule
+from paramerge.checkpoints.blueprint import BLUEPRINTS
+from paramerge.checkpoints.flux_keys import single_file_layer, single_file_path
 from paramerge.checkpoints.layout import Base
+from paramerge.checkpoints.model_names import looks_like
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
@@ -52,7 +55,7 @@ def check_unmatched(
             where=adapter.path,
             expected=f"layers of {base.path.name} ({base.architecture}, {base.layout})",
             found=_listed([*map(str, unmatched), *keys]),
-            hint=_guess(base, targets, unmatched),
+            hint=_guess(base, targets, unmatched, none=True),
         )
     if allowed or not (unmatched or keys):
         return
@@ -67,33 +70,51 @@ def check_unmatched(
     )
 
 
-def check_shape(base: Base, target: Target, adapter: Adapter, module: ParaModule | LoraModule) -> None:
+def check_shape(base: Base, target: Target, adapter: Adapter, module: LayerModule) -> None:
     """Refuse a layer whose sizes are not those of the weight it is meant for."""
     expected = (target.shape[0], math.prod(target.shape[1:]))
-    if isinstance(module, LoraModule):
-        found: tuple[int, ...] = (module.out_features, module.in_features)
-        fits = found == expected
-    else:
-        found, fits = (module.out_features,), module.out_features == expected[0]
-    if fits:
+    if module.fits(target.shape):
         return
+    sizes = (module.out_features, module.in_features)
+    found = ["any" if size is None else str(size) for size in sizes[: 2 if sizes[1] else 1]]
+    if sizes == (None, None):
+        found = ["tensors of " + " and ".join(str(list(tensor.shape)) for tensor in module.tensors)]
     raise ShapeError(
         "a layer of this adapter does not fit the base's weight",
         where=f"{adapter.path}: {module.name}",
         expected=f"{' x '.join(map(str, expected[: len(found)]))} ({target.key} is {list(target.shape)})",
-        found=" x ".join(map(str, found)),
+        found=" x ".join(found),
         hint=f"the adapter was trained on another model than {base.path.name} ({base.architecture})",
     )
 
 
 def _family(architecture: str) -> str:
     """``sd15-inpainting`` takes what ``sd15`` takes (but for the input convolution, whose shape tells)."""
-    return architecture.removesuffix("-inpainting")
+    if architecture in BLUEPRINTS:
+        return architecture
+    plain = sorted(BLUEPRINTS, key=len, reverse=True)  # sdxl-refiner before sdxl
+    return next((name for name in plain if architecture.startswith(f"{name}-")), architecture)
 
 
-def _guess(base: Base, targets: Mapping[ModuleName, Target], unmatched: Sequence[ModuleName]) -> str:
+def _is_stacked(path: str) -> bool:
+    """Whether FLUX's two layouts differ in more than this layer's name."""
+    layer = single_file_layer(path) or single_file_layer(single_file_path(path) or "")
+    return layer is not None and (len(layer.parts) > 1 or layer.swapped)
+
+
+def _guess(
+    base: Base, targets: Mapping[ModuleName, Target], unmatched: Sequence[ModuleName], none: bool = False
+) -> str:
     present = {name.component for name in targets}
     missing = sorted({name.component for name in unmatched} - present)
+    model = looks_like(name.path for name in unmatched)
+    if base.architecture == "flux" and any(_is_stacked(name.path) for name in unmatched):
+        return (
+            "FLUX's single file stacks these projections, and of the families only LoRA can be divided: "
+            "take a base of the layout that the adapter was made for, a single file or a diffusers folder"
+        )
+    if none and model is not None:
+        return f"by the names of its layers the adapter is for {model}; the base is {base.architecture}"
     if missing and present:
         return (
             f"the base has no {' or '.join(missing)} (it holds {', '.join(sorted(present))}): "

@@ -27,7 +27,7 @@ def default_output(plan: Plan) -> Path:
         name = step.step.path.resolve().name.removesuffix(".safetensors")
         parts.append(name if step.step.strength == 1 else f"{name}@{step.step.strength:g}")
     stem = "+".join(parts)[:200]
-    return Path(stem if plan.base.layout == "diffusers-folder" else stem + ".safetensors")
+    return Path(stem if plan.base.is_folder else stem + ".safetensors")
 
 
 def check_output(plan: Plan, output: Path) -> None:
@@ -51,7 +51,7 @@ def check_output(plan: Plan, output: Path) -> None:
             )
     if base.is_dir() and real.is_relative_to(base):
         raise OutputError("the output lies inside the base's folder", where=output, hint="give another -o")
-    if plan.base.layout == "diffusers-folder":
+    if plan.base.is_folder:
         _check_folder(output, real)
     elif real.is_dir():
         raise OutputError(
@@ -109,8 +109,7 @@ def write_companions(plan: Plan, folder: Path, recipe: Mapping[str, object]) -> 
 
 def _adjusted(plan: Plan, relative: PurePosixPath) -> bytes | None:
     """The new content of a file that speaks of sizes or dtypes, when ``--dtype`` changed them; else None."""
-    component = relative.parts[0] if len(relative.parts) == 2 else None
-    files = [file for file in plan.files if file.source.component == component and component]
+    files = [file for file in plan.files if file.relative.parent == relative.parent]
     if plan.options.dtype == "keep" or not files:
         return None
     path = plan.base.path / relative
@@ -134,7 +133,8 @@ def _check_folder(output: Path, real: Path) -> None:
             where=output,
             hint=f"give a folder name, such as {output.with_suffix('')}",
         )
-    if real.is_dir() and any(real.iterdir()) and not (real / "model_index.json").is_file():
+    model = any((real / name).is_file() for name in ("model_index.json", RECIPE_FILE))
+    if real.is_dir() and any(real.iterdir()) and not model:
         raise OutputError(
             "a folder that is not a model stands at the output",
             where=output,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from paramerge.adapters import Adapter, Leftover, LoraModule, ParaModule
+from paramerge.adapters import Adapter, LayerModule, Leftover, LoraModule, ParaModule
 from paramerge.algebra import adjusted_rank
 from paramerge.checkpoints.dtypes import BITS, is_float
 from paramerge.checkpoints.header import TensorInfo
@@ -20,13 +20,17 @@ from paramerge.checkpoints.layout import Base, WeightFile
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import CheckpointError, UsageError
+from paramerge.merge.blocks import BlockUse, used_blocks
 from paramerge.merge.matching import check_family, check_shape, check_unmatched
-from paramerge.merge.steps import BakeOptions, Step
+from paramerge.merge.naming import in_names_of
+from paramerge.merge.steps import BakeOptions, Kind, Step
 
 __all__ = [
     "Edit",
+    "FamilyOp",
     "FilePlan",
     "LoraOp",
+    "Op",
     "ParaOp",
     "ParaPart",
     "Plan",
@@ -65,11 +69,28 @@ class LoraOp:
 
 
 @dataclass(frozen=True, slots=True)
+class FamilyOp:
+    """An adapter of any other family on a layer, a norm, a bias or an embedding."""
+
+    step: int
+    module: LayerModule
+    strength: float
+
+
+Op = ParaOp | LoraOp | FamilyOp
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """What happens to one layer: its place in the checkpoint and the operations in order."""
 
     target: Target
-    ops: tuple[ParaOp | LoraOp, ...]
+    ops: tuple[Op, ...]
+
+    @property
+    def needs_whole(self) -> bool:
+        """Whether an operation depends on the weight beyond ``Q^T W``: it must be in memory as a whole."""
+        return any(isinstance(op, FamilyOp) and op.module.depends_on_weight for op in self.ops)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +145,14 @@ class PlannedStep:
     matched: tuple[ModuleName, ...] = field(repr=False)
     excluded: tuple[ModuleName, ...] = field(repr=False, default=())
     unmatched: tuple[ModuleName, ...] = field(repr=False, default=())
+    weights: Mapping[ModuleName, float] = field(repr=False, default_factory=dict)
+    """What multiplies the strength on each layer, where the step has block weights."""
+    blocks: tuple[BlockUse, ...] = ()
+    """The weights by block, with the layers that each holds."""
+
+    def strength_at(self, name: ModuleName) -> float:
+        """The step's strength on the layer ``name``."""
+        return self.step.strength * self.weights.get(name, 1.0)
 
     @property
     def leftovers(self) -> tuple[Leftover, ...]:
@@ -165,12 +194,22 @@ def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOp
     CheckpointError
         A layer that should change is stored in a form that cannot be computed on.
     """
-    targets = {name: target for file in base.files for name, target in file.targets.items()}
-    planned = [_match(base, targets, step, adapter, options) for step, adapter in steps]
+    targets = {
+        name: target for file in base.files for name, target in ({**file.targets, **file.parameters}).items()
+    }
+    planned = [_match(base, targets, _resolved(step, adapter), adapter, options) for step, adapter in steps]
     ops, left_alone = _operations(targets, planned, options)
     files = tuple(_plan_file(file, ops, options) for file in base.files)
     warnings = (*base.warnings, *_left_alone_warnings(left_alone, options))
     return Plan(base, tuple(planned), options, files, left_alone, warnings, _order_warnings(planned))
+
+
+def _resolved(step: Step, adapter: Adapter) -> Step:
+    """The step with the kind that the file is, whichever option it was given to."""
+    kind: Kind = "adapter"
+    if adapter.family in ("para", "lora"):
+        kind = "para" if adapter.family == "para" else "lora"
+    return replace(step, kind=kind)
 
 
 def is_selected(name: ModuleName, only: Iterable[str]) -> bool:
@@ -185,34 +224,39 @@ def _match(
     base: Base, targets: Mapping[ModuleName, Target], step: Step, adapter: Adapter, options: BakeOptions
 ) -> PlannedStep:
     check_family(base, targets, adapter)
+    adapter = in_names_of(base, targets, adapter, lambda name: is_selected(name, options.only))
     excluded = tuple(name for name in adapter.modules if not is_selected(name, options.only))
     wanted = [name for name in adapter.modules if is_selected(name, options.only)]
     matched = tuple(name for name in wanted if name in targets)
-    unmatched = tuple(name for name in wanted if name not in targets)
+    unmatched = tuple(n for n in wanted if n not in targets and not adapter.modules[n].optional)
     if not wanted and options.only:
         raise UsageError(
             "nothing of this adapter is selected",
             where=adapter.path,
             expected=f"layers that match --only {' '.join(options.only)}",
             found=", ".join(sorted({name.component for name in adapter.modules})),
-            hint="give a component (unet, text_encoder, text_encoder_2) or a pattern such as 'unet.*attn2*'",
+            hint="give a component (unet, text_encoder ...) or a pattern such as 'unet.*attn2*'",
         )
     check_unmatched(base, targets, adapter, matched, unmatched, allowed=options.allow_unmatched)
     for name in matched:
         check_shape(base, targets[name], adapter, adapter.modules[name])
-    return PlannedStep(step, adapter, matched, excluded, unmatched)
+    weights: Mapping[ModuleName, float] = {}
+    blocks: tuple[BlockUse, ...] = ()
+    if step.blocks is not None:
+        weights, blocks = used_blocks(step.blocks, matched, base.architecture, adapter.path)
+    return PlannedStep(step, adapter, matched, excluded, unmatched, weights, blocks)
 
 
 def _operations(
     targets: Mapping[ModuleName, Target], planned: Sequence[PlannedStep], options: BakeOptions
-) -> tuple[dict[ModuleName, tuple[ParaOp | LoraOp, ...]], tuple[ModuleName, ...]]:
+) -> tuple[dict[ModuleName, tuple[Op, ...]], tuple[ModuleName, ...]]:
     """The operations on each layer, and the layers a step leaves alone (rank boundary, strength 0)."""
     modules = dict.fromkeys(name for step in planned for name in step.matched)
     matched = [frozenset(step.matched) for step in planned]
-    result: dict[ModuleName, tuple[ParaOp | LoraOp, ...]] = {}
+    result: dict[ModuleName, tuple[Op, ...]] = {}
     left_alone: list[ModuleName] = []
     for name in modules:
-        ops: list[ParaOp | LoraOp] = []
+        ops: list[Op] = []
         for run in _runs(planned, options):
             at_layer = [index for index in run if name in matched[index]]
             if not at_layer:
@@ -250,16 +294,20 @@ def _operation(
     indices: Sequence[int],
     name: ModuleName,
     options: BakeOptions,
-) -> ParaOp | LoraOp | None:
+) -> Op | None:
     first = planned[indices[0]]
     module = first.adapter.modules[name]
+    strength = first.strength_at(name)
     if isinstance(module, LoraModule):
-        return LoraOp(indices[0], module, first.step.strength) if first.step.strength else None
+        return LoraOp(indices[0], module, strength) if strength else None
+    if not isinstance(module, ParaModule):
+        return FamilyOp(indices[0], module, strength) if strength else None
     parts = []
     for index in indices:
         module = planned[index].adapter.modules[name]
-        if isinstance(module, ParaModule) and planned[index].step.strength != 0:
-            parts.append(ParaPart(index, module, planned[index].step.strength))
+        strength = planned[index].strength_at(name)
+        if isinstance(module, ParaModule) and strength != 0:
+            parts.append(ParaPart(index, module, strength))
     if not parts:
         return None
     limit = None
@@ -272,11 +320,9 @@ def _operation(
     return ParaOp(tuple(parts), limit)
 
 
-def _plan_file(
-    file: WeightFile, ops: Mapping[ModuleName, tuple[ParaOp | LoraOp, ...]], options: BakeOptions
-) -> FilePlan:
+def _plan_file(file: WeightFile, ops: Mapping[ModuleName, tuple[Op, ...]], options: BakeOptions) -> FilePlan:
     edits: dict[str, list[Edit]] = {}
-    for name, target in file.targets.items():
+    for name, target in ({**file.targets, **file.parameters}).items():
         if name in ops:
             edits.setdefault(target.key, []).append(Edit(target, ops[name]))
     tensors = []
@@ -284,9 +330,21 @@ def _plan_file(
         component = file.components[key]
         at_key = tuple(edits.get(key, ()))
         if at_key:
+            _check_stack(file, at_key)
             _check_editable(file, info, at_key[0])
         tensors.append(TensorPlan(info, component, _output_dtype(info, component, options), at_key))
     return FilePlan(file, tuple(tensors))
+
+
+def _check_stack(file: WeightFile, edits: Sequence[Edit]) -> None:
+    """Refuse to change stacked projections as one layer and one by one: nothing says which comes first."""
+    if len(edits) > 1 and any(edit.target.stack for edit in edits):
+        raise UsageError(
+            "one adapter changes stacked projections as one layer, another changes them one by one",
+            where=f"{file.header.path}: {edits[0].target.key}",
+            found=", ".join(str(edit.target.module) for edit in edits),
+            hint="bake them one after the other, each into the output of the one before",
+        )
 
 
 def _check_editable(file: WeightFile, info: TensorInfo, edit: Edit) -> None:
@@ -310,7 +368,7 @@ def _order_warnings(planned: Sequence[PlannedStep]) -> tuple[str, ...]:
     warnings = []
     for index, later in enumerate(planned):
         earlier = [
-            p for p in planned[:index] if p.step.kind == "lora" and set(p.matched) & set(later.matched)
+            p for p in planned[:index] if p.step.kind != "para" and set(p.matched) & set(later.matched)
         ]
         if later.step.kind == "para" and later.step.strength and earlier:
             names = ", ".join(p.adapter.path.name for p in earlier)

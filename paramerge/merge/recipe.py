@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
+from paramerge.checkpoints.layout import DIFFUSERS_FOLDER
+from paramerge.merge.blocks import BlockUse
 from paramerge.merge.plan import Plan, PlannedStep
 from paramerge.version import __version__
 
@@ -75,9 +77,7 @@ def build_recipe(
         "base": {
             "layout": plan.base.layout,
             "architecture": plan.base.architecture,
-            "files": [
-                _file(file, options.private and plan.base.layout != "diffusers-folder") for file in base_files
-            ],
+            "files": [_file(file, options.private and not plan.base.is_folder) for file in base_files],
         },
         "steps": [
             _step(step, files, options.private) for step, files in zip(plan.steps, step_files, strict=True)
@@ -89,6 +89,7 @@ def build_recipe(
             "dtype": options.dtype,
             "allow_unmatched": options.allow_unmatched,
             "private": options.private,
+            **{name: value for name, value in asdict(options.interpretation).items() if value is not None},
         },
     }
     earlier = _earlier_recipe(plan)
@@ -111,8 +112,9 @@ def _modelspec(base: Mapping[str, str], plan: Plan) -> dict[str, str]:
     architecture = base.get("modelspec.architecture") or _MODELSPEC_ARCHITECTURE.get(plan.base.architecture)
     if architecture:
         fields["modelspec.architecture"] = architecture
-    implementation = "diffusers" if plan.base.layout == "diffusers-folder" else "sgm"
-    fields["modelspec.implementation"] = base.get("modelspec.implementation", implementation)
+    implementation = base.get("modelspec.implementation") or _implementation(plan)
+    if implementation:
+        fields["modelspec.implementation"] = implementation
     resolution = base.get("modelspec.resolution") or _RESOLUTION.get(plan.base.architecture)
     if resolution:
         fields["modelspec.resolution"] = resolution
@@ -122,6 +124,14 @@ def _modelspec(base: Mapping[str, str], plan: Plan) -> dict[str, str]:
     if not plan.options.private:
         fields["modelspec.merged_from"] = ", ".join(names)
     return fields
+
+
+def _implementation(plan: Plan) -> str | None:
+    """Whose names the keys have; None for a file of a model that has no name for them."""
+    if plan.base.layout == DIFFUSERS_FOLDER:
+        return "diffusers"
+    unet = any(name.component == "unet" for file in plan.base.files for name in file.targets)
+    return "sgm" if unet else None
 
 
 def _title(plan: Plan) -> str:
@@ -142,13 +152,19 @@ def _step(step: PlannedStep, files: Sequence[InputFile], private: bool) -> dict[
         "kind": step.step.kind,
         "strength": step.step.strength,
         "family": step.adapter.family,
+        **({} if step.step.kind != "adapter" else {"families": dict(step.adapter.families)}),
         "dialect": step.adapter.dialect,
+        **({"blocks": {use.block: _block(use) for use in step.blocks}} if step.blocks else {}),
         "files": [_file(file, private) for file in files],
         "layers": len(step.matched),
         "layers_excluded": len(step.excluded),
         "layers_unmatched": len(step.unmatched),
         "keys_left_over": sum(len(leftover.keys) for leftover in step.leftovers),
     }
+
+
+def _block(use: BlockUse) -> dict[str, object]:
+    return {"weight": use.weight, "layers": use.layers}
 
 
 def _earlier_recipe(plan: Plan) -> object:

@@ -8,32 +8,43 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from paramerge.errors import UsageError
+from paramerge.interpretation import BY_TRAINER, Interpretation
+from paramerge.merge.blocks import BlockWeights, parse_blocks
 
 __all__ = ["BakeOptions", "DTypeChoice", "Kind", "MergeChoice", "Step", "check_gamma", "parse_step"]
 
-Kind = Literal["para", "lora"]
+Kind = Literal["para", "lora", "adapter"]
+"""How an adapter was given: as one of any family, or strictly as a PaRa or a LoRA."""
+
 MergeChoice = Literal["joint", "sequential"]
 DTypeChoice = Literal["keep", "fp16", "bf16", "fp32"]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One adapter to apply: a PaRa with a strength in [0, 1], or a LoRA with any finite scale."""
+    """One adapter to apply: a PaRa with a strength in [0, 1], or one of another family with any finite scale.
+
+    A plan names the kind by what the file is: ``para``, ``lora``, or ``adapter`` for every other family.
+    """
 
     kind: Kind
     path: Path
     strength: float = 1.0
+    blocks: BlockWeights | None = None
+    """What multiplies the strength, by block of the UNet."""
 
     def __post_init__(self) -> None:
         name = "strength" if self.kind == "para" else "scale"
         if not math.isfinite(self.strength):
             raise UsageError(f"the {name} is not a finite number", where=self.path, found=self.strength)
-        if self.kind == "para" and not 0 <= self.strength <= 1:
+        strengths = [self.strength * weight for weight in (self.blocks.values if self.blocks else ())]
+        wrong = [value for value in (self.strength, *strengths) if not 0 <= value <= 1]
+        if self.kind == "para" and wrong:
             raise UsageError(
                 "a PaRa's strength lies between 0 and 1",
                 where=self.path,
                 expected="0 (nothing removed) to 1 (the directions are gone)",
-                found=self.strength,
+                found=wrong[0],
                 hint="above 1 the layer would be reflected, below 0 amplified: neither reduces its rank",
             )
 
@@ -57,6 +68,8 @@ class BakeOptions:
         Go on where keys of an adapter land nowhere; they are counted and shown.
     private:
         Leave the names of the inputs out of the recipe; their hashes stay.
+    interpretation:
+        What the user decided where trainers disagree; the adapters were opened with it.
     """
 
     merge: MergeChoice = "joint"
@@ -65,6 +78,7 @@ class BakeOptions:
     dtype: DTypeChoice = "keep"
     allow_unmatched: bool = False
     private: bool = False
+    interpretation: Interpretation = BY_TRAINER
 
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
@@ -90,19 +104,24 @@ def check_gamma(gamma: float | None) -> None:
 
 
 def parse_step(kind: Kind, text: str) -> Step:
-    """Read ``FILE`` or ``FILE@STRENGTH``; a file whose own name holds the ``@`` is taken as it is."""
+    """Read ``FILE``, ``FILE@STRENGTH`` or ``FILE@STRENGTH:BLOCKS``.
+
+    A file whose own name holds the ``@`` is taken as it is. Blocks are named (``IN04=0.5,OUT00=0``) or
+    a vector.
+    """
     if Path(text).exists():
         return Step(kind, Path(text))
     name, at, number = text.rpartition("@")
     if not at:
         return Step(kind, Path(text))
+    number, colon, blocks = number.partition(":")
     try:
         strength = float(number)
     except ValueError:
         raise UsageError(
             "the strength is not a number",
             where=f"--{kind} {text}",
-            expected="FILE or FILE@NUMBER, such as style.safetensors@0.8",
+            expected="FILE, FILE@NUMBER or FILE@NUMBER:BLOCKS, such as style.safetensors@0.8",
             found=repr(number),
         ) from None
-    return Step(kind, Path(name), strength)
+    return Step(kind, Path(name), strength, parse_blocks(blocks) if colon else None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from paramerge.checkpoints.positioned import ALIGNMENT, PositionedWriter, aligned_buffer
 from paramerge.errors import FileFormatError
+from paramerge.merge.dense import room_for
 from paramerge.merge.kernel import Blocks, LayerResult, TensorEditor, as_matrix, matrix_shape
 from paramerge.merge.tasks import BUFFER_BYTES, Placed, Task, held_bytes
 
@@ -39,7 +40,8 @@ class TensorStream:
         if not task.large:
             return self._run_group(task.tensors)
         if task.tensors[0].plan.touched:
-            return self._run_large(task.tensors[0])
+            with room_for(task.tensors[0].plan):
+                return self._run_large(task.tensors[0])
         self._copy_large(task.tensors[0])
         return []
 
@@ -55,7 +57,8 @@ class TensorStream:
             source = data[start : start + placed.plan.info.nbytes]
             target = out[placed.position - first.position :][: placed.plan.nbytes]
             if placed.plan.touched and source:
-                results += self._edit(placed, source, target)
+                with room_for(placed.plan):
+                    results += self._edit(placed, source, target)
             elif converted:
                 target[:] = source
         self._writer.write(out, first.position)

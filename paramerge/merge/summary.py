@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from paramerge.adapters import LoraModule
-from paramerge.merge.plan import LoraOp, ParaOp, Plan, PlannedStep, TensorPlan
+from paramerge.adapters import ParaModule
+from paramerge.merge.blocks import BlockUse
+from paramerge.merge.plan import Edit, FamilyOp, LoraOp, Op, ParaOp, Plan, PlannedStep, TensorPlan
 from paramerge.merge.tasks import BUFFER_BYTES, WORKERS
 
 __all__ = ["ComponentSummary", "PlanSummary", "StepSummary", "summarise"]
@@ -16,6 +18,9 @@ _RUNTIME_BYTES = 235 << 20
 """Python with torch (CPU build) loaded and its work areas touched."""
 
 _WORKER_BYTES = BUFFER_BYTES + (4 << 20)
+
+_COPIES, _COPIES_OF_SVD = 4, 7
+"""Matrices of a whole layer's size, at most, while a step that depends on the weight is worked out."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,11 @@ class StepSummary:
     layers_by_component: dict[str, int]
     layers_excluded: int
     ranks: dict[int, int]
+    family: str
+    families: dict[str, int]
+    depends_on_weight: int
+    """Layers that it changes by what the steps before it left there."""
+    blocks: tuple[BlockUse, ...]
     unmatched: tuple[str, ...]
     leftovers: tuple[tuple[str, str], ...]
 
@@ -64,6 +74,8 @@ class PlanSummary:
     left_out: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     layers_left_alone: tuple[str, ...]
+    layers_held_whole: int
+    """Layers that are in memory as a whole, one at a time, since a step depends on all of the weight."""
     bytes_in: int
     bytes_out: int
     peak_memory_bytes: int
@@ -92,6 +104,7 @@ def summarise(plan: Plan) -> PlanSummary:
         left_out=tuple((str(path), reason) for path, reason in plan.base.left_out),
         warnings=(*plan.order_warnings, *plan.warnings),
         layers_left_alone=tuple(map(str, plan.left_alone)),
+        layers_held_whole=sum(edit.needs_whole for edit in plan.edits),
         bytes_in=sum(tensor.info.nbytes for tensor in tensors),
         bytes_out=plan.output_bytes,
         peak_memory_bytes=_peak_memory(plan, tensors),
@@ -109,6 +122,14 @@ def _step(step: PlannedStep) -> StepSummary:
         layers_by_component=dict(Counter(name.component for name in step.matched)),
         layers_excluded=len(step.excluded),
         ranks=dict(sorted(ranks.items())),
+        family=step.adapter.family,
+        families=dict(step.adapter.families),
+        depends_on_weight=sum(
+            module.depends_on_weight
+            for name in step.matched
+            if not isinstance(module := step.adapter.modules[name], ParaModule)
+        ),
+        blocks=step.blocks,
         unmatched=tuple(map(str, step.unmatched)),
         leftovers=tuple((key, leftover.reason) for leftover in step.leftovers for key in leftover.keys),
     )
@@ -127,17 +148,31 @@ def _component(name: str, tensors: Sequence[TensorPlan], steps: int) -> Componen
         dtypes_in=dict(Counter(tensor.info.dtype for tensor in tensors)),
         dtypes_out=dict(Counter(tensor.dtype for tensor in tensors)),
         layers_by_step=tuple(by_step[step] for step in range(steps)),
-        largest_rank=max((sum(map(_rank_of, edit.ops)) for edit in edits), default=0),
+        largest_rank=max((_rank_of_all(edit) for edit in edits), default=0),
     )
 
 
-def _steps_of(op: ParaOp | LoraOp) -> list[int]:
-    return [op.step] if isinstance(op, LoraOp) else [part.step for part in op.parts]
+def _steps_of(op: Op) -> list[int]:
+    return [part.step for part in op.parts] if isinstance(op, ParaOp) else [op.step]
 
 
-def _rank_of(op: ParaOp | LoraOp) -> int:
+def _rank_of_all(edit: Edit) -> int:
+    """The ranks of a layer's operations together; no more than the layer's own where one is not low."""
+    full = min(edit.target.shape[0], math.prod(edit.target.shape[1:]))
+    ranks = [_rank_of(op) for op in edit.ops]
+    known = sum(rank for rank in ranks if rank is not None)
+    return full if None in ranks else known if not _has_family(edit) else min(known, full)
+
+
+def _has_family(edit: Edit) -> bool:
+    return any(isinstance(op, FamilyOp) for op in edit.ops)
+
+
+def _rank_of(op: Op) -> int | None:
     if isinstance(op, LoraOp):
         return op.module.rank
+    if isinstance(op, FamilyOp):
+        return op.module.rank_bound
     rank = sum(part.module.rank for part in op.parts)
     return rank if op.limit is None else min(rank, op.limit)
 
@@ -148,15 +183,27 @@ def _peak_memory(plan: Plan, tensors: Sequence[TensorPlan]) -> int:
     row = max((t.info.nbytes // max(1, t.info.shape[0]) for t in tensors if t.info.shape), default=0)
     headers = 2_000 * len(tensors)
     worker = _WORKER_BYTES + 3 * largest + max(0, row - BUFFER_BYTES)
-    return _RUNTIME_BYTES + headers + WORKERS * worker
+    whole = max((_whole_bytes(edit) for tensor in tensors for edit in tensor.edits), default=0)
+    return _RUNTIME_BYTES + headers + WORKERS * worker + whole
 
 
-def _factor_bytes(ops: Sequence[ParaOp | LoraOp]) -> int:
+def _whole_bytes(edit: Edit) -> int:
+    """What a layer takes that is held as a whole in float64: itself, its result, and what lies between."""
+    if not edit.needs_whole:
+        return 0
+    elements = math.prod(edit.target.shape)
+    decomposed = any(isinstance(op, FamilyOp) and op.module.family == "svdiff" for op in edit.ops)
+    return 8 * elements * (_COPIES_OF_SVD if decomposed else _COPIES)
+
+
+def _factor_bytes(ops: Sequence[Op]) -> int:
     total = 0
     for op in ops:
         if isinstance(op, LoraOp):
-            module: LoraModule = op.module
+            module = op.module
             total += 8 * module.rank * (module.out_features + module.in_features)
+        elif isinstance(op, FamilyOp):
+            total += 8 * sum(tensor.info.elements for tensor in op.module.tensors)
         else:
             total += 8 * sum(2 * part.module.out_features * part.module.rank for part in op.parts)
     return total

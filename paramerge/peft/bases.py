@@ -1,55 +1,86 @@
 """From the trained B to the K of the forward pass, ``y - s K K^T y``: Q of B = QR, or the soft projector's.
 
-All are differentiable, of one matrix (d, r) or a batch of them (n, d, r), in the dtype of B, and depend on
-``span(B)`` alone (the soft one on more). Only ``K K^T`` counts, so signs are left as they come.
+All take one matrix (d, r) or a batch of them (n, d, r), in the dtype of B. Only ``K K^T`` counts, so signs
+are left as they come.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["basis_of", "cholesky_qr2", "nearest_projector", "soft_factor"]
+__all__ = ["basis_of", "cholesky_qr2", "nearest_projector", "no_autocast", "soft_factor"]
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A block without autocast for the device of ``tensor``; nothing at all where there is none."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def basis_of(B: Tensor, method: str, epsilon: float) -> Tensor:
-    """K for ``method``: ``qr``, ``cholesky`` or ``soft`` (the only one that reads ``epsilon``)."""
-    if method == "soft":
-        return soft_factor(B, epsilon)
-    if method == "cholesky":
-        return cholesky_qr2(B)
-    Q: Tensor = torch.linalg.qr(B)[0]
-    return Q
+    """K for ``method``: ``qr``, ``cholesky`` or ``soft`` (the only one that reads ``epsilon``).
+
+    The gradient of ``qr`` and ``cholesky`` is right for what depends on ``K K^T`` alone, as all here does.
+    """
+    with no_autocast(B):
+        if method == "soft":
+            return soft_factor(B, epsilon)
+        K: Tensor = _Span.apply(B, method)  # type: ignore[no-untyped-call]
+        return K
 
 
-def cholesky_qr2(B: Tensor) -> Tensor:
-    """Q of B by two rounds of ``B R^-1`` with ``R^T R = B^T B``; by Householder QR where that is not exact.
+class _Span(torch.autograd.Function):
+    """An orthonormal K of ``span(B)``, with the gradient of the span: ``(I - K K^T) G R^-T`` for B = K R.
+
+    That of a QR has terms besides for how K turns within the span, which change nothing; left out, the
+    backward pass is three thin products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, B: Tensor, method: str) -> Tensor:
+        K, R = cholesky_qr2(B) if method == "cholesky" else torch.linalg.qr(B)
+        ctx.save_for_backward(K, R)
+        return K
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        K, R = ctx.saved_tensors
+        with no_autocast(K):
+            across = grads[0] - K @ (K.mT @ grads[0])
+            return torch.linalg.solve_triangular(R.mT, across, upper=False, left=False), None
+
+
+def cholesky_qr2(B: Tensor) -> tuple[Tensor, Tensor]:
+    """B = QR by two rounds of ``B R^-1`` with ``R^T R = B^T B``; by Householder QR where that is not exact.
 
     Matrix products and small triangular solves, which a GPU is quick at, against a QR that it does column by
     column. In float32 the rounds are exact to a few roundings up to a condition of about 1e3 (B is kept near
-    orthonormal); beyond that, or where a Cholesky fails, the whole batch goes through QR.
+    orthonormal); beyond that, or where a Cholesky fails, the whole batch goes through QR. No gradient.
     """
-    with torch.autocast(B.device.type, enabled=False):
-        Q, failed = B, torch.zeros((), dtype=torch.bool, device=B.device)
-        for _ in range(2):
-            L, info = torch.linalg.cholesky_ex(Q.mT @ Q)
-            failed = failed | (info != 0).any()
-            Q = torch.linalg.solve_triangular(L.mT, Q, upper=True, left=False)
-        found = Q.detach()
-        identity = torch.eye(B.shape[-1], dtype=B.dtype, device=B.device)
-        distance = torch.linalg.matrix_norm(found.mT @ found - identity).amax()
-        bound = 8 * max(B.shape[-2:]) * torch.finfo(B.dtype).eps
-        if bool(failed | ~(distance <= bound)):  # one look at the device for the whole batch
-            Q = torch.linalg.qr(B)[0]
-    return Q
+    Q, factors, failed = B, [], torch.zeros((), dtype=torch.bool, device=B.device)
+    for _ in range(2):
+        L, info = torch.linalg.cholesky_ex(Q.mT @ Q)
+        failed = failed | (info != 0).any()
+        Q = torch.linalg.solve_triangular(L.mT, Q, upper=True, left=False)
+        factors.append(L.mT)
+    identity = torch.eye(B.shape[-1], dtype=B.dtype, device=B.device)
+    distance = torch.linalg.matrix_norm(Q.mT @ Q - identity).amax()
+    bound = 8 * max(B.shape[-2:]) * torch.finfo(B.dtype).eps
+    if bool(failed | ~(distance <= bound)):  # one look at the device for the whole batch
+        Q, R = torch.linalg.qr(B)
+        return Q, R
+    return Q, factors[1] @ factors[0]
 
 
 def soft_factor(B: Tensor, epsilon: float) -> Tensor:
     """K with ``K K^T = B (B^T B + eps I)^-1 B^T``: a principal direction s of B counts s^2 / (s^2 + eps)."""
-    with torch.autocast(B.device.type, enabled=False):
-        shift = epsilon * torch.eye(B.shape[-1], dtype=B.dtype, device=B.device)
-        L = torch.linalg.cholesky(B.mT @ B + shift)
-        K: Tensor = torch.linalg.solve_triangular(L.mT, B, upper=True, left=False)
+    shift = epsilon * torch.eye(B.shape[-1], dtype=B.dtype, device=B.device)
+    L = torch.linalg.cholesky(B.mT @ B + shift)
+    K: Tensor = torch.linalg.solve_triangular(L.mT, B, upper=True, left=False)
     return K
 
 

@@ -101,7 +101,6 @@ def _hoist(model: nn.Module, inputs: object) -> None:
     for members in groups.values():
         first, name = members[0]
         stacked = torch.stack([layer.para_B[name] for layer, name in members])
-        with torch.autocast(stacked.device.type, enabled=False):
-            bases = basis_of(stacked, first.para_method[name], first.para_epsilon[name])
+        bases = basis_of(stacked, first.para_method[name], first.para_epsilon[name])
         for (layer, name), K in zip(members, bases.unbind(), strict=True):
             layer._hoisted[name] = (layer.para_B[name]._version, K)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from paramerge.algebra import graded_joint_basis, storage_tolerance
 from paramerge.errors import AdapterError, UsageError
-from paramerge.peft.bases import basis_of
+from paramerge.peft.bases import basis_of, no_autocast
 from paramerge.peft.config import PaRaConfig
 from paramerge.peft.initial import initial_basis
 from paramerge.peft.nesting import watch
+from paramerge.peft.parameters import Hoisted, WideParameters
 from paramerge.peft.projection import project_out, project_out_channels
 from paramerge.peft.removal import Removal, remove
 
@@ -33,32 +34,6 @@ class Step:
     names: tuple[str, ...]
     K: Tensor
     strength: float
-
-
-class Hoisted(dict[str, tuple[int, Tensor]]):
-    """Bases made before the step, with the version of B that they are of; a copy of the layer has none.
-
-    They belong to a graph of autograd's, which can be neither copied nor stored.
-    """
-
-    def __deepcopy__(self, memo: object) -> Hoisted:
-        return Hoisted()
-
-    def __reduce__(self) -> tuple[type[Hoisted], tuple[()]]:
-        return Hoisted, ()
-
-
-class WideParameters(nn.ParameterDict):
-    """Parameters that stay float32 or better when the model around them is cast to half precision."""
-
-    def _apply(self, fn: Any, recurse: bool = True) -> WideParameters:
-        def keep_wide(tensor: Tensor) -> Tensor:
-            moved: Tensor = fn(tensor)
-            narrowed = moved.is_floating_point() and moved.dtype.itemsize < tensor.dtype.itemsize
-            return tensor.to(moved.device) if narrowed and moved.dtype.itemsize < 4 else moved
-
-        super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call]
-        return self
 
 
 class PaRaLayer(BaseTunerLayer):
@@ -99,6 +74,8 @@ class PaRaLayer(BaseTunerLayer):
         self._removals: list[Removal] = []
         self.covered = False
         """Whether an adapter around this one is merged into the same weight."""
+        self.reached = False
+        """Set by every call; what lies around looks whether it was (see :mod:`paramerge.peft.nesting`)."""
         self._kept: tuple[object, list[Step]] | None = None
         self._hoisted = Hoisted()
         self.in_features, self.out_features = _features(self.base_layer)
@@ -199,8 +176,7 @@ class PaRaLayer(BaseTunerLayer):
         hoisted = self._hoisted.get(adapter_name)
         if hoisted is not None and hoisted[0] == B._version and torch.is_grad_enabled():
             return hoisted[1]
-        with torch.autocast(B.device.type, enabled=False):
-            return basis_of(B, self.para_method[adapter_name], self.para_epsilon[adapter_name])
+        return basis_of(B, self.para_method[adapter_name], self.para_epsilon[adapter_name])
 
     def _steps(self, names: Sequence[str], dtype: torch.dtype | None = None) -> list[Step]:
         """What ``names`` remove together: one joint step, or one after the other."""
@@ -300,7 +276,7 @@ class PaRaLayer(BaseTunerLayer):
             self.unmerge()
         weight = self.base_layer.weight.data
         wide = torch.float32 if weight.device.type == "mps" else torch.float64
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        with torch.no_grad(), no_autocast(weight):
             for step in self._steps([*before, *fresh] if joint else fresh, wide):
                 self._removals.append(remove(weight, step.K, step.strength, step.names, self.where))
         self.merged_adapters.extend([*before, *fresh] if joint else fresh)
@@ -329,6 +305,7 @@ class PaRaLayer(BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output less what the active adapters remove."""
+        self.reached = True
         if kwargs.pop("adapter_names", None) is not None:
             raise UsageError("PaRa does not choose adapters for each sample of a batch", where=self.where)
         if self.disable_adapters:
@@ -338,6 +315,13 @@ class PaRaLayer(BaseTunerLayer):
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.merged:
             return result
+        if self.covered and self.waiting():
+            raise UsageError(
+                "the weight has another adapter in it, which this PaRa would project along with it",
+                where=self.where,
+                expected="the PaRa merged before the adapter around it, or neither merged",
+                hint="unmerge all, then merge all at once",
+            )
         for step in self._current_steps():
             result = self._project(result, step)
         return result

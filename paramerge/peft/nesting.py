@@ -6,6 +6,9 @@ without a word) or the outermost first (``merge_adapter``, which so would projec
 PEFT layer that comes to wrap a PaRa gets a class of its own, which merges what is inside before itself. It is
 told by torch's hook on the registration of submodules, so whichever adapter came first; every other module is
 left as it is.
+
+Some adapters never call the layer that they wrap but compute with its weight (HRA, and BOFT on convolutions);
+around a PaRa they would drop it, so that is refused at the first call.
 """
 
 from __future__ import annotations
@@ -26,6 +29,26 @@ class MergesInnerFirst:
 
     base_layer: Any
 
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the layer's own.
+
+        Raises
+        ------
+        UsageError
+            The layer did not call what it wraps, so that the PaRa inside was not there.
+        """
+        para = innermost(self.base_layer)
+        para.reached = False
+        result = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        if not para.reached:
+            raise UsageError(
+                "this kind of adapter does not work around a PaRa: it goes by the weight and past the layer",
+                where=para.where,
+                found=type(self).__name__,
+                hint="bake the PaRa, and add the other adapter to the result",
+            )
+        return result
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Merge the adapters inside, then this one.
 
@@ -33,7 +56,14 @@ class MergesInnerFirst:
         ------
         UsageError
             An adapter inside is active and would not be merged: this layer's change would be projected by it.
+            Or this is a DoRA, whose norms are of the weight that it finds, so that merging would change it.
         """
+        if getattr(self, "lora_variant", None):
+            raise UsageError(
+                "a DoRA around a PaRa cannot be merged: merged, it would take its norms from another weight",
+                where=innermost(self.base_layer).where,
+                hint="bake the PaRa first and train or load the DoRA on the result",
+            )
         inner: Any = self.base_layer
         inner.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         para = innermost(inner)

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
+from paramerge.peft.bases import no_autocast
+
 __all__ = ["project_out", "project_out_channels"]
 
 
@@ -53,7 +55,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, K: Tensor, bias: Tensor | None, strength: float) -> Tensor:
-        with torch.autocast(y.device.type, enabled=False):
+        with no_autocast(y):
             wide = y.to(K.dtype)
             t = _coordinates(wide, K)
             if bias is not None:
@@ -71,7 +73,7 @@ class _Project(torch.autograd.Function):
         grad = grads[0]
         for_y, for_K, for_bias, _ = ctx.needs_input_grad
         grad_y = grad_K = grad_bias = None
-        with torch.autocast(grad.device.type, enabled=False):
+        with no_autocast(grad):
             wide = grad.to(K.dtype)
             u = _coordinates(wide, K)
             if for_y:

@@ -13,6 +13,7 @@ from checkpoint_files import blueprint, shapes_of, write_folder, write_holes, wr
 
 from paramerge.checkpoints.folder_links import check_regular
 from paramerge.checkpoints.layout import Base, open_base
+from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import CheckpointError, FileFormatError
 
 STEMS = {"unet": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
@@ -210,10 +211,7 @@ def test_weights_as_pickles_alone_are_refused(component: str, pickle: str, tmp_p
         ("{", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         ("[]", "does not list components"),
-        (
-            '{"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}',
-            "FluxPipe",
-        ),
+        ('{"_class_name": "AudioPipeline", "vocoder": ["transformers", "UnivNetModel"]}', "AudioPipe"),
         ('{"unet": [null, null]}', "which has no UNet"),
         ('{"unet": "somewhere/else"}', "which has no UNet"),
     ],
@@ -225,18 +223,37 @@ def test_a_model_index_that_names_no_unet_is_refused(index: str, reason: str, tm
         open_base(folder)
 
 
-def test_an_encoder_of_another_kind_comes_along(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "model")
+def with_t5(folder: Path) -> Path:
+    write_folder(folder, skip=["text_encoder"])
     index = json.loads((folder / "model_index.json").read_text())
     index["text_encoder"] = ["transformers", "T5EncoderModel"]
     put(folder / "model_index.json", json.dumps(index))
+    return folder
+
+
+def test_an_encoder_of_another_kind_is_reached_by_its_own_names(tmp_path: Path) -> None:
+    folder = with_t5(tmp_path / "model")
+    layer = "encoder.block.0.layer.0.SelfAttention"
+    shapes = {f"{layer}.q.weight": (4, 4), f"{layer}.relative_attention_bias.weight": (8, 2)}
+    write_holes(folder / "text_encoder" / "model.safetensors", shapes | {"shared.weight": (9, 4)})
+    base = open_base(folder)
+    assert reached(base) == {"unet": 282, "text_encoder": 1}
+    assert ModuleName("text_encoder", f"{layer}.q") in base.files[1].targets
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.fp16.bin", "openvino_model.xml"])
+def test_an_encoder_of_another_kind_comes_along_if_it_is_not_stored_in_safetensors(
+    name: str, tmp_path: Path
+) -> None:
+    folder = with_t5(tmp_path / "model")
+    put(folder / "text_encoder" / name, "weights")
     base = open_base(folder)
     assert reached(base) == {"unet": 282}
-    assert "text_encoder/model.safetensors" in companions(base)
+    assert f"text_encoder/{name}" in companions(base)
 
 
 def test_folders_that_are_no_model_say_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a diffusers model"):
+    with pytest.raises(CheckpointError, match="not a model of diffusers"):
         open_base(tmp_path)
     put(tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError) as caught:

@@ -230,7 +230,7 @@ def test_every_refusal_is_an_error_of_paramerge(tmp_path: Path) -> None:
     for error in (CheckpointError, FileFormatError):
         assert issubclass(error, ParamergeError)
         assert error.exit_code == 3
-    with pytest.raises(CheckpointError, match="not a diffusers model"):
+    with pytest.raises(CheckpointError, match="not a model of diffusers"):
         open_base(tmp_path)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from adapter_files import REAL_LOKRS, REAL_LORAS, Array, factors, kohya_layer, product_norm, save
+from safetensors.numpy import load_file
 
 from paramerge.adapters import LoraModule
 from paramerge.checkpoints.blueprint import sd15, sdxl
@@ -99,20 +100,58 @@ def test_eighty_columns_hold_everything(
 
 
 @pytest.mark.parametrize("name", REAL_LOKRS)
-def test_a_family_that_cannot_be_baked_is_described(name: str, shared_dir: Path, capsys: Capture) -> None:
+def test_a_lokr_is_described(name: str, shared_dir: Path, capsys: Capture) -> None:
     path = shared_dir / "fixtures" / "adapters" / name
     content = as_json(capsys, path)
-    assert (content["supported"], content["families"]) == (False, {"LoKr": 350})
+    assert (content["supported"], content["family"], content["families"]) == (True, "lokr", {"LoKr": 350})
     assert {part: sum(kinds.values()) for part, kinds in content["components"].items()} == {
         "unet": 278,
         "text_encoder": 72,
     }
-    assert content["alphas"] == {"16" if "_16" in name else "8": 350}
+    rank = 16 if "_16" in name else 8
+    assert {(layer["rank"], layer["alpha"], layer["scale"]) for layer in content["layers"]} == {
+        (rank, rank, 1)
+    }
+    tensors = load_file(path)
+    layer = next(layer for layer in content["layers"] if layer["layer"].endswith("mid_block.resnets.0.conv1"))
+    stem = "lora_unet_mid_block_resnets_0_conv1.lokr_"
+    w1, w2 = (tensors[f"{stem}w{i}_a"].astype(float) @ tensors[f"{stem}w{i}_b"].astype(float) for i in (1, 2))
+    assert layer["norm"] == pytest.approx(np.linalg.norm(np.kron(w1, w2)), rel=1e-9)
+    assert layer["form"] == (
+        f"{w1.shape[0]} x {w1.shape[1]} of rank {rank} (x) {w2.shape[0]} x {w2.shape[1]} of rank {rank}"
+    )
     assert content["training"]["comment"] == r"trigger word is smart falcon \(umamusume\)"
     text = run(capsys, path)
-    assert "LoKr cannot be baked by this version" in text
+    assert f"of rank {rank} (x) of rank {rank}" in joined_words(text)
     assert "smart falcon" in text
     assert "self-attention" in text
+
+
+def test_a_family_that_cannot_be_baked_is_described(tmp_path: Path, capsys: Capture) -> None:
+    stem = "lora_unet_mid_block_attentions_0_proj_in"
+    path = save(tmp_path / "t.safetensors", {f"{stem}.lambda_layer": np.ones((1, 4), np.float32)})
+    content = as_json(capsys, path)
+    assert (content["supported"], content["families"]) == (False, {"T-LoRA": 1})
+    assert content["components"] == {"unet": {"transformer in/out": 1}}
+    assert "T-LoRA cannot be baked by this version" in run(capsys, path)
+
+
+def test_the_users_word_on_a_lokr(tmp_path: Path, capsys: Capture) -> None:
+    stem = "lora_unet_mid_block_attentions_0_proj_in"
+    tensors = {f"{stem}.lokr_w{i}": np.ones((2, 2), np.float32) for i in (1, 2)}
+    path = save(tmp_path / "k.safetensors", {**tensors, f"{stem}.alpha": np.float32(1).reshape(())})
+    assert as_json(capsys, path)["layers"][0]["scale"] == 1
+    assert "1 as LyCORIS trains it" in joined_words(run(capsys, path))
+    assert as_json(capsys, path, "--lokr-scale", "0.25")["layers"][0]["norm"] == 1.0
+    assert "given by the user" in joined_words(run(capsys, path, "--lokr-scale", "0.25"))
+
+
+def test_a_family_that_depends_on_the_weight(tmp_path: Path, capsys: Capture) -> None:
+    stem = "lora_unet_mid_block_attentions_0_proj_in"
+    path = save(tmp_path / "o.safetensors", {f"{stem}.oft_blocks": np.zeros((4, 2, 2), np.float32)})
+    (layer,) = as_json(capsys, path)["layers"]
+    assert (layer["norm"], layer["shape"], layer["form"]) == (None, [8], "4 blocks on outputs")
+    assert "1 layers act on the weight as it is at their step" in joined_words(run(capsys, path))
 
 
 def test_a_para(tmp_path: Path, capsys: Capture) -> None:
@@ -240,7 +279,7 @@ def test_the_recipe_is_found_where_bake_puts_it() -> None:
         ({"emb_params": (1, 768)}, "textual inversion"),
         ({"something": (2,)}, "not a checkpoint that paramerge knows"),
         ({}, "not a checkpoint that paramerge knows"),
-        ({"double_blocks.0.img_attn.proj.weight": (2, 2)}, "FLUX"),
+        ({"double_blocks.0.img_attn.proj.weight": (2, 2)}, "layers of FLUX"),
     ],
 )
 def test_strangers_are_described(

@@ -187,3 +187,25 @@ def test_the_results_page_is_generated() -> None:
     from paramerge.training.experiments.report import results_page
 
     assert page.read_text() == results_page(folders, page)
+
+
+def test_the_shipped_models_unseen_subjects(tmp_path: Path) -> None:
+    """Each with five pictures that differ, a word of its own, and prompts that the model's captions know."""
+    from paramerge.training.experiments.emoji import write_subjects
+    from paramerge.training.tiny.pictures import drawn_gallery
+    from paramerge.training.tiny.split import make_split
+    from paramerge.training.tiny.subjects import first_subjects
+    from paramerge.training.tiny.tokenizer import PLACEHOLDERS, caption_words
+
+    unseen = make_split(first_subjects(120)).unseen
+    write_subjects(tmp_path, unseen, drawn_gallery(unseen))
+    data = open_dataset(tmp_path)
+    assert [subject.name for subject in data.subjects] == [subject.name for subject in unseen]
+    assert len({subject.word for subject in data.subjects} & set(PLACEHOLDERS)) == len(unseen) >= 8
+    for subject in data.subjects:
+        files = sorted(subject.folder.glob("*.png"))
+        assert len(files) == 5
+        assert len({file.read_bytes() for file in files}) >= 3
+    known = {*caption_words(), *PLACEHOLDERS, "[v]"}
+    for cell in plan_of("table2", "small", tmp_path).cells + plan_of("composition", "small", tmp_path).cells:
+        assert set(cell.text.split()) <= known

@@ -184,8 +184,7 @@ def test_a_configuration_that_does_not_fit_is_refused(options: dict[str, Any], f
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"use_dora": True}, "DoRA"),
-        ({"peft_type": "LOHA"}, "LOHA"),
+        ({"peft_type": "FOURIERFT"}, "FOURIERFT"),
         ({"peft_type": "DEFT"}, "DEFT"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
         ({"init_lora_weights": "loftq"}, "loftq"),

@@ -90,10 +90,23 @@ def test_numbered_layers_are_those_of_the_walk_over_the_models(name: str, shared
 
 
 @pytest.mark.parametrize("name", REAL_LOKRS)
-def test_lokr_is_refused_by_its_name(name: str, shared_dir: Path) -> None:
-    with pytest.raises(FamilyError, match="LoKr cannot be baked") as caught:
-        open_adapter(shared_dir / "fixtures" / "adapters" / name)
-    assert "350 modules" in str(caught.value.found)
+def test_lokr_is_read_whole(name: str, shared_dir: Path) -> None:
+    """Each layer's Kronecker product in NumPy, from the keys alone."""
+    path = shared_dir / "fixtures" / "adapters" / name
+    adapter = open_adapter(path)
+    assert (adapter.family, adapter.dialect, adapter.architecture) == ("lokr", "kohya", "sd15")
+    assert (len(adapter.modules), adapter.leftovers) == (350, ())
+    tensors = load_file(path)
+    prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
+    for module in list(adapter.modules.values())[::35]:
+        stem = f"{prefixes[module.name.component]}_{module.name.path.replace('.', '_')}"
+        a, b, c, d = (
+            tensors[f"{stem}.lokr_{f}"].astype(np.float64) for f in ("w1_a", "w1_b", "w2_a", "w2_b")
+        )
+        expected = float(tensors[f"{stem}.alpha"]) / len(d) * np.kron(a @ b, c @ d)
+        found = module.delta(np.zeros((1, 1)))
+        assert np.linalg.norm(found - expected) <= EXACT * np.linalg.norm(expected)
+        assert module.norm() == pytest.approx(np.linalg.norm(expected), rel=1e-9)
 
 
 def test_norm_is_that_of_the_formed_product(real: Path) -> None:

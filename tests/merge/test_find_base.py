@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from baking import load, name_of, random_bases, shapes_of
 
@@ -118,3 +119,24 @@ def test_broken_files_in_the_folder_do_not_disturb(library: Path, tmp_path: Path
     adapter = open_adapter(para_for(base, tmp_path / "p.safetensors", sha256(base)))
     assert find_base([adapter]) == base
     assert load(base).tensors
+
+
+def test_the_folder_of_a_shard_is_found(tmp_path: Path) -> None:
+    """A language model in shards: the hash is of one of its files, and the folder is what is baked into."""
+    import model_zoo as zoo
+    import torch
+
+    model = zoo.random_model("llama")
+    with torch.no_grad():
+        model.resize_token_embeddings(20_000)  # files below a megabyte are not looked at
+    folder = tmp_path / "library" / "llama"
+    model.save_pretrained(folder, max_shard_size="1300KB")
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 1
+    digest = sha256(max(shards, key=lambda path: path.stat().st_size))
+    layer = "model.model.layers.0.self_attn.q_proj"
+    path = tmp_path / "p.safetensors"
+    write_para(path, {name_of(layer): np.eye(16, 2)}, architecture="llama", base_sha256=digest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PARAMERGE_MODELS", str(tmp_path / "library"))
+        assert find_base([open_adapter(path)]) == folder

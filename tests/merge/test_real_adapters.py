@@ -212,7 +212,44 @@ def hollow_unet() -> Any:
     return hollow(unet("sd15"))
 
 
-@pytest.mark.parametrize("name", ["lycoris_lokr_smart_falcon_8.safetensors"])
-def test_lokr_is_refused_by_name(name: str, base: Path, shared_dir: Path) -> None:
-    with pytest.raises(FamilyError, match="LoKr"):
-        plan_of(base, Step("lora", shared_dir / "fixtures" / "adapters" / name))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lycoris_lokr_smart_falcon_8.safetensors",
+        pytest.param("lycoris_lokr_smart_falcon_16.safetensors", marks=pytest.mark.slow),
+    ],
+)
+def test_lokr_against_float64(
+    name: str, base: Path, places: dict[str, str], shared_dir: Path, tmp_path: Path
+) -> None:
+    """350 layers of the UNet and the text encoder, linear and convolutions, both factors of low rank."""
+    path = shared_dir / "fixtures" / "adapters" / name
+    output = tmp_path / "out.safetensors"
+    plan = plan_of(base, Step("adapter", path, 0.7))
+    assert len(plan.edits) == 350
+    bake(plan, output)
+    tensors = load_file(path)
+    prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
+    stems = {}
+    for layer in places:
+        component, _, rest = layer.partition(".")
+        stems[f"{prefixes[component]}_{rest.replace('.', '_')}"] = layer
+    expected = {}
+    for stem in {key.partition(".")[0] for key in tensors}:
+        a, b, c, d = (
+            tensors[f"{stem}.lokr_{factor}"].astype(np.float64) for factor in ("w1_a", "w1_b", "w2_a", "w2_b")
+        )
+        scale = 0.7 * float(tensors[f"{stem}.alpha"]) / len(d)
+        # dense, and the product taken in the other order than the package does
+        expected[places[stems[stem]]] = lambda W, a=a, b=b, c=c, d=d, scale=scale: (
+            W + scale * (np.kron(a, c) @ np.kron(b, d)).reshape(W.shape)
+        )
+    assert len(expected) == 350
+    check_output(base, output, expected)
+    output.unlink()
+
+
+def test_lokr_is_no_lora(base: Path, shared_dir: Path) -> None:
+    path = shared_dir / "fixtures" / "adapters" / "lycoris_lokr_smart_falcon_8.safetensors"
+    with pytest.raises(FamilyError, match="this is a LoKr, not a LoRA"):
+        plan_of(base, Step("lora", path))

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 from peft import (
+    BOFTConfig,
+    HRAConfig,
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
+    OFTConfig,
     get_peft_model_state_dict,
     inject_adapter_in_model,
     set_peft_model_state_dict,
@@ -276,6 +279,8 @@ def test_merging_a_lora_without_the_active_para_is_refused() -> None:
     activate(model, "para", "lora")
     with pytest.raises(UsageError, match="merged already"):
         model.lin.base_layer.merge()
+    with pytest.raises(UsageError, match="project along"):
+        model(*inputs())
     model.lin.unmerge()
     model.lin.merge()
     assert model.lin.base_layer.merged
@@ -296,6 +301,40 @@ def test_three_deep(order: str) -> None:
         assert distance(model(*inputs()), want) < 5e-6
         unfuse(model, component="unet")
         assert distance(model(*inputs()), want) < 5e-6
+
+
+@pytest.mark.parametrize("kind", ["boft", "hra"])
+def test_adapters_that_go_past_the_layer_are_refused_around_a_para(kind: str) -> None:
+    """They compute with the weight and never call what they wrap: the PaRa would be dropped silently."""
+    boft = BOFTConfig(boft_block_size=3, target_modules=["conv"])
+    config = boft if kind == "boft" else HRAConfig(r=2, target_modules=["lin"])
+    model = with_para(small())
+    inject_adapter_in_model(config, model, kind)
+    activate(model, "para", kind)
+    with pytest.raises(UsageError, match="past the layer"):
+        model(*inputs())
+
+
+def test_oft_around_a_para_turns_the_reduced_weight() -> None:
+    model = with_para(small())
+    inject_adapter_in_model(OFTConfig(r=0, oft_block_size=5, target_modules=["lin"]), model, "oft")
+    with torch.no_grad():
+        model.lin.oft_R["oft"].weight.normal_(0, 0.3)
+        activate(model, "para", "oft")
+        want = model(*inputs())
+        assert distance(want, with_para(small())(*inputs())) > 1e-2
+        fuse(model, component="unet")
+        assert distance(model(*inputs()), want) < 5e-6
+
+
+def test_a_dora_around_a_para_is_not_merged() -> None:
+    """Its norms are of the weight that it finds; after the PaRa that is another one."""
+    model = with_para(small())
+    dora = LoraConfig(r=2, target_modules=["lin"], use_dora=True, init_lora_weights=False)
+    inject_adapter_in_model(dora, model, "dora")
+    activate(model, "para", "dora")
+    with pytest.raises(UsageError, match="DoRA"):
+        fuse(model, component="unet")
 
 
 def test_a_copied_nest_merges_itself_and_not_the_original() -> None:

@@ -84,7 +84,7 @@ def test_a_para_from_a_folder_of_pictures(sd: Path, dog: Path, tmp_path: Path) -
         validation_prompts=("a noto dog", "a cat"),
         validation_every=15,
         validation_steps=1,
-        save_every=10,
+        save_every=5,
     )
     result = train(config, report=lambda *progress: seen.append(progress))
     assert [done for done, _, _ in seen] == list(range(1, 21))
@@ -105,7 +105,7 @@ def test_a_para_from_a_folder_of_pictures(sd: Path, dog: Path, tmp_path: Path) -
         "step-00000020.png",
     ]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
-        "step-00000010.safetensors",
+        "step-00000015.safetensors",
         "step-00000020.safetensors",
     ]
     with Image.open(tmp_path / "loss.png") as image:

@@ -41,7 +41,10 @@ def trained(
 ) -> Training:
     """A training with the budget's settings; ``settings`` of the trainer's configuration win."""
     rates = dict(budget.rates)
-    given: dict[str, object] = {"mixed_precision": budget.mixed_precision}
+    given: dict[str, object] = {
+        "batch_size": budget.batch_size,
+        "mixed_precision": budget.mixed_precision,
+    }
     if method in rates:
         given["learning_rate"] = rates[method]
     if method == "para":

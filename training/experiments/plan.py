@@ -68,6 +68,7 @@ class Budget:
     runs: int
     sampling: Sampling
     max_pairs: int | None = None
+    batch_size: int = 1
     mixed_precision: str = "no"
     rates: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()

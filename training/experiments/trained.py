@@ -21,7 +21,7 @@ from paramerge.training.evaluation.processes import Processes
 from paramerge.training.evaluation.records import make_folder
 from paramerge.training.experiments.plan import Plan, Training
 from paramerge.training.loop import train
-from paramerge.training.pictures import data_hash, find_pictures
+from paramerge.training.pictures import CAPTION_SUFFIX, data_hash, find_pictures
 
 __all__ = ["Kept", "kept", "train_missing"]
 
@@ -180,6 +180,9 @@ def _pictures(training: Training, place: Path) -> Path:
     make_folder(folder)
     for path in chosen:
         write_bytes(folder / path.name, path.read_bytes())
+        caption = path.with_suffix(CAPTION_SUFFIX)
+        if caption.is_file():
+            write_bytes(folder / caption.name, caption.read_bytes())
     return folder
 
 

@@ -1,0 +1,153 @@
+"""``paramerge sizes``: how large an adapter would be."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from paramerge.adapters.sizes import FAMILIES
+from paramerge.checkpoints.blueprint import BLUEPRINTS
+from paramerge.cli.options import gamma_option, json_option
+from paramerge.errors import UsageError
+
+if TYPE_CHECKING:
+    from paramerge.analysis.sizes import BoundaryChoice, Size
+
+__all__ = ["sizes"]
+
+_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
+
+
+@click.command(name="sizes")
+@click.option("--arch", type=click.Choice(list(BLUEPRINTS)), default="sdxl", show_default=True)
+@click.option(
+    "--subset",
+    "subsets",
+    multiple=True,
+    metavar="NAME",
+    default=("fmt",),
+    show_default=True,
+    help="A subset of the PaRa paper (exca, sao, cao, sca, fmt ...), several joined by +, or all.",
+)
+@click.option(
+    "--rank", "ranks", type=int, multiple=True, metavar="R", default=(16,), show_default=True,
+    help="May be repeated; OFT and BOFT take it as the size of their blocks.",
+)  # fmt: skip
+@click.option(
+    "--family",
+    "families",
+    multiple=True,
+    type=click.Choice(list(FAMILIES)),
+    default=("para", "lora"),
+    show_default=True,
+    help="May be repeated.",
+)
+@gamma_option
+@click.option(
+    "--gamma-on",
+    "boundary",
+    type=click.Choice(["all", "conv"]),
+    default="all",
+    show_default=True,
+    help="Hold all layers within --gamma, or convolutions alone, as Table 3 of the PaRa paper does.",
+)
+@click.option(
+    "--krona",
+    metavar="A1,A2",
+    default="64,4",
+    show_default=True,
+    help="The shape of DiffuseKronA's first factor; 64,4, 64,8 and 32,16 are its code's.",
+)
+@click.option("--lokr-factor", type=int, metavar="N", default=-1, show_default=True)
+@click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
+@json_option
+def sizes(
+    arch: str,
+    subsets: tuple[str, ...],
+    ranks: tuple[int, ...],
+    families: tuple[str, ...],
+    gamma: float | None,
+    boundary: BoundaryChoice,
+    krona: str,
+    lokr_factor: int,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Tell how many parameters and bytes an adapter has, from the architecture alone.
+
+    \b
+    paramerge sizes --arch sdxl --subset exca --rank 16 --family para --family lora
+    paramerge sizes --subset sao+cao --rank 4 --family lora --family krona --krona 64,4
+    """
+    from paramerge.analysis.sizes import adapter_sizes, unet_layers
+
+    layers = unet_layers(arch)
+    found = adapter_sizes(
+        layers,
+        families=families,
+        subsets=subsets,
+        ranks=ranks,
+        gamma=gamma,
+        boundary=boundary,
+        kronecker=_pair(krona),
+        lokr_factor=lokr_factor,
+        dtype=_DTYPES[dtype],
+    )
+    if as_json:
+        options = {"gamma": gamma, "gamma_on": boundary, "krona": krona, "lokr_factor": lokr_factor}
+        content = {
+            "architecture": arch,
+            "dtype": dtype,
+            "options": options,
+            "sizes": [size.as_dict() for size in found],
+        }
+        click.echo(json.dumps(content, indent=2))
+    else:
+        _show(found, arch, dtype)
+
+
+def _pair(text: str) -> tuple[int, int]:
+    try:
+        first, second = (int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            "this is not the shape of a factor", where="--krona", expected="two numbers: 64,4", found=text
+        ) from None
+    return first, second
+
+
+def _show(found: list[Size], arch: str, dtype: str) -> None:
+    from rich.table import Table
+
+    from paramerge.cli.render import out, shown
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("subset")
+    table.add_column("rank", justify="right")
+    table.add_column("family")
+    for title in ("layers", "parameters", "MiB"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("note", overflow="fold")
+    for size in found:
+        table.add_row(
+            shown(size.subset),
+            str(size.rank),
+            size.family,
+            str(size.layers),
+            f"{size.parameters:,}",
+            f"{size.nbytes / 2**20:.4g}",
+            _note(size),
+        )
+    out.print(f"[bold]{arch}[/bold], UNet, {dtype}")
+    out.print(table)
+
+
+def _note(size: Size) -> str:
+    notes = (
+        (size.capped, "within the boundary"),
+        (size.left_alone, "left alone by the boundary"),
+        (size.not_possible, "cannot be factored so"),
+    )
+    return "; ".join(f"{count} {what}" for count, what in notes if count)

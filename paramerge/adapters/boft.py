@@ -1,0 +1,136 @@
+"""BOFT: several rotations by blocks, each after a butterfly's reordering.
+
+LyCORIS turns outputs (``W' = rescale o B_m ... B_1 W``), PEFT turns inputs (``W' = s o W (B_m ... B_1)^T``).
+Stage i mixes rows that lie 2^i half blocks apart; the two order them differently.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from paramerge.adapters.contract import DependentModule, read_finite
+from paramerge.adapters.oft import cayley, constrained_skew
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.tensors import StoredTensor
+
+__all__ = ["BoftModule", "PeftBoftModule"]
+
+
+@dataclass(frozen=True)
+class BoftModule(DependentModule):
+    """BOFT of LyCORIS.
+
+    Attributes
+    ----------
+    blocks:
+        (m, n, b, b) with ``n b = out`` and b even; ``Q = blocks - blocks^T``.
+    rescale:
+        One number for each row, or None.
+    alpha:
+        The constraint of the file: ``||Q||`` over all stages is at most ``alpha * out``; None or 0 for none.
+    """
+
+    name: ModuleName
+    blocks: StoredTensor
+    rescale: StoredTensor | None = None
+    alpha: float | None = None
+    alpha_key: str | None = None
+    family: str = "boft"
+
+    @property
+    def rank(self) -> int:
+        """The size b of a block."""
+        return self.blocks.shape[-1]
+
+    @property
+    def out_features(self) -> int:
+        return self.blocks.shape[1] * self.blocks.shape[2]
+
+    @property
+    def in_features(self) -> None:
+        return None
+
+    @property
+    def form(self) -> str:
+        stages, count = self.blocks.shape[:2]
+        return f"{stages} stages of {count} blocks on outputs" + (", rescaled" if self.rescale else "")
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (self.blocks,) if self.rescale is None else (self.blocks, self.rescale)
+
+    def transform(self, W: np.ndarray) -> np.ndarray:
+        """The stages one after the other, then the rescaling."""
+        R = cayley(constrained_skew(read_finite(self.blocks), self.alpha, self.out_features))
+        turned = _butterfly(W, R, interleaved=True)
+        if self.rescale is None:
+            return turned
+        return np.asarray(read_finite(self.rescale).reshape(-1, 1) * turned)
+
+
+@dataclass(frozen=True)
+class PeftBoftModule(DependentModule):
+    """BOFT of PEFT.
+
+    Attributes
+    ----------
+    blocks:
+        (m, n, b, b) with ``n b = in`` (a convolution's kernel among the inputs);
+        ``Q = (blocks - blocks^T) / 2``, turned the other way than LyCORIS does.
+    s:
+        One number for each row: (out, 1), or (1, out) for a convolution.
+    """
+
+    name: ModuleName
+    blocks: StoredTensor
+    s: StoredTensor
+    family: str = "boft"
+
+    @property
+    def rank(self) -> int:
+        """The size b of a block."""
+        return self.blocks.shape[-1]
+
+    @property
+    def out_features(self) -> int:
+        return math.prod(self.s.shape)
+
+    @property
+    def in_features(self) -> int:
+        return self.blocks.shape[1] * self.blocks.shape[2]
+
+    @property
+    def form(self) -> str:
+        stages, count = self.blocks.shape[:2]
+        return f"{stages} stages of {count} blocks on inputs"
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (self.blocks, self.s)
+
+    def transform(self, W: np.ndarray) -> np.ndarray:
+        """The stages on the columns, then the scaling of the rows."""
+        R = cayley(-constrained_skew(read_finite(self.blocks), None, self.in_features) / 2)
+        return np.asarray(read_finite(self.s).reshape(-1, 1) * _butterfly(W.T, R, interleaved=False).T)
+
+
+def _butterfly(X: np.ndarray, R: np.ndarray, interleaved: bool) -> np.ndarray:
+    """Stages R (m, n, b, b) on the rows of X (n b, k).
+
+    At stage i a block's two halves are b / 2 rows each that lie 2^i b / 2 rows apart: single rows in turn
+    (``interleaved``, LyCORIS), or both halves in one piece (PEFT).
+    """
+    stages, count, size, _ = R.shape
+    if stages == 1 and not interleaved:  # nothing is reordered, and blocks of odd size have no halves
+        return np.asarray(R[0] @ X.reshape(count, size, -1)).reshape(X.shape)
+    columns = X.shape[1]
+    unit = 1 if interleaved else size // 2
+    for stage in range(stages):
+        apart = 2**stage * (size // 2) // unit
+        blocks = X.reshape(-1, 2, apart, unit, columns).transpose(0, 2, 1, 3, 4)
+        mixed = R[stage] @ blocks.reshape(count, size, columns)
+        X = mixed.reshape(-1, apart, 2, unit, columns).transpose(0, 2, 1, 3, 4).reshape(-1, columns)
+    return X

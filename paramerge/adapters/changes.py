@@ -1,0 +1,132 @@
+"""What additive families add to a weight, made by blocks of rows so that it need never be whole in memory."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Change", "Difference", "Hadamard", "Kronecker", "Product", "ShuffledKronecker"]
+
+_BLOCK_ELEMENTS = 1 << 20
+
+
+class Change(ABC):
+    """A matrix (d, k) in float64 that is known by its factors."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """``(d, k)``."""
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows ``start`` to ``stop``, (stop - start, k)."""
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """All rows in blocks of a few MiB, each with its first row's index."""
+        rows, columns = self.shape
+        step = max(1, _BLOCK_ELEMENTS // max(1, columns))
+        for start in range(0, rows, step):
+            yield start, self.rows(start, min(start + step, rows))
+
+    def whole(self) -> np.ndarray:
+        """All of it."""
+        return self.rows(0, self.shape[0])
+
+    def norm(self) -> float:
+        """Its Frobenius norm."""
+        return math.hypot(*(float(np.linalg.norm(block)) for _, block in self.blocks()))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the factors."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
+
+
+@dataclass(frozen=True)
+class Product(Change):
+    """``scale * B A``: B (d, r), A (r, k)."""
+
+    B: np.ndarray
+    A: np.ndarray
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.B.shape[0], self.A.shape[1]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        found: np.ndarray = (self.scale * self.B[start:stop]) @ self.A
+        return found
+
+
+@dataclass(frozen=True)
+class Hadamard(Change):
+    """``scale * (B1 A1) o (B2 A2)``, element by element: Bi (d, r), Ai (r, k)."""
+
+    B1: np.ndarray
+    A1: np.ndarray
+    B2: np.ndarray
+    A2: np.ndarray
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.B1.shape[0], self.A1.shape[1]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        found: np.ndarray = (self.B1[start:stop] @ self.A1) * (self.B2[start:stop] @ self.A2)
+        found *= self.scale
+        return found
+
+
+@dataclass(frozen=True)
+class Kronecker(Change):
+    """``scale * (L (x) R)``: L (a, b), R (c, e), the product (a c, b e)."""
+
+    L: np.ndarray
+    R: np.ndarray
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.L.shape[0] * self.R.shape[0], self.L.shape[1] * self.R.shape[1]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        left, right = np.divmod(np.arange(start, stop), self.R.shape[0])
+        return self._outer(left, right)
+
+    def _outer(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Rows that are ``L[left] (x) R[right]``, one for each pair."""
+        found = (self.scale * self.L[left])[:, :, None] * self.R[right][:, None, :]
+        return np.asarray(found.reshape(len(left), self.shape[1]))
+
+    def norm(self) -> float:
+        return abs(self.scale) * float(np.linalg.norm(self.L)) * float(np.linalg.norm(self.R))
+
+
+@dataclass(frozen=True)
+class ShuffledKronecker(Kronecker):
+    """``L (x) R`` with its rows in the order of DiffuseKronA's public code: R's index runs slowest."""
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        right, left = np.divmod(np.arange(start, stop), self.L.shape[0])
+        return self._outer(left, right)
+
+
+@dataclass(frozen=True)
+class Difference(Change):
+    """A matrix as it is."""
+
+    D: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.D.shape[0], self.D.shape[1]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return self.D[start:stop]

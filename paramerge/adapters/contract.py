@@ -1,0 +1,201 @@
+"""What every family's layer can do: the one contract that planning, baking and inspecting rely on.
+
+A module says how one weight changes. Weights are matrices ``(d, k)``, rows are output features, a
+convolution is flattened to ``(out, in * kh * kw)``, a norm's weight or a bias is a column ``(n, 1)``. All
+results are float64 NumPy arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+
+from paramerge.adapters.changes import Change
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.tensors import StoredTensor
+from paramerge.errors import NonFiniteError
+
+__all__ = ["FAMILIES", "AdditiveModule", "DependentModule", "LayerModule", "read_finite"]
+
+FAMILIES = {
+    "para": "PaRa",
+    "lora": "LoRA",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "krona": "DiffuseKronA",
+    "dora": "DoRA",
+    "ia3": "IA3",
+    "oft": "OFT",
+    "boft": "BOFT",
+    "glora": "GLoRA",
+    "full": "full difference",
+    "norm": "norm",
+    "svdiff": "SVDiff",
+}
+"""Every family that can be baked, and its name for people."""
+
+
+class LayerModule(ABC):
+    """One layer of an adapter, still in its file: ``W -> W'``.
+
+    Attributes
+    ----------
+    family:
+        A key of :data:`FAMILIES`.
+    depends_on_weight:
+        Whether ``W' - W`` depends on ``W``: such a module acts on the weight as it is at its step.
+    """
+
+    family: str
+    depends_on_weight: ClassVar[bool]
+    name: ModuleName
+    alpha_key: str | None = None
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """Its tensors in the file."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys of the file that belong to this layer."""
+        own = tuple(tensor.key for tensor in self.tensors)
+        return own if self.alpha_key is None else (*own, self.alpha_key)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype it is stored in, by the header's name."""
+        return self.tensors[0].dtype
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """What its family counts: the rank of factors, the size of blocks, singular values."""
+
+    @property
+    @abstractmethod
+    def out_features(self) -> int | None:
+        """Rows of the weight that it changes; None where the file leaves it open."""
+
+    @property
+    @abstractmethod
+    def in_features(self) -> int | None:
+        """Columns of the weight, a convolution flattened; None where the file leaves it open."""
+
+    @property
+    def rank_bound(self) -> int | None:
+        """The most that ``rank(W' - W)`` can be; None where the file alone does not tell."""
+        return min((size for size in (self.out_features, self.in_features) if size is not None), default=None)
+
+    @property
+    def scale(self) -> float | None:
+        """What the product of the factors is multiplied by; None for a family without such a number."""
+        return None
+
+    @property
+    def form(self) -> str:
+        """How the change is represented here, in a few words; empty where the family has one form only."""
+        return ""
+
+    @property
+    def optional(self) -> bool:
+        """Whether the base may lack this parameter (a bias that is scaled along with its layer)."""
+        return False
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of ``shape`` (as stored, not flattened) is one that it can change."""
+        rows, columns = shape[0], math.prod(shape[1:])
+        return self.out_features in (None, rows) and self.in_features in (None, columns)
+
+    @abstractmethod
+    def transform(self, W: np.ndarray) -> np.ndarray:
+        """``W'`` for ``W`` (d, k) float64, at strength 1.
+
+        Raises
+        ------
+        NonFiniteError
+            NaN or Inf in a tensor of the adapter.
+        """
+
+    def apply(self, W: np.ndarray, strength: float = 1.0) -> np.ndarray:
+        """``W + strength * (W' - W)``, as user interfaces define a strength for every family."""
+        if strength == 1:
+            return self.transform(W)
+        return np.asarray(W + strength * (self.transform(W) - W))
+
+    def delta(self, W: np.ndarray) -> np.ndarray:
+        """``W' - W`` at strength 1."""
+        return np.asarray(self.transform(W) - W)
+
+    def norm(self) -> float | None:
+        """``||W' - W||``, Frobenius; None where it depends on the weight."""
+        return None
+
+
+class AdditiveModule(LayerModule):
+    """A family that adds the same to every weight."""
+
+    depends_on_weight = False
+
+    @property
+    @abstractmethod
+    def rank_bound(self) -> int:
+        """The most that the rank of the change can be."""
+
+    @abstractmethod
+    def change(self) -> Change:
+        """What is added at strength 1, read from the file; made by rows when asked for.
+
+        Raises
+        ------
+        NonFiniteError
+            NaN or Inf in a tensor of the adapter.
+        """
+
+    def transform(self, W: np.ndarray) -> np.ndarray:
+        """``W`` and the change together."""
+        return np.asarray(W + self.change().whole())
+
+    def delta(self, W: np.ndarray | None = None) -> np.ndarray:
+        """The change (d, k); ``W`` makes no difference."""
+        return self.change().whole()
+
+    def apply(self, W: np.ndarray, strength: float = 1.0) -> np.ndarray:
+        """``W + strength * change``."""
+        return np.asarray(W + strength * self.change().whole())
+
+    def norm(self) -> float:
+        """``||change||``, Frobenius; NaN where a tensor is not finite."""
+        try:
+            return self.change().norm()
+        except NonFiniteError:
+            return math.nan
+
+
+class DependentModule(LayerModule):
+    """A family whose change depends on the weight that it meets."""
+
+    depends_on_weight = True
+
+
+def read_finite(tensor: StoredTensor) -> np.ndarray:
+    """The tensor in float64.
+
+    Raises
+    ------
+    NonFiniteError
+        NaN or Inf.
+    FileFormatError
+        The file changed while it was open.
+    """
+    values = tensor.read_exact().astype(np.float64)
+    if not np.isfinite(values).all():
+        raise NonFiniteError(
+            "the adapter holds NaN or Inf",
+            where=f"{tensor.path}: {tensor.key}",
+            hint="its training diverged: use an earlier checkpoint of it",
+        )
+    return values

@@ -1,0 +1,88 @@
+"""DoRA: a weight with another family's change in it, its rows or columns brought to trained lengths."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from paramerge.adapters.contract import AdditiveModule, DependentModule, read_finite
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.tensors import StoredTensor
+
+__all__ = ["DoraModule"]
+
+
+@dataclass(frozen=True)
+class DoraModule(DependentModule):
+    """``W' = m o (W + D) / ||W + D||``, the norm of each row or of each input channel.
+
+    Attributes
+    ----------
+    inner:
+        The change D: LoRA, LoHa or LoKr, its own scale in it.
+    magnitude:
+        m, one number for each row (``axis`` is ``out``) or for each input channel (``in``).
+    eps:
+        What the file's trainer adds to the norm: 2^-23 (LyCORIS), 0 (PEFT).
+    """
+
+    name: ModuleName
+    inner: AdditiveModule
+    magnitude: StoredTensor
+    axis: Literal["out", "in"] = "out"
+    eps: float = 0.0
+    family: str = "dora"
+
+    @property
+    def rank(self) -> int:
+        """The rank of the inner change."""
+        return self.inner.rank
+
+    @property
+    def out_features(self) -> int | None:
+        return self.inner.out_features
+
+    @property
+    def in_features(self) -> int | None:
+        return self.inner.in_features
+
+    @property
+    def scale(self) -> float | None:
+        """The inner change's."""
+        return self.inner.scale
+
+    @property
+    def alpha(self) -> float | None:
+        """The inner change's."""
+        alpha: float | None = getattr(self.inner, "alpha", None)
+        return alpha
+
+    @property
+    def form(self) -> str:
+        return f"{self.inner.family} by {'rows' if self.axis == 'out' else 'input channels'}"
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (*self.inner.tensors, self.magnitude)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*self.inner.keys, self.magnitude.key)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """The inner change must fit, and the magnitude the rows or input channels."""
+        count = math.prod(self.magnitude.shape)
+        return self.inner.fits(shape) and count == shape[0 if self.axis == "out" else 1]
+
+    def transform(self, W: np.ndarray) -> np.ndarray:
+        """``m o (W + D) / (||W + D|| + eps)``."""
+        V = self.inner.transform(W)
+        m = read_finite(self.magnitude).reshape(-1)
+        if self.axis == "out":
+            return np.asarray(V * (m / (np.linalg.norm(V, axis=1) + self.eps))[:, None])
+        channels = V.reshape(len(V), len(m), -1)
+        lengths = np.sqrt(np.einsum("oik,oik->i", channels, channels)) + self.eps
+        return np.asarray(channels * (m / lengths)[:, None]).reshape(V.shape)

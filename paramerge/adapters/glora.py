@@ -1,0 +1,86 @@
+"""GLoRA: a low-rank change and another that goes through the weight, ``scale * (W A + B)``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from paramerge.adapters.contract import DependentModule, read_finite
+from paramerge.adapters.loha import tucker
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.tensors import StoredTensor
+
+__all__ = ["GloraModule"]
+
+
+@dataclass(frozen=True)
+class GloraModule(DependentModule):
+    """``W' = W + scale * (W A1 A2 + B1 B2)``; A acts on input channels, at each place of a kernel alike.
+
+    Attributes
+    ----------
+    a1, a2:
+        (in channels, r) and (r, in channels), perhaps with axes of 1 behind them.
+    b1, b2:
+        (out, r) and (r, in), the latter with the kernel of a convolution.
+    core:
+        (r, r, kh, kw): B's Tucker form, b2 then without kernel; or None.
+    alpha:
+        The file's alpha; None stands for alpha = rank.
+    """
+
+    name: ModuleName
+    a1: StoredTensor
+    a2: StoredTensor
+    b1: StoredTensor
+    b2: StoredTensor
+    core: StoredTensor | None = None
+    alpha: float | None = None
+    alpha_key: str | None = None
+    family: str = "glora"
+
+    @property
+    def rank(self) -> int:
+        """The rank r of A and of B."""
+        return self.a2.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """alpha / r."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def out_features(self) -> int:
+        return self.b1.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        kernel = (self.core or self.b2).shape[2:]
+        return self.b2.shape[1] * math.prod(kernel)
+
+    @property
+    def rank_bound(self) -> int:
+        """``W A`` has at most A's rank, at each place of a kernel."""
+        places = math.prod((self.core or self.b2).shape[2:])
+        return min(self.rank * places + self.b2.shape[0], self.out_features, self.in_features)
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        every = (self.a1, self.a2, self.b1, self.b2, self.core)
+        return tuple(tensor for tensor in every if tensor is not None)
+
+    def transform(self, W: np.ndarray) -> np.ndarray:
+        """Both changes in float64."""
+        a1, a2, b1, b2 = (_matrix(tensor) for tensor in (self.a1, self.a2, self.b1, self.b2))
+        if self.core is not None:
+            b2 = tucker(read_finite(self.core), b2)
+        channels = W.reshape(len(W), len(a1), -1)
+        through = np.einsum("rj,ork->ojk", a2, np.einsum("oik,ir->ork", channels, a1, optimize=True))
+        return np.asarray(W + self.scale * (through.reshape(W.shape) + b1 @ b2))
+
+
+def _matrix(tensor: StoredTensor) -> np.ndarray:
+    values = read_finite(tensor)
+    return values.reshape(values.shape[0], -1)

@@ -1,0 +1,75 @@
+"""IA3: rows or input channels of a weight multiplied by trained numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from paramerge.adapters.contract import DependentModule, read_finite
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.tensors import StoredTensor
+
+__all__ = ["Ia3Module"]
+
+
+@dataclass(frozen=True)
+class Ia3Module(DependentModule):
+    """``W' = W o l`` (PEFT) or ``W' = W o (1 + l)`` (LyCORIS).
+
+    Attributes
+    ----------
+    vector:
+        l, one number for each row (``axis`` is ``out``) or for each input channel (``in``).
+    around_one:
+        Whether l is stored as its distance from 1, as LyCORIS does.
+    on_bias:
+        Whether this is the bias of a layer whose outputs are scaled (PEFT); the base may have none.
+    """
+
+    name: ModuleName
+    vector: StoredTensor
+    axis: Literal["out", "in"]
+    around_one: bool
+    on_bias: bool = False
+    family: str = "ia3"
+
+    @property
+    def rank(self) -> int:
+        """How many numbers there are."""
+        return math.prod(self.vector.shape)
+
+    @property
+    def out_features(self) -> int | None:
+        return self.rank if self.axis == "out" else None
+
+    @property
+    def in_features(self) -> int | None:
+        return 1 if self.on_bias else None
+
+    @property
+    def form(self) -> str:
+        return "on outputs" if self.axis == "out" else "on inputs"
+
+    @property
+    def optional(self) -> bool:
+        return self.on_bias
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (self.vector,)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """As many numbers as rows, or as input channels."""
+        if self.axis == "in":
+            return len(shape) > 1 and shape[1] == self.rank
+        return super().fits(shape)
+
+    def transform(self, W: np.ndarray) -> np.ndarray:
+        """Scale the rows, or the columns of each input channel."""
+        factors = read_finite(self.vector).reshape(-1) + (1.0 if self.around_one else 0.0)
+        if self.axis == "out":
+            return np.asarray(W * factors[:, None])
+        return np.asarray(W * np.repeat(factors, W.shape[1] // len(factors)))

@@ -1,0 +1,94 @@
+"""LoHa: the element-wise product of two low-rank matrices, ``scale * (B1 A1) o (B2 A2)`` (FedPara)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from paramerge.adapters.changes import Hadamard
+from paramerge.adapters.contract import AdditiveModule, read_finite
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.tensors import StoredTensor
+
+__all__ = ["LohaModule", "tucker"]
+
+
+@dataclass(frozen=True)
+class LohaModule(AdditiveModule):
+    """One layer of a LoHa.
+
+    Attributes
+    ----------
+    w1_a, w2_a:
+        B1, B2: (out, r); (r, out) where there are cores.
+    w1_b, w2_b:
+        A1, A2: (r, in), a convolution flattened; (r, in channels) where there are cores.
+    t1, t2:
+        The cores (r, r, kh, kw) of the Tucker form, or None.
+    alpha:
+        The file's alpha; None stands for alpha = rank, that is scale 1.
+    """
+
+    name: ModuleName
+    w1_a: StoredTensor
+    w1_b: StoredTensor
+    w2_a: StoredTensor
+    w2_b: StoredTensor
+    t1: StoredTensor | None = None
+    t2: StoredTensor | None = None
+    alpha: float | None = None
+    alpha_key: str | None = None
+    family: str = "loha"
+
+    @property
+    def rank(self) -> int:
+        """The rank r of both factors."""
+        return self.w1_b.shape[0]
+
+    @property
+    def rank_bound(self) -> int:
+        """An element-wise product of rank-r matrices has at most rank r squared."""
+        return min(self.rank * self.w2_b.shape[0], self.out_features, self.in_features)
+
+    @property
+    def scale(self) -> float:
+        """alpha / r."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def out_features(self) -> int:
+        return self.w1_a.shape[0 if self.t1 is None else 1]
+
+    @property
+    def in_features(self) -> int:
+        kernel = () if self.t1 is None else self.t1.shape[2:]
+        return math.prod(self.w1_b.shape[1:]) * math.prod(kernel)
+
+    @property
+    def form(self) -> str:
+        return "Tucker" if self.t1 is not None else ""
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        every = (self.w1_a, self.w1_b, self.w2_a, self.w2_b, self.t1, self.t2)
+        return tuple(tensor for tensor in every if tensor is not None)
+
+    def change(self) -> Hadamard:
+        """Read the factors; cores are contracted with the input side."""
+        B1, A1 = _factors(self.w1_a, self.w1_b, self.t1)
+        B2, A2 = _factors(self.w2_a, self.w2_b, self.t2)
+        return Hadamard(B1, A1, B2, A2, self.scale)
+
+
+def _factors(a: StoredTensor, b: StoredTensor, core: StoredTensor | None) -> tuple[np.ndarray, np.ndarray]:
+    A = read_finite(b)
+    if core is None:
+        return read_finite(a), A.reshape(A.shape[0], -1)
+    return read_finite(a).T, tucker(read_finite(core), A)
+
+
+def tucker(core: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """A core (r, s, kh, kw) with the input factor (s, in) in it: (r, in * kh * kw)."""
+    return np.asarray(np.einsum("ij...,jk->ik...", core, inputs).reshape(core.shape[0], -1))

@@ -1,0 +1,163 @@
+"""LoKr: a Kronecker product, ``scale * (w1 (x) w2)``, each factor whole or of low rank."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from paramerge.adapters.changes import Kronecker
+from paramerge.adapters.contract import AdditiveModule, read_finite
+from paramerge.adapters.loha import tucker
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.tensors import StoredTensor
+
+__all__ = ["LokrFactor", "LokrModule"]
+
+
+@dataclass(frozen=True)
+class LokrFactor:
+    """One side of the product: ``whole``, or ``a @ b`` of rank r, or ``a^T core b`` (Tucker).
+
+    Attributes
+    ----------
+    whole:
+        (rows, columns), or (rows, columns, kh, kw) for a convolution.
+    a, b:
+        (rows, r) and (r, columns), a convolution's kernel in the columns; with a ``core`` (r, rows) and
+        (r, columns).
+    core:
+        (r, r, kh, kw).
+    """
+
+    whole: StoredTensor | None = None
+    a: StoredTensor | None = None
+    b: StoredTensor | None = None
+    core: StoredTensor | None = None
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """Its tensors in the file."""
+        return tuple(t for t in (self.whole, self.a, self.b, self.core) if t is not None)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns, a kernel flattened into the columns."""
+        if self.whole is not None:
+            return self.whole.shape[0], math.prod(self.whole.shape[1:])
+        a, b = self._pair
+        if self.core is not None:
+            return a.shape[1], b.shape[1] * math.prod(self.core.shape[2:])
+        return a.shape[0], math.prod(b.shape[1:])
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of a factor that is not whole."""
+        return None if self.b is None else self.b.shape[0]
+
+    @property
+    def rank_bound(self) -> int:
+        """The most that its rank can be."""
+        return min(size for size in (*self.shape, self.rank) if size is not None)
+
+    def read(self) -> np.ndarray:
+        """The factor as a matrix, float64."""
+        if self.whole is not None:
+            return read_finite(self.whole).reshape(self.shape)
+        a, b = self._pair
+        A, B = read_finite(a), read_finite(b)
+        if self.core is not None:
+            return np.asarray(A.T @ tucker(read_finite(self.core), B))
+        return np.asarray(A @ B.reshape(B.shape[0], -1))
+
+    @property
+    def _pair(self) -> tuple[StoredTensor, StoredTensor]:
+        if self.a is None or self.b is None:
+            raise ValueError("a factor is whole, or has both a and b")
+        return self.a, self.b
+
+    def __str__(self) -> str:
+        size = " x ".join(map(str, self.shape))
+        if self.rank is None:
+            return f"{size} whole"
+        return f"{size} of rank {self.rank}{' (Tucker)' if self.core is not None else ''}"
+
+
+@dataclass(frozen=True)
+class LokrModule(AdditiveModule):
+    """One layer of a LoKr. The split is that of the shapes; either factor may be the larger one.
+
+    Attributes
+    ----------
+    alpha:
+        The file's alpha; None stands for alpha = rank, that is scale 1.
+    configured_rank:
+        The trainer's rank where alpha / rank also scales two whole factors, which have none in their shapes
+        (PEFT); None where two whole factors are not scaled at all (LyCORIS and user interfaces).
+    whole_scale:
+        The user's scale for two whole factors, in place of either rule.
+    """
+
+    name: ModuleName
+    w1: LokrFactor
+    w2: LokrFactor
+    alpha: float | None = None
+    alpha_key: str | None = None
+    configured_rank: int | None = None
+    whole_scale: float | None = None
+    family: str = "lokr"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether neither factor has a rank: trainers disagree on what alpha means then."""
+        return self.w1.rank is None and self.w2.rank is None
+
+    @property
+    def rank(self) -> int:
+        """The rank of the factors; of two whole ones the configured rank, or the bound of the change."""
+        return self.w2.rank or self.w1.rank or self.configured_rank or self.rank_bound
+
+    @property
+    def rank_bound(self) -> int:
+        """Ranks multiply in a Kronecker product."""
+        return self.w1.rank_bound * self.w2.rank_bound
+
+    @property
+    def scale(self) -> float:
+        """alpha / r; of two whole factors what the file's trainer, or the user, makes of it."""
+        if self.is_whole:
+            if self.whole_scale is not None:
+                return self.whole_scale
+            if self.alpha is None or self.configured_rank is None:
+                return 1.0
+            return self.alpha / self.configured_rank
+        rank = self.w2.rank or self.w1.rank
+        return 1.0 if self.alpha is None or rank is None else self.alpha / rank
+
+    @property
+    def out_features(self) -> int:
+        return self.w1.shape[0] * self.w2.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.w1.shape[1] * self.w2.shape[1]
+
+    @property
+    def form(self) -> str:
+        text = f"{self.w1} (x) {self.w2}"
+        return f"{text}, scale {self._rule}" if self.is_whole else text
+
+    @property
+    def _rule(self) -> str:
+        if self.whole_scale is not None:
+            return "given by the user"
+        return "1 as LyCORIS trains it" if self.configured_rank is None else "alpha / r as PEFT trains it"
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (*self.w1.tensors, *self.w2.tensors)
+
+    def change(self) -> Kronecker:
+        """Read both factors."""
+        return Kronecker(self.w1.read(), self.w2.read(), self.scale)

@@ -1,0 +1,163 @@
+"""Diag-OFT: blocks of a weight's rows, or of its columns, rotated by Cayley transforms.
+
+LyCORIS and kohya rotate outputs, ``W' = rescale o blockdiag(R)^T W``; PEFT rotates inputs,
+``W' = W blockdiag(R)^T``, a convolution's kernel among the columns. Both make R of a skew-symmetric Q:
+``(I + Q)(I - Q)^-1``, or in PEFT by default the first terms of its series.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from paramerge.adapters.contract import DependentModule, read_finite
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.tensors import StoredTensor
+
+__all__ = ["OftModule", "PeftOftModule", "cayley", "constrained_skew"]
+
+
+@dataclass(frozen=True)
+class OftModule(DependentModule):
+    """Diag-OFT of LyCORIS and kohya: rotated outputs.
+
+    Attributes
+    ----------
+    blocks:
+        (n, b, b) with ``n b = out``; ``Q = blocks - blocks^T``.
+    rescale:
+        One number for each row, or None.
+    alpha:
+        The constraint of the file: ``||Q||`` over all blocks is at most ``alpha * out``; None or 0 for none.
+    """
+
+    name: ModuleName
+    blocks: StoredTensor
+    rescale: StoredTensor | None = None
+    alpha: float | None = None
+    alpha_key: str | None = None
+    family: str = "oft"
+
+    @property
+    def rank(self) -> int:
+        """The size b of a block."""
+        return self.blocks.shape[-1]
+
+    @property
+    def out_features(self) -> int:
+        return self.blocks.shape[0] * self.blocks.shape[1]
+
+    @property
+    def in_features(self) -> None:
+        return None
+
+    @property
+    def form(self) -> str:
+        blocks = f"{self.blocks.shape[0]} blocks on outputs"
+        return blocks if self.rescale is None else f"{blocks}, rescaled"
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (self.blocks,) if self.rescale is None else (self.blocks, self.rescale)
+
+    def transform(self, W: np.ndarray) -> np.ndarray:
+        """Each block of rows through its rotation transposed, then rescaled."""
+        R = cayley(constrained_skew(read_finite(self.blocks), self.alpha, self.out_features))
+        count, size, _ = R.shape
+        turned = (R.transpose(0, 2, 1) @ W.reshape(count, size, -1)).reshape(W.shape)
+        if self.rescale is None:
+            return np.asarray(turned)
+        return np.asarray(read_finite(self.rescale).reshape(-1, 1) * turned)
+
+
+@dataclass(frozen=True)
+class PeftOftModule(DependentModule):
+    """OFT of PEFT: rotated inputs.
+
+    Attributes
+    ----------
+    weight:
+        (n, b (b - 1) / 2): the upper triangles of the skew-symmetric blocks; n is 1 for a shared block.
+    shared:
+        Whether one block rotates all groups of b inputs.
+    terms:
+        Of the Cayley transform's series (``num_cayley_neumann_terms``); None for the exact inverse, which
+        turns the other way.
+    """
+
+    name: ModuleName
+    weight: StoredTensor
+    shared: bool = False
+    terms: int | None = 5
+    family: str = "oft"
+
+    @property
+    def rank(self) -> int:
+        """The size b of a block."""
+        return block_size(self.weight.shape[1])
+
+    @property
+    def out_features(self) -> None:
+        return None
+
+    @property
+    def in_features(self) -> int | None:
+        return None if self.shared else self.weight.shape[0] * self.rank
+
+    @property
+    def form(self) -> str:
+        blocks = "one shared block" if self.shared else f"{self.weight.shape[0]} blocks"
+        return f"{blocks} on inputs, {'exact' if self.terms is None else f'{self.terms} terms'}"
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (self.weight,)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """The inputs are a whole number of blocks."""
+        return super().fits(shape) and math.prod(shape[1:]) % self.rank == 0
+
+    def transform(self, W: np.ndarray) -> np.ndarray:
+        """``W R^T``, block by block of columns."""
+        vectors, size = read_finite(self.weight), self.rank
+        Q = np.zeros((len(vectors), size, size))
+        Q[:, *np.triu_indices(size, 1)] = vectors
+        Q -= Q.transpose(0, 2, 1)
+        R = cayley(-Q) if self.terms is None else _cayley_series(Q, self.terms)
+        columns = W.reshape(len(W), -1, size).transpose(1, 0, 2)
+        turned: np.ndarray = (columns @ R.transpose(0, 2, 1)).transpose(1, 0, 2)
+        return np.asarray(turned.reshape(W.shape))
+
+
+def constrained_skew(blocks: np.ndarray, constraint: float | None, out: int) -> np.ndarray:
+    """``Q = B - B^T`` of blocks (..., b, b), shortened as a whole to a norm of ``constraint * out``."""
+    Q = blocks - np.swapaxes(blocks, -1, -2)
+    limit = (constraint or 0.0) * out
+    norm = float(np.linalg.norm(Q))
+    return np.asarray(Q * (limit / norm)) if 0 < limit < norm else Q
+
+
+def cayley(Q: np.ndarray) -> np.ndarray:
+    """``(I + Q)(I - Q)^-1`` of skew-symmetric blocks (..., b, b): rotations."""
+    eye = np.eye(Q.shape[-1])
+    return np.asarray(np.linalg.solve(eye - Q, eye + Q))  # the two factors commute
+
+
+def _cayley_series(Q: np.ndarray, terms: int) -> np.ndarray:
+    """PEFT's sum for the Cayley transform: ``I + 2Q + 2Q^2 + ... + Q^(n-1)``, its last term once only."""
+    R = np.eye(Q.shape[-1]) + (2 * Q if terms > 1 else 0)
+    if terms > 2:
+        power = Q @ Q
+        R = R + 2 * power
+        for _ in range(3, terms - 1):
+            power = power @ Q
+            R = R + 2 * power
+        R = R + power @ Q
+    return np.asarray(np.broadcast_to(R, Q.shape))
+
+
+def block_size(elements: int) -> int:
+    """b with ``b (b - 1) / 2 = elements``."""
+    return (1 + math.isqrt(1 + 8 * elements)) // 2

@@ -1,0 +1,68 @@
+"""SVDiff: the singular values of a weight shifted, ``U max(S + s delta, 0) V^T``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from paramerge.adapters.contract import DependentModule, read_finite
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.tensors import StoredTensor
+
+__all__ = ["SvdiffModule"]
+
+
+@dataclass(frozen=True)
+class SvdiffModule(DependentModule):
+    """One parameter of an SVDiff, of a layer, a norm or an embedding.
+
+    Attributes
+    ----------
+    shift:
+        (min(d, k),), in the order of falling singular values; (1,) for a norm's weight, whose only singular
+        value is its length.
+    """
+
+    name: ModuleName
+    shift: StoredTensor
+    family: str = "svdiff"
+
+    @property
+    def rank(self) -> int:
+        """How many singular values are shifted."""
+        return self.shift.shape[0]
+
+    @property
+    def rank_bound(self) -> int:
+        return self.rank
+
+    @property
+    def out_features(self) -> None:
+        return None
+
+    @property
+    def in_features(self) -> None:
+        return None
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (self.shift,)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """One number for each singular value."""
+        columns = 1
+        for size in shape[1:]:
+            columns *= size
+        return self.rank == min(shape[0], columns)
+
+    def transform(self, W: np.ndarray) -> np.ndarray:
+        """All of the shift."""
+        return self.apply(W)
+
+    def apply(self, W: np.ndarray, strength: float = 1.0) -> np.ndarray:
+        """Scale the shift by ``strength``, as the published code does, before negative values are cut off."""
+        values = read_finite(self.shift)
+        U, S, Vt = np.linalg.svd(W, full_matrices=False)
+        change = np.maximum(S + strength * values, 0.0) - S
+        return np.asarray(W + (U * change) @ Vt)

@@ -1,0 +1,44 @@
+"""What a user may decide where files of one shape mean different things to different trainers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from paramerge.errors import UsageError
+
+__all__ = ["BY_TRAINER", "KRONA_KEY", "Interpretation", "KronaOrder"]
+
+KronaOrder = Literal["code", "paper"]
+
+KRONA_KEY = "krona.order"
+"""Metadata key of a DiffuseKronA whose rows are not in the published code's order: ``paper``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interpretation:
+    """The user's word on what a file leaves open; None everywhere follows the file's own trainer.
+
+    Attributes
+    ----------
+    lokr_scale:
+        What a LoKr layer with two whole factors is multiplied by. LyCORIS takes 1 whatever the alpha, PEFT
+        alpha / r.
+    krona:
+        The order of a DiffuseKronA's rows: ``code``, as the published code computes, or ``paper``, the plain
+        ``A (x) B``.
+    """
+
+    lokr_scale: float | None = None
+    krona: KronaOrder | None = None
+
+    def __post_init__(self) -> None:
+        if self.lokr_scale is not None and not math.isfinite(self.lokr_scale):
+            raise UsageError("a scale is a finite number", where="--lokr-scale", found=self.lokr_scale)
+        if self.krona not in (None, "code", "paper"):
+            raise UsageError("no such order", where="--krona", expected="code or paper", found=self.krona)
+
+
+BY_TRAINER = Interpretation()
+"""Everything as the file's own trainer has it."""
