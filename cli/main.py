@@ -22,6 +22,8 @@ COMMANDS = {
     "compare": "paramerge.cli.compare:compare",
     "generate": "paramerge.cli.generate:generate",
     "demo": "paramerge.cli.demo:demo",
+    "evaluate": "paramerge.cli.evaluate:evaluate",
+    "experiment": "paramerge.cli.experiment:experiment",
     "sizes": "paramerge.cli.sizes:sizes",
     "train": "paramerge.cli.train:train",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from paramerge.errors import NonFiniteError, UsageError
 
-__all__ = ["SCHEDULERS", "Request", "cut_prompts", "draw", "set_scheduler"]
+__all__ = ["SCHEDULERS", "Request", "cut_prompts", "draw", "draw_batch", "set_scheduler"]
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -92,38 +92,47 @@ def draw(
     NonFiniteError
         A picture is NaN.
     """
-    pipeline.set_progress_bar_config(disable=True)
     return [
-        [_one(pipeline, request, prompt, seed, progress) for seed in request.seeds]
+        [draw_batch(pipeline, request, prompt, (seed,), progress)[0] for seed in request.seeds]
         for prompt in request.prompts
     ]
 
 
-def _one(
-    pipeline: Any, request: Request, prompt: str, seed: int, progress: Callable[[], None] | None
-) -> np.ndarray:
+def draw_batch(
+    pipeline: Any,
+    request: Request,
+    prompt: str,
+    seeds: Sequence[int],
+    progress: Callable[[], None] | None = None,
+) -> list[np.ndarray]:
+    """A picture of ``prompt`` for each of ``seeds`` as :func:`draw` gives them, all in one batch.
+
+    A batch of another size may round the last bits of a picture otherwise.
+    """
+
     def after_step(pipe: Any, step: int, time: Any, values: dict[str, Any]) -> dict[str, Any]:
         if progress is not None:
             progress()
         return values
 
-    image = pipeline(
-        prompt,
-        negative_prompt=request.negative,
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        [prompt] * len(seeds),
+        negative_prompt=[request.negative] * len(seeds),
         num_inference_steps=request.steps,
         guidance_scale=request.guidance,
         width=request.width,
         height=request.height,
-        generator=torch.Generator().manual_seed(seed),
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="np",
         callback_on_step_end=after_step,
-    ).images[0]
-    if not np.isfinite(image).all():
-        raise NonFiniteError(
-            "the picture is not finite",
-            where=f"{prompt!r}, seed {seed}",
-            found="NaN",
-            hint="some models overflow in half precision: try --dtype fp32 or bf16",
-        )
-    picture: np.ndarray = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    return picture
+    ).images
+    for seed, image in zip(seeds, images, strict=True):
+        if not np.isfinite(image).all():
+            raise NonFiniteError(
+                "the picture is not finite",
+                where=f"{prompt!r}, seed {seed}",
+                found="NaN",
+                hint="some models overflow in half precision: try --dtype fp32 or bf16",
+            )
+    return [np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8) for image in images]

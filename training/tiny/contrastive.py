@@ -5,17 +5,21 @@ It stands in for CLIP where CLIP's weights cannot be had; what it measures must 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
+from transformers import CLIPImageProcessor
 
 from paramerge.training.tiny.autoencoder import to_unit
 from paramerge.training.tiny.libraries import CLIPModel, CLIPTokenizer
 from paramerge.training.tiny.models import token_ids
+from paramerge.training.tiny.pictures import SIZE
 from paramerge.training.tiny.scenes import Composer, Scene, SceneMix, draw_scene, random_generator
 from paramerge.training.tiny.split import Split
 
-__all__ = ["ContrastivePart", "embed_pictures", "embed_texts", "unlike_scenes"]
+__all__ = ["ContrastivePart", "embed_pictures", "embed_texts", "picture_processor", "unlike_scenes"]
 
 _CHUNK = 64
 _ATTEMPTS = 20
@@ -70,6 +74,21 @@ class ContrastivePart:
         )
         loss: torch.Tensor = result.loss
         return loss
+
+
+def picture_processor() -> Any:
+    """What prepares pictures for the model, as those who load it expect beside its weights.
+
+    Pictures of :data:`~paramerge.training.tiny.pictures.SIZE` go in as they are, from -1 to 1; others are
+    scaled.
+    """
+    half = [0.5, 0.5, 0.5]
+    return CLIPImageProcessor(
+        size={"shortest_edge": SIZE},
+        crop_size={"height": SIZE, "width": SIZE},
+        image_mean=half,
+        image_std=half,
+    )
 
 
 def embed_pictures(model: CLIPModel, pictures: np.ndarray) -> torch.Tensor:

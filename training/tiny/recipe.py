@@ -16,7 +16,7 @@ from paramerge.training.tiny import models
 from paramerge.training.tiny.autoencoder import AutoencoderPart, fold_latent_scale
 from paramerge.training.tiny.card import write_card
 from paramerge.training.tiny.checkpoint import TrainingState
-from paramerge.training.tiny.contrastive import ContrastivePart
+from paramerge.training.tiny.contrastive import ContrastivePart, picture_processor
 from paramerge.training.tiny.diffusion import DiffusionPart, TextToImage, scene_bank
 from paramerge.training.tiny.export import make_pipeline, write_pipeline
 from paramerge.training.tiny.libraries import AutoencoderKL, CLIPTokenizer, StableDiffusionPipeline
@@ -110,7 +110,7 @@ def run(
     )
     write_pipeline(pipeline, made.folder)
     write_single_file(made.folder, made.single_file)
-    for part in (contrastive, job.tokenizer):
+    for part in (contrastive, job.tokenizer, picture_processor()):
         part.save_pretrained(made.contrastive)
     write_split(job.split, made.folder / "split.json")
     if not settings.drawn:

@@ -1,0 +1,229 @@
+"""``paramerge evaluate``: diversity, text alignment and image alignment of pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from paramerge import shipped
+from paramerge.cli.options import OrderedSteps, gamma_option, json_option, step_options, steps_of
+from paramerge.cli.render import Progress
+from paramerge.errors import UsageError
+
+__all__ = ["HUB_CLIP", "Stages", "evaluate", "load_measures", "require_packages"]
+
+_SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
+_DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none")
+_PACKAGES = ("diffusers", "transformers", "PIL", "torchmetrics", "matplotlib")
+HUB_CLIP = "openai/clip-vit-large-patch14"
+"""The CLIP that measures where none is named and the model is not the shipped one."""
+
+
+@click.command(cls=OrderedSteps)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help=f"Draw from this diffusers folder or single file; {shipped.MODEL_NAME} is the one that ships.",
+)
+@step_options
+@click.option("--prompt", "prompts", multiple=True, help="With --model. May be repeated: a row each.")
+@click.option(
+    "--pictures",
+    "folders",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="In place of --model: a folder of pictures. May be repeated: a row each.",
+)
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    help="What the text score reads, a row each; the class in place of <v1>. Default: the prompts.",
+)
+@click.option(
+    "--references", type=click.Path(path_type=Path), help="The subject's own pictures, for the image scores."
+)
+@click.option(
+    "--clip", metavar="FOLDER|ID", help=f"Any CLIP of transformers, {shipped.CONTRASTIVE}, or none."
+)
+@click.option("--lpips", type=click.Choice(_DISTANCES), default=_DISTANCES[0], show_default=True)
+@click.option("--no-ssim", is_flag=True, help="Leave diversity out.")
+@click.option("--max-pairs", type=click.IntRange(1), help="Pairs for diversity, at random. Default: all.")
+@click.option("-n", "count", type=click.IntRange(1), default=16, show_default=True, help="Pictures a run.")
+@click.option("--runs", type=click.IntRange(1), default=1, show_default=True, help="For error bars.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Pictures at once.")
+@click.option("--steps", type=click.IntRange(1), default=25, show_default=True)
+@click.option("--guidance", type=float, default=7.5, show_default=True)
+@click.option("--negative", default="", help="What the pictures should not show.")
+@click.option("--scheduler", type=click.Choice(_SAMPLERS), default="ddim", show_default=True)
+@click.option("--width", type=int, help="Default: the model's own size.")
+@click.option("--height", type=int)
+@gamma_option
+@click.option(
+    "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: fp32 on a CPU, else fp16."
+)
+@click.option("--device", help="Such as cpu or cuda. Default: the GPU if there is one.")
+@click.option("--variant", metavar="NAME", help="Which weights of a diffusers folder, such as fp16.")
+@click.option("--config", type=click.Path(path_type=Path), help="As for generate.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder."
+)
+@json_option
+@click.pass_context
+def evaluate(
+    ctx: click.Context,
+    model: Path | None,
+    prompts: tuple[str, ...],
+    folders: tuple[Path, ...],
+    texts: tuple[str, ...],
+    references: Path | None,
+    clip: str | None,
+    lpips: str,
+    no_ssim: bool,
+    max_pairs: int | None,
+    count: int,
+    runs: int,
+    seed: int,
+    batch: int,
+    steps: int,
+    guidance: float,
+    negative: str,
+    scheduler: str,
+    width: int | None,
+    height: int | None,
+    gamma: float | None,
+    dtype: str | None,
+    device: str | None,
+    variant: str | None,
+    config: Path | None,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Measure pictures: how alike they are, and how well they fit their text and their subject.
+
+    A run that was stopped goes on where it was; on several devices: accelerate launch -m paramerge.cli
+    evaluate, with the same flags. Every number names the model that it comes from.
+
+    \b
+    paramerge evaluate --model sdxl.safetensors --para dog.safetensors --prompt "a sks dog on a beach" \\
+        --text "a dog on a beach" --references photos-of-the-dog/ -n 100 --runs 5 -o scores/
+    """
+    adapters = tuple(steps_of(ctx))
+    _check(model, prompts, folders, adapters)
+    require_packages()
+    from paramerge.generation.loading import pick_device
+    from paramerge.training.evaluation.drawing import Sampling
+    from paramerge.training.evaluation.evaluate import Drawn, evaluate_drawn, evaluate_folders
+    from paramerge.training.evaluation.processes import find_processes
+
+    processes = find_processes(device)
+    device = processes.device or pick_device(device)
+    measures = load_measures(clip or _clip_for(model), lpips, device, not no_ssim, max_pairs, batch)
+    with Stages(quiet=as_json or not processes.first) as stage:
+        if model is None:
+            results = evaluate_folders(folders, measures, output, texts, references, processes, stage)
+        else:
+            sampling = Sampling(steps, guidance, scheduler, negative, width, height, batch)
+            drawn = Drawn(
+                shipped.named_model(model),
+                prompts,
+                adapters,
+                texts,
+                references,
+                count,
+                runs,
+                seed,
+                sampling,
+                gamma,
+                dtype,
+                variant,
+                config,
+            )
+            results = evaluate_drawn(drawn, measures, output, processes, stage)
+    if not processes.first:
+        return
+    if as_json:
+        rows = [row.as_dict(results.models) for row in results.rows]
+        click.echo(json.dumps({"rows": rows, "output": str(output)}, indent=2))
+        return
+    from paramerge.cli.evaluate_table import show_results
+
+    show_results(results)
+
+
+def load_measures(clip: str, lpips: str, device: str, ssim: bool, max_pairs: int | None, batch: int) -> Any:
+    """The metrics with their models loaded; ``none`` leaves a model's metrics out."""
+    from paramerge.training.evaluation.clip import load_clip
+    from paramerge.training.evaluation.lpips import load_perceptual
+    from paramerge.training.evaluation.measuring import Measures
+
+    return Measures(
+        None if clip == "none" else load_clip(clip, device),
+        None if lpips == "none" else load_perceptual(lpips, device),
+        ssim,
+        max_pairs,
+        batch,
+        device,
+    )
+
+
+def require_packages() -> None:
+    """Refuse to go on without what measuring needs.
+
+    Raises
+    ------
+    UsageError
+        A package is not installed.
+    """
+    from importlib.util import find_spec
+
+    if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+        raise UsageError(
+            "measuring pictures needs packages that are not installed",
+            found=f"without {', '.join(missing)}",
+            hint="pip install 'paramerge[evaluate]'",
+        )
+
+
+class Stages:
+    """A progress bar for one stage after the other."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Callable[[str], Callable[[int, int], None]]:
+        return self._begin
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+    def _begin(self, title: str) -> Callable[[int, int], None]:
+        self.__exit__()
+        self._bar = Progress(title, quiet=self._quiet, unit="batches")
+        self._bar.__enter__()
+        return self._bar.update
+
+
+def _clip_for(model: Path | None) -> str:
+    is_shipped = model is not None and str(model) == shipped.MODEL_NAME
+    return shipped.CONTRASTIVE if is_shipped else HUB_CLIP
+
+
+def _check(model: Path | None, prompts: tuple[str, ...], folders: tuple[Path, ...], adapters: tuple) -> None:
+    if (model is None) == (not folders):
+        raise UsageError("say what to measure", expected="either --model with --prompt, or --pictures")
+    if model is not None and not prompts:
+        raise UsageError("there is nothing to draw", where="--model", expected="at least one --prompt")
+    if model is None and (adapters or prompts):
+        raise UsageError(
+            "prompts and adapters are for pictures that are drawn now",
+            where="--pictures",
+            expected="--text for what the text score reads",
+        )

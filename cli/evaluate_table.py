@@ -1,0 +1,34 @@
+"""How an evaluation looks in a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from paramerge.cli.render import out, shown
+from paramerge.training.evaluation.evaluate import Results
+from paramerge.training.evaluation.measuring import METRICS
+
+__all__ = ["show_results"]
+
+
+def show_results(results: Results, console: Console = out) -> None:
+    """A row for each set; below it what each column is and which model computed it."""
+    metrics = [metric for metric in METRICS if any(metric in row.values for row in results.rows)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    table.add_column("pictures", justify="right")
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    for row in results.rows:
+        cells = [str(row.values[metric]) if metric in row.values else "" for metric in metrics]
+        table.add_row(shown(row.label), str(row.pictures), *cells)
+    console.print(table)
+    for metric in metrics:
+        console.print(f"[dim]{metric}: {METRICS[metric]}; by {shown(results.models[metric])}[/dim]")
+    runs = max((len(value.runs) for row in results.rows for value in row.values.values()), default=1)
+    if runs > 1:
+        console.print(f"[dim]±: standard deviation of {runs} runs with other seeds[/dim]")
+    console.print(
+        f"[bold]{shown(results.folder / 'results.jsonl')}[/bold]  and results.png, pictures, records"
+    )

@@ -1,0 +1,250 @@
+"""Experiments with the smoke budget, from training to the page of results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from contrastive_model import contrastive_model
+from experiment_data import experiment_data
+from PIL import Image
+from tiny_pipelines import sd_pipeline
+
+from paramerge.cli.main import main
+from paramerge.errors import FileFormatError, UsageError
+from paramerge.training.evaluation.clip import load_clip
+from paramerge.training.evaluation.measuring import Measures
+from paramerge.training.evaluation.processes import Processes
+from paramerge.training.experiments import trained as trained_module
+from paramerge.training.experiments.budgets import BUDGETS
+from paramerge.training.experiments.composition import COMPOSITION
+from paramerge.training.experiments.dataset import open_dataset
+from paramerge.training.experiments.order import _NOTHING, predicted_loss
+from paramerge.training.experiments.plan import Plan, make_plan
+from paramerge.training.experiments.registry import EXPERIMENTS
+from paramerge.training.experiments.report import results_page
+from paramerge.training.experiments.run import Outcome, run_experiment
+from paramerge.training.experiments.table2 import TABLE2
+from paramerge.training.experiments.trained import kept, train_missing
+from paramerge.training.experiments.verdict import Line
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    sd_pipeline(folder)
+    contrastive_model(folder / "clip")
+    experiment_data(folder / "data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measures(files: Path) -> Measures:
+    return Measures(load_clip(str(files / "clip")))
+
+
+def plan_of(name: str, files: Path, seed: int = 0) -> Plan:
+    return make_plan(EXPERIMENTS[name], BUDGETS["smoke"], files / "model", open_dataset(files / "data"), seed)
+
+
+def command(files: Path) -> list[str]:
+    """What a user types."""
+    arguments = ["experiment", "table1", "--model", files / "model", "--data", files / "data"]
+    arguments += ["--budget", "smoke", "--clip", files / "clip", "--lpips", "none", "--device", "cpu"]
+    return [*map(str, arguments), "-o", str(files / "out")]
+
+
+@pytest.fixture(scope="module")
+def table1(files: Path, measures: Measures) -> Outcome:
+    """Carried out by the command, and read again by a call that finds all done."""
+    with pytest.raises(SystemExit) as caught:
+        main(command(files))
+    assert caught.value.code == 0
+    plan = plan_of("table1", files)
+    return run_experiment(plan, replace(measures, batch=plan.budget.sampling.batch), files / "out")
+
+
+def check(outcome: Outcome) -> None:
+    """Every claim has a verdict with numbers; the folder has all files; a second call changes none."""
+    plan, folder = outcome.plan, outcome.folder
+    claims = plan.experiment.claims(plan.budget)
+    assert [verdict.claim for verdict in outcome.verdicts] == claims
+    reasons = [v.reason for v in outcome.verdicts if not v.reason.startswith("perceptual")]  # not loaded here
+    assert not [reason for reason in reasons if "not measured" in reason or "not known" in reason]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["measured_by"] == dict(outcome.models)
+    assert all("(local" in name for metric, name in outcome.models.items() if metric in ("text", "image"))
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert [Line(**record) for record in records] == list(outcome.lines)
+    for name in ("figure.png", "examples.png"):
+        with Image.open(folder / name) as image:
+            assert image.width > 200
+
+
+def test_table_1_from_the_training_to_the_verdicts(
+    table1: Outcome, files: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    check(table1)
+    assert {line.row for line in table1.lines} == {"base", "PaRa r=4", "PaRa r=8"}
+    for line in table1.lines:
+        if line.row == "base":
+            assert "parameters" not in line.metrics
+        else:
+            assert line.metrics["seconds"] > 0
+    sizes = {line.row: line.metrics.get("parameters") for line in table1.lines}
+    assert sizes["PaRa r=8"] == 2 * (sizes["PaRa r=4"] or 0) > 0
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("this was done before")
+
+    monkeypatch.setattr(trained_module, "train", fail)
+    monkeypatch.setattr("paramerge.training.experiments.run.load_variant", fail)
+    before = (table1.folder / "results.jsonl").read_bytes()
+    with pytest.raises(SystemExit):
+        main(command(files))
+    shown = capfd.readouterr().out
+    for words in ("PaRa r=8", "clip (local, sha256 ", "Table 1", "results.jsonl"):
+        assert words in shown
+    with pytest.raises(SystemExit):
+        main([*command(files), "--json"])
+    assert json.loads(capfd.readouterr().out)["verdicts"] == [v.as_dict() for v in table1.verdicts]
+    assert (table1.folder / "results.jsonl").read_bytes() == before
+    with pytest.raises(SystemExit) as caught:
+        main([*command(files), "--seed", "1"])
+    assert caught.value.code == UsageError.exit_code
+    assert "other settings" in capfd.readouterr().err
+
+
+def test_the_order_of_para_and_lora(files: Path, measures: Measures) -> None:
+    """A PaRa of all of the LoRA's directions leaves nothing of it, in the algebra and in the pictures."""
+    outcome = run_experiment(plan_of("order", files), measures, files / "out")
+    check(outcome)
+    whole = [line.metrics for line in outcome.lines if line.row == "PaRa extracted from the LoRA, r=8"]
+    assert whole
+    for metrics in whole:
+        assert metrics["predicted loss"] == pytest.approx(1, abs=1e-6)
+        assert metrics["measured loss"] == pytest.approx(1, abs=0.05)
+    part = [line.metrics for line in outcome.lines if line.row == "PaRa extracted from the LoRA, r=1"]
+    assert 0 < part[0]["predicted loss"] < 1
+    assert {line.metrics["measured loss"] for line in outcome.lines if line.row == _NOTHING} == {0.0}
+
+
+def test_a_stopped_training_goes_on(files: Path, tmp_path: Path, table1: Outcome) -> None:
+    """What is kept is found; what is missing is trained, to the same bytes."""
+    plan = table1.plan
+    source = files / "out" / "trained" / "model"
+    shutil.copytree(source, tmp_path / "trained")
+    training = plan.trainings[0]
+    lost = kept(plan, training, tmp_path / "trained", 1).paths[0]
+    content = lost.read_bytes()
+    shutil.rmtree(lost.parent)
+    with pytest.raises(FileFormatError, match="not there"):
+        kept(plan, training, tmp_path / "trained", 1)
+    steps: list[tuple[int, int]] = []
+    train_missing(plan, tmp_path / "trained", "cpu", report=lambda *progress: steps.append(progress))
+    assert lost.read_bytes() == content
+    assert steps[-1] == (1, 1)
+
+
+def test_the_page_of_results(table1: Outcome, tmp_path: Path) -> None:
+    """Every claim and verdict, the numbers, the models that measured; two seeds are set side by side."""
+    second = tmp_path / "second"
+    shutil.copytree(table1.folder, second, ignore=shutil.ignore_patterns("pictures", "records"))
+    summary = json.loads((second / "summary.json").read_text())
+    summary["seed"] = 1
+    summary["verdicts"][0]["verdict"] = "holds" if summary["verdicts"][0]["verdict"] != "holds" else "x"
+    (second / "summary.json").write_text(json.dumps(summary))
+    page = results_page([table1.folder, second], tmp_path / "results.md")
+    for verdict in table1.verdicts:
+        assert verdict.claim.text in page
+        assert verdict.reason.replace("|", "\\|") in page
+    assert "2 runs with other seeds agree on 2 of 3 verdicts" in page
+    assert "clip (local, sha256 " in page
+    assert "(second/figure.png)" in page
+    assert "paramerge experiment table1 --model model --data data --budget smoke --seed 1" in page
+    (second / "summary.json").write_text("{}")
+    with pytest.raises(FileFormatError, match="no results"):
+        results_page([second], tmp_path / "results.md")
+
+
+def test_the_best_steps_are_chosen_on_other_subjects(files: Path) -> None:
+    """Of two stops the one that is better on the subject for tuning is reported of the one held out."""
+    plan = plan_of("table2", files)
+    budget = replace(BUDGETS["small"], other_stops=(50, 100, 200))
+    plan = Plan(plan.experiment, budget, plan.model, plan.data, 0, plan.cells, plan.trainings)
+    scores = {50: (0.5, 0.6), 100: (0.9, 0.1), 200: (0.7, 0.8)}
+    lines = [
+        Line(f"LoRA r=8, {steps} steps", f"{subject}: p", 0, {"image": value}, subject == "a")
+        for steps, values in scores.items()
+        for subject, value in zip("ab", values, strict=True)
+    ]
+    assert TABLE2.derive is not None
+    derived = TABLE2.derive(lines, plan, files)
+    assert derived == [Line("LoRA r=8, best steps", "b: p", 0, {"image": 0.1, "steps": 100})]
+
+
+def test_of_two_subjects_the_worse_counts(files: Path) -> None:
+    lines = [
+        Line("PaRa joint | first", "a and b: p", 0, {"image": 0.7, "text": 0.3}),
+        Line("PaRa joint | second", "a and b: p", 0, {"image": 0.4, "text": 0.3}),
+    ]
+    assert COMPOSITION.derive is not None
+    (found,) = COMPOSITION.derive(lines, plan_of("composition", files), files)
+    assert found.row == "PaRa joint"
+    assert found.metrics == {
+        "text": 0.3,
+        "worse": 0.4,
+        "image of the first": 0.7,
+        "image of the second": 0.4,
+    }
+
+
+@pytest.mark.slow  # a process of its own that loads torch
+def test_processes_share_the_trainings(files: Path, tmp_path: Path, table1: Outcome) -> None:
+    """Each trains its own, in a process that knows nothing of the others: the same bytes as alone."""
+    plan = table1.plan
+    half = [t for t in plan.trainings if t.rank == 4 and t.subject.name == "butterfly"]
+    plan = Plan(plan.experiment, plan.budget, plan.model, plan.data, 0, plan.cells, tuple(half))
+    train_missing(plan, tmp_path, "cpu", Processes(1, 2))
+    assert not list(tmp_path.iterdir())  # the one training is the first process's
+    train_missing(plan, tmp_path, "cpu", Processes(0, 2))
+    alone, shared = (kept(plan, half[0], f, 1) for f in (files / "out" / "trained" / "model", tmp_path))
+    assert shared.paths[0].read_bytes() == alone.paths[0].read_bytes()
+    assert (shared.parameters, shared.bytes) == (alone.parameters, alone.bytes)
+
+
+def test_nothing_is_lost_where_the_para_is_orthogonal(tmp_path: Path) -> None:
+    """The predicted loss over layers: all of one layer, nothing of another, none where there is no PaRa."""
+    import numpy as np
+
+    from paramerge import LoraFactors, ModuleName, write_lora, write_para
+
+    first, second, third = (
+        ModuleName("unet", f"mid_block.resnets.{i}") for i in ("0.conv1", "0.conv2", "1.conv1")
+    )
+    eye = np.eye(8, dtype=np.float32)
+    down = np.ones((1, 4), np.float32)
+    factors = {name: LoraFactors(eye[:, :1] * size, down, 1.0) for name, size in
+               ((first, 3.0), (second, 4.0), (third, 12.0))}  # fmt: skip
+    write_lora(tmp_path / "lora.safetensors", factors, architecture="sd15")
+    write_para(tmp_path / "para.safetensors", {first: eye[:, :2], second: eye[:, 1:3]}, architecture="sd15")
+    found = predicted_loss(tmp_path / "para.safetensors", tmp_path / "lora.safetensors")
+    assert found == pytest.approx(3 / 13, rel=1e-6)
+
+
+_LONG = ("subsets", "table2")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in _LONG else name
+        for name in EXPERIMENTS
+        if name not in ("table1", "order")
+    ],
+)
+def test_the_other_experiments(name: str, files: Path, measures: Measures) -> None:
+    check(run_experiment(plan_of(name, files), measures, files / "out"))

@@ -1,0 +1,140 @@
+"""JSON lines that grow while work is going on, and can be picked up where a crash left them.
+
+Each process appends to a file of its own; a line is written in one piece, and one that a crash cut short is
+dropped when the file is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from paramerge.checkpoints.writer import output_error, write_bytes
+from paramerge.errors import FileFormatError, OutputError, UsageError
+
+__all__ = ["Records", "claim_folder", "json_lines", "make_folder"]
+
+
+class Records:
+    """The records of all processes in a folder; this process adds to its own file.
+
+    A record is a JSON object with a key ``task`` that no other record has.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self._folder = folder
+        self._own = folder / f"{rank:04d}.jsonl"
+        make_folder(folder)
+        if self._own.is_file() and not self._own.read_bytes().endswith(b"\n"):
+            # the next line must not be glued to one that was cut short
+            write_bytes(self._own, self._own.read_bytes().rpartition(b"\n")[0] + b"\n")
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Append a record and make it durable.
+
+        Raises
+        ------
+        OutputError
+            The disk is full, and the like.
+        """
+        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        try:
+            descriptor = os.open(self._own, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                os.write(descriptor, line)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise output_error(error, self._own) from error
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """The records of all processes by task, in the order of the tasks' names.
+
+        Raises
+        ------
+        FileFormatError
+            A line that is not the last of its file is damaged.
+        """
+        found = {}
+        for path in sorted(self._folder.glob("*.jsonl")):
+            lines = path.read_bytes().split(b"\n")
+            for number, line in enumerate(lines, start=1):
+                try:
+                    record = json.loads(line) if line else None
+                    if record is not None:
+                        found[record["task"]] = record
+                except (ValueError, KeyError, TypeError) as error:
+                    if number == len(lines):
+                        continue  # cut short: that task is done again
+                    raise FileFormatError(
+                        "a record is damaged",
+                        where=f"{path}, line {number}",
+                        expected="a JSON object with a task",
+                        hint="delete the line: its task will be done again",
+                    ) from error
+        return {task: found[task] for task in sorted(found)}
+
+
+def json_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    """The records as the content of a file of JSON lines."""
+    return b"".join(
+        (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode() for record in records
+    )
+
+
+def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write ``settings`` into ``folder/settings.json``, or see that it holds the same.
+
+    Raises
+    ------
+    UsageError
+        The folder holds work of other settings.
+    FileFormatError
+        What is there is damaged.
+    """
+    make_folder(folder)
+    path = folder / "settings.json"
+    text = json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    if not path.is_file():
+        write_bytes(path, text.encode())
+        return
+    try:
+        there = json.loads(path.read_text())
+    except ValueError as error:
+        raise FileFormatError(
+            "the settings in this folder are damaged", where=path, hint="choose another folder"
+        ) from error
+    wanted = json.loads(text)
+    changed = sorted(key for key in {*wanted, *there} if wanted.get(key) != there.get(key))
+    if changed:
+        raise UsageError(
+            "this folder holds results of other settings",
+            where=folder,
+            expected=_some(there, changed),
+            found=_some(wanted, changed),
+            hint="choose another folder, or give the same settings to go on",
+        )
+
+
+def _some(settings: Mapping[str, Any], keys: Iterable[str]) -> str:
+    return ", ".join(f"{key} = {json.dumps(settings.get(key))[:80]}" for key in keys)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder and those above it.
+
+    Raises
+    ------
+    OutputError
+        It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder cannot be made ({error.strerror})", where=folder, hint="choose another output"
+        ) from error

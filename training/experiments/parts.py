@@ -1,0 +1,105 @@
+"""What the experiments are put together from: trainings with a budget's settings, rows, cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from paramerge.training.experiments.dataset import Dataset, Subject
+from paramerge.training.experiments.plan import Budget, Cell, Training, Use, Variant
+
+__all__ = [
+    "adapted",
+    "base_cells",
+    "cells_of",
+    "equal_steps",
+    "limited",
+    "stops_of",
+    "subjects_of",
+    "trained",
+]
+
+
+def stops_of(method: str, budget: Budget) -> tuple[int, ...]:
+    """The steps after which an adapter of ``method`` is kept."""
+    return budget.para_stops if method == "para" else budget.other_stops
+
+
+def equal_steps(budget: Budget) -> int:
+    """The largest number of steps that all methods are kept at."""
+    return max(set(budget.para_stops) & set(budget.other_stops))
+
+
+def trained(
+    method: str,
+    rank: int,
+    subject: Subject,
+    budget: Budget,
+    *,
+    stops: Sequence[int] | None = None,
+    pictures: int | None = None,
+    **settings: object,
+) -> Training:
+    """A training with the budget's settings; ``settings`` of the trainer's configuration win."""
+    rates = dict(budget.rates)
+    given: dict[str, object] = {
+        "batch_size": budget.batch_size,
+        "mixed_precision": budget.mixed_precision,
+    }
+    if method in rates:
+        given["learning_rate"] = rates[method]
+    if method == "para":
+        given["gamma"] = budget.gamma
+    given |= settings
+    return Training(
+        method,
+        rank,
+        subject,
+        tuple(stops or stops_of(method, budget)),
+        tuple(sorted(given.items())),
+        pictures,
+    )
+
+
+def adapted(training: Training, steps: int | None = None, strength: float = 1.0) -> Variant:
+    """The model with one adapter, as it was after ``steps`` (by default the last stop)."""
+    return Variant((Use(training, steps or training.stops[-1], strength),))
+
+
+def cells_of(
+    row: str,
+    variant: Variant,
+    subject: Subject,
+    templates: Iterable[str],
+    count: int,
+    word: str | None = None,
+    tuning: bool = False,
+) -> list[Cell]:
+    """A cell for each prompt; the text score reads the subject's kind in place of its word."""
+    return [
+        Cell(
+            row,
+            f"{subject.name}: {template.format(subject='[V]')}",
+            variant,
+            template.format(subject=subject.word if word is None else word),
+            template.format(subject=subject.kind),
+            subject,
+            count,
+            tuning,
+        )
+        for template in templates
+    ]
+
+
+def base_cells(row: str, subject: Subject, templates: Iterable[str], count: int) -> list[Cell]:
+    """The model without an adapter: its prompts say the subject's kind, as it does not know the word."""
+    return cells_of(row, Variant(), subject, templates, count, subject.kind)
+
+
+def limited(templates: Sequence[str], budget: Budget) -> tuple[str, ...]:
+    """At most as many prompts as the budget has."""
+    return tuple(templates[: budget.prompts])
+
+
+def subjects_of(data: Dataset, budget: Budget) -> tuple[Subject, ...]:
+    """The subjects of the budget."""
+    return data.first(budget.subjects)
