@@ -15,7 +15,7 @@ import numpy as np
 
 from paramerge.adapters import Adapter, LoraModule, ParaModule
 from paramerge.checkpoints.hashing import file_sha256
-from paramerge.checkpoints.header import read_header
+from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
 from paramerge.checkpoints.writer import write_bytes, write_safetensors
@@ -27,7 +27,7 @@ from paramerge.conversion.deft import deft_config
 from paramerge.conversion.parts import HOLDS, Part, part_of
 from paramerge.conversion.peft_folder import peft_config
 from paramerge.conversion.spelling import ENDINGS, spelling_of
-from paramerge.errors import FamilyError, OutputError, UnmatchedError, UsageError
+from paramerge.errors import AdapterError, FamilyError, OutputError, UnmatchedError, UsageError
 from paramerge.formats import peft, write_para
 from paramerge.formats.layers import clip_path, unet_path
 from paramerge.formats.listing import listed
@@ -170,15 +170,33 @@ def _parts(
     adapter: Adapter, options: ConvertOptions, left_out: list[str], progress: Callable[[int, int], None]
 ) -> Iterator[Part]:
     header = read_header(adapter.path)
+    written = 0
     for done, module in enumerate(adapter.modules.values()):
         progress(done, len(adapter.modules))
         try:
-            yield part_of(module, adapter, header, options.to, options.dtype)
+            part = part_of(module, adapter, header, options.to, options.dtype)
         except FamilyError:
             if not options.partial:
                 raise
             left_out.append(str(module.name))
+            continue
+        written += len(part.tensors)
+        yield part
     progress(len(adapter.modules), len(adapter.modules))
+    if adapter.dialect.startswith("kohya") and options.to.startswith("kohya") and not left_out:
+        _check_all_written(header, written)
+
+
+def _check_all_written(header: Header, written: int) -> None:
+    """Where only names change, as many tensors must come out as went in."""
+    if written < len(header.tensors):
+        raise AdapterError(
+            "some tensors of this adapter would not be in the output",
+            where=header.path,
+            expected=f"{len(header.tensors)} tensors",
+            found=f"{written} that were understood",
+            hint="please report it, with the output of: paramerge inspect",
+        )
 
 
 def _as_lora(

@@ -18,6 +18,7 @@ from paramerge.adapters import (
     Adapter,
     DifferenceModule,
     DoraModule,
+    Ia3Module,
     LayerModule,
     LohaModule,
     LokrFactor,
@@ -123,7 +124,10 @@ def _is_cut(module: LayerModule) -> bool:
 
 def _renamed(module: LayerModule, header: Header) -> Part:
     """All tensors as they are, whatever the family: only their keys will change."""
-    roles = [role for key in module.keys if (role := read_role(key)) is not None]
+    keys = module.keys
+    if isinstance(module, Ia3Module):
+        keys = (*keys, keys[0].removesuffix(".weight") + ".on_input")
+    roles = [role for key in keys if (role := read_role(key)) is not None]
     tensors = {role.role: stored(header, role.key).read() for role in roles}
     path = module.name.path
     if isinstance(module, DifferenceModule):
