@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -111,9 +112,8 @@ def _lora(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
     root = np.sqrt(found.s[:rank])
     up = rounded(layer.name, found.U[:, :rank] * root, options.dtype)
     down = rounded(layer.name, root[:, None] * found.Vh[:rank], options.dtype)
-    error = _missing(
-        D, lambda start, stop: up[start:stop].astype(np.float64) @ down.astype(np.float64), found.norm
-    )
+    B, A = up.astype(np.float64), down.astype(np.float64)
+    error = _missing_product(D, B, A, found.norm)
     kernel = layer.kernel
     tensors = {
         "up": up.reshape(*up.shape, *(1,) * len(kernel)),
@@ -138,7 +138,7 @@ def _para(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
     D = layer.tuned - layer.base
     removed = Q.T @ layer.base
     norm = float(np.linalg.norm(D))
-    error = _missing(D, lambda start, stop: -Q[start:stop] @ removed, norm)
+    error = _missing_product(D, -Q, removed, norm)
     return Extracted(
         {"basis": basis}, Q.shape[1], norm, error, 0.0, found.is_para, found.rounding, found.strength
     )
@@ -199,12 +199,18 @@ def _there(s: np.ndarray) -> int:
 
 def _missing(D: np.ndarray, rows: Callable[[int, int], np.ndarray], norm: float) -> float:
     """``||D - found|| / ||D||``, ``found`` made some rows at a time."""
-    step = max(1, (1 << 21) // D.shape[1])
+    step = max(1, (1 << 18) // D.shape[1])
     squared = 0.0
     for start in range(0, len(D), step):
         block = D[start : start + step]
         squared += float(np.sum((block - rows(start, start + len(block))) ** 2))
     return float(np.sqrt(squared)) / norm if norm else 0.0
+
+
+def _missing_product(D: np.ndarray, B: np.ndarray, A: np.ndarray, norm: float) -> float:
+    """``||D - B A|| / ||D||`` by ``||D||^2 - 2 <B^T D, A> + ||B A||^2``: to 1e-8, and without forming B A."""
+    squared = norm**2 - 2 * float(np.sum((B.T @ D) * A)) + float(np.sum((B.T @ B) * (A @ A.T)))
+    return math.sqrt(max(squared, 0.0)) / norm if norm else 0.0
 
 
 def _kronecker_rows(A: np.ndarray, B: np.ndarray, start: int, stop: int, *, shuffled: bool) -> np.ndarray:
