@@ -194,9 +194,16 @@ def test_changed_norms_and_biases_are_not_lost_in_silence(files: dict[str, Any],
 
 def test_refusals(files: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "o.safetensors"
-    for options in ({"family": "lora"}, {"family": "lora", "rank": 2, "energy": 0.5}, {"family": "lora", "rank": 0},
-                    {"family": "lora", "energy": 1.5}, {"family": "lora", "rank": 2, "gamma": 0.1},
-                    {"family": "krona", "rank": 2}, {"family": "oft"}):  # fmt: skip
+    wrong: list[dict[str, Any]] = [
+        {"family": "lora"},
+        {"family": "lora", "rank": 2, "energy": 0.5},
+        {"family": "lora", "rank": 0},
+        {"family": "lora", "energy": 1.5},
+        {"family": "lora", "rank": 2, "gamma": 0.1},
+        {"family": "krona", "rank": 2},
+        {"family": "oft"},
+    ]
+    for options in wrong:
         with pytest.raises(UsageError):
             run(files, "lora", output, **options)
     with pytest.raises(UsageError, match="nothing to extract"):
