@@ -133,25 +133,29 @@ def test_every_lycoris_family_changes_its_spelling_bit_for_bit(tmp_path: Path, c
 
 
 @pytest.mark.parametrize(
-    "name", ["loha", "loha-tucker", "lokr-whole", "lokr-w1-whole", "lokr-peft", "dora-out", "dora-peft"]
+    "name",
+    ["loha", "loha-tucker", "lokr-whole", "lokr-peft", "dora-out", "dora-peft"],
 )
 def test_peft_and_kohya_share_families(tmp_path: Path, name: str) -> None:
     """There and back; PEFT scales whole LoKr factors and LyCORIS does not, DoRA's eps differ by 1e-7."""
     case = next(case for case in CASES if case.name == name)
     shapes = {layer: SHAPES[layer] for layer in (ATTENTION, CONV) if case.suits(SHAPES[layer])}
     source, _ = case.write(tmp_path / "in", shapes)
-    if name == "lokr-peft":
-        shapes.pop(CONV, None)
-    try:
-        run(source, "peft", tmp_path / "p")
-    except FamilyError as error:
-        assert name.startswith("lokr") and "other shapes" in str(error)
-        return
+    run(source, "peft", tmp_path / "p")
     run(tmp_path / "p", "kohya", tmp_path / "k.safetensors")
     wanted, there, back = deltas(source), deltas(tmp_path / "p"), deltas(tmp_path / "k.safetensors")
     for layer, delta in wanted.items():
         assert relative(there[layer], delta) <= 4e-7
         assert relative(back[layer], delta) <= 4e-7
+
+
+@pytest.mark.parametrize("name", ["lokr-w2-whole", "lokr-low-rank", "lokr-large-first"])
+def test_a_lokr_that_peft_would_divide_otherwise_is_refused(tmp_path: Path, name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    source, _ = case.write(tmp_path / "in", {ATTENTION: SHAPES[ATTENTION]})
+    with pytest.raises(FamilyError, match="other shapes"):
+        run(source, "peft", tmp_path / "p")
+    assert not (tmp_path / "p").exists()
 
 
 @pytest.mark.parametrize("name", REAL_LORAS)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import model_zoo as zoo
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from tiny_pipelines import sd_pipeline
 
 from paramerge.checkpoints.hashing import file_sha256
 from paramerge.checkpoints.layout import open_base
+from paramerge.checkpoints.writer import write_safetensors
 from paramerge.combining.request import Input
 from paramerge.conversion.convert import ConversionReport, ConvertOptions, convert
 from paramerge.conversion.deft import open_deft
@@ -150,17 +152,13 @@ def test_a_para_needs_its_base_and_no_strength(base: Path, files: dict[str, Path
         convert([Input(files["para"], 0.5)], [adapter], tmp_path / "o.safetensors", ConvertOptions("kohya"))
 
 
-@pytest.mark.parametrize("algorithm", ["loha", "lokr", "locon"])
+@pytest.mark.parametrize("algorithm", ["loha", "lokr", "lokr-2", "locon"])
 def test_peft_loads_what_lycoris_trained(tmp_path: Path, algorithm: str) -> None:
-    """LyCORIS' own file, converted: PEFT merges what LyCORIS merges."""
-    options = {"factor": 2} if algorithm == "lokr" else {}
-    network = lycoris_network(algorithm, **options)
+    """LyCORIS' own file, converted: PEFT merges what LyCORIS merges. lokr: all whole; lokr-2: of low rank."""
+    options = {"factor": 2} if algorithm == "lokr-2" else {}
+    network = lycoris_network(algorithm.partition("-")[0], **options)
     source = saved(network, tmp_path / "l.safetensors")
-    try:
-        run(source, to="peft", output=tmp_path / "p")
-    except FamilyError as error:
-        assert algorithm == "lokr" and "PEFT would build" in str(error)
-        return
+    run(source, to="peft", output=tmp_path / "p")
     plain, merged = small_unet(), small_unet()
     merged = PeftModel.from_pretrained(merged, tmp_path / "p").merge_and_unload()
     modules = {name.path: module for name, module in open_adapter(source).modules.items()}
@@ -173,8 +171,6 @@ def test_peft_loads_what_lycoris_trained(tmp_path: Path, algorithm: str) -> None
 
 def test_peft_loads_a_converted_lokr(tmp_path: Path) -> None:
     """Of linear layers alone; whole factors, where PEFT and LyCORIS differ on the scale."""
-    from paramerge.checkpoints.writer import write_safetensors
-
     rng = np.random.default_rng(0)
     plain = small_unet()
     path = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -233,3 +229,34 @@ def test_deft_holds_one_rank_of_linear_layers(base: Path, files: dict[str, Path]
     (tmp_path / "deft/adapter_config.json").write_text(json.dumps({**config, "decomposition_method": "relu"}))
     with pytest.raises(FamilyError, match="no PaRa"):
         run(tmp_path / "deft", to="para", output=tmp_path / "o.safetensors")
+
+
+@pytest.mark.parametrize("to", ["diffusers", "peft"])
+def test_a_flux_lora_in_kohyas_names_for_diffusers(tmp_path: Path, to: str) -> None:
+    """Stacked projections become rows of single ones: only the base tells the names."""
+    made = zoo.random_model("flux")
+    made.save_pretrained(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for layer, (d, k) in {
+        "double_blocks_0_img_attn_qkv": (48, 16),
+        "single_blocks_0_linear2": (16, 80),
+    }.items():
+        tensors[f"lora_unet_{layer}.lora_up.weight"] = rng.normal(0, 0.3, (d, 2)).astype(np.float32)
+        tensors[f"lora_unet_{layer}.lora_down.weight"] = rng.normal(0, 0.3, (2, k)).astype(np.float32)
+        tensors[f"lora_unet_{layer}.alpha"] = np.float32(1.5)
+    write_safetensors(tmp_path / "k.safetensors", tensors)
+    output = tmp_path / ("peft" if to == "peft" else "d.safetensors")
+    with pytest.raises(UsageError, match="underscores"):
+        run(tmp_path / "k.safetensors", to=to, output=output)
+    run(tmp_path / "k.safetensors", to=to, output=output, base=tmp_path / "model")
+    for name, lora in (("wanted", tmp_path / "k.safetensors"), ("found", output)):
+        bake(plan_of(tmp_path / "model", Step("lora", lora)), tmp_path / name)
+    one, other = (load(tmp_path / name).tensors for name in ("wanted", "found"))
+    assert sum(not np.array_equal(one[key], made.state_dict()[key].numpy()) for key in one) == 4
+    for key, value in one.items():
+        assert np.linalg.norm(other[key] - value) <= 2.0**-22 * np.linalg.norm(value)
+    if to == "peft":
+        merged = PeftModel.from_pretrained(made, output).merge_and_unload().state_dict()
+        for key, value in one.items():
+            assert np.linalg.norm(merged[key].numpy() - value) <= 1e-6 * np.linalg.norm(value)
