@@ -1,4 +1,4 @@
-"""``paramerge extract``: a PaRa from the directions that a LoRA writes to most."""
+"""``paramerge extract``: an adapter out of two checkpoints, or a PaRa from a LoRA's strongest directions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramerge.cli.options import json_option
-from paramerge.errors import OutputError
+from paramerge.cli.options import gamma_option, json_option
+from paramerge.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,15 +26,23 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 
 @click.command()
 @click.option(
+    "--from", "tuned", type=click.Path(path_type=Path), help="The checkpoint that was made from --base."
+)
+@click.option("--base", type=click.Path(path_type=Path), help="The checkpoint that it was made from.")
+@click.option(
+    "--family",
+    type=click.Choice(["para", "lora", "lokr", "krona"]),
+    default="para",
+    show_default=True,
+    help="What to write: of a PaRa the basis is recovered, of the others the nearest is taken.",
+)
+@click.option(
     "--from-lora",
     "source",
     type=click.Path(path_type=Path),
-    required=True,
-    help="The LoRA: a file or PEFT folder.",
+    help="Instead: a PaRa from this LoRA (a file or PEFT folder).",
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The PaRa file to write."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write.")
 @click.option("--rank", type=int, metavar="R", help="So many directions from every layer.")
 @click.option(
     "--energy",
@@ -42,10 +50,68 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
     metavar="E",
     help="Or: the fewest that hold this share (0 to 1) of a layer's energy.",
 )
+@gamma_option
+@click.option("--krona", metavar="A1,A2", default="64,4", show_default=True, help="Its first factor.")
+@click.option("--lokr-factor", type=int, metavar="N", default=-1, show_default=True)
+@click.option("--only", "only", multiple=True, metavar="COMPONENT", help="unet ... May be repeated.")
+@click.option("--partial", is_flag=True, help="Leave out changes that the family cannot hold, and say which.")
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
 @click.option("--layers", "all_layers", is_flag=True, help="List every layer.")
 @json_option
 def extract(
+    tuned: Path | None,
+    base: Path | None,
+    family: str,
+    source: Path | None,
+    output: Path,
+    rank: int | None,
+    energy: float | None,
+    gamma: float | None,
+    krona: str,
+    lokr_factor: int,
+    only: tuple[str, ...],
+    partial: bool,
+    dtype: str,
+    all_layers: bool,
+    as_json: bool,
+) -> None:
+    """Extract an adapter: what was done to a checkpoint, or a PaRa from a LoRA.
+
+    From two checkpoints: the PaRa that was applied (recovered to rounding, or refused if it was none), or the
+    nearest LoRA, LoKr or DiffuseKronA. From a LoRA: a PaRa of the output directions that it writes to most,
+    paramerge's own recipe (the PaRa paper trains its bases), a first PaRa to try things on.
+
+    \b
+    paramerge extract --from tuned.safetensors --base base.safetensors --family lora --rank 32 -o l.st
+    paramerge extract --from baked.safetensors --base sdxl.safetensors --family para -o p.safetensors
+    paramerge extract --from-lora style.safetensors -o style-para.safetensors --rank 8
+    """
+    if (tuned is None) == (source is None) or (tuned is None) != (base is None):
+        raise UsageError(
+            "say what to extract from, in one way",
+            where="--from, --base, --from-lora",
+            expected="--from with --base, or --from-lora alone",
+        )
+    if tuned is not None and base is not None:
+        from paramerge.cli.extract_tuned import extract_tuned
+        from paramerge.cli.sizes import kronecker_pair
+        from paramerge.extraction.families import ExtractOptions
+
+        options = ExtractOptions(
+            family, rank, energy, gamma, lokr_factor, kronecker_pair(krona), only, partial, _DTYPES[dtype]
+        )
+        extract_tuned(tuned, base, output, options, all_layers=all_layers, as_json=as_json)
+    elif source is not None:
+        if family != "para" or gamma is not None or only or partial:
+            raise UsageError(
+                "from a LoRA only a PaRa is extracted, of all its layers",
+                where="--from-lora",
+                expected="--rank or --energy",
+            )
+        _extract_from_lora(source, output, rank, energy, dtype, all_layers, as_json)
+
+
+def _extract_from_lora(
     source: Path,
     output: Path,
     rank: int | None,
@@ -54,14 +120,6 @@ def extract(
     all_layers: bool,
     as_json: bool,
 ) -> None:
-    """Make a PaRa from a LoRA: the output directions that each layer of it writes to most.
-
-    They are the leading left singular vectors of the LoRA's change to a layer. This recipe is paramerge's own
-    (the PaRa paper trains its bases): a first PaRa to try things on, not the equal of a trained one.
-
-    \b
-    paramerge extract --from-lora style.safetensors -o style-para.safetensors --rank 8
-    """
     from paramerge.adapters.extraction import extract_para
     from paramerge.formats import open_adapter, write_para
 

@@ -16,7 +16,9 @@ __all__ = ["COMMANDS", "cli", "main"]
 
 COMMANDS = {
     "bake": "paramerge.cli.bake:bake",
+    "convert": "paramerge.cli.convert:convert",
     "extract": "paramerge.cli.extract:extract",
+    "resize": "paramerge.cli.resize:resize",
     "inspect": "paramerge.cli.inspect:inspect",
     "merge": "paramerge.cli.merge:merge",
     "compare": "paramerge.cli.compare:compare",

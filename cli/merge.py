@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from paramerge.combining.combine import MergeReport
 
-__all__ = ["merge"]
+__all__ = ["as_data", "merge"]
 
 _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 
@@ -84,7 +84,7 @@ def merge(
             inputs, opened, output, options, open_base(base) if base is not None else None, progress.update
         )
     if as_json:
-        click.echo(json.dumps(_as_data(report), indent=2))
+        click.echo(json.dumps(as_data(report), indent=2))
         return
     from paramerge.cli.merge_table import show_merge
 
@@ -93,7 +93,8 @@ def merge(
     show_merge(report, all_layers=all_layers)
 
 
-def _as_data(report: MergeReport) -> dict[str, object]:
+def as_data(report: MergeReport) -> dict[str, object]:
+    """The report, for ``--json``."""
     lora = report.family == "lora"
     return {
         "output": str(report.output),

@@ -15,7 +15,7 @@ from paramerge.errors import UsageError
 if TYPE_CHECKING:
     from paramerge.analysis.sizes import BoundaryChoice, Size
 
-__all__ = ["sizes"]
+__all__ = ["kronecker_pair", "sizes"]
 
 _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 
@@ -91,7 +91,7 @@ def sizes(
         ranks=ranks,
         gamma=gamma,
         boundary=boundary,
-        kronecker=_pair(krona),
+        kronecker=kronecker_pair(krona),
         lokr_factor=lokr_factor,
         dtype=_DTYPES[dtype],
     )
@@ -108,7 +108,8 @@ def sizes(
         _show(found, arch, dtype)
 
 
-def _pair(text: str) -> tuple[int, int]:
+def kronecker_pair(text: str) -> tuple[int, int]:
+    """Read ``64,4``; raises UsageError for anything else."""
     try:
         first, second = (int(part) for part in text.split(","))
     except ValueError:

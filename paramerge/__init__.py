@@ -38,7 +38,12 @@ if TYPE_CHECKING:
     from paramerge.combining.combine import combine as combine
     from paramerge.combining.request import CombineOptions as CombineOptions
     from paramerge.combining.request import Input as Input
+    from paramerge.combining.resize import resize as resize
+    from paramerge.conversion.convert import ConvertOptions as ConvertOptions
+    from paramerge.conversion.convert import convert as convert
     from paramerge.errors import ParamergeError as ParamergeError
+    from paramerge.extraction.extract import extract as extract
+    from paramerge.extraction.families import ExtractOptions as ExtractOptions
     from paramerge.formats import open_adapter as open_adapter
     from paramerge.formats import write_para as write_para
     from paramerge.formats.lora_writer import LoraFactors as LoraFactors
@@ -71,7 +76,12 @@ _PLACES = {
     "combine": "combining.combine",
     "CombineOptions": "combining.request",
     "Input": "combining.request",
+    "resize": "combining.resize",
+    "ConvertOptions": "conversion.convert",
+    "convert": "conversion.convert",
     "ParamergeError": "errors",
+    "extract": "extraction.extract",
+    "ExtractOptions": "extraction.families",
     "open_adapter": "formats",
     "write_para": "formats",
     "LoraFactors": "formats.lora_writer",

@@ -12,8 +12,9 @@ import numpy as np
 from paramerge.adapters import Adapter
 from paramerge.checkpoints.blueprint import BLUEPRINTS
 from paramerge.checkpoints.dtypes import is_float
-from paramerge.checkpoints.layout import Base
+from paramerge.checkpoints.layout import Base, WeightFile
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.targets import Target
 from paramerge.checkpoints.tensors import stored
 from paramerge.errors import CheckpointError, NonFiniteError, UnmatchedError, UsageError
 from paramerge.formats.listing import listed
@@ -78,6 +79,19 @@ class BaseWeights:
     def kernel(self, name: ModuleName) -> tuple[int, ...]:
         """``(kh, kw)`` of a convolution, ``()`` of a linear layer."""
         return self._places[name][1].shape[2:]
+
+    def place(self, name: ModuleName) -> tuple[WeightFile, Target]:
+        """The file that the layer lies in, and where in it."""
+        return self._places[name]
+
+    def target(self, name: ModuleName) -> Target:
+        """Where the layer is, and its own shape."""
+        return self._places[name][1]
+
+    def dtype(self, name: ModuleName) -> str:
+        """The dtype that it is stored in, by the header's name."""
+        file, target = self._places[name]
+        return file.header.tensors[target.key].dtype
 
     def matrix(self, name: ModuleName) -> np.ndarray:
         """The weight, (d, k) in float64.

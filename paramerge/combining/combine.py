@@ -33,7 +33,7 @@ from paramerge.formats.lora_writer import write_lora
 from paramerge.formats.native import write_para
 from paramerge.version import __version__
 
-__all__ = ["MERGE_KEY", "MergeReport", "MergedInput", "MergedLayer", "combine"]
+__all__ = ["MERGE_KEY", "MergeReport", "MergedInput", "MergedLayer", "Progress", "combine"]
 
 MERGE_KEY = "merge.recipe"
 """Metadata key of the output: the inputs by SHA-256 with their scales, and all options, as JSON."""

@@ -19,7 +19,15 @@ from paramerge.checkpoints.writer import write_safetensors
 from paramerge.errors import NonFiniteError, ShapeError, UsageError
 from paramerge.formats.layers import underscored_layer
 
-__all__ = ["LORA_DTYPES", "LoraFactors", "kohya_stem", "rounded", "write_lora"]
+__all__ = [
+    "LORA_DTYPES",
+    "LoraFactors",
+    "kohya_metadata",
+    "kohya_stem",
+    "rounded",
+    "stored_alpha",
+    "write_lora",
+]
 
 LORA_DTYPES = ("F16", "BF16", "F32")
 
@@ -122,7 +130,7 @@ def write_lora(
     for name, factors in layers.items():
         stem = kohya_stem(name, architecture)
         _check(name, factors)
-        alphas[f"{stem}.alpha"] = _stored_alpha(name, factors.alpha, dtype)
+        alphas[f"{stem}.alpha"] = stored_alpha(name, factors.alpha, dtype)
         up, down = rounded(name, factors.up, dtype), rounded(name, factors.down, dtype)
         if factors.kernel:
             up = up.reshape(*up.shape, 1, 1)
@@ -131,7 +139,8 @@ def write_lora(
         tensors[f"{stem}.lora_up.weight"] = up
     # the widest elements first, so that every tensor begins at a multiple of its element's size
     ordered = dict(sorted({**tensors, **alphas}.items(), key=lambda item: -item[1].itemsize))
-    entries = _metadata(layers.values(), architecture, base_sha256) | dict(metadata or {})
+    sizes = [(factors.rank, factors.alpha) for factors in layers.values()]
+    entries = kohya_metadata(sizes, architecture, base_sha256) | dict(metadata or {})
     write_safetensors(path, ordered, entries)
 
 
@@ -174,7 +183,8 @@ def _check(name: ModuleName, factors: LoraFactors) -> None:
         )
 
 
-def _stored_alpha(name: ModuleName, alpha: float, dtype: str) -> np.ndarray:
+def stored_alpha(name: ModuleName, alpha: float, dtype: str) -> np.ndarray:
+    """The alpha in ``dtype``, or in F32 where that cannot hold it; NonFiniteError if neither can."""
     if not math.isfinite(alpha) or alpha == 0 or not np.isfinite(np.float32(alpha)) or np.float32(alpha) == 0:
         raise NonFiniteError(
             "an alpha that cannot be stored", where=name, expected="a finite number other than 0", found=alpha
@@ -184,12 +194,15 @@ def _stored_alpha(name: ModuleName, alpha: float, dtype: str) -> np.ndarray:
     return narrow if float(narrow) == alpha else np.asarray(alpha, np.float32)
 
 
-def _metadata(
-    layers: Iterable[LoraFactors], architecture: str | None, base_sha256: Sequence[str]
+def kohya_metadata(
+    sizes: Iterable[tuple[int, float]], architecture: str | None, base_sha256: Sequence[str]
 ) -> dict[str, str]:
-    """What kohya's scripts and user interfaces read; no date, so that the same input gives the same bytes."""
-    layers = list(layers)
-    ranks, alphas = {layer.rank for layer in layers}, {layer.alpha for layer in layers}
+    """What kohya's scripts and user interfaces read, from the rank and alpha of every layer.
+
+    There is no date, so that the same input gives the same bytes. Raises UsageError for what is no SHA-256.
+    """
+    sizes = list(sizes)
+    ranks, alphas = {rank for rank, _ in sizes}, {alpha for _, alpha in sizes}
     entries = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.implementation": "kohya-ss/sd-scripts",

@@ -109,7 +109,7 @@ def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
     )
 
 
-_DEFT_HINT = "PEFT's DEFT with para=True is a PaRa, but paramerge reads its own PaRa files only"
+_DEFT_HINT = "PEFT's DEFT with para=True is a PaRa, which becomes a PaRa file by: paramerge convert --to para"
 
 
 def _refuse_changed_base(config: Mapping[str, object], where: str) -> None:

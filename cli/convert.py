@@ -1,0 +1,117 @@
+"""``paramerge convert``: an adapter in another file format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from paramerge.cli.options import json_option
+from paramerge.cli.render import Progress, gigabytes, note, out, shown, warn
+from paramerge.cli.threads import one_blas_thread
+
+if TYPE_CHECKING:
+    from paramerge.adapters import Adapter
+    from paramerge.conversion.convert import ConversionReport
+
+__all__ = ["convert"]
+
+_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
+_FORMATS = ("kohya", "kohya-sgm", "lycoris", "diffusers", "peft", "para", "deft")
+
+
+@click.command(name="convert")
+@click.argument("adapters", nargs=-1, required=True, metavar="IN ...")
+@click.option(
+    "--to",
+    type=click.Choice(_FORMATS),
+    required=True,
+    help="lycoris is kohya: the same names, and all of LyCORIS's families; kohya-sgm has LDM's numbers.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A file; a folder for peft and deft.",
+)
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="The checkpoint that a PaRa becomes a LoRA for; also what tells other models' names.",
+)
+@click.option("--dtype", type=click.Choice(list(_DTYPES)), help="Default: as stored (a PaRa's LoRA: fp16).")
+@click.option("--partial", is_flag=True, help="Leave out what the format cannot hold, and say what.")
+@json_option
+def convert(
+    adapters: tuple[str, ...],
+    to: str,
+    output: Path,
+    base: Path | None,
+    dtype: str | None,
+    partial: bool,
+    as_json: bool,
+) -> None:
+    """Write an adapter in another format, with the same effect.
+
+    A PaRa becomes a LoRA for one base; LoRAs named beside it (FILE@SCALE) come after it, in the same file.
+
+    \b
+    paramerge convert style.safetensors --to peft -o style/
+    paramerge convert subject-para.safetensors --to kohya --base sdxl.safetensors -o subject-lora.safetensors
+    """
+    one_blas_thread()
+    from paramerge.checkpoints.layout import open_base
+    from paramerge.combining.request import parse_input
+    from paramerge.conversion.convert import ConvertOptions
+    from paramerge.conversion.convert import convert as run
+
+    options = ConvertOptions("kohya" if to == "lycoris" else to, _DTYPES.get(dtype or ""), partial)
+    inputs = [parse_input(text) for text in adapters]
+    opened = [_opened(given.path) for given in inputs]
+    with Progress("converting", quiet=as_json, unit="layers") as progress:
+        report = run(inputs, opened, output, options, open_base(base) if base else None, progress.update)
+    if as_json:
+        click.echo(json.dumps(_as_data(report), indent=2))
+    else:
+        _show(report)
+
+
+def _opened(path: Path) -> Adapter:
+    from paramerge.conversion.deft import is_deft, open_deft
+    from paramerge.formats import open_adapter
+
+    return open_deft(path) if is_deft(path) else open_adapter(path)
+
+
+def _as_data(report: ConversionReport) -> dict[str, object]:
+    return {
+        "to": report.to,
+        "outputs": [str(path) for path in report.outputs],
+        "architecture": report.architecture,
+        "rounding_error": report.rounding,
+        "notes": dict(report.notes),
+        "left_out": list(report.left_out),
+        "layers": [
+            {
+                "layer": str(layer.name),
+                "family": layer.family,
+                "rank": layer.rank,
+                "rounding_error": layer.rounding,
+            }
+            for layer in report.layers
+        ],
+    }
+
+
+def _show(report: ConversionReport) -> None:
+    for text, count in report.notes.items():
+        note(f"{text} ({count} layers)")
+    if report.left_out:
+        warn(f"left out: {len(report.left_out)}, such as {', '.join(report.left_out[:3])}")
+    exact = "the same numbers" if report.rounding == 0 else f"rounded by up to {report.rounding:.1e}"
+    size = gigabytes(sum(path.stat().st_size for path in report.outputs))
+    place = report.outputs[0] if len(report.outputs) == 1 else report.outputs[0].parent
+    out.print(f"[bold]{shown(place)}[/bold]  {report.to}, {len(report.layers)} layers, {exact}, {size}")

@@ -1,0 +1,92 @@
+"""``paramerge extract --from``: how the extraction from two checkpoints is run and shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from paramerge.cli.render import Progress, gigabytes, out, shown, warn
+
+if TYPE_CHECKING:
+    from paramerge.extraction.extract import ExtractedLayer, ExtractionReport
+    from paramerge.extraction.families import ExtractOptions
+
+__all__ = ["extract_tuned"]
+
+
+def extract_tuned(
+    tuned: Path, base: Path, output: Path, options: ExtractOptions, *, all_layers: bool, as_json: bool
+) -> None:
+    """Extract, and print the report."""
+    from paramerge.checkpoints.layout import open_base
+    from paramerge.extraction.extract import extract
+
+    with Progress("extracting", quiet=as_json, unit="layers") as progress:
+        report = extract(open_base(tuned), open_base(base), output, options, progress.update)
+    if as_json:
+        click.echo(json.dumps(_as_data(report), indent=2))
+    else:
+        _show(report, all_layers)
+
+
+def _as_data(report: ExtractionReport) -> dict[str, object]:
+    para = report.family == "para"
+    return {
+        "output": str(report.output),
+        "bytes": report.output.stat().st_size,
+        "family": report.family,
+        "architecture": report.architecture,
+        "error": report.error,
+        "excess_bound": report.excess,
+        "unchanged": report.unchanged,
+        "left_out": report.left_out,
+        "layers": [
+            {
+                "layer": str(layer.name),
+                "rank": layer.rank,
+                "norm": layer.norm,
+                "error": layer.error,
+                **(
+                    {"exact": layer.exact, "rounding": layer.rounding, "strength": layer.strength}
+                    if para
+                    else {"excess_bound": layer.excess}
+                ),
+            }
+            for layer in report.layers
+        ],
+    }
+
+
+def _show(report: ExtractionReport, all_layers: bool) -> None:
+    from rich.table import Table
+
+    from paramerge.formats.layers import layer_kind
+
+    groups: dict[tuple[str, str], list[ExtractedLayer]] = {}
+    for layer in report.layers:
+        key = (str(layer.name), "") if all_layers else (layer.name.component, layer_kind(layer.name))
+        groups.setdefault(key, []).append(layer)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("layers", "", "count", "rank", "error (most)"):
+        table.add_column(title, justify="left" if title in ("layers", "") else "right", overflow="fold")
+    for (one, other), layers in groups.items():
+        ranks = sorted({layer.rank for layer in layers})
+        span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+        worst = max(layer.error for layer in layers)
+        table.add_row(one, other, str(len(layers)), span, f"{worst:.2e}")
+    out.print(table)
+    if report.left_out:
+        reasons = "; ".join(dict.fromkeys(report.left_out.values()))
+        warn(f"{len(report.left_out)} changes are left out ({reasons})")
+    if report.family == "para":
+        exact = sum(layer.exact for layer in report.layers)
+        out.print(f"{exact} of {len(report.layers)} layers are PaRas to the rounding of the checkpoint")
+    elif report.excess:
+        out.print(f"randomised: the best of these ranks is nearer by at most {report.excess:.1e} in a layer")
+    out.print(
+        f"[bold]{shown(report.output)}[/bold]  {report.family}, {len(report.layers)} layers, "
+        f"{report.unchanged} unchanged, error {report.error:.2e}, {gigabytes(report.output.stat().st_size)}"
+    )

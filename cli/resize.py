@@ -1,0 +1,65 @@
+"""``paramerge resize``: an adapter of a lower rank."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from paramerge.cli.merge import as_data
+from paramerge.cli.options import json_option
+from paramerge.cli.render import Progress, warn
+from paramerge.cli.threads import one_blas_thread
+
+__all__ = ["resize"]
+
+_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
+
+
+@click.command(name="resize")
+@click.argument("adapter", type=click.Path(path_type=Path), metavar="IN")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@click.option("--rank", type=int, metavar="R", help="At most this rank in every layer.")
+@click.option(
+    "--energy", type=float, metavar="E", help="Or: of each layer the least rank with this share (0 to 1)."
+)
+@click.option("--base", type=click.Path(path_type=Path), help="PaRa: tells which directions matter.")
+@click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
+@click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
+@json_option
+def resize(
+    adapter: Path,
+    output: Path,
+    rank: int | None,
+    energy: float | None,
+    base: Path | None,
+    dtype: str,
+    all_layers: bool,
+    as_json: bool,
+) -> None:
+    """Lower the rank of a LoRA, LoCon or PaRa, keeping what does most.
+
+    \b
+    paramerge resize style.safetensors --energy 0.95 -o small.safetensors
+    paramerge resize para.safetensors --rank 4 --base sdxl.safetensors -o small.safetensors
+    """
+    one_blas_thread()
+    from paramerge.checkpoints.layout import open_base
+    from paramerge.combining.resize import resize as run
+    from paramerge.formats import open_adapter
+
+    opened, checkpoint = open_adapter(adapter), open_base(base) if base is not None else None
+    with Progress("resizing", quiet=as_json, unit="layers") as progress:
+        report = run(
+            opened, output, rank=rank, energy=energy, dtype=_DTYPES[dtype], base=checkpoint,
+            progress=progress.update,
+        )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(as_data(report), indent=2))
+        return
+    from paramerge.cli.merge_table import show_merge
+
+    for warning in report.warnings:
+        warn(warning)
+    show_merge(report, all_layers=all_layers)

@@ -1,0 +1,105 @@
+"""``resize``: an adapter of a lower rank, by rank or by energy for each layer; LoRA, LoCon and PaRa."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from paramerge.adapters import Adapter, ParaModule
+from paramerge.checkpoints.hashing import file_sha256
+from paramerge.checkpoints.layout import Base
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.combining.base import BaseWeights
+from paramerge.combining.checks import check_destination
+from paramerge.combining.combine import MergedInput, MergedLayer, MergeReport, Progress, combine
+from paramerge.combining.para import read_basis
+from paramerge.combining.request import CombineOptions, Input
+from paramerge.errors import FamilyError, UsageError
+from paramerge.formats import write_para
+
+__all__ = ["resize"]
+
+
+def resize(
+    adapter: Adapter,
+    output: Path,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    dtype: str = "F16",
+    base: Base | None = None,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Write ``adapter`` with less: a merge of one, truncated.
+
+    A LoRA keeps its leading singular directions (the nearest of its rank), a PaRa those that take most from
+    ``base``, or without a base its first.
+
+    Raises
+    ------
+    UsageError
+        Not exactly one of ``rank`` and ``energy``; an energy for a PaRa without a base.
+    FamilyError
+        Another family: its factors have no order of importance.
+    """
+    if (rank is None) == (energy is None):
+        raise UsageError(
+            "say how large it may be, in one way",
+            where="--rank, --energy",
+            expected="--rank with a number, or --energy with a share",
+            found="neither" if rank is None else "both",
+        )
+    if adapter.family not in ("lora", "para"):
+        raise FamilyError(
+            f"{' and '.join(adapter.families)} cannot be resized",
+            where=adapter.path,
+            expected="a LoRA, a LoCon or a PaRa",
+            found=", ".join(adapter.families),
+            hint="bake it, and extract a smaller one: paramerge extract --from BAKED --base BASE",
+        )
+    options = CombineOptions(rank=rank, energy=energy, dtype=dtype)
+    if adapter.family == "para" and energy is not None:
+        return _para_by_energy(adapter, output, options, base, progress or (lambda done, total: None))
+    return combine([Input(adapter.path)], [adapter], output, options, base, progress)
+
+
+def _para_by_energy(
+    adapter: Adapter, output: Path, options: CombineOptions, base: Base | None, progress: Progress
+) -> MergeReport:
+    """Of each layer the fewest directions that take this share of ``||Q^T W||^2`` from the base."""
+    if base is None:
+        raise UsageError(
+            "what a direction removes depends on the base's weights",
+            where="--energy",
+            expected="--base",
+            hint="give the checkpoint, or say --rank",
+        )
+    check_destination(output, [*adapter.sources, *(file.header.path for file in base.files)])
+    weights = BaseWeights(base)
+    adapter = weights.check(adapter)
+    bases: dict[ModuleName, np.ndarray] = {}
+    layers = []
+    for done, (name, module) in enumerate(adapter.modules.items()):
+        if not isinstance(module, ParaModule):
+            continue
+        progress(done, len(adapter.modules))
+        Q = read_basis(module.basis)
+        removed = Q.T @ weights.matrix(name)
+        U, s, _ = np.linalg.svd(removed, full_matrices=False)
+        held = np.cumsum(s**2) / max(float(np.sum(s**2)), np.finfo(np.float64).tiny)
+        kept = int(np.sum(held < (options.energy or 1) * (1 - 1e-12))) + 1
+        bases[name] = Q @ U[:, :kept]
+        share = float(held[min(kept, len(held)) - 1])
+        layers.append(MergedLayer(name, (Q.shape[1],), Q.shape[1], bases[name].shape[1], kept_energy=share))
+    progress(len(adapter.modules), len(adapter.modules))
+    hashes = [text for text in adapter.base_hashes if len(text) == 64]
+    write_para(
+        output, bases, architecture=adapter.architecture, base_sha256=hashes or None, dtype=options.dtype,
+        metadata={"resize.energy": f"{options.energy:g}", "resize.source_sha256": file_sha256(adapter.path)},
+    )  # fmt: skip
+    digests = tuple(file_sha256(source) for source in adapter.sources)
+    given = MergedInput(adapter.path, "para", adapter.dialect, 1.0, len(adapter.modules), digests)
+    size = output.stat().st_size
+    left = tuple(f"{len(item.keys)} keys are left out ({item.reason})" for item in adapter.leftovers)
+    return MergeReport("para", output, size, adapter.architecture, (given,), tuple(layers), options, left)

@@ -1,0 +1,123 @@
+"""Two checkpoints layer by layer: what was done to what adapters reach, and to the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from paramerge.checkpoints.layout import Base
+from paramerge.checkpoints.modules import COMPONENTS, ModuleName
+from paramerge.checkpoints.tensors import stored
+from paramerge.combining.base import BaseWeights
+from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
+from paramerge.formats.listing import listed
+
+__all__ = ["ChangedLayer", "Differences"]
+
+
+@dataclass(frozen=True)
+class ChangedLayer:
+    """A layer's weight before and after, (d, k) float64; ``shape`` is its own, ``dtype`` the tuned one's."""
+
+    name: ModuleName
+    shape: tuple[int, ...]
+    base: np.ndarray
+    tuned: np.ndarray
+    dtype: str
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """``(kh, kw)`` of a convolution, ``()`` of a linear layer."""
+        return self.shape[2:]
+
+
+class Differences:
+    """The layers of two checkpoints of one architecture, read two at a time."""
+
+    def __init__(self, base: Base, tuned: Base, only: Collection[str] = ()) -> None:
+        self.base, self.tuned = base, tuned
+        if base.architecture != tuned.architecture:
+            raise ArchitectureError(
+                "these checkpoints are of different architectures",
+                where=tuned.path,
+                expected=f"{base.architecture}, as {base.path.name}",
+                found=tuned.architecture,
+            )
+        self._weights = BaseWeights(base), BaseWeights(tuned)
+        self.layers = self._common("targets", only)
+        self._others = self._common("parameters", only)
+
+    def changed(self) -> Iterator[ChangedLayer | None]:
+        """Each layer in the order of :attr:`layers`; None for one that is the same in both.
+
+        Raises
+        ------
+        NonFiniteError
+            A weight holds NaN or Inf.
+        CheckpointError
+            It is stored in a form that cannot be computed on.
+        """
+        before, after = self._weights
+        for name in self.layers:
+            if self._same_bytes(name):
+                yield None
+                continue
+            W, tuned = before.matrix(name), after.matrix(name)
+            if np.array_equal(W, tuned):
+                yield None
+                continue
+            yield ChangedLayer(name, after.target(name).shape, W, tuned, after.dtype(name))
+
+    def other_changes(self) -> list[str]:
+        """Norms and biases that are not the same in both."""
+        before, after = self._weights
+        return [
+            str(name)
+            for name in self._others
+            if not self._same_bytes(name) and not np.array_equal(before.matrix(name), after.matrix(name))
+        ]
+
+    def _common(self, kind: str, only: Collection[str]) -> list[ModuleName]:
+        found = [
+            {name: target for file in side.files for name, target in getattr(file, kind).items()}
+            for side in (self.base, self.tuned)
+        ]
+        names = [
+            {
+                name
+                for name, target in side.items()
+                if not target.stack and (not only or name.component in only)
+            }
+            for side in found
+        ]
+        present = [{name.component for name in side} for side in names]
+        shared = present[0] & present[1]
+        lone = sorted(str(name) for name in names[0] ^ names[1] if name.component in shared)
+        if kind == "targets" and (lone or not shared):
+            raise UnmatchedError(
+                "the checkpoints do not have the same layers",
+                where=self.tuned.path,
+                expected=f"the layers of {self.base.path.name}",
+                found=listed(lone) or "no component in common",
+            )
+        for name in names[0] & names[1]:
+            if found[0][name].shape != found[1][name].shape:
+                raise ShapeError(
+                    "a layer has another shape in each checkpoint",
+                    where=name,
+                    expected=f"{list(found[0][name].shape)}, as {self.base.path.name}",
+                    found=list(found[1][name].shape),
+                )
+        return sorted(names[0] & names[1], key=lambda name: (COMPONENTS.index(name.component), name.path))
+
+    def _same_bytes(self, name: ModuleName) -> bool:
+        """Whether both are stored alike, in the same bytes: the quick way to see that nothing was done."""
+        sides = [weights.place(name) for weights in self._weights]
+        (one, first), (other, second) = sides
+        tensors = stored(one.header, first.key), stored(other.header, second.key)
+        alike = (first.rows, first.transposed) == (second.rows, second.transposed)
+        if not alike or tensors[0].dtype != tensors[1].dtype or tensors[0].shape != tensors[1].shape:
+            return False
+        return tensors[0].read_bytes() == tensors[1].read_bytes()

@@ -1,0 +1,253 @@
+"""``extract --from TUNED --base BASE``: the adapter that comes nearest to what was done to a base."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from paramerge.checkpoints.dtypes import NUMPY
+from paramerge.checkpoints.hashing import file_sha256
+from paramerge.checkpoints.layout import Base
+from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.writer import write_safetensors
+from paramerge.combining.checks import check_destination
+from paramerge.conversion.spelling import ENDINGS, spelling_of
+from paramerge.errors import FamilyError, UsageError
+from paramerge.extraction.difference import Differences
+from paramerge.extraction.families import EXTRACTORS, Extracted, ExtractOptions, holds
+from paramerge.formats import write_para
+from paramerge.formats.listing import listed
+from paramerge.formats.lora_writer import LORA_DTYPES, kohya_metadata
+from paramerge.formats.native import BASE_HASH_KEY
+from paramerge.version import __version__
+
+__all__ = ["EXTRACTION_KEY", "ExtractedLayer", "ExtractionReport", "extract"]
+
+EXTRACTION_KEY = "extraction.recipe"
+"""Metadata key of the output: both checkpoints by SHA-256, and the options, as JSON."""
+
+
+@dataclass(frozen=True)
+class ExtractedLayer:
+    """What became of a layer that was changed; see :class:`~paramerge.extraction.families.Extracted`."""
+
+    name: ModuleName
+    rank: int
+    norm: float
+    error: float
+    excess: float
+    exact: bool
+    rounding: float
+    strength: float
+
+
+@dataclass(frozen=True)
+class ExtractionReport:
+    """What was extracted and written.
+
+    Attributes
+    ----------
+    unchanged:
+        Layers that are the same in both checkpoints, or differ by no more than rounding.
+    left_out:
+        What was changed and is not in the output, each with the reason.
+    """
+
+    family: str
+    output: Path
+    architecture: str
+    layers: tuple[ExtractedLayer, ...] = field(repr=False)
+    unchanged: int
+    left_out: dict[str, str]
+
+    @property
+    def error(self) -> float:
+        """What the output misses of all layers' differences together, relative in Frobenius norm."""
+        total = math.hypot(*(layer.norm for layer in self.layers))
+        return math.hypot(*(layer.error * layer.norm for layer in self.layers)) / total if total else 0.0
+
+    @property
+    def excess(self) -> float:
+        """The largest bound of a layer: how much nearer the family could have come."""
+        return max((layer.excess for layer in self.layers), default=0.0)
+
+
+def extract(
+    tuned: Base,
+    base: Base,
+    output: Path,
+    options: ExtractOptions,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ExtractionReport:
+    """Write the adapter that turns ``base`` into ``tuned`` as nearly as its family can.
+
+    Layers are read, decomposed and rounded one at a time. Without ``rank``, ``energy`` and ``gamma`` a PaRa
+    must be exact: every changed layer a projection of the base's, to the rounding of the tuned one.
+
+    Raises
+    ------
+    UsageError
+        Options that the family has not, or none where it needs one; no difference at all.
+    ArchitectureError, UnmatchedError, ShapeError
+        The checkpoints are not of one kind.
+    FamilyError
+        A change that the family cannot hold (without ``partial``); a difference that is no PaRa.
+    NonFiniteError
+        A weight, or a factor in the output's dtype, that is not finite.
+    OutputError
+        ``output`` is an input or cannot be written.
+    """
+    _check(options)
+    check_destination(output, [file.header.path for side in (tuned, base) for file in side.files])
+    differences = Differences(base, tuned, options.only)
+    left_out = dict.fromkeys(differences.other_changes(), "a norm or bias, which the family does not hold")
+    if left_out and not options.partial:
+        raise _unheld(options, left_out)
+    found: dict[ModuleName, Extracted] = {}
+    unchanged = 0
+    for done, layer in enumerate(differences.changed()):
+        progress(done, len(differences.layers))
+        if layer is None:
+            unchanged += 1
+            continue
+        if reason := holds(layer, options):
+            left_out[str(layer.name)] = reason
+            if not options.partial:
+                raise _unheld(options, left_out)
+            continue
+        extracted = EXTRACTORS[options.family](layer, options)
+        if extracted is None:
+            unchanged += 1
+            continue
+        if options.family == "para" and not extracted.exact and _must_be_exact(options):
+            raise _no_para(layer.name, extracted)
+        found[layer.name] = extracted
+    progress(len(differences.layers), len(differences.layers))
+    if not found:
+        raise UsageError(
+            "there is nothing to extract",
+            where=tuned.path,
+            expected=f"a checkpoint whose layers differ from {base.path.name}'s",
+            found=f"{unchanged} layers that are the same"
+            + (f", {len(left_out)} left out" if left_out else ""),
+        )
+    _write(found, tuned, base, output, options)
+    layers = tuple(
+        ExtractedLayer(name, e.rank, e.norm, e.error, e.excess, e.exact, e.rounding, e.strength)
+        for name, e in found.items()
+    )
+    return ExtractionReport(options.family, output, base.architecture, layers, unchanged, left_out)
+
+
+def _write(
+    found: dict[ModuleName, Extracted], tuned: Base, base: Base, output: Path, options: ExtractOptions
+) -> None:
+    hashes = [file_sha256(file.header.path) for file in base.files]
+    recipe = {
+        "paramerge": __version__,
+        "tuned_sha256": [file_sha256(file.header.path) for file in tuned.files],
+        "base_sha256": hashes,
+        "family": options.family,
+        **{key: value for key in ("rank", "energy", "gamma") if (value := getattr(options, key)) is not None},
+    }
+    metadata = {EXTRACTION_KEY: json.dumps(recipe, separators=(",", ":"), sort_keys=True)}
+    architecture = None if base.architecture == "unknown" else base.architecture
+    if options.family == "para":
+        bases = {name: layer.tensors["basis"] for name, layer in found.items()}
+        write_para(
+            output, bases, architecture=architecture, base_sha256=hashes, gamma=options.gamma,
+            dtype=options.dtype, metadata=metadata,
+        )  # fmt: skip
+        return
+    tensors: dict[str, np.ndarray] = {}
+    for name, layer in found.items():
+        tensors |= _named(name, layer, options.family, architecture)
+    entry = "ss_new_sd_model_hash" if len(hashes) == 1 else BASE_HASH_KEY
+    metadata[entry] = ",".join(hashes)
+    if options.family != "krona":
+        sizes = [(layer.rank, float(layer.rank)) for layer in found.values()]
+        metadata = kohya_metadata(sizes, architecture, ()) | metadata
+    if options.family == "lokr":
+        metadata["ss_network_module"] = "lycoris.kohya"
+    write_safetensors(output, dict(sorted(tensors.items(), key=lambda i: (-i[1].itemsize, i[0]))), metadata)
+
+
+def _named(
+    name: ModuleName, layer: Extracted, family: str, architecture: str | None
+) -> dict[str, np.ndarray]:
+    if family == "krona":
+        # the names of the published code: those of attention processors
+        attention, _, last = name.path.removesuffix(".0").rpartition(".")
+        stem = f"{name.component}.{attention}.processor.{last}_lora"
+        return {f"{stem}.{role}.weight": value for role, value in layer.tensors.items()}
+    other = architecture is None or name.component not in ("unet", "text_encoder", "text_encoder_2")
+    dialect = "diffusers" if other and family == "lora" else "kohya"
+    stem = spelling_of(dialect, architecture)(name)
+    endings = ENDINGS[dialect]
+    tensors = {f"{stem}.{endings.get(role, role)}": value for role, value in layer.tensors.items()}
+    if dialect == "kohya":
+        whole = "lokr_w1" in layer.tensors and "lokr_w2" in layer.tensors
+        tensors[f"{stem}.alpha"] = np.asarray(1 if whole else layer.rank, NUMPY["F16"])
+    return tensors
+
+
+def _must_be_exact(options: ExtractOptions) -> bool:
+    return options.rank is None and options.energy is None and options.gamma is None
+
+
+def _check(options: ExtractOptions) -> None:
+    given = {"--rank": options.rank, "--energy": options.energy, "--gamma": options.gamma}
+    told = [name for name, value in given.items() if value is not None]
+    if options.family not in EXTRACTORS:
+        raise UsageError(
+            "no such family can be extracted",
+            where="--family",
+            expected=", ".join(EXTRACTORS),
+            found=options.family,
+        )
+    if options.dtype not in LORA_DTYPES:
+        raise UsageError("an adapter is not stored so", where="--dtype", found=options.dtype)
+    if options.rank is not None and options.rank < 1:
+        raise UsageError("a rank counts directions", where="--rank", expected="above 0", found=options.rank)
+    for name, value in (("--energy", options.energy), ("--gamma", options.gamma)):
+        if value is not None and not 0 < value <= 1:
+            raise UsageError("this is a share", where=name, expected="a number in (0, 1]", found=value)
+    wrong = [name for name in told if name == "--gamma"] if options.family != "para" else []
+    wrong = told if options.family == "krona" else wrong
+    if wrong:
+        raise UsageError(
+            f"{' and '.join(wrong)} says nothing about this family", where=f"--family {options.family}"
+        )
+    if options.family == "lora" and len(told) != 1:
+        raise UsageError(
+            "say how large the LoRA may be, in one way",
+            where="--rank, --energy",
+            expected="--rank with a number, or --energy with a share",
+            found=" and ".join(told) or "neither",
+        )
+
+
+def _unheld(options: ExtractOptions, left_out: dict[str, str]) -> FamilyError:
+    return FamilyError(
+        f"what was changed here is not all of a kind that a {options.family} can hold",
+        where=listed(list(left_out), 3),
+        found="; ".join(dict.fromkeys(left_out.values())),
+        hint="to extract the rest without them, add --partial",
+    )
+
+
+def _no_para(name: ModuleName, layer: Extracted) -> FamilyError:
+    near = layer.error < 0.9 and abs(layer.strength - 1) > 0.01
+    return FamilyError(
+        "this difference is no PaRa: no directions were taken away from the layer, or not only that",
+        where=name,
+        expected=f"an error of at most {layer.rounding:.1e}, which rounding explains",
+        found=f"{layer.error:.1e} for the nearest, of rank {layer.rank}"
+        + (f", at strength {layer.strength:.2f}" if near else ""),
+        hint="extract a LoRA (--family lora --rank R), or the nearest PaRa of at most a rank (--rank R)",
+    )
