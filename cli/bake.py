@@ -26,7 +26,11 @@ __all__ = ["bake"]
 
 
 @click.command(cls=OrderedSteps)
-@click.option("--base", type=click.Path(path_type=Path), help="Checkpoint file or diffusers folder.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="Checkpoint file or diffusers folder; emoji-diffusion is the one that ships.",
+)
 @step_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: made of the inputs' names.")
 @click.option(
@@ -81,6 +85,7 @@ def bake(
     from paramerge.merge.output import check_output, default_output
     from paramerge.merge.plan import make_plan
     from paramerge.merge.summary import summarise
+    from paramerge.shipped import named_model
 
     steps = _at_least_one(steps_of(ctx))
     interpretation = Interpretation(lokr_scale, krona)
@@ -89,7 +94,7 @@ def bake(
     if base is None:
         base = find_base(adapters, note=lambda text: note(text, quiet=as_json))
         note(f"base: {base}", quiet=as_json)
-    plan = make_plan(open_base(base, variant), list(zip(steps, adapters, strict=True)), options)
+    plan = make_plan(open_base(named_model(base), variant), list(zip(steps, adapters, strict=True)), options)
     output = output or default_output(plan)
     check_output(plan, output)
     summary = summarise(plan)

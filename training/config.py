@@ -55,7 +55,9 @@ class TrainConfig:
     that have one.
     """
 
-    model: Path = _option(MISSING, "Diffusers folder or single file of SD1.5, SDXL or the small model.")
+    model: Path = _option(
+        MISSING, "Diffusers folder or single file of SD1.5 or SDXL, or emoji-diffusion, which ships."
+    )
     instance_folder: Path = _option(MISSING, "The subject's pictures.")
     instance_prompt: str = _option(
         MISSING, "What they show, such as 'a photo of sks dog'; texts beside the pictures win."

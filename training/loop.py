@@ -17,6 +17,7 @@ from paramerge.checkpoints.layout import open_base
 from paramerge.checkpoints.writer import write_bytes
 from paramerge.errors import NonFiniteError, UsageError
 from paramerge.generation.loading import load_pipeline
+from paramerge.shipped import named_model
 from paramerge.training.chance import generator
 from paramerge.training.config import TrainConfig, config_to_toml
 from paramerge.training.examples import (
@@ -75,7 +76,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     _check_output(config, resume)
 
     # the model as it is, the pictures and the prompts
-    pipeline = load_pipeline(open_base(config.model), torch.float32)
+    pipeline = load_pipeline(open_base(named_model(config.model)), torch.float32)
     pipeline.to(accelerator.device)
     if config.class_folder is not None:
         if accelerator.is_main_process:

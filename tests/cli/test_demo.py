@@ -69,3 +69,12 @@ def test_the_adapters_are_what_they_are_called() -> None:
     for adapter in shipped.ADAPTERS.values():
         found = inspect_path(shipped.adapter_file(adapter.name))
         assert found.adapter.family == adapter.kind, adapter.name
+
+
+def test_the_shipped_model_is_a_base_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    para = shipped.adapter_file("tree")
+    command = ["bake", "--base", shipped.MODEL_NAME, "--para", str(para), "-o", "baked"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "baked" / "model_index.json").is_file()
