@@ -296,14 +296,17 @@ class _Writing:
     def _write_folders(self, parts: Sequence[Part]) -> None:
         """A folder, or one for each model where there are several: PEFT's adapters are of one model."""
         components = list(dict.fromkeys(part.name.component for part in parts))
-        for component in components:
+        ready = []
+        for component in components:  # nothing is written before all of it is known to be possible
             own = [part for part in parts if part.name.component == component]
             folder = self.output if len(components) == 1 else self.output / component
             config = deft_config(own, self._linear()) if self.to == "deft" else peft_config(own)
-            folder.mkdir(parents=True, exist_ok=True)
-            metadata = {"format": "pt", **self._kept(), **self._metadata(own)}
-            write_safetensors(folder / peft.WEIGHTS_NAME, self._tensors(own), metadata)
             text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
+            metadata = {"format": "pt", **self._kept(), **self._metadata(own)}
+            ready.append((folder, self._tensors(own), metadata, text))
+        for folder, tensors, metadata, text in ready:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_safetensors(folder / peft.WEIGHTS_NAME, tensors, metadata)
             write_bytes(folder / peft.CONFIG_NAME, text.encode())
             self.files += [folder / peft.WEIGHTS_NAME, folder / peft.CONFIG_NAME]
 
