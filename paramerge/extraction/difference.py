@@ -100,9 +100,11 @@ class Differences:
             )
         for place in sorted(sides[0].keys() & sides[1].keys()):
             one, other = (side[place] for side in sides)
-            if one.shape != other.shape or (
-                one.dtype == other.dtype and one.read_bytes() != other.read_bytes()
-            ) or (one.dtype != other.dtype and not np.array_equal(one.read(), other.read())):
+            if (
+                one.shape != other.shape
+                or (one.dtype == other.dtype and one.read_bytes() != other.read_bytes())
+                or (one.dtype != other.dtype and not np.array_equal(one.read(), other.read()))
+            ):
                 yield str(place[0] / place[1])
 
     def _common(self, kind: str, only: Collection[str]) -> list[ModuleName]:
