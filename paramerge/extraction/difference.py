@@ -32,6 +32,10 @@ class ChangedLayer:
         """``(kh, kw)`` of a convolution, ``()`` of a linear layer."""
         return self.shape[2:]
 
+    def take_difference(self) -> np.ndarray:
+        """``tuned - base``, in the place of ``base``, which is gone then: big layers need the memory."""
+        return np.subtract(self.tuned, self.base, out=self.base)
+
 
 class Differences:
     """The layers of two checkpoints of one architecture, read two at a time."""
