@@ -46,10 +46,11 @@ def main() -> None:
         output = given.folder / f"out-{job}.safetensors"
         options = {"lora": ["--rank", "32"], "para": [], "lokr": [], "krona": ["--partial", "--only", "unet"]}
         command = ["extract", "--from", tuned, "--base", base, "-o", output, "--family", job, "--json"]
-        seconds, peak, text = run(*command, *options[job])
+        seconds, used, peak, text = run(*command, *options[job])
         report = json.loads(text)
         print(
-            f"{given.arch} {job:6} {seconds:6.1f} s  {peak:5.0f} MiB  {len(report['layers'])} layers  "
+            f"{given.arch} {job:6} {seconds:6.1f} s ({used:.1f} s of CPU)  {peak:5.0f} MiB  "
+            f"{len(report['layers'])} layers  "
             f"error {report['error']:.2e}  excess bound {report['excess_bound']:.1e}",
             flush=True,
         )
@@ -85,8 +86,8 @@ def para(folder: Path, base: Path, architecture: str) -> Path:
     return path
 
 
-def run(*arguments: object) -> tuple[float, float, str]:
-    """Seconds, peak MiB and standard output of a command."""
+def run(*arguments: object) -> tuple[float, float, float, str]:
+    """Seconds, CPU seconds, peak MiB and standard output of a command."""
     started = time.monotonic()
     command = [sys.executable, "-m", "paramerge.cli", *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -96,7 +97,7 @@ def run(*arguments: object) -> tuple[float, float, str]:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed: {text}")
-    return time.monotonic() - started, usage.ru_maxrss / 1024, text
+    return time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, text
 
 
 if __name__ == "__main__":

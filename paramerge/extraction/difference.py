@@ -32,12 +32,17 @@ class ChangedLayer:
         """``(kh, kw)`` of a convolution, ``()`` of a linear layer."""
         return self.shape[2:]
 
+    def take_difference(self) -> np.ndarray:
+        """``tuned - base``, in the place of ``base``, which is gone then: big layers need the memory."""
+        return np.subtract(self.tuned, self.base, out=self.base)
+
 
 class Differences:
     """The layers of two checkpoints of one architecture, read two at a time."""
 
     def __init__(self, base: Base, tuned: Base, only: Collection[str] = ()) -> None:
         self.base, self.tuned = base, tuned
+        self._only = frozenset(only)
         if base.architecture != tuned.architecture:
             raise ArchitectureError(
                 "these checkpoints are of different architectures",
@@ -70,14 +75,41 @@ class Differences:
                 continue
             yield ChangedLayer(name, after.target(name).shape, W, tuned, after.dtype(name))
 
-    def other_changes(self) -> list[str]:
-        """Norms and biases that are not the same in both."""
+    def other_changes(self) -> dict[str, str]:
+        """What else is not the same in both, and what it is: norms, biases, embeddings, a VAE."""
         before, after = self._weights
-        return [
-            str(name)
+        found = {
+            str(name): "a norm, bias or embedding"
             for name in self._others
             if not self._same_bytes(name) and not np.array_equal(before.matrix(name), after.matrix(name))
-        ]
+        }
+        return found | dict.fromkeys(self._changed_beside(), "no layer that adapters reach")
+
+    def _changed_beside(self) -> Iterator[str]:
+        """Keys of both checkpoints that are no layer's, norm's or bias's, and differ (of one layout only)."""
+        sides = []
+        for side in (self.base, self.tuned):
+            reached = {
+                target.key
+                for file in side.files
+                for target in (*file.targets.values(), *file.parameters.values())
+            }
+            sides.append(
+                {
+                    (file.relative.parent, key): stored(file.header, key)
+                    for file in side.files
+                    for key in file.header.tensors
+                    if key not in reached and (not self._only or file.components[key] in self._only)
+                }
+            )
+        for place in sorted(sides[0].keys() & sides[1].keys()):
+            one, other = (side[place] for side in sides)
+            if (
+                one.shape != other.shape
+                or (one.dtype == other.dtype and one.read_bytes() != other.read_bytes())
+                or (one.dtype != other.dtype and not np.array_equal(one.read(), other.read()))
+            ):
+                yield str(place[0] / place[1])
 
     def _common(self, kind: str, only: Collection[str]) -> list[ModuleName]:
         found = [

@@ -105,9 +105,10 @@ def extract(
     _check(options)
     check_destination(output, [file.header.path for side in (tuned, base) for file in side.files])
     differences = Differences(base, tuned, options.only)
-    left_out = dict.fromkeys(differences.other_changes(), "a norm or bias, which the family does not hold")
+    left_out = differences.other_changes()
     if left_out and not options.partial:
         raise _unheld(options, left_out)
+    architecture = None if base.architecture == "unknown" else base.architecture
     found: dict[ModuleName, Extracted] = {}
     unchanged = 0
     for done, layer in enumerate(differences.changed()):
@@ -120,6 +121,7 @@ def extract(
             if not options.partial:
                 raise _unheld(options, left_out)
             continue
+        _stem(layer.name, options.family, architecture)  # a layer without a name is refused before the work
         extracted = EXTRACTORS[options.family](layer, options)
         if extracted is None:
             unchanged += 1
@@ -180,20 +182,28 @@ def _write(
 def _named(
     name: ModuleName, layer: Extracted, family: str, architecture: str | None
 ) -> dict[str, np.ndarray]:
+    stem, dialect = _stem(name, family, architecture)
     if family == "krona":
-        # the names of the published code: those of attention processors
-        attention, _, last = name.path.removesuffix(".0").rpartition(".")
-        stem = f"{name.component}.{attention}.processor.{last}_lora"
         return {f"{stem}.{role}.weight": value for role, value in layer.tensors.items()}
-    other = architecture is None or name.component not in ("unet", "text_encoder", "text_encoder_2")
-    dialect = "diffusers" if other and family == "lora" else "kohya"
-    stem = spelling_of(dialect, architecture)(name)
     endings = ENDINGS[dialect]
     tensors = {f"{stem}.{endings.get(role, role)}": value for role, value in layer.tensors.items()}
     if dialect == "kohya":
         whole = "lokr_w1" in layer.tensors and "lokr_w2" in layer.tensors
         tensors[f"{stem}.alpha"] = np.asarray(1 if whole else layer.rank, NUMPY["F16"])
     return tensors
+
+
+def _stem(name: ModuleName, family: str, architecture: str | None) -> tuple[str, str]:
+    """What the layer's keys begin with, and the format that is so; raises UsageError where there is none."""
+    if family == "para":
+        return str(name), "para"
+    if family == "krona":
+        # the names of the published code: those of attention processors
+        attention, _, last = name.path.removesuffix(".0").rpartition(".")
+        return f"{name.component}.{attention}.processor.{last}_lora", "diffusers-old"
+    other = architecture is None or name.component not in ("unet", "text_encoder", "text_encoder_2")
+    dialect = "diffusers" if other and family == "lora" else "kohya"
+    return spelling_of(dialect, architecture)(name), dialect
 
 
 def _must_be_exact(options: ExtractOptions) -> bool:

@@ -103,7 +103,7 @@ def holds(layer: ChangedLayer, options: ExtractOptions) -> str | None:
 
 
 def _lora(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
-    D = layer.tuned - layer.base
+    D = layer.take_difference()
     found = leading(D, options.rank, options.energy)
     rank = _there(found.s)
     if options.energy is not None:
@@ -145,7 +145,7 @@ def _para(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
 
 
 def _lokr(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
-    D = layer.tuned - layer.base
+    D = layer.take_difference()
     (a1, b1), (a2, b2) = (factor_pair(size, options.factor) for size in layer.shape[:2])
     found = nearest_kronecker(D, a1, a2)
     w1 = rounded(layer.name, found.A, options.dtype)
@@ -174,7 +174,7 @@ def _lokr(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
 
 
 def _krona(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
-    D = layer.tuned - layer.base
+    D = layer.take_difference()
     found = nearest_kronecker(D, *options.kronecker, shuffled=True)
     up = rounded(layer.name, found.B, options.dtype)
     down = rounded(layer.name, found.A.T, options.dtype)

@@ -111,12 +111,14 @@ def _randomised(D: np.ndarray, norm: float, size: int, seed: int) -> Leading:
     import torch
 
     matrix = torch.from_numpy(np.ascontiguousarray(D))
-    largest = float(matrix.abs().max())
+    largest = float(np.abs([D.min(), D.max()]).max())
+    # scaled, so that no difference is too small or too large for float32
+    narrow = torch.div(matrix, largest, out=torch.empty(matrix.shape, dtype=torch.float32))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # scaled, so that no difference is too small or too large for float32
-        rough, _, _ = torch.svd_lowrank((matrix / largest).float(), q=size + _OVERSAMPLING, niter=1)
+        rough, _, _ = torch.svd_lowrank(narrow, q=size + _OVERSAMPLING, niter=1)
         probes = matrix @ torch.randn(D.shape[1], _PROBES, dtype=matrix.dtype)
+    del narrow
     Q = torch.linalg.qr(matrix @ (matrix.T @ rough.double()))[0]
     right, triangle = torch.linalg.qr(matrix.T @ Q)
     U, s, Vh = torch.linalg.svd(triangle.T)

@@ -158,6 +158,17 @@ def test_a_lokr_that_peft_would_divide_otherwise_is_refused(tmp_path: Path, name
     assert not (tmp_path / "p").exists()
 
 
+def test_no_folder_is_written_where_another_models_part_is_refused(tmp_path: Path) -> None:
+    """The UNet's LoRA could be held; the text encoder's LoHa and LoRA together could not."""
+    one, _ = LORA.write(tmp_path / "a", SHAPES)
+    loha = next(case for case in CASES if case.name == "loha")
+    other, _ = loha.write(tmp_path / "b", {TEXT.replace("fc1", "fc2"): SHAPES[TEXT]})
+    write_safetensors(tmp_path / "both.safetensors", {**load(one).tensors, **load(other).tensors})
+    with pytest.raises(FamilyError, match="one kind"):
+        run(tmp_path / "both.safetensors", "peft", tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
 @pytest.mark.parametrize("name", REAL_LORAS)
 def test_real_loras(shared_dir: Path, tmp_path: Path, name: str) -> None:
     source = shared_dir / "fixtures/adapters" / name

@@ -190,6 +190,16 @@ def test_changed_norms_and_biases_are_not_lost_in_silence(files: dict[str, Any],
         run(tuned, "x", tmp_path / "o.safetensors", "lora", rank=1)
     report = run(tuned, "x", tmp_path / "o.safetensors", "lora", rank=1, partial=True)
     assert list(report.left_out) == ["unet.conv_norm_out.weight"]
+    key = next(
+        key for key in content.tensors if key.startswith("first_stage_model.") and key.endswith(".weight")
+    )
+    tensors = {**content.tensors, key: content.tensors[key] + np.float16(1)}
+    write_safetensors(tmp_path / "v.safetensors", tensors, {})
+    tuned["tuned-vae"] = tmp_path / "v.safetensors"
+    with pytest.raises(FamilyError, match="no layer that adapters reach"):
+        run(tuned, "vae", tmp_path / "o.safetensors", "lora", rank=1)
+    report = run(tuned, "vae", tmp_path / "o.safetensors", "lora", rank=1, only=("text_encoder",))
+    assert not report.left_out
 
 
 def test_refusals(files: dict[str, Any], tmp_path: Path) -> None:

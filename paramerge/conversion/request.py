@@ -1,0 +1,133 @@
+"""What ``convert`` is asked for, and whether it can be: checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramerge.adapters import Adapter
+from paramerge.checkpoints.layout import Base
+from paramerge.combining.checks import check_destination
+from paramerge.combining.request import Input
+from paramerge.conversion.parts import HOLDS
+from paramerge.errors import FamilyError, OutputError, UsageError
+from paramerge.formats.layers import clip_path, unet_path
+from paramerge.formats.listing import listed
+from paramerge.formats.lora_writer import LORA_DTYPES
+
+__all__ = ["FORMATS", "ConvertOptions", "check_output", "check_request", "refuse_unread_names"]
+
+FORMATS = tuple(HOLDS)
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """The options of ``paramerge convert``.
+
+    Attributes
+    ----------
+    to:
+        One of :data:`FORMATS`.
+    dtype:
+        ``F16``, ``BF16`` or ``F32``; None to keep each tensor's (of a PaRa that becomes a LoRA: F16).
+    partial:
+        Leave out what the format cannot hold, and keys that are no layer's, instead of refusing.
+    """
+
+    to: str
+    dtype: str | None = None
+    partial: bool = False
+
+    def __post_init__(self) -> None:
+        if self.to not in FORMATS:
+            raise UsageError("no such format", where="--to", expected=", ".join(FORMATS), found=self.to)
+        if self.dtype is not None and self.dtype not in LORA_DTYPES:
+            raise UsageError(
+                "an adapter is not stored so",
+                where="--dtype",
+                expected=", ".join(LORA_DTYPES),
+                found=self.dtype,
+            )
+
+
+def check_request(
+    inputs: Sequence[Input], adapters: Sequence[Adapter], options: ConvertOptions, base: Base | None
+) -> bool:
+    """Whether PaRas become a LoRA; refuses inputs that do not go together."""
+    families = {adapter.family for adapter in adapters}
+    to_lora = "para" in families and options.to not in ("para", "deft")
+    for given, adapter in zip(inputs, adapters, strict=True):
+        if given.scale != 1 and (adapter.family == "para" or not to_lora):
+            raise UsageError(
+                "a conversion keeps the strength of its input",
+                where=given.path,
+                expected="the file alone",
+                found=f"@{given.scale:g}",
+                hint="give the strength where the adapter is used",
+            )
+    if len(adapters) > 1 and not to_lora:
+        raise UsageError(
+            "several adapters are converted one by one",
+            where=", ".join(str(given.path) for given in inputs),
+            expected="one adapter, or PaRas and LoRAs for a LoRA's format",
+            hint="make them one first: paramerge merge A B -o BOTH",
+        )
+    if not to_lora:
+        return False
+    if others := sorted(families - {"para", "lora"}):
+        raise FamilyError(
+            "only PaRas and LoRAs become one LoRA", where=options.to, found=", ".join(others),
+            hint="bake them all, and extract a LoRA: paramerge extract --from BAKED --base BASE",
+        )  # fmt: skip
+    if base is None:
+        raise FamilyError(
+            "a PaRa is a LoRA for one base only: it takes away what that base would do",
+            where=f"--to {options.to}",
+            expected="--base",
+            found="no base",
+            hint="give the checkpoint that the LoRA will be used with, or convert --to para or deft",
+        )
+    return True
+
+
+def refuse_unread_names(adapters: Sequence[Adapter]) -> None:
+    """kohya's names of other models: which underscores are dots, only the checkpoint tells."""
+    for adapter in adapters:
+        if not adapter.dialect.startswith("kohya"):
+            continue
+        unread = [
+            str(name)
+            for name in adapter.modules
+            if "." not in name.path and not (unet_path(name.path) or clip_path(name.path))
+        ]
+        if unread:
+            raise UsageError(
+                "these names have underscores that may be dots",
+                where=adapter.path,
+                expected="--base, whose keys tell",
+                found=listed(unread, 3),
+            )
+
+
+def check_output(output: Path, to: str, adapters: Sequence[Adapter], base: Base | None) -> None:
+    """Refuse an output that is an input, or a file where a folder is written; raises OutputError."""
+    sources = [source for adapter in adapters for source in adapter.sources]
+    sources += [] if base is None else [file.header.path for file in base.files]
+    if to not in ("peft", "deft"):
+        check_destination(output, sources)
+        return
+    if output.exists() and not output.is_dir():
+        raise OutputError("PEFT's adapters are folders, and a file stands there", where=output)
+    if output.suffix == ".safetensors":
+        raise OutputError("PEFT's adapters are folders", where=output, expected="the name of a folder")
+    inside = [
+        source for source in sources if output.exists() and output.resolve() in source.resolve().parents
+    ]
+    if inside:
+        raise OutputError(
+            "the output is one of the inputs",
+            where=output,
+            found=str(inside[0]),
+            hint="give another -o: inputs are never overwritten",
+        )
