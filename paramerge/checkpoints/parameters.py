@@ -6,11 +6,11 @@ Each goes by the name of its module with ``.weight`` or ``.bias`` behind it, whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from paramerge.checkpoints.components import Located
 from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.targets import Target, rows_of_parts
+from paramerge.checkpoints.targets import Target, divided_rows
 
 __all__ = ["parameters_of"]
 
@@ -35,11 +35,14 @@ def _views(
     if located.component == "vae" or not all(_is_parameter(part, shape) for part in located.parts):
         return
     count = len(located.parts)
+    runs: Sequence[tuple[int, int] | None] | None = (None,) * count
+    if count > 1:
+        runs = divided_rows(_shape_of_stack(key, shape, shapes), located)
+    if runs is None:
+        return  # not of the size of its weight: adapters do not reach it, and one that would is refused
     if located.own is not None and _is_parameter(located.own, shape):
         yield Target(ModuleName(located.component, located.own), key, shape, stack=count > 1)
-    rows = rows_of_parts(key, _shape_of_stack(key, shape, shapes), located) if count > 1 else ()
-    for i, part in enumerate(located.parts):
-        run = rows[i] if rows else None
+    for part, run in zip(located.parts, runs, strict=True):
         size = shape[0] if run is None else run[1] - run[0]
         module = ModuleName(located.component, part)
         yield Target(module, key, (size, *shape[1:]), run)

@@ -16,7 +16,7 @@ from paramerge.checkpoints.flux_keys import split_rows
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import CheckpointError
 
-__all__ = ["Target", "find_targets", "rows_of_parts", "targets_of"]
+__all__ = ["Target", "divided_rows", "find_targets", "targets_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def _views(
         own = ModuleName(located.component, located.own.removesuffix(".weight"))
         yield Target(own, key, shape, scaled=scaled, stack=count > 1)
     if count > 1:
-        for part, (start, stop) in zip(located.parts, rows_of_parts(key, shape, located), strict=True):
+        for part, (start, stop) in zip(located.parts, _rows_of_parts(key, shape, located), strict=True):
             module = ModuleName(located.component, part.removesuffix(".weight"))
             yield Target(module, key, (stop - start, *shape[1:]), (start, stop), scaled=scaled)
     elif count:
@@ -95,21 +95,18 @@ def _views(
         yield Target(module, key, shape[::-1] if transposed else shape, None, transposed, scaled)
 
 
-def rows_of_parts(key: str, shape: tuple[int, ...], located: Located) -> tuple[tuple[int, int], ...]:
-    """The rows of each part of a stacked tensor.
-
-    Raises
-    ------
-    CheckpointError
-        It cannot be divided so.
-    """
+def divided_rows(shape: tuple[int, ...], located: Located) -> tuple[tuple[int, int], ...] | None:
+    """The rows of each part of a stacked tensor of this shape; None if it cannot be divided so."""
     count = len(located.parts)
     if located.square:
-        rows = split_rows(count, shape[0], shape[1])
-    else:
-        step = shape[0] // count
-        whole = step * count == shape[0]
-        rows = tuple((i * step, (i + 1) * step) for i in range(count)) if whole else None
+        return split_rows(count, shape[0], shape[1])
+    step = shape[0] // count
+    return tuple((i * step, (i + 1) * step) for i in range(count)) if step * count == shape[0] else None
+
+
+def _rows_of_parts(key: str, shape: tuple[int, ...], located: Located) -> tuple[tuple[int, int], ...]:
+    count = len(located.parts)
+    rows = divided_rows(shape, located)
     if rows is None:
         raise CheckpointError(
             "a stacked tensor cannot be divided into its parts",
