@@ -34,7 +34,8 @@ class ChangedLayer:
 
     def take_difference(self) -> np.ndarray:
         """``tuned - base``, in the place of ``base``, which is gone then: big layers need the memory."""
-        return np.subtract(self.tuned, self.base, out=self.base)
+        np.subtract(self.tuned, self.base, out=self.base)
+        return self.base
 
 
 class Differences:
