@@ -34,8 +34,7 @@ class ChangedLayer:
 
     def take_difference(self) -> np.ndarray:
         """``tuned - base``, in the place of ``base``, which is gone then: big layers need the memory."""
-        np.subtract(self.tuned, self.base, out=self.base)
-        return self.base
+        return np.asarray(np.subtract(self.tuned, self.base, out=self.base))
 
 
 class Differences:
