@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from rich.console import Console
 
 from paramerge.cli.experiment_plan import plain_table
 from paramerge.cli.render import out, shown
+from paramerge.training.evaluation.summary import Value
 from paramerge.training.experiments.figures import row_values
 from paramerge.training.experiments.run import Outcome
 
@@ -18,7 +17,7 @@ _FACTS = ("parameters", "bytes", "seconds")
 
 
 def show_outcome(outcome: Outcome, console: Console = out) -> None:
-    """A row's means over subjects with their 95% intervals, and a verdict for each claim."""
+    """A row's means over subjects with the deviations of runs, and a verdict for each claim."""
     lines = [line for line in outcome.lines if not line.tuning]
     metrics = list(dict.fromkeys(key for line in lines for key in line.metrics))
     table = plain_table("", *metrics)
@@ -27,7 +26,9 @@ def show_outcome(outcome: Outcome, console: Console = out) -> None:
     console.print(table)
     for metric, model in outcome.models.items():
         console.print(f"[dim]{metric}: by {shown(model)}[/dim]")
-    console.print("[dim]±: 95% interval over subjects[/dim]\n")
+    console.print(
+        "[dim]±: standard deviation of runs with other seeds; in verdicts, 95% over subjects[/dim]\n"
+    )
     for verdict in outcome.verdicts:
         colour = _COLOURS[verdict.verdict]
         console.print(
@@ -39,10 +40,7 @@ def show_outcome(outcome: Outcome, console: Console = out) -> None:
     )
 
 
-def _value(found: tuple[float, float] | None, metric: str) -> str:
+def _value(found: Value | None, metric: str) -> str:
     if found is None:
         return ""
-    mean, width = found
-    if metric in _FACTS:
-        return f"{mean:,.0f}"
-    return f"{mean:.4f}" if math.isinf(width) else f"{mean:.4f} ± {width:.4f}"
+    return f"{found.mean:,.0f}" if metric in _FACTS else str(found)

@@ -12,9 +12,11 @@ import numpy as np
 
 from paramerge.training.evaluation.measuring import METRICS
 from paramerge.training.evaluation.sets import read_pictures
+from paramerge.training.evaluation.summary import Value, value_of
+from paramerge.training.experiments.parts import BEST
 from paramerge.training.experiments.places import picture_job
 from paramerge.training.experiments.plan import Experiment, Plan
-from paramerge.training.experiments.verdict import Line, interval, subject_means
+from paramerge.training.experiments.verdict import Line
 
 __all__ = ["example_grid", "figure_of", "row_values"]
 
@@ -31,10 +33,16 @@ def figure_of(experiment: Experiment, lines: Sequence[Line], models: Mapping[str
     return _bars(lines, models)
 
 
-def row_values(lines: Sequence[Line], row: str, metric: str) -> tuple[float, float] | None:
-    """The mean over subjects and the half-width of its 95% interval; None where it was not measured."""
-    values = list(subject_means(lines, row, metric).values())
-    return interval(values) if values else None
+def row_values(lines: Sequence[Line], row: str, metric: str) -> Value | None:
+    """The mean over columns, and its deviation over runs, which is the paper's kind of error bar.
+
+    None where it was not measured. Verdicts go by differences over subjects and not by these bars.
+    """
+    runs: dict[int, list[float]] = {}
+    for line in lines:
+        if line.row == row and metric in line.metrics:
+            runs.setdefault(line.run, []).append(line.metrics[metric])
+    return value_of([float(np.mean(values)) for values in runs.values()]) if runs else None
 
 
 def _bars(lines: Sequence[Line], models: Mapping[str, str]) -> bytes:
@@ -47,8 +55,7 @@ def _bars(lines: Sequence[Line], models: Mapping[str, str]) -> bytes:
         for place, row in enumerate(rows):
             found = row_values(lines, row, metric)
             if found is not None:
-                error = found[1] if np.isfinite(found[1]) else 0.0
-                axes.barh(place, found[0], xerr=error, capsize=3, color="tab:blue")
+                axes.barh(place, found.mean, xerr=found.deviation or 0.0, capsize=3, color="tab:blue")
         title = METRICS.get(metric, "image score of the subject that is less there")
         by = models.get(metric, models.get("image", ""))
         axes.set_title("\n".join(textwrap.fill(text, 36) for text in (title, by)), fontsize=8)
@@ -60,18 +67,23 @@ def _bars(lines: Sequence[Line], models: Mapping[str, str]) -> bytes:
 def _alignment(lines: Sequence[Line], models: Mapping[str, str]) -> bytes:
     """The paper's Figure 3: further right is nearer to the subject, higher up nearer to the text."""
     across = [metric for metric in ("perceptual", "image") if any(metric in x.metrics for x in lines)]
-    figure = _figure(1 + 6 * max(1, len(across)), 6)
+    rows = list(dict.fromkeys(line.row for line in lines))
+    rows = [row for row in rows if row.endswith(BEST)] or rows  # at each one's best, where that is known
+    figure = _figure(1 + 6 * max(1, len(across)), 5)
     panels = figure.subplots(1, max(1, len(across)), squeeze=False)[0]
     for axes, metric in zip(panels, across, strict=False):
-        for row in dict.fromkeys(line.row for line in lines):
+        for place, row in enumerate(rows):
             x, y = row_values(lines, row, metric), row_values(lines, row, "text")
-            if x is None or y is None:
-                continue
-            bars = [error if np.isfinite(error) else 0.0 for error in (x[1], y[1])]
-            axes.errorbar(x[0], y[0], xerr=bars[0], yerr=bars[1], marker="o", linewidth=0.6)
-            axes.annotate(row, (x[0], y[0]), fontsize=6, xytext=(3, 3), textcoords="offset points")
+            if x is not None and y is not None:
+                bars = (x.deviation or 0.0, y.deviation or 0.0)
+                marker, colour = "os^Dv"[place // 10 % 5], f"C{place % 10}"
+                axes.errorbar(
+                    x.mean, y.mean, xerr=bars[0], yerr=bars[1], marker=marker, color=colour, label=row
+                )
         axes.set_xlabel(f"{METRICS[metric]}\n{models[metric]}", fontsize=8)
         axes.set_ylabel(f"{METRICS['text']}\n{models.get('text', '')}", fontsize=8)
+    if across:
+        panels[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return _png(figure)
 
 

@@ -8,6 +8,7 @@ from paramerge.training.experiments.dataset import Dataset, Subject
 from paramerge.training.experiments.plan import Budget, Cell, Training, Use, Variant
 
 __all__ = [
+    "BEST",
     "adapted",
     "base_cells",
     "cells_of",
@@ -17,6 +18,9 @@ __all__ = [
     "subjects_of",
     "trained",
 ]
+
+BEST = "best steps"
+"""What a row's name ends with where a method stands at its best number of steps."""
 
 
 def stops_of(method: str, budget: Budget) -> tuple[int, ...]:

@@ -145,7 +145,7 @@ def _lines(plan: Plan, scores: Sequence[SetScores], trained: Path) -> list[Line]
 
 def _facts(plan: Plan, cell: Cell, trained: Path) -> dict[str, float]:
     """What the adapters of a cell weigh and took."""
-    if not cell.variant.uses:
+    if not cell.variant.uses or any(use.extracted is not None for use in cell.variant.uses):
         return {}
     found = [kept(plan, use.training, trained, use.steps) for use in cell.variant.uses]
     return {

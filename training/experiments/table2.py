@@ -7,6 +7,7 @@ from typing import Any
 
 from paramerge.training.experiments.dataset import Dataset
 from paramerge.training.experiments.parts import (
+    BEST,
     adapted,
     cells_of,
     equal_steps,
@@ -39,7 +40,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     # its authors put it on attention alone, and PEFT's for convolutions does not know their padding
     "oft": {"subset": "attention"},
 }
-_BEST = "best steps"
 
 
 def _build(data: Dataset, budget: Budget) -> list[Cell]:
@@ -84,7 +84,7 @@ def _derive(lines: list[Line], plan: Plan, output: Path) -> list[Line]:
                 scores[steps] = sum(means.values()) / len(means)
         best = max(scores, key=lambda steps: scores[steps]) if scores else stops[-1]
         derived += [
-            Line(f"{row}, {_BEST}", line.column, line.run, {**line.metrics, "steps": best})
+            Line(f"{row}, {BEST}", line.column, line.run, {**line.metrics, "steps": best})
             for line in lines
             if line.row == _row(row, best) and not line.tuning
         ]
@@ -93,7 +93,7 @@ def _derive(lines: list[Line], plan: Plan, output: Path) -> list[Line]:
 
 def _claims(budget: Budget) -> list[Claim]:
     claims = []
-    for kind in (f"{equal_steps(budget)} steps", _BEST):
+    for kind in (f"{equal_steps(budget)} steps", BEST):
         para = f"PaRa r=8, {kind}"
         for row in METHODS_COMPARED:
             if row.startswith("PaRa"):
