@@ -27,8 +27,8 @@ __all__ = [
 MODEL_NAME = "emoji-diffusion"
 """The model's name, which commands take in place of a path."""
 
-CONTRASTIVE = "contrastive"
-"""The folder of the contrastive text-image model, a stand-in for CLIP on this model's pictures alone."""
+CONTRASTIVE = "emoji-contrastive"
+"""The name of the contrastive text-image model, a stand-in for CLIP on this model's pictures alone."""
 
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -92,7 +92,7 @@ def contrastive() -> Path:
     FileFormatError
         This installation came without it.
     """
-    return _present(_ASSETS / CONTRASTIVE)
+    return _present(_ASSETS / "contrastive")
 
 
 def adapter_file(name: str) -> Path:
