@@ -64,6 +64,9 @@ def demo(output: Path, seed: int, steps: int, as_json: bool) -> None:
     """Bake PaRa and LoRA adapters into the shipped model, and draw what they do.
 
     Writes the model as a single file, merged checkpoints, and a labelled picture grid.
+
+    \b
+    paramerge demo -o demo-output
     """
     from paramerge.checkpoints.single_file import write_single_file
     from paramerge.checkpoints.writer import write_bytes

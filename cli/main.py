@@ -53,7 +53,7 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="paramerge")
 def cli() -> None:
-    """Bake PaRa and LoRA adapters into Stable Diffusion checkpoints: exact, streaming, safe.
+    """Bake PaRa, LoRA and other adapters into checkpoints of diffusion models: exact, streaming, safe.
 
     \b
     paramerge bake --base sdxl.safetensors --para a.safetensors --lora b.safetensors@0.8 -o merged.safetensors
