@@ -90,7 +90,11 @@ def demo(output: Path, seed: int, steps: int, as_json: bool) -> None:
             made.append({"name": variant.name, "file": str(file), "layers": layers, "look": variant.look})
     grid = output / "grid.png"
     facts = {"seed": seed, "steps": steps, "guidance": _GUIDANCE, "prompts": list(_PROMPTS), "rows": made}
-    write_bytes(grid, png(labelled_grid(rows, _PROMPTS), {"paramerge": json.dumps(facts)}))
+    notes = {
+        **facts,
+        "rows": [{**row, "file": Path(row["file"]).name} for row in made],
+    }  # no path in a picture
+    write_bytes(grid, png(labelled_grid(rows, _PROMPTS), {"paramerge": json.dumps(notes)}))
     if as_json:
         click.echo(json.dumps({**facts, "grid": str(grid)}, indent=2))
         return

@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
-from paramerge.errors import ParamergeError, UsageError, printable
+from paramerge.errors import UsageError, printable
 from paramerge.training.config import TrainConfig, config_from, config_from_toml
+from paramerge.training.shown_errors import shown_errors
 
 __all__ = ["Bar", "main", "options", "run"]
 
@@ -128,11 +129,8 @@ def main() -> None:
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
     command = click.Command("train", params=options(), callback=callback, context_settings=settings)
     try:
-        command.main(prog_name="python -m paramerge.training", standalone_mode=False)
-    except ParamergeError as error:
-        lines = [f"error: {error.what}", *(f"{label + ':':>10} {text}" for label, text in error.lines())]
-        click.echo("\n".join(printable(line) for line in lines), err=True)
-        sys.exit(error.exit_code)
+        with shown_errors():
+            command.main(prog_name="python -m paramerge.training", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

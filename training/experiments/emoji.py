@@ -8,15 +8,14 @@ Each subject has five pictures in one style on white, moved about a little, as p
 from __future__ import annotations
 
 import io
-import sys
 from pathlib import Path
 
 import click
 from PIL import Image
 
 from paramerge.checkpoints.writer import write_bytes
-from paramerge.errors import ParamergeError, printable
 from paramerge.training.evaluation.records import make_folder
+from paramerge.training.shown_errors import shown_errors
 from paramerge.training.tiny.pictures import Gallery, emoji_gallery
 from paramerge.training.tiny.scenes import Composer, Scene, random_generator
 from paramerge.training.tiny.settings import Settings
@@ -75,12 +74,8 @@ def emoji(out: Path, packages: Path | None) -> None:
 
 def main() -> None:
     """Run the command; the project's errors are shown as its own command line shows them."""
-    try:
+    with shown_errors():
         emoji()
-    except ParamergeError as error:
-        lines = [f"error: {error.what}", *(f"{label + ':':>10} {text}" for label, text in error.lines())]
-        click.echo("\n".join(printable(line) for line in lines), err=True)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ The trainer is the one that users have (``paramerge train``); only the pictures 
 from __future__ import annotations
 
 import itertools
-import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +18,10 @@ import numpy as np
 from PIL import Image
 
 from paramerge import shipped
-from paramerge.errors import ParamergeError, printable
+from paramerge.checkpoints.writer import write_bytes
 from paramerge.training.config import TrainConfig
 from paramerge.training.loop import train
+from paramerge.training.shown_errors import shown_errors
 from paramerge.training.tiny.pictures import Gallery, emoji_gallery
 from paramerge.training.tiny.scenes import Composer, Scene, random_generator
 from paramerge.training.tiny.subjects import STYLES, SUBJECTS, Subject
@@ -170,18 +169,14 @@ def adapters(
     for lesson in lessons:
         file = teach(lesson, model or shipped.model(), gallery, work / lesson.name)
         target = out / f"{lesson.name}.safetensors"
-        shutil.copyfile(file, target)
+        write_bytes(target, file.read_bytes())
         click.echo(f"{target}: {shipped.ADAPTERS[lesson.name].shows}")
 
 
 def main() -> None:
     """Run the command; the project's errors are shown as its own command line shows them."""
-    try:
+    with shown_errors():
         adapters()
-    except ParamergeError as error:
-        lines = [f"error: {error.what}", *(f"{label + ':':>10} {text}" for label, text in error.lines())]
-        click.echo("\n".join(printable(line) for line in lines), err=True)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from paramerge.errors import ParamergeError, UsageError, printable
+from paramerge.errors import UsageError
+from paramerge.training.shown_errors import shown_errors
 from paramerge.training.tiny.settings import PARTS, SMOKE, Settings
 
 __all__ = ["main", "tiny"]
@@ -19,7 +19,7 @@ __all__ = ["main", "tiny"]
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder of all that is made.")
 @click.option("--smoke", is_flag=True, help="Every stage in seconds, on drawn pictures, without a network.")
-@click.option("--subjects", type=int, help="How many subjects to learn, clearest first.  [default: 120]")
+@click.option("--subjects", type=int, help="How many subjects to learn, clearest first.  [default: 96]")
 @click.option(
     "--size", type=click.Choice(["cpu", "gpu"]), help="Widths, and the latents' side.  [default: cpu]"
 )
@@ -110,9 +110,5 @@ def _part_steps(text: str) -> tuple[str, int]:
 
 def main() -> None:
     """Run the command; the project's errors are shown as its own command line shows them."""
-    try:
+    with shown_errors():
         tiny()
-    except ParamergeError as error:
-        lines = [f"error: {error.what}", *(f"{label + ':':>10} {text}" for label, text in error.lines())]
-        click.echo("\n".join(printable(line) for line in lines), err=True)
-        sys.exit(error.exit_code)

@@ -22,7 +22,7 @@ _STEPS = {"autoencoder": 20_000, "contrastive": 10_000, "text-to-image": 40_000}
 class Settings:
     """The same settings, versions and kind of machine give the same weights."""
 
-    subjects: int = 120
+    subjects: int = 96
     size: str = "cpu"
     """One of :data:`paramerge.training.tiny.models.SIZES`."""
     seed: int = 0
