@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.modules import MODEL, ModuleName
 from paramerge.checkpoints.unet_keys import UNetKeyMap
 from paramerge.checkpoints.unet_structure import standard_structure
 from paramerge.errors import UsageError
@@ -86,8 +86,9 @@ def _ldm_blocks(architecture: str | None) -> UNetKeyMap:
 
 
 def _diffusers(name: ModuleName) -> str:
-    stem = str(name)
-    if (dotted_norm(stem) or dotted_layer(stem)) != name:
+    # a model that is no component of a pipeline has its own names alone
+    stem = name.path if name.component == MODEL else str(name)
+    if (dotted_norm(stem) or dotted_layer(stem) or bare_norm(stem) or bare_layer(stem)) != name:
         raise _nameless(name, "a component of a pipeline and the path of a module; give --base")
     return stem
 

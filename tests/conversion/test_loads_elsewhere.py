@@ -16,6 +16,7 @@ from lycoris_networks import lycoris_network, saved
 from peft import PeftModel
 from tiny_pipelines import sd_pipeline
 
+from paramerge import shipped
 from paramerge.checkpoints.hashing import file_sha256
 from paramerge.checkpoints.layout import open_base
 from paramerge.checkpoints.writer import write_safetensors
@@ -25,7 +26,8 @@ from paramerge.conversion.deft import open_deft
 from paramerge.errors import AdapterError, FamilyError, UsageError
 from paramerge.formats import open_adapter
 from paramerge.merge.bake import bake
-from paramerge.merge.steps import Step
+from paramerge.merge.plan import make_plan
+from paramerge.merge.steps import BakeOptions, Step
 
 
 def run(*sources: Path, to: str, output: Path, base: Path | None = None, **options: Any) -> ConversionReport:
@@ -260,3 +262,30 @@ def test_a_flux_lora_in_kohyas_names_for_diffusers(tmp_path: Path, to: str) -> N
         merged = PeftModel.from_pretrained(made, output).merge_and_unload().state_dict()
         for key, value in one.items():
             assert np.linalg.norm(merged[key].numpy() - value) <= 1e-6 * np.linalg.norm(value)
+
+
+@pytest.fixture(scope="module")
+def shipped_picture(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """What the shipped model draws with the shipped PaRa baked into it."""
+    para = Step("para", shipped.adapter_file("butterfly"))
+    opened = [(para, open_adapter(para.path))]
+    plan = make_plan(open_base(shipped.model()), opened, BakeOptions(dtype="fp32"))
+    report = bake(plan, tmp_path_factory.mktemp("baked") / "model")
+    return picture(pipeline(report.output))
+
+
+@pytest.mark.parametrize("to", ["kohya", "diffusers", "peft"])
+def test_the_shipped_para_as_a_lora_draws_the_same(
+    to: str, shipped_picture: np.ndarray, tmp_path: Path
+) -> None:
+    output = tmp_path / ("lora" if to == "peft" else "lora.safetensors")
+    run(shipped.adapter_file("butterfly"), to=to, output=output, base=shipped.model())
+    pipe = pipeline(shipped.model())
+    before = picture(pipe)
+    if to == "peft":
+        pipe.unet = PeftModel.from_pretrained(pipe.unet, output).get_base_model()
+    else:
+        pipe.load_lora_weights(tmp_path, weight_name=output.name)
+    # factors in float16, over three steps, each magnified by the network some tens of times
+    limit = 64 * 3 * float(torch.finfo(torch.float16).eps) / 2
+    assert distance(picture(pipe), shipped_picture) < limit < distance(before, shipped_picture) / 2
