@@ -13,7 +13,6 @@ from paramerge import shipped
 from paramerge.cli.options import json_option
 from paramerge.cli.render import Progress, gigabytes, note, shown
 from paramerge.cli.render import out as console
-from paramerge.errors import OutputError
 from paramerge.merge.steps import BakeOptions, Step
 
 __all__ = ["demo"]
@@ -69,13 +68,13 @@ def demo(output: Path, seed: int, steps: int, as_json: bool) -> None:
     paramerge demo -o demo-output
     """
     from paramerge.checkpoints.single_file import write_single_file
-    from paramerge.checkpoints.writer import write_bytes
+    from paramerge.checkpoints.writer import make_folder, write_bytes
     from paramerge.generation.loading import require_libraries
 
     require_libraries()
     from paramerge.generation.grid import Row, labelled_grid, png
 
-    _make_folder(output)
+    make_folder(output)
     base = write_single_file(shipped.model(), output / f"{shipped.MODEL_NAME}.safetensors")
     note(f"the model as a single file: {base} ({gigabytes(base.stat().st_size)})", quiet=as_json)
     rows: list[Row] = []
@@ -90,10 +89,8 @@ def demo(output: Path, seed: int, steps: int, as_json: bool) -> None:
             made.append({"name": variant.name, "file": str(file), "layers": layers, "look": variant.look})
     grid = output / "grid.png"
     facts = {"seed": seed, "steps": steps, "guidance": _GUIDANCE, "prompts": list(_PROMPTS), "rows": made}
-    notes = {
-        **facts,
-        "rows": [{**row, "file": Path(row["file"]).name} for row in made],
-    }  # no path in a picture
+    # a picture is passed on: it holds no path
+    notes = {**facts, "rows": [{**row, "file": Path(row["file"]).name} for row in made]}
     write_bytes(grid, png(labelled_grid(rows, _PROMPTS), {"paramerge": json.dumps(notes)}))
     if as_json:
         click.echo(json.dumps({**facts, "grid": str(grid)}, indent=2))
@@ -102,18 +99,9 @@ def demo(output: Path, seed: int, steps: int, as_json: bool) -> None:
         console.print(f"[bold]{shown(row['file'])}[/bold]  {row['layers']} layers changed")
         console.print(f"    {shown(row['look'])}")
     console.print(f"[bold]{shown(grid)}[/bold]  the pictures: a row for each of these, a column a prompt")
-    again = _steps(_VARIANTS[3])
+    again = _steps(next(variant for variant in _VARIANTS if variant.name == "merged"))
     flags = " ".join(f"--{step.kind} {shown(step.path)}" for step in again)
     console.print(f"The same by hand: paramerge bake --base {shown(base)} {flags} -o merged.safetensors")
-
-
-def _make_folder(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the folder cannot be made ({error.strerror})", where=output, hint="choose another --output"
-        ) from error
 
 
 def _steps(variant: _Variant) -> list[Step]:

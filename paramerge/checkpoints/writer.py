@@ -22,7 +22,15 @@ from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.header import encode_header
 from paramerge.errors import OutputError
 
-__all__ = ["exchange_names", "new_file", "output_error", "sync_folder", "write_bytes", "write_safetensors"]
+__all__ = [
+    "exchange_names",
+    "make_folder",
+    "new_file",
+    "output_error",
+    "sync_folder",
+    "write_bytes",
+    "write_safetensors",
+]
 
 _DTYPE_NAMES = {dtype: name for name, dtype in NUMPY.items()}
 
@@ -86,6 +94,22 @@ def write_safetensors(
         _write_all(descriptor, encode_header(entries, metadata or {}))
         for array in arrays.values():
             _write_all(descriptor, array.reshape(-1).view(np.uint8).data)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder and those above it, where they are not there yet.
+
+    Raises
+    ------
+    OutputError
+        It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder cannot be made ({error.strerror})", where=folder, hint="choose another output"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paramerge.checkpoints.writer import write_bytes
+from paramerge.checkpoints.writer import make_folder, write_bytes
 from paramerge.training.evaluation.processes import Processes
-from paramerge.training.evaluation.records import make_folder
 
 __all__ = ["PictureJob", "Sampling", "draw_missing", "picture_file"]
 

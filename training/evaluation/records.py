@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from paramerge.checkpoints.writer import output_error, write_bytes
-from paramerge.errors import FileFormatError, OutputError, UsageError
+from paramerge.checkpoints.writer import make_folder, output_error, write_bytes
+from paramerge.errors import FileFormatError, UsageError
 
-__all__ = ["Records", "claim_folder", "json_lines", "make_folder"]
+__all__ = ["Records", "claim_folder", "json_lines"]
 
 
 class Records:
@@ -122,19 +122,3 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _some(settings: Mapping[str, Any], keys: Iterable[str]) -> str:
     return ", ".join(f"{key} = {json.dumps(settings.get(key))[:80]}" for key in keys)
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder and those above it.
-
-    Raises
-    ------
-    OutputError
-        It cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the folder cannot be made ({error.strerror})", where=folder, hint="choose another output"
-        ) from error

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paramerge.checkpoints.writer import write_bytes
+from paramerge.checkpoints.writer import make_folder, write_bytes
 from paramerge.generation.loading import pick_dtype
 from paramerge.training.evaluation.drawing import draw_missing
 from paramerge.training.evaluation.measuring import Measures, SetScores, measure
 from paramerge.training.evaluation.processes import Processes
-from paramerge.training.evaluation.records import claim_folder, json_lines, make_folder
+from paramerge.training.evaluation.records import claim_folder, json_lines
 from paramerge.training.evaluation.sets import PictureSet
 from paramerge.training.experiments.adapted import load_variant
 from paramerge.training.experiments.described import plan_as_dict

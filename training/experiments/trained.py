@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paramerge.checkpoints.writer import write_bytes
+from paramerge.checkpoints.writer import make_folder, write_bytes
 from paramerge.errors import FileFormatError, ParamergeError
 from paramerge.training.config import config_to_toml
 from paramerge.training.evaluation.processes import Processes
-from paramerge.training.evaluation.records import make_folder
 from paramerge.training.experiments.plan import Plan, Training
 from paramerge.training.loop import train
 from paramerge.training.pictures import CAPTION_SUFFIX, data_hash, find_pictures

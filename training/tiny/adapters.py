@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from paramerge import shipped
-from paramerge.checkpoints.writer import write_bytes
+from paramerge.checkpoints.writer import make_folder, write_bytes
 from paramerge.training.config import TrainConfig
 from paramerge.training.loop import train
 from paramerge.training.shown_errors import shown_errors
@@ -165,7 +165,7 @@ def adapters(
     taught = {shown.subject for lesson in lessons for shown in lesson.shown}
     subjects = [subject for subject in SUBJECTS if subject.name in taught]
     gallery = emoji_gallery(subjects, packages or work / "packages", with_others=False)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for lesson in lessons:
         file = teach(lesson, model or shipped.model(), gallery, work / lesson.name)
         target = out / f"{lesson.name}.safetensors"
