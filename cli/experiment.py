@@ -13,7 +13,7 @@ from paramerge.cli.options import json_option
 
 __all__ = ["NAMES", "experiment"]
 
-NAMES = ("table1", "table2", "composition", "editing", "order", "gamma", "subsets")
+NAMES = ("table1", "table2", "composition", "editing", "order", "gamma", "subsets", "rates")
 """The experiments; a test holds them equal to the library's own."""
 _BUDGETS = ("smoke", "small", "paper")
 _DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none")

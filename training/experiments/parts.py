@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from paramerge.training.experiments.dataset import Dataset, Subject
 from paramerge.training.experiments.plan import Budget, Cell, Training, Use, Variant
 
 __all__ = [
     "BEST",
+    "SETTINGS",
     "adapted",
     "base_cells",
     "cells_of",
@@ -21,6 +23,11 @@ __all__ = [
 
 BEST = "best steps"
 """What a row's name ends with where a method stands at its best number of steps."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    # its authors put it on attention alone, and PEFT's for convolutions does not know their padding
+    "oft": {"subset": "attention"},
+}
+"""What a method is trained with besides the budget's settings."""
 
 
 def stops_of(method: str, budget: Budget) -> tuple[int, ...]:

@@ -47,6 +47,8 @@ class Budget:
         Runs with other seeds.
     rates:
         Learning rates by method, where the trainer's own do not suit the model.
+    rate_factors:
+        By what these are multiplied where rates are compared.
     notes:
         What the numbers rest on, for the plan and the results.
     seconds:
@@ -71,6 +73,7 @@ class Budget:
     batch_size: int = 1
     mixed_precision: str = "no"
     rates: tuple[tuple[str, float], ...] = ()
+    rate_factors: tuple[float, ...] = (1 / 3, 1.0, 3.0)
     notes: tuple[str, ...] = ()
     seconds: tuple[float, float, str] | None = None
 

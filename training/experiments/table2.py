@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from paramerge.training.experiments.dataset import Dataset
 from paramerge.training.experiments.parts import (
     BEST,
+    SETTINGS,
     adapted,
     cells_of,
     equal_steps,
@@ -36,10 +36,6 @@ METHODS_COMPARED = {
     "DiffuseKronA": ("krona", 1, 1.0),
 }
 """Row, and the trainer's method, its rank (or size of blocks), and the scale it is applied with."""
-_SETTINGS: dict[str, dict[str, Any]] = {
-    # its authors put it on attention alone, and PEFT's for convolutions does not know their padding
-    "oft": {"subset": "attention"},
-}
 
 
 def _build(data: Dataset, budget: Budget) -> list[Cell]:
@@ -50,7 +46,7 @@ def _build(data: Dataset, budget: Budget) -> list[Cell]:
             limited(data.prompts.alignment, budget): budget.figures,
         }
         for row, (method, rank, strength) in METHODS_COMPARED.items():
-            training = trained(method, rank, subject, budget, **_SETTINGS.get(method, {}))
+            training = trained(method, rank, subject, budget, **SETTINGS.get(method, {}))
             for steps in training.stops:
                 for prompts, count in tables.items():
                     cells += cells_of(
