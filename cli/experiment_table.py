@@ -29,6 +29,8 @@ def show_outcome(outcome: Outcome, console: Console = out) -> None:
     console.print(
         "[dim]±: standard deviation of runs with other seeds; in verdicts, 95% over subjects[/dim]\n"
     )
+    for name, words in outcome.diverged.items():
+        console.print(f"[yellow]{shown(name)}: {shown(words)}; left out[/yellow]")
     for verdict in outcome.verdicts:
         colour = _COLOURS[verdict.verdict]
         console.print(

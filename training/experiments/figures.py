@@ -30,6 +30,8 @@ def figure_of(experiment: Experiment, lines: Sequence[Line], models: Mapping[str
         return _alignment(lines, models)
     if experiment.figure == "order":
         return _order(lines)
+    if experiment.figure == "rates":
+        return _rates(lines, models)
     return _bars(lines, models)
 
 
@@ -107,6 +109,24 @@ def _order(lines: Sequence[Line]) -> bytes:
     return _png(figure)
 
 
+def _rates(lines: Sequence[Line], models: Mapping[str, str]) -> bytes:
+    """A curve over the learning rates for each method."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in dict.fromkeys(line.row for line in lines):
+        method, _, rate = row.rpartition(", ")
+        if (found := row_values(lines, row, "both")) is not None:
+            curves.setdefault(method, []).append((float(rate), found.mean))
+    figure = _figure(8, 5)
+    axes = figure.subplots()
+    for place, (method, points) in enumerate(curves.items()):
+        axes.semilogx(*zip(*sorted(points), strict=True), f"{'os^Dv'[place % 5]}-", label=method)
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel(f"mean of image and text score\n{models.get('image', '')}", fontsize=8)
+    if curves:
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return _png(figure)
+
+
 def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
@@ -124,7 +144,7 @@ def example_grid(plan: Plan, folder: Path) -> bytes:
     from paramerge.generation.grid import Row, labelled_grid, png
 
     rows: dict[str, Row] = {}
-    shown = min(cell.count for cell in plan.cells)
+    shown = min((cell.count for cell in plan.cells), default=0)
     for cell in plan.cells:
         if cell.row not in rows and not cell.tuning and len(rows) < _ROWS:
             files = picture_job(plan, cell, folder).files[:_COLUMNS]

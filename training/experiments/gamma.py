@@ -14,11 +14,18 @@ def _build(data: Dataset, budget: Budget) -> list[Cell]:
     cells = []
     for subject in subjects_of(data, budget):
         for rank in _ranks(budget):
-            for gamma in budget.gammas:
+            for gamma in _gammas(rank, budget):
                 training = trained("para", rank, subject, budget, gamma=gamma)
                 prompts = limited(data.prompts.diversity, budget)
                 cells += cells_of(_row(rank, gamma), adapted(training), subject, prompts, budget.figures)
     return cells
+
+
+def _gammas(rank: int, budget: Budget) -> tuple[float | None, ...]:
+    """All at the high rank; at the low one, where only the tightest binds, that and none."""
+    if rank != budget.ranks[-1]:
+        return None, min(gamma for gamma in budget.gammas if gamma is not None)
+    return budget.gammas
 
 
 def _ranks(budget: Budget) -> tuple[int, int]:

@@ -193,7 +193,7 @@ class Experiment:
     derive:
         More lines, from those measured and what lies in the output folder; None for none.
     figure:
-        ``bars``, ``alignment`` or ``order``.
+        ``bars``, ``alignment``, ``order`` or ``rates``.
     diversity:
         Whether SSIM over all pairs is measured, which is the most work of all measuring.
     """
@@ -254,7 +254,7 @@ class Plan:
         """The work in counts, and the time where the budget knows what its parts take."""
         budget = self.budget
         steps = sum(training.stops[-1] for training in self.trainings)
-        pictures = budget.runs * sum(cells[0].count for cells in self.drawn().values())
+        pictures = budget.runs * sum(max(c.count for c in cells) for cells in self.drawn().values())
         references = {
             subject: len(find_pictures(subject.folder, "--data"))
             for subject in {cell.references for cell in self.cells}

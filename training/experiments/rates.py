@@ -65,5 +65,6 @@ RATES = Experiment(
     _build,
     lambda budget: [],
     _derive,
+    figure="rates",
     diversity=False,
 )

@@ -20,7 +20,7 @@ from paramerge.training.experiments.described import plan_as_dict
 from paramerge.training.experiments.figures import example_grid, figure_of
 from paramerge.training.experiments.places import picture_job, trained_folder
 from paramerge.training.experiments.plan import Cell, Plan, Variant
-from paramerge.training.experiments.trained import data_identity, kept, train_missing
+from paramerge.training.experiments.trained import data_identity, diverged, kept, train_missing
 from paramerge.training.experiments.verdict import Line, Verdict, judge
 from paramerge.training.pictures import find_pictures
 from paramerge.version import __version__
@@ -32,13 +32,17 @@ Stage = Callable[[str], Callable[[int, int], None]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment came to: every line, the verdicts, and the models that measured."""
+    """What an experiment came to: every line, the verdicts, and the models that measured.
+
+    ``plan`` is without the cells of trainings that diverged, which are in ``diverged`` by name.
+    """
 
     plan: Plan
     lines: tuple[Line, ...]
     verdicts: tuple[Verdict, ...]
     models: Mapping[str, str]
     folder: Path
+    diverged: Mapping[str, str]
 
 
 def run_experiment(
@@ -72,17 +76,26 @@ def run_experiment(
     if not processes.first:
         claim_folder(folder, settings)
     train_missing(plan, trained, measures.device, processes, stage("training"))
+    plan, ended = _without_diverged(plan, trained)
     _draw(plan, folder, trained, measures.device, processes, stage("drawing"))
     scores = measure(_sets(plan, folder), measures, folder / "records", processes, stage("measuring"))
     lines = _lines(plan, scores, trained)
     if plan.experiment.derive is not None:
         lines += plan.experiment.derive(lines, plan, output)
     verdicts = [judge(claim, lines) for claim in plan.experiment.claims(plan.budget)]
-    outcome = Outcome(plan, tuple(lines), tuple(verdicts), measures.models(), folder)
+    outcome = Outcome(plan, tuple(lines), tuple(verdicts), measures.models(), folder, ended)
     if processes.first:
         _write(outcome, settings)
     processes.wait()
     return outcome
+
+
+def _without_diverged(plan: Plan, trained: Path) -> tuple[Plan, dict[str, str]]:
+    """The plan without what needs an adapter that came to nothing, and what became of these."""
+    ended = {training: words for training in plan.trainings if (words := diverged(plan, training, trained))}
+    names = {training.name: words for training, words in ended.items()}
+    cells = [cell for cell in plan.cells if not any(use.training.name in names for use in cell.variant.uses)]
+    return replace(plan, cells=tuple(cells)), names
 
 
 def _settings(plan: Plan, measures: Measures) -> dict[str, Any]:
@@ -108,7 +121,7 @@ def _draw(
 ) -> None:
     jobs: dict[Variant, list[Cell]] = {}
     for (variant, _), cells in plan.drawn().items():
-        jobs.setdefault(variant, []).append(cells[0])
+        jobs.setdefault(variant, []).append(max(cells, key=lambda cell: cell.count))
     dtype = pick_dtype(None, device)
     for number, (variant, cells) in enumerate(jobs.items(), start=1):
 
@@ -123,7 +136,7 @@ def _draw(
 def _sets(plan: Plan, folder: Path) -> list[PictureSet]:
     sets = []
     for place, cell in enumerate(plan.cells):
-        job, count = picture_job(plan, cell, folder), plan.budget.count
+        job, count = picture_job(plan, cell, folder), cell.count
         references = () if cell.references is None else tuple(find_pictures(cell.references.folder, "--data"))
         sets += [
             PictureSet(f"{place:05d}", run, job.files[run * count : (run + 1) * count], cell.text, references)
@@ -177,6 +190,7 @@ def _write(outcome: Outcome, settings: Mapping[str, Any]) -> None:
         "runs": budget.runs,
         "sampling": asdict(budget.sampling),
         "notes": list(budget.notes),
+        "diverged": dict(outcome.diverged),
         "measured_by": dict(outcome.models),
         "verdicts": [verdict.as_dict() for verdict in outcome.verdicts],
     }

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from paramerge.checkpoints.writer import make_folder, write_bytes
-from paramerge.errors import FileFormatError, ParamergeError
+from paramerge.errors import FileFormatError, NonFiniteError, ParamergeError
 from paramerge.training.config import config_to_toml
 from paramerge.training.evaluation.processes import Processes
 from paramerge.training.experiments.plan import Plan, Training
 from paramerge.training.loop import train
 from paramerge.training.pictures import CAPTION_SUFFIX, data_hash, find_pictures
 
-__all__ = ["Kept", "kept", "train_missing"]
+__all__ = ["Kept", "diverged", "kept", "train_missing"]
 
 Report = Callable[[int, int], None]
 
@@ -66,6 +66,8 @@ def train_missing(
 ) -> None:
     """Train what ``folder`` does not have yet; a training that was stopped goes on where it was.
 
+    One that diverges ends there: that is its outcome (:func:`diverged`), and the others go on.
+
     With several processes each trains its share by itself, as one process would: the batch of a step stays
     the plan's.
 
@@ -76,19 +78,22 @@ def train_missing(
 
     Raises
     ------
-    UsageError, NonFiniteError, OutputError
+    UsageError, OutputError
         As :func:`paramerge.training.loop.train` does.
     """
     processes = processes or Processes()
     missing = [
-        t for t in plan.trainings if any(not _note(plan, t, folder, stop).is_file() for stop in t.stops)
+        t
+        for t in plan.trainings
+        if any(not _note(plan, t, folder, stop).is_file() for stop in t.stops)
+        and diverged(plan, t, folder) is None
     ]
     processes.wait()  # all have looked before any trains
     mine = processes.share(missing)
     total, done = sum(training.stops[-1] for training in mine), 0
     for training in mine:
         for stop in training.stops:
-            if not _note(plan, training, folder, stop).is_file():
+            if not (_note(plan, training, folder, stop).is_file() or diverged(plan, training, folder)):
                 before = done
 
                 def step(steps: int, *_: object, before: int = before) -> None:
@@ -121,6 +126,18 @@ def kept(plan: Plan, training: Training, folder: Path, steps: int) -> Kept:
         raise FileFormatError("this adapter is not there, or its note is damaged", where=note) from error
 
 
+def diverged(plan: Plan, training: Training, folder: Path) -> str | None:
+    """What ended ``training`` before its last stop, in words; None where nothing did."""
+    for stop in training.stops:
+        try:
+            found = json.loads(_note(plan, training, folder, stop).read_text()).get("diverged")
+        except (OSError, ValueError):
+            continue
+        if found is not None:
+            return str(found)
+    return None
+
+
 def _place(plan: Plan, training: Training, folder: Path) -> Path:
     return folder / f"{training.name}-seed{plan.seed}"
 
@@ -145,14 +162,20 @@ def _train(
         instance_folder=_pictures(training, place),
         device=device,
     )
-    if here:
-        with contextlib.redirect_stdout(io.StringIO()):  # libraries' own words
-            result = train(config, resume=True, report=report)
-        adapter, seconds = result.adapter, result.seconds
-    else:
-        adapter, seconds = _elsewhere(config, place, device)
-        report(stop)
     note = _note(plan, training, folder, stop)
+    try:
+        if here:
+            with contextlib.redirect_stdout(io.StringIO()):  # libraries' own words
+                result = train(config, resume=True, report=report)
+            adapter, seconds = result.adapter, result.seconds
+        else:
+            adapter, seconds = _elsewhere(config, place, device)
+            report(stop)
+    except NonFiniteError as error:
+        make_folder(note.parent)
+        words = f"{error.what} ({error.where})"
+        write_bytes(note, (json.dumps({"diverged": words}, indent=1) + "\n").encode())
+        return
     if note.parent.exists():
         shutil.rmtree(note.parent)  # a crash between moving and writing the note; it is made anew
     make_folder(note.parent)
@@ -201,6 +224,8 @@ def _elsewhere(config: Any, place: Path, device: str) -> tuple[tuple[Path, ...],
     write_bytes(file, config_to_toml(config).encode())
     command = [sys.executable, "-m", "paramerge.training", "--config", str(file), "--resume", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode == NonFiniteError.exit_code:
+        raise NonFiniteError("the training diverged", where=place.name)
     if done.returncode:
         raise ParamergeError(
             "a training failed",
