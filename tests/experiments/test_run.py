@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from contrastive_model import contrastive_model
@@ -14,7 +15,8 @@ from PIL import Image
 from tiny_pipelines import sd_pipeline
 
 from paramerge.cli.main import main
-from paramerge.errors import FileFormatError, UsageError
+from paramerge.errors import FileFormatError, NonFiniteError, UsageError
+from paramerge.training.config import TrainConfig
 from paramerge.training.evaluation.clip import load_clip
 from paramerge.training.evaluation.measuring import Measures
 from paramerge.training.evaluation.processes import Processes
@@ -24,10 +26,11 @@ from paramerge.training.experiments.composition import COMPOSITION
 from paramerge.training.experiments.dataset import open_dataset
 from paramerge.training.experiments.order import _NOTHING, predicted_loss
 from paramerge.training.experiments.plan import Plan, make_plan
+from paramerge.training.experiments.rates import RATES
 from paramerge.training.experiments.registry import EXPERIMENTS
 from paramerge.training.experiments.report import results_page
-from paramerge.training.experiments.run import Outcome, run_experiment
-from paramerge.training.experiments.table2 import TABLE2
+from paramerge.training.experiments.run import Outcome, _sets, run_experiment
+from paramerge.training.experiments.table2 import METHODS_COMPARED, TABLE2
 from paramerge.training.experiments.trained import kept, train_missing
 from paramerge.training.experiments.verdict import Line
 
@@ -68,8 +71,9 @@ def table1(files: Path, measures: Measures) -> Outcome:
 
 
 def check(outcome: Outcome) -> None:
-    """Every claim has a verdict with numbers; the folder has all files; a second call changes none."""
+    """Nothing diverged; every claim has a verdict with numbers; the folder has all files."""
     plan, folder = outcome.plan, outcome.folder
+    assert not outcome.diverged
     claims = plan.experiment.claims(plan.budget)
     assert [verdict.claim for verdict in outcome.verdicts] == claims
     reasons = [v.reason for v in outcome.verdicts if not v.reason.startswith("perceptual")]  # not loaded here
@@ -202,6 +206,69 @@ def test_of_two_subjects_the_worse_counts(files: Path) -> None:
     }
 
 
+def test_every_picture_of_a_cell_is_measured_once(files: Path) -> None:
+    """Runs share no picture, and a cell with fewer pictures than the tables' has all of its own."""
+    plan = plan_of("table2", files)
+    sets = _sets(plan, files)
+    counts = [cell.count for cell in plan.cells for _ in range(plan.budget.runs)]
+    assert [len(each.pictures) for each in sets] == counts
+    assert len(set(counts)) > 1
+    assert plan.cost().pictures == plan.budget.runs * sum(
+        max(cell.count for cell in cells) for cells in plan.drawn().values()
+    )
+    for place in range(0, len(sets), plan.budget.runs):
+        pictures = [path for each in sets[place : place + plan.budget.runs] for path in each.pictures]
+        assert len(set(pictures)) == len(pictures)
+
+
+def test_a_training_that_diverges_is_an_outcome(
+    files: Path, tmp_path: Path, measures: Measures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left out and named, also when the run is resumed; the other subject is reported."""
+    plan, train = plan_of("table1", files), trained_module.train
+    lost = next(t for t in plan.trainings if t.rank == 8)
+    tries: list[str] = []
+
+    def diverging(config: TrainConfig, **options: Any) -> Any:
+        tries.append(config.output.name)
+        if config.output.name.startswith(lost.name):
+            raise NonFiniteError("the training diverged: the loss is not finite", where="step 1")
+        return train(config, **options)
+
+    monkeypatch.setattr(trained_module, "train", diverging)
+    first = run_experiment(plan, measures, tmp_path)
+    count = len(tries)
+    assert run_experiment(plan, measures, tmp_path) == first
+    assert len(tries) == count == len(plan.trainings)
+    words = "the training diverged: the loss is not finite (step 1)"
+    assert dict(first.diverged) == {lost.name: words}
+    found = {(line.row, line.column.partition(": ")[0]) for line in first.lines}
+    both = {subject.name for subject in plan.data.subjects[:2]}
+    assert {subject for row, subject in found if row == "PaRa r=8"} == both - {lost.subject.name}
+    assert {subject for row, subject in found if row == "PaRa r=4"} == both
+    page = results_page([first.folder], tmp_path / "results.md")
+    assert f"{lost.name}: {words}; left out" in page
+
+
+def test_rates_are_compared_on_the_subjects_for_tuning(files: Path) -> None:
+    """Every method once at each rate, on what no verdict uses, with the scores' mean."""
+    data = open_dataset(files / "data")
+    budget = replace(BUDGETS["smoke"], rates=(("para", 0.02),), rate_factors=(0.5, 1.0))
+    plan = make_plan(RATES, budget, files / "model", data)
+    assert {cell.references for cell in plan.cells} == set(data.first(budget.tuning_subjects))
+    rates = {dict(t.settings)["learning_rate"] for t in plan.trainings if t.method == "para"}
+    assert rates == {0.01, 0.02}
+    methods = {method for method, _, _ in METHODS_COMPARED.values()}
+    assert {t.method for t in plan.trainings} == methods
+    assert len(plan.trainings) == 2 * len(methods)
+    lines = [
+        Line("para, 0.01", "a: p", 0, {"image": 0.5, "text": 0.25}),
+        Line("para, 0.02", "a: p", 0, {"image": 0.5}),
+    ]
+    assert RATES.derive is not None
+    assert RATES.derive(lines, plan, files) == [Line("para, 0.01", "a: p", 0, {"both": 0.375})]
+
+
 @pytest.mark.slow  # a process of its own that loads torch
 def test_processes_share_the_trainings(files: Path, tmp_path: Path, table1: Outcome) -> None:
     """Each trains its own, in a process that knows nothing of the others: the same bytes as alone."""
@@ -235,7 +302,7 @@ def test_nothing_is_lost_where_the_para_is_orthogonal(tmp_path: Path) -> None:
     assert found == pytest.approx(3 / 13, rel=1e-6)
 
 
-_LONG = ("subsets", "table2")
+_LONG = ("subsets", "table2", "rates")
 
 
 @pytest.mark.parametrize(

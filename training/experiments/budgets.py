@@ -60,8 +60,9 @@ BUDGETS = {
                 "for the shipped model on a CPU, not the paper's scale; batch size 4",
                 "no guidance: adapters are trained with captions alone, and on so small a model guidance "
                 "drives what they learnt past the subject's colours",
-                "learning rates as `paramerge experiment rates` compares them on the subject for tuning; those "
-                "of svdiff, loha and textual inversion are high because the model is small and the steps few",
+                "learning rates as `paramerge experiment rates` compares them on the subject for tuning; "
+                "those of svdiff, loha and textual inversion are high because the model is small and the "
+                "steps few",
                 "no rank boundary but where it is swept: at widths of 64 to 128 the paper's 1/40 would leave "
                 "1 to 3 directions of a layer whatever the rank",
             ),
