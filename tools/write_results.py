@@ -1,4 +1,8 @@
-"""Write docs/results.md from folders of results: ``tools/write_results.py docs/results/*/*``."""
+"""Write docs/results.md from results of ``paramerge experiment``, which are copied beside it.
+
+tools/write_results.py small/seed-0 small/seed-1     # output folders of experiments: copies and writes
+tools/write_results.py                               # writes the page anew from what is there
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,23 @@ from pathlib import Path
 
 import click
 
-from paramerge.checkpoints.writer import write_bytes
-from paramerge.training.experiments.report import results_page
+from paramerge.checkpoints.writer import make_folder, write_bytes
+from paramerge.training.experiments.report import RESULT_FILES, result_folders, results_page
 
 
 @click.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("outputs", nargs=-1, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="docs/results.md", show_default=True)
-def main(folders: tuple[Path, ...], output: Path) -> None:
-    """Write the page of FOLDERS, in their order."""
-    write_bytes(output, results_page(folders, output).encode())
+def main(outputs: tuple[Path, ...], output: Path) -> None:
+    """Copy the finished experiments of OUTPUTS beside the page, and write it."""
+    beside = output.with_suffix("")
+    for folder in outputs:
+        for found in result_folders(folder):
+            target = beside / folder.name / found.name
+            make_folder(target)
+            for name in RESULT_FILES:
+                write_bytes(target / name, (found / name).read_bytes())
+    write_bytes(output, results_page(result_folders(beside), output).encode())
 
 
 if __name__ == "__main__":

@@ -180,12 +180,12 @@ def test_the_choices_are_those_of_the_library() -> None:
 def test_the_results_page_is_generated() -> None:
     """Where there are results, the page beside them is what the tool writes of them."""
     page = REPOSITORY / "docs" / "results.md"
-    folders = sorted(path.parent for path in (REPOSITORY / "docs" / "results").rglob("summary.json"))
+    from paramerge.training.experiments.report import result_folders, results_page
+
+    folders = result_folders(REPOSITORY / "docs" / "results")
     if not folders:
         assert not page.exists()
         pytest.skip("no results are committed yet")
-    from paramerge.training.experiments.report import results_page
-
     assert page.read_text() == results_page(folders, page)
 
 

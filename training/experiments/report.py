@@ -13,9 +13,13 @@ from paramerge.errors import FileFormatError
 from paramerge.training.evaluation.measuring import METRICS
 from paramerge.training.evaluation.summary import Value
 from paramerge.training.experiments.figures import row_values
+from paramerge.training.experiments.registry import EXPERIMENTS
 from paramerge.training.experiments.verdict import OPEN, Line
 
-__all__ = ["results_page", "together_of"]
+__all__ = ["RESULT_FILES", "result_folders", "results_page", "together_of"]
+
+RESULT_FILES = ("summary.json", "results.jsonl", "figure.png", "examples.png")
+"""What a page needs of an experiment's folder; the pictures and records stay where they are."""
 
 _COUNTS = ("parameters", "bytes", "seconds", "steps")
 _HEAD = """# Results
@@ -43,18 +47,29 @@ def results_page(folders: Sequence[Path], page: Path) -> str:
     Parameters
     ----------
     folders:
-        Folders of :func:`~paramerge.training.experiments.run.run_experiment`, with ``summary.json``,
-        ``results.jsonl`` and the two pictures.
+        Folders, in any order, of :func:`~paramerge.training.experiments.run.run_experiment`, with
+        :data:`RESULT_FILES`.
 
     Raises
     ------
     FileFormatError
         A file is missing or damaged.
     """
-    runs = [_read(folder) for folder in folders]
+    runs = sorted(map(_read, folders), key=lambda run: (_place(run), run.summary["seed"]))
     parts = [_HEAD, _agreement(runs)]
     parts += [_section(run, page) for run in runs]
     return "\n".join(part for part in parts if part)
+
+
+def result_folders(folder: Path) -> list[Path]:
+    """The folders of finished experiments in ``folder`` or below it."""
+    return sorted(path.parent for path in folder.rglob("summary.json"))
+
+
+def _place(run: _Run) -> int:
+    """Where an experiment stands among all."""
+    names, name = list(EXPERIMENTS), run.summary["experiment"]
+    return names.index(name) if name in names else len(names)
 
 
 def _read(folder: Path) -> _Run:
