@@ -148,7 +148,10 @@ def _show_what_is_not_applied(steps: Sequence[StepSummary]) -> None:
         if step.layers_excluded:
             out.print(f"{step.layers_excluded} layers of {shown(step.file)} are excluded by --only")
         if keys:
-            out.print(f"[yellow]{len(keys)} keys of {shown(step.file)} land nowhere:[/yellow]")
+            named = (
+                f"key of {shown(step.file)} lands" if len(keys) == 1 else f"keys of {shown(step.file)} land"
+            )
+            out.print(f"[yellow]{len(keys)} {named} nowhere:[/yellow]")
         for key, reason in keys[:_SHOWN_LAYERS]:
             out.print(f"  {shown(key)} [dim]({shown(reason)})[/dim]")
         if len(keys) > _SHOWN_LAYERS:

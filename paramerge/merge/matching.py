@@ -61,8 +61,10 @@ def check_unmatched(
         return
     reasons = "; ".join(dict.fromkeys(leftover.reason for leftover in adapter.leftovers))
     guess = _guess(base, targets, unmatched) if unmatched else reasons
+    count = len(unmatched) + len(keys)
+    verb = "key of this adapter lands" if count == 1 else "keys of this adapter land"
     raise UnmatchedError(
-        f"{len(unmatched) + len(keys)} keys of this adapter land nowhere in the base",
+        f"{count} {verb} nowhere in the base",
         where=adapter.path,
         expected=f"layers of {base.path.name} ({base.architecture}, {base.layout})",
         found=_listed([*map(str, unmatched), *keys]),
