@@ -109,7 +109,7 @@ def _check_processes(seen: int) -> None:
             where="accelerate's configuration",
             expected=f"{meant} processes",
             found=seen,
-            hint="on CPUs add --device cpu; on GPUs see that torch finds one (torch.cuda.is_available())",
+            hint="start them by accelerate launch --multi_gpu, or by torchrun; on CPUs with --device cpu",
         )
     # for --cpu, accelerate's launcher starts one process whatever --num_processes says, unless by MPI
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
