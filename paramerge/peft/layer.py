@@ -16,7 +16,12 @@ from paramerge.peft.adapted import AdaptedLayer
 from paramerge.peft.bases import basis_of, no_autocast
 from paramerge.peft.config import PaRaConfig
 from paramerge.peft.nesting import watch
-from paramerge.peft.projection import project_out, project_out_channels
+from paramerge.peft.projection import (
+    can_let_go,
+    convolve_and_project_out,
+    project_out,
+    project_out_channels,
+)
 from paramerge.peft.removal import Removal, remove
 
 __all__ = ["PaRaConv2d", "PaRaLayer", "PaRaLinear"]
@@ -197,9 +202,8 @@ class PaRaLayer(AdaptedLayer):
             if self.merged:
                 self.unmerge()
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
-        result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.merged:
-            return result
+            return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
         if self.covered and self.waiting():
             raise UsageError(
                 "the weight has another adapter in it, which this PaRa would project along with it",
@@ -207,11 +211,20 @@ class PaRaLayer(AdaptedLayer):
                 expected="the PaRa merged before the adapter around it, or neither merged",
                 hint="unmerge all, then merge all at once",
             )
-        for step in self._current_steps():
+        steps = self._current_steps()
+        if steps and can_let_go(self.base_layer, x):
+            result = self._convolve(x, steps[0])
+            steps = steps[1:]
+        else:
+            result = self.base_layer(x, *args, **kwargs)
+        for step in steps:
             result = self._project(result, step)
         return result
 
     def _project(self, y: Tensor, step: Step) -> Tensor:
+        raise NotImplementedError
+
+    def _convolve(self, x: Tensor, step: Step) -> Tensor:
         raise NotImplementedError
 
 
@@ -244,6 +257,10 @@ class PaRaConv2d(_PaRaModule):
     def _project(self, y: Tensor, step: Step) -> Tensor:
         bias = self.base_layer.bias
         return project_out_channels(y, step.K, bias, step.strength, across_only=step.spans)
+
+    def _convolve(self, x: Tensor, step: Step) -> Tensor:
+        layer: Any = self.base_layer
+        return convolve_and_project_out(x, layer, step.K, step.strength, across_only=step.spans)
 
     def __getattr__(self, name: str) -> Any:
         if name in _CONVOLUTION:

@@ -5,7 +5,9 @@ or better whatever autocast says (in bfloat16 3e-3 of what should go leaks back;
 does the same, would be of TensorFloat-32 on a GPU), and rounded once, to the dtype of ``y``.
 
 For the backward pass only the result, K and the r coordinates of each output are kept: the result is mostly
-kept by what comes next anyway, and the output before is ``y - b = (result - b) + s K t``.
+kept by what comes next anyway, and the output before is ``y - b = (result - b) + s K t``. Of a frozen
+convolution PyTorch would keep the input too, which only a gradient of the weight needs; so such a one is
+called within, and its input let go.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from paramerge.peft.bases import no_autocast
 
-__all__ = ["project_out", "project_out_channels"]
+__all__ = ["can_let_go", "convolve_and_project_out", "project_out", "project_out_channels"]
 
 
 def project_out(
@@ -37,7 +40,7 @@ def project_out(
         The gradient of K may leave out what lies in K's span, as :func:`~paramerge.peft.bases.basis_of` does
         not look at that for an orthonormal K: one product less.
     """
-    return _project(y, K, bias, strength, False, across_only)
+    return _project(y, K, bias, strength, False, across_only, None)
 
 
 def project_out_channels(
@@ -45,9 +48,35 @@ def project_out_channels(
 ) -> Tensor:
     """As :func:`project_out` for a convolution's output (n, d, h, w) or (d, h, w), in its memory format."""
     if y.stride(-3) == 1 and not y.is_contiguous():  # channels last: rows of d, as a linear layer's
-        last = _project(y.movedim(-3, -1), K, bias, strength, False, across_only)
+        last = _project(y.movedim(-3, -1), K, bias, strength, False, across_only, None)
         return last.movedim(-1, -3)
-    return _project(y, K, bias, strength, True, across_only)
+    return _project(y, K, bias, strength, True, across_only, None)
+
+
+def can_let_go(layer: nn.Module, x: Tensor) -> bool:
+    """Whether :func:`convolve_and_project_out` is for this layer and input: a plain frozen convolution."""
+    return (
+        type(layer) is nn.Conv2d
+        and x.requires_grad
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()  # a compiler finds out by itself what need not be kept
+        and not (layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad))
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and x.dim() == 4
+        and x.is_contiguous()
+        # nothing that looks at the call, or puts the weight there for the call alone
+        and "forward" not in vars(layer)
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not (layer._backward_hooks or layer._backward_pre_hooks)
+    )
+
+
+def convolve_and_project_out(
+    x: Tensor, layer: nn.Conv2d, K: Tensor, strength: float, *, across_only: bool = False
+) -> Tensor:
+    """:func:`project_out_channels` of ``layer(x)``, without keeping x; where :func:`can_let_go` says so."""
+    return _project(x, K, layer.bias, strength, True, across_only, layer)
 
 
 def _project(*arguments: Any) -> Tensor:
@@ -56,25 +85,38 @@ def _project(*arguments: Any) -> Tensor:
 
 
 class _Project(torch.autograd.Function):
-    """On rows (n, d), or with ``channels`` on columns (n, d, h w): what lies in memory as it is."""
+    """On rows (n, d), or with ``channels`` on columns (n, d, h w): what lies in memory as it is.
+
+    ``y`` is what is projected, or with ``layer`` the input of this frozen convolution.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, K: Tensor, bias: Tensor | None, s: float, channels: bool, across_only: bool
+        ctx: Any,
+        y: Tensor,
+        K: Tensor,
+        bias: Tensor | None,
+        s: float,
+        channels: bool,
+        across_only: bool,
+        layer: nn.Conv2d | None,
     ) -> Tensor:
+        ctx.input = (y.shape, y.dtype)
+        y = y if layer is None else layer(y)
         with no_autocast(y):
             wide = _matrices(y, K, channels)
             t = _coordinates(wide, K, None if bias is None else bias.to(K.dtype) @ K)
             result = _subtract(wide, t, K, s).view(y.shape).to(y.dtype)
-        ctx.save_for_backward(result, K, t, bias)
+        ctx.save_for_backward(result, K, t, bias, None if layer is None else layer.weight)
         ctx.settings = (s, channels, across_only)
+        ctx.convolution = None if layer is None else (layer.stride, layer.padding, layer.dilation)
         return result
 
     @staticmethod
     def backward(
         ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
-        result, K, t, bias = ctx.saved_tensors
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+        result, K, t, bias, weight = ctx.saved_tensors
         s, channels, across_only = ctx.settings
         for_y, for_K, for_bias = ctx.needs_input_grad[:3]
         grad_y = grad_K = grad_bias = None
@@ -83,6 +125,10 @@ class _Project(torch.autograd.Function):
             u = _coordinates(wide, K, None)
             if for_y:
                 grad_y = _subtract(wide, u, K, s).view(result.shape).to(result.dtype)
+                if weight is not None:
+                    shape, dtype = ctx.input
+                    weight = weight.to(grad_y.dtype)  # autocast's, where it had one
+                    grad_y = conv2d_input(shape, weight, grad_y, *ctx.convolution).to(dtype)  # type: ignore[no-untyped-call]
             if for_K:
                 # -s ((y - b) u^T + g t^T), summed over outputs, with y - b = (result - b) + s K t
                 total = _outer(_matrices(result, K, channels), u, wide, t)
@@ -93,7 +139,7 @@ class _Project(torch.autograd.Function):
                 grad_K = total * -s
             if for_bias and bias is not None:
                 grad_bias = (s * (K @ _summed(u))).to(bias.dtype)
-        return grad_y, grad_K, grad_bias, None, None, None
+        return grad_y, grad_K, grad_bias, None, None, None, None
 
 
 def _matrices(y: Tensor, K: Tensor, channels: bool) -> Tensor:
