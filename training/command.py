@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from paramerge.errors import UsageError, printable
+from paramerge.errors import printable
 from paramerge.training.config import TrainConfig, config_from, config_from_toml
 from paramerge.training.launching import require_packages
 from paramerge.training.shown_errors import shown_errors

@@ -1,4 +1,4 @@
-"""The adapters of a layer: the B, the settings and the strength of each, as PEFT and diffusers handle them."""
+"""The adapters of a layer: B, settings and strength of each, as PEFT and diffusers handle them."""
 
 from __future__ import annotations
 
@@ -118,6 +118,7 @@ class AdaptedLayer(BaseTunerLayer):
         target = device or self.base_layer.weight.device
         if not B.is_meta and target.type != "meta":
             self.para_B[adapter_name] = B.to(target)
+            self._hoisted.pop(adapter_name, None)
 
     # --- strengths ------------------------------------------------------------------------------------------
 
@@ -143,7 +144,8 @@ class AdaptedLayer(BaseTunerLayer):
     def _present(self, names: Sequence[str] | None = None) -> list[str]:
         """Those of ``names`` (the active ones) that this layer has, in order, each once."""
         chosen = self.active_adapters if names is None else names
-        return [name for name in dict.fromkeys(chosen) if name in self.para_B]
+        here = self.r  # its keys are those of para_B, which is slower to ask
+        return [name for name in dict.fromkeys(chosen) if name in here]
 
 
 def _features(layer: Any) -> tuple[int, int]:

@@ -82,9 +82,9 @@ def hoist_bases(model: nn.Module) -> torch.utils.hooks.RemovableHandle:
     """From now on make the bases of all layers before each forward pass, in batches of equal shape.
 
     Hundreds of small factorisations one by one, each with a node of autograd's of its own, cost more than the
-    products they feed, on a GPU and on a CPU alike. Works with non-reentrant gradient checkpointing (diffusers'
-    own), as the bases stay until the next forward pass. Only where there is a gradient to take; ``remove()``
-    the handle to end it.
+    products they feed; on a CPU too. Works with non-reentrant gradient checkpointing (diffusers' own), as the
+    bases stay until the next forward pass. Only where there is a gradient to take; ``remove()`` the handle to
+    end it.
     """
     return model.register_forward_pre_hook(_Hoisting())
 
@@ -115,4 +115,5 @@ class _Hoisting:
             stacked = torch.stack([layer.para_B[name] for layer, name in members])
             bases = basis_of(stacked, first.para_method[name], first.para_epsilon[name])
             for (layer, name), K in zip(members, bases.unbind(), strict=True):
-                layer._hoisted[name] = (layer.para_B[name]._version, K)
+                B = layer.para_B[name]
+                layer._hoisted[name] = (B, B._version, K)

@@ -35,7 +35,7 @@ class Step:
     K: Tensor
     strength: float
     spans: bool = False
-    """Whether K came straight from :func:`basis_of` as an orthonormal basis, whose span alone has a gradient."""
+    """Whether K is the orthonormal basis of one B, of which the span alone has a gradient."""
 
 
 class PaRaLayer(AdaptedLayer):
@@ -59,11 +59,12 @@ class PaRaLayer(AdaptedLayer):
 
     def basis(self, adapter_name: str) -> Tensor:
         """K (d, r) of an adapter, with gradient where B has one: :func:`~paramerge.peft.bases.basis_of`."""
-        B = self.para_B[adapter_name]
         hoisted = self._hoisted.get(adapter_name)
-        if hoisted is not None and hoisted[0] == B._version and torch.is_grad_enabled():
-            return hoisted[1]
-        return basis_of(B, self.para_method[adapter_name], self.para_epsilon[adapter_name])
+        if hoisted is not None and hoisted[0]._version == hoisted[1] and torch.is_grad_enabled():
+            return hoisted[2]
+        return basis_of(
+            self.para_B[adapter_name], self.para_method[adapter_name], self.para_epsilon[adapter_name]
+        )
 
     def _steps(self, names: Sequence[str], dtype: torch.dtype | None = None) -> list[Step]:
         """What ``names`` remove together: one joint step, or one after the other."""

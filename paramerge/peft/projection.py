@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 
 from paramerge.peft.bases import no_autocast
 
@@ -127,8 +126,7 @@ class _Project(torch.autograd.Function):
                 grad_y = _subtract(wide, u, K, s).view(result.shape).to(result.dtype)
                 if weight is not None:
                     shape, dtype = ctx.input
-                    weight = weight.to(grad_y.dtype)  # autocast's, where it had one
-                    grad_y = conv2d_input(shape, weight, grad_y, *ctx.convolution).to(dtype)  # type: ignore[no-untyped-call]
+                    grad_y = _before(grad_y, weight, shape, ctx.convolution).to(dtype)
             if for_K:
                 # -s ((y - b) u^T + g t^T), summed over outputs, with y - b = (result - b) + s K t
                 total = _outer(_matrices(result, K, channels), u, wide, t)
@@ -140,6 +138,17 @@ class _Project(torch.autograd.Function):
             if for_bias and bias is not None:
                 grad_bias = (s * (K @ _summed(u))).to(bias.dtype)
         return grad_y, grad_K, grad_bias, None, None, None, None
+
+
+def _before(grad: Tensor, weight: Tensor, shape: torch.Size, settings: tuple[list[int], ...]) -> Tensor:
+    """The gradient of a convolution's input of this shape, from that of its output."""
+    stride, padding, dilation = settings
+    # the operator wants an input where only the shape counts; autocast's weight has the dtype of the gradient
+    form, cast = grad.new_empty(shape), weight.to(grad.dtype)
+    found: Tensor = torch.ops.aten.convolution_backward(
+        grad, form, cast, None, stride, padding, dilation, False, [0, 0], 1, (True, False, False)
+    )[0]
+    return found
 
 
 def _matrices(y: Tensor, K: Tensor, channels: bool) -> Tensor:
@@ -168,7 +177,7 @@ def _subtract(y: Tensor, t: Tensor, K: Tensor, strength: float) -> Tensor:
 
 
 def _outer(a: Tensor, b: Tensor, c: Tensor | None = None, d: Tensor | None = None) -> Tensor:
-    """The sum of ``a b^T + c d^T`` over all outputs, for a (n, p) or (n, p, l) and b likewise of q: (p, q)."""
+    """The sum of ``a b^T + c d^T`` over all outputs, for a (n, p) or (n, p, l) and b likewise: (p, q)."""
     if a.dim() == 2:
         total = a.mT @ b
         return total if c is None or d is None else torch.addmm(total, c.mT, d)

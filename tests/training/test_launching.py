@@ -1,4 +1,4 @@
-"""Where a training runs: trackers, and what accelerate's launcher starts that cannot work or is not what it seems.
+"""Where a training runs: trackers, and what accelerate's launcher starts that is not what it seems.
 
 The environments are those that accelerate's own launcher makes from its flags.
 """
@@ -115,9 +115,7 @@ def test_one_process_of_the_launcher_is_none_the_worse(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
-def test_processes_that_do_not_see_each_other_are_refused(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_that_do_not_see_each_other_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As MPI starts them on GPUs, say, where accelerate goes by LOCAL_RANK and takes each as alone."""
     alone = SimpleNamespace(num_processes=1, distributed_type=DistributedType.NO)
     monkeypatch.setattr("accelerate.Accelerator", lambda **settings: alone)
@@ -136,9 +134,7 @@ def test_the_launcher_itself(sd: Path, dog: Path, tmp_path: Path) -> None:
     command += ["-m", "paramerge.training", "--model", str(sd), "--instance-folder", str(dog)]
     command += ["--instance-prompt", "a noto dog", "--device", "cpu", "--output", str(tmp_path / "o")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode != 0
     assert "started one" in done.stderr
     assert not (tmp_path / "o").exists()
@@ -166,7 +162,7 @@ def test_tensorboard_has_the_losses(sd: Path, dog: Path, tmp_path: Path) -> None
 def test_a_tracker_that_is_not_installed(
     tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """An error before anything is made, with the command to install it; from Python and from the command line."""
+    """An error with the command to install it, before anything is made; from Python and the command line."""
     original = launching.find_spec
     hidden = {"tensorboard", "tensorboardX", "wandb"}
     monkeypatch.setattr(launching, "find_spec", lambda name: None if name in hidden else original(name))
