@@ -21,6 +21,9 @@ from paramerge.peft.bases import no_autocast
 
 __all__ = ["can_let_go", "convolve_and_project_out", "project_out", "project_out_channels"]
 
+WORTH_LETTING_GO = 2**20
+"""Bytes of an input from which on it is let go; below, Python's few calls more cost more than it is."""
+
 
 def project_out(
     y: Tensor, K: Tensor, bias: Tensor | None, strength: float, *, across_only: bool = False
@@ -53,9 +56,10 @@ def project_out_channels(
 
 
 def can_let_go(layer: nn.Module, x: Tensor) -> bool:
-    """Whether :func:`convolve_and_project_out` is for this layer and input: a plain frozen convolution."""
+    """Whether :func:`convolve_and_project_out` is for this layer and input: a plain frozen one, a large x."""
     return (
         type(layer) is nn.Conv2d
+        and x.numel() * x.element_size() >= WORTH_LETTING_GO
         and x.requires_grad
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()  # a compiler finds out by itself what need not be kept
@@ -145,7 +149,7 @@ def _before(grad: Tensor, weight: Tensor, shape: torch.Size, settings: tuple[lis
     stride, padding, dilation = settings
     # the operator wants an input where only the shape counts; autocast's weight has the dtype of the gradient
     form, cast = grad.new_empty(shape), weight.to(grad.dtype)
-    found: Tensor = torch.ops.aten.convolution_backward(
+    found: Tensor = torch.ops.aten.convolution_backward.default(
         grad, form, cast, None, stride, padding, dilation, False, [0, 0], 1, (True, False, False)
     )[0]
     return found

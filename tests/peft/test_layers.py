@@ -22,7 +22,7 @@ from small_models import (
 from torch import nn
 
 from paramerge.errors import AdapterError, NonFiniteError, UsageError
-from paramerge.peft import PaRaLayer, fuse, para_layers, unfuse
+from paramerge.peft import PaRaLayer, fuse, para_layers, projection, unfuse
 from paramerge.peft.bases import basis_of
 from paramerge.peft.projection import (
     can_let_go,
@@ -158,8 +158,11 @@ def test_gradients_of_b_need_what_lies_across_its_span_alone(layout: str, method
 
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("biased", [True, False])
-def test_a_frozen_convolution_lets_its_input_go(kernel: int, biased: bool) -> None:
+def test_a_frozen_convolution_lets_its_input_go(
+    kernel: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Outputs and gradients are those of the layer with the projection after it; less is kept."""
+    monkeypatch.setattr(projection, "WORTH_LETTING_GO", 0)
     torch.manual_seed(3)
     conv = nn.Conv2d(5, 6, kernel, stride=2, padding=kernel // 2, dilation=kernel // 2 + 1, bias=biased)
     conv = conv.double().requires_grad_(False)
@@ -182,7 +185,9 @@ def test_a_frozen_convolution_lets_its_input_go(kernel: int, biased: bool) -> No
     assert len(kept - weights) == 3  # the result, K and its coordinates
 
 
-def test_what_needs_the_layers_own_call_gets_it() -> None:
+def test_what_needs_the_layers_own_call_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not can_let_go(nn.Conv2d(3, 8, 3).requires_grad_(False), torch.randn(2, 3, 9, 7).requires_grad_())
+    monkeypatch.setattr(projection, "WORTH_LETTING_GO", 0)
     x = torch.randn(2, 3, 9, 7, requires_grad=True)
     frozen = nn.Conv2d(3, 8, 3).requires_grad_(False)
     assert can_let_go(frozen, x)
@@ -201,8 +206,11 @@ def test_what_needs_the_layers_own_call_gets_it() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [True, False])
-def test_gradients_go_through_frozen_convolutions(dtype: torch.dtype, autocast: bool) -> None:
+def test_gradients_go_through_frozen_convolutions(
+    dtype: torch.dtype, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of the input and of B, as with the layer's own call, also in bfloat16 and under autocast."""
+    monkeypatch.setattr(projection, "WORTH_LETTING_GO", 0)
     results = []
     for own_call in (False, True):
         model = with_para(small(dtype)).train()
