@@ -33,7 +33,8 @@ METHODS = {
     "lora": "PEFT LoRA",
     "para": "PaRa, QR of each layer",
     "para-cholesky": "PaRa, CholeskyQR2 of each layer",
-    "para-hoisted": "PaRa, CholeskyQR2 of all layers before the step, in batches",
+    "para-hoisted": "PaRa, QR of all layers before the step, in batches",
+    "para-hoisted-cholesky": "PaRa, CholeskyQR2 of all layers before the step, in batches",
     "deft": "PEFT DEFT (para=True, QR)",
 }
 LINEAR_SUBSETS = ("sao", "cao", "sca")
@@ -171,9 +172,9 @@ def adapt(unet: Any, method: str, subset: str, rank: int) -> int:
     elif method == "deft":
         unet.add_adapter(DeftConfig(r=rank, target_modules=target, para=True, decomposition_method="qr"))
     else:
-        kind = "qr" if method == "para" else "cholesky"
+        kind = "cholesky" if method.endswith("cholesky") else "qr"
         unet.add_adapter(PaRaConfig(r=rank, target_modules=target, init="orthonormal", method=kind))
-        if method == "para-hoisted":
+        if "hoisted" in method:
             hoist_bases(unet)
         return len(list(para_layers(unet)))
     from peft.tuners.tuners_utils import BaseTunerLayer

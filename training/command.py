@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
-from paramerge.errors import UsageError, printable
+from paramerge.errors import printable
 from paramerge.training.config import TrainConfig, config_from, config_from_toml
+from paramerge.training.launching import require_packages
 from paramerge.training.shown_errors import shown_errors
 
 __all__ = ["Bar", "main", "options", "run"]
@@ -83,20 +84,6 @@ def run(
         return
     for path in result.adapter:
         click.echo(f"{printable(str(path))}: {settings.method} after {len(result.losses)} steps")
-
-
-def require_packages(settings: TrainConfig) -> None:
-    """Refuse to go on without the packages that this training needs."""
-    from importlib.util import find_spec
-
-    wanted = ["accelerate", "diffusers", "matplotlib", "peft", "PIL", "safetensors", "transformers"]
-    wanted += [] if settings.tracker == "none" else [settings.tracker]
-    if missing := [name for name in wanted if find_spec(name) is None]:
-        raise UsageError(
-            "training needs packages that are not installed",
-            found=f"without {', '.join(missing)}",
-            hint="pip install 'paramerge[train]'",
-        )
 
 
 class Bar:

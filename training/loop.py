@@ -28,6 +28,7 @@ from paramerge.training.examples import (
     make_batch,
     prepare_prompts,
 )
+from paramerge.training.launching import accelerator_for
 from paramerge.training.methods import Trained, attach, text_encoders
 from paramerge.training.objective import loss_of, noise_schedule
 from paramerge.training.state import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
@@ -61,7 +62,8 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     Raises
     ------
     UsageError
-        A folder is missing or empty, the output holds a training and ``resume`` is not set, and the like.
+        A folder is missing or empty, the output holds a training and ``resume`` is not set, the processes do
+        not see each other, and the like.
     FileFormatError
         A picture is damaged.
     CheckpointError
@@ -72,7 +74,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
         A file cannot be written, as on a full disk; the last checkpoint is kept.
     """
     began = time.monotonic()
-    accelerator = _accelerator(config)
+    accelerator = accelerator_for(config)
     _check_output(config, resume)
 
     # the model as it is, the pictures and the prompts
@@ -164,30 +166,6 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
 
 
 # --- the parts, in the order of their use -------------------------------------------------------------------
-
-
-def _accelerator(config: TrainConfig) -> Any:
-    from accelerate import Accelerator  # type: ignore[attr-defined]
-    from accelerate.utils import DistributedType  # type: ignore[attr-defined]
-
-    log_with = None if config.tracker == "none" else config.tracker
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        cpu=config.device == "cpu",
-        log_with=log_with,
-        project_dir=str(config.output) if log_with else None,
-    )
-    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
-        raise UsageError(
-            "a model cut up over several devices cannot be trained here",
-            where="accelerate's configuration",
-            expected="MULTI_GPU, MULTI_CPU or a single process",
-            found=accelerator.distributed_type,
-            hint="adapters are small and each device holds the whole frozen model: choose MULTI_GPU",
-        )
-    if log_with:
-        accelerator.init_trackers("paramerge", config={k: str(v) for k, v in config.plain().items()})
-    return accelerator
 
 
 def _check_output(config: TrainConfig, resume: bool) -> None:

@@ -29,6 +29,9 @@ class Watcher:
         self._config = config
         self._accelerator = accelerator
         self._folder = config.output
+        if config.tracker != "none":
+            settings = {key: str(value) for key, value in config.plain().items()}
+            accelerator.init_trackers("paramerge", config=settings)
 
     def after_step(self, state: TrainingState, rate: float) -> None:
         """Log the step; plot and draw where it is time."""

@@ -50,7 +50,8 @@ class _Span(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         K, R = ctx.saved_tensors
         with no_autocast(K):
-            across = grads[0] - K @ (K.mT @ grads[0])
+            minus = torch.addmm if K.dim() == 2 else torch.baddbmm
+            across = minus(grads[0], K, K.mT @ grads[0], alpha=-1)
             return torch.linalg.solve_triangular(R.mT, across, upper=False, left=False), None
 
 

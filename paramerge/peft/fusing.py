@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from paramerge.peft.bases import basis_of, nearest_projector
+from paramerge.peft.layer import PaRaLayer
 from paramerge.peft.places import components_of, para_layers
 
 __all__ = ["fuse", "harden", "hoist_bases", "set_gate", "unfuse"]
@@ -80,27 +81,39 @@ def harden(model: nn.Module, adapter_name: str | None = None) -> None:
 def hoist_bases(model: nn.Module) -> torch.utils.hooks.RemovableHandle:
     """From now on make the bases of all layers before each forward pass, in batches of equal shape.
 
-    For GPUs, where 300 to 600 small factorisations one by one cost more than the products they feed; on a CPU
-    it does not pay. Works with non-reentrant gradient checkpointing (diffusers' own), as the bases stay until
-    the next forward pass. Only where there is a gradient to take; ``remove()`` the handle to end it.
+    Hundreds of small factorisations one by one, each with a node of autograd's of its own, cost more than the
+    products they feed; on a CPU too. Works with non-reentrant gradient checkpointing (diffusers' own), as the
+    bases stay until the next forward pass. Only where there is a gradient to take; ``remove()`` the handle to
+    end it.
     """
-    return model.register_forward_pre_hook(_hoist)
+    return model.register_forward_pre_hook(_Hoisting())
 
 
-def _hoist(model: nn.Module, inputs: object) -> None:
-    groups: dict[tuple[object, ...], list[tuple[Any, str]]] = defaultdict(list)
-    for _, layer in para_layers(model):
-        layer._hoisted.clear()
-        if layer.disable_adapters or layer.merged or not torch.is_grad_enabled():
-            continue
-        for name in layer._present():
-            B = layer.para_B[name]
-            if B.requires_grad:
-                key = (B.shape, B.dtype, B.device, layer.para_method[name], layer.para_epsilon[name])
-                groups[key].append((layer, name))
-    for members in groups.values():
-        first, name = members[0]
-        stacked = torch.stack([layer.para_B[name] for layer, name in members])
-        bases = basis_of(stacked, first.para_method[name], first.para_epsilon[name])
-        for (layer, name), K in zip(members, bases.unbind(), strict=True):
-            layer._hoisted[name] = (layer.para_B[name]._version, K)
+class _Hoisting:
+    """The hook. It goes through a model's modules only when a PaRa layer was made since it last did."""
+
+    def __init__(self) -> None:
+        self._layers: list[PaRaLayer] = []
+        self._made = -1
+
+    def __call__(self, model: nn.Module, inputs: object) -> None:
+        if self._made != PaRaLayer.made:
+            self._made = PaRaLayer.made
+            self._layers = [layer for _, layer in para_layers(model)]
+        groups: dict[tuple[object, ...], list[tuple[PaRaLayer, str]]] = defaultdict(list)
+        for layer in self._layers:
+            layer._hoisted.clear()
+            if layer.disable_adapters or layer.merged or not torch.is_grad_enabled():
+                continue
+            for name in layer._present():
+                B = layer.para_B[name]
+                if B.requires_grad:
+                    key = (B.shape, B.dtype, B.device, layer.para_method[name], layer.para_epsilon[name])
+                    groups[key].append((layer, name))
+        for members in groups.values():
+            first, name = members[0]
+            stacked = torch.stack([layer.para_B[name] for layer, name in members])
+            bases = basis_of(stacked, first.para_method[name], first.para_epsilon[name])
+            for (layer, name), K in zip(members, bases.unbind(), strict=True):
+                B = layer.para_B[name]
+                layer._hoisted[name] = (B, B._version, K)

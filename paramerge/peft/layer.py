@@ -5,26 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from paramerge.algebra import graded_joint_basis, storage_tolerance
 from paramerge.errors import AdapterError, UsageError
+from paramerge.peft.adapted import AdaptedLayer
 from paramerge.peft.bases import basis_of, no_autocast
 from paramerge.peft.config import PaRaConfig
-from paramerge.peft.initial import initial_basis
 from paramerge.peft.nesting import watch
-from paramerge.peft.parameters import Hoisted, WideParameters
-from paramerge.peft.projection import project_out, project_out_channels
+from paramerge.peft.projection import (
+    can_let_go,
+    convolve_and_project_out,
+    project_out,
+    project_out_channels,
+)
 from paramerge.peft.removal import Removal, remove
 
 __all__ = ["PaRaConv2d", "PaRaLayer", "PaRaLinear"]
-
-
-_SETTINGS = ("para_method", "para_epsilon", "para_mode", "para_stored")
 
 
 @dataclass(frozen=True)
@@ -34,149 +34,37 @@ class Step:
     names: tuple[str, ...]
     K: Tensor
     strength: float
+    spans: bool = False
+    """Whether K is the orthonormal basis of one B, of which the span alone has a gradient."""
 
 
-class PaRaLayer(BaseTunerLayer):
+class PaRaLayer(AdaptedLayer):
     """What linear and convolution layers share. ``W0 - s K K^T W0``, with K from each adapter's B (d, r)."""
 
-    adapter_layer_names = ("para_B",)
-    other_param_names = (
-        "r",
-        "scaling",
-        "para_gate",
-        "para_method",
-        "para_epsilon",
-        "para_mode",
-        "para_stored",
-    )
-
-    base_layer: nn.Linear | nn.Conv2d
+    made: ClassVar[int] = 0
+    """How many there were so far: who keeps a list of a model's layers sees when to look anew."""
     training: bool
 
     def __init__(self, base_layer: nn.Module, where: str) -> None:
         watch(PaRaLayer)
-        self.base_layer = base_layer  # type: ignore[assignment]
-        self.where = where
-        """The layer's name in its model, for messages."""
-        self.r: dict[str, int] = {}
-        self.scaling: dict[str, float] = {}
-        """The strength of each adapter."""
-        self.para_gate: dict[str, float] = {}
-        """What the strength is multiplied by while a training opens the gate; 1 for all others."""
-        self.para_method: dict[str, str] = {}
-        self.para_epsilon: dict[str, float] = {}
-        self.para_mode: dict[str, str] = {}
-        self.para_stored: dict[str, str] = {}
-        """The dtype that each basis was stored in: what is closer than its rounding is one direction."""
-        self.para_B = WideParameters({})
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
+        PaRaLayer.made += 1
+        super().__init__(base_layer, where)
         self._removals: list[Removal] = []
         self.covered = False
         """Whether an adapter around this one is merged into the same weight."""
         self.reached = False
         """Set by every call; what lies around looks whether it was (see :mod:`paramerge.peft.nesting`)."""
-        self._kept: tuple[object, list[Step]] | None = None
-        self._hoisted = Hoisted()
-        self.in_features, self.out_features = _features(self.base_layer)
-
-    # --- adapters come and go -------------------------------------------------------------------------------
-
-    def update_layer(self, adapter_name: str, rank: int, config: PaRaConfig) -> None:
-        """Add an adapter of ``rank`` directions, started as ``config`` says.
-
-        With ``config.inference_mode`` its B is NaN until it is loaded, so that nothing can use it before.
-        """
-        weight = self.base_layer.weight
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self.r[adapter_name] = rank
-        self.scaling[adapter_name] = 1.0
-        self.para_gate[adapter_name] = 0.0 if config.init == "gate" and not config.inference_mode else 1.0
-        soft = config.init == "soft" and not config.inference_mode
-        self.para_method[adapter_name] = "soft" if soft else config.method
-        self.para_epsilon[adapter_name] = config.soft_epsilon
-        self.para_mode[adapter_name] = config.merge
-        self.para_stored[adapter_name] = str(dtype).removeprefix("torch.")
-        B = torch.full((weight.shape[0], rank), torch.nan, dtype=dtype)  # on meta with low_cpu_mem_usage
-        if not (B.is_meta or weight.is_meta or config.inference_mode):
-            B = initial_basis(weight, rank, config.init, config.soft_epsilon, self.where).to(dtype)
-        self.para_B[adapter_name] = nn.Parameter(B)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def set_basis(self, adapter_name: str, B: Tensor, stored: str = "float32") -> None:
-        """Put ``B`` (d, r) in the place of an adapter's basis; ``stored`` is the dtype it comes from."""
-        old = self.para_B[adapter_name]
-        fresh = nn.Parameter(B.to(self.base_layer.weight.device, old.dtype), requires_grad=old.requires_grad)
-        self.para_B[adapter_name] = fresh
-        self.r[adapter_name] = B.shape[1]
-        self.para_stored[adapter_name] = stored
-        self._kept = None
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter.
-
-        Raises
-        ------
-        UsageError
-            It is merged into the weight.
-        """
-        if adapter_name in self.merged_adapters:
-            raise UsageError(
-                "a merged adapter cannot be deleted",
-                where=f"{self.where}: {adapter_name}",
-                hint="unmerge it first",
-            )
-        super().delete_adapter(adapter_name)
-        self._hoisted.pop(adapter_name, None)
-        self._kept = None
-
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: torch.device | None = None
-    ) -> None:
-        """Move to the device only: B keeps its dtype under a half-precision model."""
-        if adapter_name not in self.para_B:
-            return  # PEFT asks every layer, whatever adapters it has
-        B = self.para_B[adapter_name]
-        target = device or self.base_layer.weight.device
-        if not B.is_meta and target.type != "meta":
-            self.para_B[adapter_name] = B.to(target)
-
-    # --- strengths ------------------------------------------------------------------------------------------
-
-    def set_scale(self, adapter: str, scale: float) -> None:
-        """Set the strength of an adapter, if this layer has it: 1 removes all of its span, 0 nothing."""
-        if adapter in self.scaling:
-            self.scaling[adapter] = scale
-
-    def scale_layer(self, scale: float) -> None:
-        """Multiply the strengths of the active adapters."""
-        for name in self._present():
-            self.scaling[name] *= scale
-
-    def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the strengths of the active adapters by ``scale``, or set them to 1."""
-        for name in self._present():
-            self.scaling[name] = 1.0 if scale is None else self.scaling[name] / scale
-
-    def strength(self, adapter: str) -> float:
-        """The strength with which an adapter acts now, the gate included."""
-        return self.scaling[adapter] * self.para_gate[adapter]
 
     # --- what is removed ------------------------------------------------------------------------------------
 
-    def _present(self, names: Sequence[str] | None = None) -> list[str]:
-        """Those of ``names`` (the active ones) that this layer has, in order, each once."""
-        chosen = self.active_adapters if names is None else names
-        return [name for name in dict.fromkeys(chosen) if name in self.para_B]
-
     def basis(self, adapter_name: str) -> Tensor:
         """K (d, r) of an adapter, with gradient where B has one: :func:`~paramerge.peft.bases.basis_of`."""
-        B = self.para_B[adapter_name]
         hoisted = self._hoisted.get(adapter_name)
-        if hoisted is not None and hoisted[0] == B._version and torch.is_grad_enabled():
-            return hoisted[1]
-        return basis_of(B, self.para_method[adapter_name], self.para_epsilon[adapter_name])
+        if hoisted is not None and hoisted[0]._version == hoisted[1] and torch.is_grad_enabled():
+            return hoisted[2]
+        return basis_of(
+            self.para_B[adapter_name], self.para_method[adapter_name], self.para_epsilon[adapter_name]
+        )
 
     def _steps(self, names: Sequence[str], dtype: torch.dtype | None = None) -> list[Step]:
         """What ``names`` remove together: one joint step, or one after the other."""
@@ -185,7 +73,10 @@ class PaRaLayer(BaseTunerLayer):
         names = [name for name in names if self.strength(name) != 0 or self._trains(name)]
         bases = {name: self._basis_in(name, dtype) for name in names}
         if len(names) < 2 or self.para_mode[names[0]] == "sequential":
-            return [Step((name,), bases[name], self.strength(name)) for name in names]
+            return [
+                Step((name,), bases[name], self.strength(name), self.para_method[name] != "soft")
+                for name in names
+            ]
         if soft := [name for name in names if self.para_method[name] == "soft"]:
             raise UsageError(
                 "a soft PaRa is no subspace yet, so it has no joint span with others",
@@ -312,9 +203,8 @@ class PaRaLayer(BaseTunerLayer):
             if self.merged:
                 self.unmerge()
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
-        result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.merged:
-            return result
+            return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
         if self.covered and self.waiting():
             raise UsageError(
                 "the weight has another adapter in it, which this PaRa would project along with it",
@@ -322,11 +212,20 @@ class PaRaLayer(BaseTunerLayer):
                 expected="the PaRa merged before the adapter around it, or neither merged",
                 hint="unmerge all, then merge all at once",
             )
-        for step in self._current_steps():
+        steps = self._current_steps()
+        if steps and can_let_go(self.base_layer, x):
+            result = self._convolve(x, steps[0])
+            steps = steps[1:]
+        else:
+            result = self.base_layer(x, *args, **kwargs)
+        for step in steps:
             result = self._project(result, step)
         return result
 
     def _project(self, y: Tensor, step: Step) -> Tensor:
+        raise NotImplementedError
+
+    def _convolve(self, x: Tensor, step: Step) -> Tensor:
         raise NotImplementedError
 
 
@@ -349,14 +248,20 @@ class PaRaLinear(_PaRaModule):
     """PaRa on a linear layer."""
 
     def _project(self, y: Tensor, step: Step) -> Tensor:
-        return project_out(y, step.K, self.base_layer.bias, step.strength)
+        bias = self.base_layer.bias
+        return project_out(y, step.K, bias, step.strength, across_only=step.spans)
 
 
 class PaRaConv2d(_PaRaModule):
     """PaRa on a convolution's output channels. An adapter around it finds the convolution's sizes here."""
 
     def _project(self, y: Tensor, step: Step) -> Tensor:
-        return project_out_channels(y, step.K, self.base_layer.bias, step.strength)
+        bias = self.base_layer.bias
+        return project_out_channels(y, step.K, bias, step.strength, across_only=step.spans)
+
+    def _convolve(self, x: Tensor, step: Step) -> Tensor:
+        layer: Any = self.base_layer
+        return convolve_and_project_out(x, layer, step.K, step.strength, across_only=step.spans)
 
     def __getattr__(self, name: str) -> Any:
         if name in _CONVOLUTION:
@@ -367,9 +272,3 @@ class PaRaConv2d(_PaRaModule):
 _CONVOLUTION = frozenset(
     ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 )
-
-
-def _features(layer: Any) -> tuple[int, int]:
-    if isinstance(layer, nn.Conv2d):
-        return layer.in_channels, layer.out_channels
-    return int(layer.in_features), int(layer.out_features)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 __all__ = ["Hoisted", "WideParameters"]
 
 
-class Hoisted(dict[str, tuple[int, Tensor]]):
-    """Bases made before the step, with the version of B that they are of; a copy of the layer has none.
+class Hoisted(dict[str, tuple[Tensor, int, Tensor]]):
+    """Bases made before the step: B, the version of it that was looked at, K. A copy of the layer has none.
 
     They belong to a graph of autograd's, which can be neither copied nor stored.
     """

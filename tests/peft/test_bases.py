@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import inject_adapter_in_model
-from small_models import distance, inputs, outputs_with, reduced, small, weights, with_para
+from small_models import distance, inputs, outputs_with, random_para, reduced, small, weights, with_para
 
 from paramerge.checkpoints.subsets import SUBSETS, subset
 from paramerge.errors import NonFiniteError, UsageError
@@ -176,6 +176,11 @@ def test_hoisted_bases_are_the_same_and_their_gradients_too():
             layer = model.lin  # called by itself after the step it has new bases
             torch.testing.assert_close(layer(inputs()[0]), copy.deepcopy(layer).eval()(inputs()[0]))
             assert all(layer._hoisted for _, layer in para_layers(model))
+            inject_adapter_in_model(random_para(target_modules=["lin"]), model, "later")
+            model(*inputs())  # the hook finds it
+            assert "later" in model.lin._hoisted
+            model.lin.set_basis("later", torch.randn(12, 3))
+            assert model.lin.basis("later").shape == (12, 3)
             handle.remove()
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
     assert distance(results[1][1], results[0][1]) < 1e-4

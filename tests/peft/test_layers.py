@@ -22,8 +22,14 @@ from small_models import (
 from torch import nn
 
 from paramerge.errors import AdapterError, NonFiniteError, UsageError
-from paramerge.peft import PaRaLayer, fuse, para_layers, unfuse
-from paramerge.peft.projection import project_out, project_out_channels
+from paramerge.peft import PaRaLayer, fuse, para_layers, projection, unfuse
+from paramerge.peft.bases import basis_of
+from paramerge.peft.projection import (
+    can_let_go,
+    convolve_and_project_out,
+    project_out,
+    project_out_channels,
+)
 
 EPS = {torch.float32: 2e-7, torch.bfloat16: 4e-3, torch.float16: 5e-4, torch.float64: 3e-16}
 STRENGTHS = (1.0, 0.35, -0.5)
@@ -101,17 +107,123 @@ def test_autocast_does_not_reach_the_projection() -> None:
     assert all(layer.para_B["para"].grad.dtype == torch.float32 for _, layer in para_layers(model))
 
 
-@pytest.mark.parametrize("axes", [2, 4])
+OUTPUTS = {
+    "rows": (5, 6),
+    "tokens": (2, 3, 6),
+    "picture": (6, 3, 2),
+    "one": (1, 6, 3, 2),
+    "pictures": (2, 6, 3, 2),
+    "channels last": (2, 6, 3, 2),
+}
+"""Layers' outputs, with 6 features."""
+
+
+@pytest.mark.parametrize("layout", OUTPUTS)
 @pytest.mark.parametrize("biased", [True, False])
-def test_gradients_of_the_projection(axes: int, biased: bool) -> None:
-    shape = (5, 6) if axes == 2 else (2, 6, 3, 2)
-    y = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+def test_gradients_of_the_projection(layout: str, biased: bool) -> None:
+    y = torch.randn(OUTPUTS[layout], dtype=torch.float64)
+    if layout == "channels last":
+        y = y.to(memory_format=torch.channels_last)
+    y.requires_grad_()
     K = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)  # not orthonormal: the soft start's is not
     b = torch.randn(6, dtype=torch.float64, requires_grad=True) if biased else None
-    function = project_out if axes == 2 else project_out_channels
+    rows = layout in ("rows", "tokens")
+    function = project_out if rows else project_out_channels
+    flat = y if rows else y.movedim(-3, -1)
+    want = flat - 0.7 * ((flat if b is None else flat - b) @ K @ K.mT)
+    found = function(y, K, b, 0.7)
+    assert found.stride() == y.stride()
+    torch.testing.assert_close(found, want if rows else want.movedim(-1, -3))
     assert torch.autograd.gradcheck(lambda *a: function(a[0], a[1], b, 0.7), (y, K))
     if b is not None:
         assert torch.autograd.gradcheck(lambda c: function(y, K, c, 0.7), (b,))
+
+
+@pytest.mark.parametrize("layout", OUTPUTS)
+@pytest.mark.parametrize("method", ["qr", "cholesky", "soft"])
+def test_gradients_of_b_need_what_lies_across_its_span_alone(layout: str, method: str) -> None:
+    """But a soft projector's K has a gradient within its span, too."""
+    y = torch.randn(OUTPUTS[layout], dtype=torch.float64)
+    B = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(6, dtype=torch.float64)
+    function = project_out if layout in ("rows", "tokens") else project_out_channels
+    grads = []
+    for across_only in (False, True):
+        K = basis_of(B, method, 0.3)
+        result = function(y, K, b, 0.7, across_only=across_only)
+        (grad,) = torch.autograd.grad(result.sin().sum(), B)
+        grads.append(grad)
+    assert (distance([grads[1]], [grads[0]]) < 1e-13) == (method != "soft")
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_frozen_convolution_lets_its_input_go(
+    kernel: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs and gradients are those of the layer with the projection after it; less is kept."""
+    monkeypatch.setattr(projection, "WORTH_LETTING_GO", 0)
+    torch.manual_seed(3)
+    conv = nn.Conv2d(5, 6, kernel, stride=2, padding=kernel // 2, dilation=kernel // 2 + 1, bias=biased)
+    conv = conv.double().requires_grad_(False)
+    K = torch.linalg.qr(torch.randn(6, 2, dtype=torch.float64))[0].requires_grad_()
+    x = torch.randn(2, 5, 9, 8, dtype=torch.float64, requires_grad=True)
+    assert can_let_go(conv, x)
+    assert torch.autograd.gradcheck(lambda x, K: convolve_and_project_out(x, conv, K, 0.7), (x, K))
+    want = project_out_channels(conv(x), K, conv.bias, 0.7)
+    kept: set[int] = set()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = convolve_and_project_out(x, conv, K, 0.7)
+    torch.testing.assert_close(found, want, rtol=0, atol=0)
+    weights = {part.untyped_storage().data_ptr() for part in (conv.weight, conv.bias) if part is not None}
+    assert x.untyped_storage().data_ptr() not in kept
+    assert len(kept - weights) == 3  # the result, K and its coordinates
+
+
+def test_what_needs_the_layers_own_call_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not can_let_go(nn.Conv2d(3, 8, 3).requires_grad_(False), torch.randn(2, 3, 9, 7).requires_grad_())
+    monkeypatch.setattr(projection, "WORTH_LETTING_GO", 0)
+    x = torch.randn(2, 3, 9, 7, requires_grad=True)
+    frozen = nn.Conv2d(3, 8, 3).requires_grad_(False)
+    assert can_let_go(frozen, x)
+    assert not can_let_go(frozen, x.detach())
+    assert not can_let_go(frozen, x[0])
+    assert not can_let_go(frozen, x.to(memory_format=torch.channels_last))
+    assert not can_let_go(nn.Conv2d(3, 8, 3), x)
+    assert not can_let_go(nn.Conv2d(3, 8, 3, padding="same").requires_grad_(False), x)
+    assert not can_let_go(nn.Conv2d(3, 8, 3, padding_mode="circular").requires_grad_(False), x)
+    assert not can_let_go(nn.Linear(7, 8).requires_grad_(False), x)
+    with torch.no_grad():
+        assert not can_let_go(frozen, x)
+    frozen.register_forward_hook(lambda *_: None)
+    assert not can_let_go(frozen, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_gradients_go_through_frozen_convolutions(
+    dtype: torch.dtype, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the input and of B, as with the layer's own call, also in bfloat16 and under autocast."""
+    monkeypatch.setattr(projection, "WORTH_LETTING_GO", 0)
+    results = []
+    for own_call in (False, True):
+        model = with_para(small(dtype)).train()
+        if own_call:
+            model.conv.base_layer.register_forward_hook(lambda *_: None)
+        image = inputs(dtype)[1].requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = model.conv(image)
+        assert y.dtype == (torch.bfloat16 if autocast else dtype)
+        y.float().sin().sum().backward()
+        results.append((y, image.grad, model.conv.para_B["para"].grad))
+        assert image.grad.dtype == dtype
+    assert distance(results[0], results[1]) < 2 * EPS[torch.bfloat16 if autocast else dtype]
 
 
 @pytest.mark.parametrize("method", ["qr", "cholesky"])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paramerge.peft import PaRaConfig, save_para, set_gate
+from paramerge.peft import PaRaConfig, hoist_bases, save_para, set_gate
 from paramerge.training.config import TrainConfig
 from paramerge.training.methods import text_encoders
 from paramerge.training.methods.trained import TEXT_LAYERS, Trained, trainable, unet_layers
@@ -24,6 +24,8 @@ def attach(pipeline: Any, config: TrainConfig) -> Trained:
         models |= text_encoders(pipeline)
         for encoder in text_encoders(pipeline).values():
             encoder.add_adapter(_config(config, TEXT_LAYERS), _NAME)
+    for model in models.values():
+        hoist_bases(model)
 
     def save(folder: Path, metadata: Mapping[str, str]) -> list[Path]:
         path = folder / "adapter.safetensors"

@@ -1,0 +1,124 @@
+"""Where a training runs: the packages it needs, and accelerate's processes, which must see each other."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+from paramerge.errors import UsageError
+from paramerge.training.config import TrainConfig
+
+__all__ = ["accelerator_for", "require_packages", "require_tracker"]
+
+_PACKAGES = ("accelerate", "diffusers", "matplotlib", "peft", "PIL", "safetensors", "transformers")
+_TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+"""The packages that accelerate takes for each tracker; without one of them it would go on in silence."""
+_CUT_UP = {
+    "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+"""What ``accelerate launch`` sets for what cuts a model up."""
+_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""What launchers and MPIs say the number of processes by."""
+
+
+def require_packages(config: TrainConfig) -> None:
+    """Refuse to go on without the packages that this training needs.
+
+    Raises
+    ------
+    UsageError
+        Some are not installed.
+    """
+    if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+        raise UsageError(
+            "training needs packages that are not installed",
+            found=f"without {', '.join(missing)}",
+            hint="pip install 'paramerge[train]'",
+        )
+    require_tracker(config.tracker)
+
+
+def require_tracker(tracker: str) -> None:
+    """Refuse a tracker whose package is not installed.
+
+    Raises
+    ------
+    UsageError
+        It is not; the message has the command that installs it.
+    """
+    names = _TRACKERS.get(tracker, ())
+    if names and all(find_spec(name) is None for name in names):
+        raise UsageError(
+            "this tracker's package is not installed",
+            where="tracker",
+            expected=" or ".join(names),
+            found="neither" if len(names) > 1 else "not installed",
+            hint=f"pip install {names[0]}",
+        )
+
+
+def accelerator_for(config: TrainConfig) -> Any:
+    """Accelerate's view of this process, and of those it was started with.
+
+    Raises
+    ------
+    UsageError
+        The model would be cut up over devices, several processes were meant that do not see each other, or
+        the tracker's package is not installed.
+    """
+    require_tracker(config.tracker)
+    for name, kind in _CUT_UP.items():
+        if os.environ.get(name, "false").lower() == "true":
+            raise _cut_up(kind)
+    from accelerate import Accelerator  # type: ignore[attr-defined]
+    from accelerate.utils import DistributedType  # type: ignore[attr-defined]
+
+    log_with = None if config.tracker == "none" else config.tracker
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        cpu=config.device == "cpu",
+        log_with=log_with,
+        project_dir=str(config.output) if log_with else None,
+    )
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        raise _cut_up(accelerator.distributed_type)
+    _check_processes(accelerator.num_processes)
+    return accelerator
+
+
+def _cut_up(kind: object) -> UsageError:
+    return UsageError(
+        "a model cut up over several devices cannot be trained here",
+        where="accelerate's configuration",
+        expected="MULTI_GPU, MULTI_CPU or a single process",
+        found=kind,
+        hint="adapters are small and each device holds the whole frozen model: choose MULTI_GPU",
+    )
+
+
+def _check_processes(seen: int) -> None:
+    """Each process alone would train on its own share as if it were all, and write over the others' files."""
+    meant = max(int(os.environ.get(name) or 1) for name in _PROCESSES)
+    if meant not in (1, seen):
+        raise UsageError(
+            "several processes were started that do not see each other",
+            where="accelerate's configuration",
+            expected=f"{meant} processes",
+            found=seen,
+            hint="start them by accelerate launch --multi_gpu, or by torchrun; on CPUs with --device cpu",
+        )
+    # for --cpu, accelerate's launcher starts one process whatever --num_processes says, unless by MPI
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if launched and seen == 1 and not any(name in os.environ for name in _PROCESSES):
+        raise UsageError(
+            "accelerate's launcher was told of several processes and started one",
+            where="accelerate launch --cpu",
+            expected="processes that see each other",
+            found=1,
+            hint="torchrun --standalone --nproc-per-node 2 -m paramerge.training ... --device cpu; "
+            "for one process leave --num_processes out",
+        )
