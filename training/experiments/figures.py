@@ -101,7 +101,9 @@ def _order(lines: Sequence[Line]) -> bytes:
             "o",
             label=row,
         )
-    axes.plot([0, 1], [0, 1], "k:", linewidth=0.8)
+    share = np.linspace(0, 1, 201)
+    # of a LoRA that loses the share s in norm, sqrt(1 - s^2) is left: the two parts are orthogonal
+    axes.plot(share, 1 - np.sqrt(1 - share**2), "k:", linewidth=0.8, label="if pixels followed weights")
     axes.set_xlabel("predicted: share of the LoRA that the PaRa removes, ||Q^T B A|| / ||B A||")
     axes.set_ylabel("measured: share of its effect on the pixels that is missing")
     if points:

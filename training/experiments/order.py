@@ -2,7 +2,8 @@
 
 Predicted is the share of the LoRA that a PaRa after it removes, ``||Q^T B A|| / ||B A||`` over all layers.
 Measured is what is missing of the LoRA's effect on the pictures: ``1 - d(LP, P) / d(PL, P)``, where d is the
-root mean square difference of pixels with the same seeds, and P, PL and LP are the model with the PaRa, with
+root mean square difference of pixels with the same seeds (if pixels followed weights it were
+``1 - sqrt(1 - s^2)`` of the predicted s), and P, PL and LP are the model with the PaRa, with
 the PaRa and then the LoRA, and with the LoRA and then the PaRa. Besides trained PaRas there are some that are
 extracted from the LoRA itself, of growing rank: the paper's extreme case.
 """
