@@ -103,6 +103,16 @@ def test_scores_are_transformers_own_cosines(tmp_path: Path) -> None:
     assert "clip (local, sha256 " in clip.name
 
 
+def test_loading_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """transformers has a bar for the weights that it loads, terminal or not."""
+    folder = contrastive_model(tmp_path / "clip")
+    transformers.utils.logging.enable_progress_bar()  # another test may have switched it off
+    capfd.readouterr()
+    load_clip(str(folder))
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+
+
 def test_longer_texts_are_cut_and_other_sizes_are_scaled(tmp_path: Path) -> None:
     clip = load_clip(str(contrastive_model(tmp_path / "clip")))
     assert clip.embed_texts(["dog " * 100]).shape == clip.embed_texts(["dog"]).shape

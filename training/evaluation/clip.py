@@ -79,6 +79,7 @@ def load_clip(source: str, device: str = "cpu") -> Clip:
 
     # a processor without torchvision is named in a warning, though it does the same
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     folder = shipped.contrastive() if source == shipped.CONTRASTIVE else Path(source)
     local = folder.is_dir()
     if local and not (folder / _PROCESSOR).is_file():
