@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,16 +13,21 @@ from paramerge import shipped
 from paramerge.cli.evaluate import HUB_CLIP, Stages, load_measures, require_packages
 from paramerge.cli.options import json_option
 
+if TYPE_CHECKING:
+    from paramerge.training.experiments.plan import Plan
+    from paramerge.training.experiments.run import Outcome
+
 __all__ = ["NAMES", "experiment"]
 
 NAMES = ("table1", "table2", "composition", "editing", "order", "gamma", "subsets", "rates")
 """The experiments; a test holds them equal to the library's own."""
+_ALL = "all"
 _BUDGETS = ("smoke", "small", "paper")
 _DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none")
 
 
 @click.command()
-@click.argument("name", type=click.Choice(NAMES))
+@click.argument("name", type=click.Choice((*NAMES, _ALL)))
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
@@ -63,31 +70,28 @@ def experiment(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Train, draw and measure what a table or figure of the paper shows, and judge its claims.
+    """Train, draw and measure what a table or figure of the paper (or all) shows, and judge its claims.
 
     A run that was stopped goes on where it was. A claim's verdict is: holds, does not hold, or cannot be told
     at this scale. Of the paper's budget --dry-run prints everything that would be done.
 
     \b
     paramerge experiment table1 --model emoji-diffusion --data emoji-subjects/ --budget small
-    paramerge experiment table2 --model sdxl.safetensors --data dreambooth/dataset/ --budget paper --dry-run
+    paramerge experiment all --model sdxl.safetensors --data dreambooth/dataset/ --budget paper --dry-run
     """
-    from paramerge.cli.experiment_plan import show_plan
     from paramerge.training.experiments.budgets import BUDGETS
     from paramerge.training.experiments.dataset import open_dataset
-    from paramerge.training.experiments.described import plan_as_dict
     from paramerge.training.experiments.plan import make_plan
     from paramerge.training.experiments.registry import EXPERIMENTS
 
     is_shipped = str(model) == shipped.MODEL_NAME
     place = model if dry_run else shipped.named_model(model)
-    plan = make_plan(EXPERIMENTS[name], BUDGETS[budget], place, open_dataset(data), seed)
+    chosen, dataset = BUDGETS[budget], open_dataset(data)
+    names = NAMES if name == _ALL else (name,)
+    plans = [make_plan(EXPERIMENTS[each], chosen, place, dataset, seed) for each in names]
     clip = clip or (shipped.CONTRASTIVE if is_shipped else HUB_CLIP)
     if dry_run:
-        if as_json:
-            click.echo(json.dumps(plan_as_dict(plan) | {"clip": clip, "lpips": lpips}, indent=2, default=str))
-        else:
-            show_plan(plan, clip, lpips)
+        _show_plans(plans, clip, lpips, as_json)
         return
     require_packages()
     from paramerge.cli.experiment_table import show_outcome
@@ -97,14 +101,35 @@ def experiment(
 
     processes = find_processes(device)
     device = processes.device or pick_device(device)
-    chosen = BUDGETS[budget]
     measures = load_measures(clip, lpips, device, True, chosen.max_pairs, chosen.sampling.batch)
-    with Stages(quiet=as_json or not processes.first) as stage:
-        outcome = run_experiment(plan, measures, output, processes, stage)
-    if not processes.first:
-        return
+    outcomes = []
+    for plan in plans:
+        with Stages(quiet=as_json or not processes.first) as stage:
+            outcomes.append(run_experiment(plan, measures, output, processes, stage))
+        if processes.first and not as_json:
+            show_outcome(outcomes[-1])
+    if processes.first and as_json:
+        _echo([_as_json(outcome) for outcome in outcomes])
+
+
+def _show_plans(plans: Sequence[Plan], clip: str, lpips: str, as_json: bool) -> None:
+    from paramerge.cli.experiment_plan import show_plan, show_whole_cost
+    from paramerge.training.experiments.described import plan_as_dict
+
     if as_json:
-        verdicts = [verdict.as_dict() for verdict in outcome.verdicts]
-        click.echo(json.dumps({"verdicts": verdicts, "output": str(outcome.folder)}, indent=2))
+        _echo([plan_as_dict(plan) | {"clip": clip, "lpips": lpips} for plan in plans])
         return
-    show_outcome(outcome)
+    for plan in plans:
+        show_plan(plan, clip, lpips)
+    if len(plans) > 1:
+        show_whole_cost(plans)
+
+
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    verdicts = [verdict.as_dict() for verdict in outcome.verdicts]
+    return {"verdicts": verdicts, "diverged": dict(outcome.diverged), "output": str(outcome.folder)}
+
+
+def _echo(values: list[dict[str, Any]]) -> None:
+    """One object for one experiment, a list for all."""
+    click.echo(json.dumps(values[0] if len(values) == 1 else values, indent=2, default=str))

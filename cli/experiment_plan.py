@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
 from paramerge.cli.render import out, shown
-from paramerge.training.experiments.plan import Plan
+from paramerge.training.experiments.plan import Plan, whole_cost
 
-__all__ = ["plain_table", "show_plan"]
+__all__ = ["plain_table", "show_plan", "show_whole_cost"]
 
 
 def show_plan(plan: Plan, clip: str, lpips: str, console: Console = out) -> None:
@@ -39,6 +41,17 @@ def show_plan(plan: Plan, clip: str, lpips: str, console: Console = out) -> None
         console.print(
             f"about {_time(cost.seconds)} on one device, without the measuring; {shown(budget.seconds[2])}"
         )
+
+
+def show_whole_cost(plans: Sequence[Plan], console: Console = out) -> None:
+    """What all of them cost together: an adapter that several need is trained once."""
+    trainings, steps, pictures, seconds = whole_cost(plans)
+    console.print(
+        f"\n[bold]all {len(plans)} together[/bold]: {trainings} trainings, {steps:,} steps; "
+        f"{pictures:,} pictures"
+    )
+    if seconds is not None:
+        console.print(f"about {_time(seconds)} on one device, without the measuring")
 
 
 def _trainings(plan: Plan) -> Table:

@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from experiment_data import experiment_data
 
+from paramerge.cli.experiment import NAMES
 from paramerge.cli.main import main
 
 
@@ -40,6 +42,43 @@ def test_a_dry_run_needs_neither_torch_nor_the_model(tmp_path: Path) -> None:
         else:
             for words in ("24 trainings", "textual-inversion", "claims that will be judged", "for tuning"):
                 assert words in result.stdout
+
+
+def test_all_experiments_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each plan, and what they cost together: an adapter that several need is trained once."""
+    arguments = ["all", "--model", "m", "--data", experiment_data(tmp_path / "data"), "--dry-run"]
+    arguments += ["--budget", "smoke"]
+    assert call(*arguments, "--json") == 0
+    plans = json.loads(capfd.readouterr().out)
+    assert [plan["experiment"] for plan in plans] == list(NAMES)
+    names = {training["name"] for plan in plans for training in plan["trainings"]}
+    assert len(names) < sum(plan["cost"]["trainings"] for plan in plans)
+    assert call(*arguments) == 0
+    shown = capfd.readouterr().out
+    assert f"all {len(NAMES)} together: {len(names)} trainings, {len(names)} steps" in shown
+    assert f"{sum(plan['cost']['pictures'] for plan in plans):,} pictures" in shown.replace("\n", " ")
+
+
+def test_all_are_carried_out_in_turn(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paramerge.training.experiments import run
+
+    def carried_out(plan: Any, measures: Any, output: Path, *_: object) -> run.Outcome:
+        return run.Outcome(plan, (), (), {}, output / plan.experiment.name, {"lora-r4-x": "it diverged"})
+
+    monkeypatch.setattr(run, "run_experiment", carried_out)
+    arguments = ["all", "--model", "m", "--data", experiment_data(tmp_path / "data"), "--budget", "smoke"]
+    arguments += ["--clip", "none", "--lpips", "none", "--device", "cpu", "-o", tmp_path / "out"]
+    assert call(*arguments, "--json") == 0
+    found = json.loads(capfd.readouterr().out)
+    assert [Path(each["output"]).name for each in found] == list(NAMES)
+    assert found[0]["diverged"] == {"lora-r4-x": "it diverged"}
+    assert call(*arguments) == 0
+    shown = capfd.readouterr().out
+    assert shown.count("it diverged; left out") == len(NAMES)
+    assert call("table1", *arguments[1:], "--json") == 0
+    assert json.loads(capfd.readouterr().out)["output"].endswith("table1")
 
 
 def test_data_that_is_too_small_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

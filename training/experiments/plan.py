@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,18 @@ from paramerge.training.experiments.dataset import Dataset, Subject
 from paramerge.training.experiments.verdict import Claim, Line
 from paramerge.training.pictures import find_pictures
 
-__all__ = ["Budget", "Cell", "Cost", "Experiment", "Plan", "Training", "Use", "Variant", "make_plan"]
+__all__ = [
+    "Budget",
+    "Cell",
+    "Cost",
+    "Experiment",
+    "Plan",
+    "Training",
+    "Use",
+    "Variant",
+    "make_plan",
+    "whole_cost",
+]
 
 PLACEHOLDER = "<sks>"
 """The token that textual inversion adds to the vocabulary."""
@@ -292,6 +303,19 @@ def make_plan(experiment: Experiment, budget: Budget, model: Path, data: Dataset
     cells = tuple(experiment.build(data, budget))
     uses = [use.training for cell in cells for use in cell.variant.uses]
     return Plan(experiment, budget, model, data, seed, cells, tuple(_together(uses)))
+
+
+def whole_cost(plans: Sequence[Plan]) -> tuple[int, int, int, float | None]:
+    """Of several experiments with one budget in one folder, which share their adapters.
+
+    Trainings, their steps, pictures, and seconds where the budget knows what its parts take.
+    """
+    trainings = _together(training for plan in plans for training in plan.trainings)
+    steps = sum(training.stops[-1] for training in trainings)
+    pictures = sum(plan.cost().pictures for plan in plans)
+    known = plans[0].budget.seconds
+    seconds = None if known is None else steps * known[0] + pictures * known[1]
+    return len(trainings), steps, pictures, seconds
 
 
 def _together(trainings: Iterable[Training]) -> list[Training]:
