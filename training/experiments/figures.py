@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,14 +143,26 @@ def _png(figure: Any) -> bytes:
 
 
 def example_grid(plan: Plan, folder: Path) -> bytes:
-    """The first pictures of each row on the first column that is not for tuning."""
+    """The first pictures of each row on the first column that is not for tuning.
+
+    Rows that are the same pictures, measured against several subjects, are one.
+    """
     from paramerge.generation.grid import Row, labelled_grid, png
 
     rows: dict[str, Row] = {}
+    seen: set[Path] = set()
     shown = min((cell.count for cell in plan.cells), default=0)
+    seeds = [seed for run in plan.seeds(shown) for seed in run][:_COLUMNS]
+    sharing = Counter((cell.variant, cell.prompt) for cell in plan.cells)
     for cell in plan.cells:
-        if cell.row not in rows and not cell.tuning and len(rows) < _ROWS:
-            files = picture_job(plan, cell, folder).files[:_COLUMNS]
-            rows[cell.row] = Row(f"{cell.row}: {cell.prompt}", list(read_pictures(files)))
-    columns = [f"seed {seed}" for run in plan.seeds(shown) for seed in run][:_COLUMNS]
-    return png(labelled_grid(list(rows.values()), columns), {"experiment": plan.experiment.name})
+        job = picture_job(plan, cell, folder)
+        if cell.row not in rows and job.folder not in seen and not cell.tuning and len(rows) < _ROWS:
+            several = sharing[cell.variant, cell.prompt] > 1
+            name = cell.row.rpartition(" | ")[0] if several else cell.row
+            files = [job.files[job.seeds.index(seed)] for seed in seeds]
+            rows[cell.row] = Row(f"{name}: {cell.prompt}", list(read_pictures(files)))
+            seen.add(job.folder)
+    return png(
+        labelled_grid(list(rows.values()), [f"seed {seed}" for seed in seeds]),
+        {"experiment": plan.experiment.name},
+    )
