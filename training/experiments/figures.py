@@ -150,18 +150,16 @@ def example_grid(plan: Plan, folder: Path) -> bytes:
     from paramerge.generation.grid import Row, labelled_grid, png
 
     rows: dict[str, Row] = {}
-    seen: set[Path] = set()
     shown = min((cell.count for cell in plan.cells), default=0)
     seeds = [seed for run in plan.seeds(shown) for seed in run][:_COLUMNS]
     sharing = Counter((cell.variant, cell.prompt) for cell in plan.cells)
     for cell in plan.cells:
-        job = picture_job(plan, cell, folder)
-        if cell.row not in rows and job.folder not in seen and not cell.tuning and len(rows) < _ROWS:
-            several = sharing[cell.variant, cell.prompt] > 1
-            name = cell.row.rpartition(" | ")[0] if several else cell.row
+        several = sharing[cell.variant, cell.prompt] > 1
+        name = cell.row.rpartition(" | ")[0] if several else cell.row
+        if name not in rows and not cell.tuning and len(rows) < _ROWS:
+            job = picture_job(plan, cell, folder)
             files = [job.files[job.seeds.index(seed)] for seed in seeds]
-            rows[cell.row] = Row(f"{name}: {cell.prompt}", list(read_pictures(files)))
-            seen.add(job.folder)
+            rows[name] = Row(f"{name}: {cell.prompt}", list(read_pictures(files)))
     return png(
         labelled_grid(list(rows.values()), [f"seed {seed}" for seed in seeds]),
         {"experiment": plan.experiment.name},
