@@ -16,7 +16,7 @@ from tiny_pipelines import sd_pipeline
 
 from paramerge.cli.main import main
 from paramerge.errors import FileFormatError, NonFiniteError, UsageError
-from paramerge.training.config import TrainConfig
+from paramerge.training.config import METHODS, TrainConfig
 from paramerge.training.evaluation.clip import load_clip
 from paramerge.training.evaluation.measuring import Measures
 from paramerge.training.evaluation.processes import Processes
@@ -267,6 +267,23 @@ def test_rates_are_compared_on_the_subjects_for_tuning(files: Path) -> None:
     ]
     assert RATES.derive is not None
     assert RATES.derive(lines, plan, files) == [Line("para, 0.01", "a: p", 0, {"both": 0.375})]
+
+
+def test_the_page_says_which_rate_was_best(tmp_path: Path, table1: Outcome) -> None:
+    """The budget's or another, and whether it lies at the edge of those tried."""
+    folder = tmp_path / "rates"
+    shutil.copytree(table1.folder, folder, ignore=shutil.ignore_patterns("pictures", "records"))
+    scores = {"para, 0.01": 0.1, "para, 0.02": 0.5, "para, 0.04": 0.3, "lora, 1e-4": 0.1, "lora, 2e-4": 0.2}
+    lines = [Line(row, "a: p", 0, {"both": score}).as_dict() for row, score in scores.items()]
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["rates"] == METHODS | dict(BUDGETS["smoke"].rates)
+    summary |= {"experiment": "rates", "verdicts": [], "rates": {"para": 0.02, "lora": 1e-4}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    page = results_page([folder], tmp_path / "results.md")
+    assert "para: best at the budget's rate, 0.02\n" in page
+    assert "lora: best at 0.0002, not at the budget's 0.0001; a rate beyond those tried may be better" in page
+    assert "## Verdicts" not in page
 
 
 @pytest.mark.slow  # a process of its own that loads torch

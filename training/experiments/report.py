@@ -133,6 +133,7 @@ def _section(run: _Run, page: Path) -> str:
         f"paramerge {s['version']}",
         *s["notes"],
     ]
+    facts += _best_rates(run) if s["experiment"] == "rates" else []
     facts += [f"{name}: {words}; left out" for name, words in s["diverged"].items()]
     facts += [f"{metric}: {METRICS[metric]}, by {model}" for metric, model in s["measured_by"].items()]
     verdicts = [[v["claim"], f"**{v['verdict']}**", v["reason"]] for v in s["verdicts"]]
@@ -152,6 +153,22 @@ def _section(run: _Run, page: Path) -> str:
             f"Every number: [{link}/results.jsonl]({link}/results.jsonl)\n",
         ]
     )
+
+
+def _best_rates(run: _Run) -> list[str]:
+    """Of each method: the best of the rates that were tried, beside the one that the budget has."""
+    scores: dict[str, dict[float, float]] = {}
+    for row in dict.fromkeys(line.row for line in run.lines):
+        method, _, rate = row.rpartition(", ")
+        if (found := row_values(run.lines, row, "both")) is not None:
+            scores.setdefault(method, {})[float(rate)] = found.mean
+    facts = []
+    for method, own in scores.items():
+        best, used = max(own, key=lambda rate: own[rate]), run.summary["rates"][method]
+        edge = "; a rate beyond those tried may be better still" if best in (min(own), max(own)) else ""
+        place = f"the budget's rate, {best:g}" if best == used else f"{best:g}, not at the budget's {used:g}"
+        facts.append(f"{method}: best at {place}{edge}")
+    return facts
 
 
 def _numbers(lines: Sequence[Line]) -> str:

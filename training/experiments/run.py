@@ -10,6 +10,7 @@ from typing import Any
 
 from paramerge.checkpoints.writer import make_folder, write_bytes
 from paramerge.generation.loading import pick_dtype
+from paramerge.training.config import METHODS
 from paramerge.training.evaluation.drawing import draw_missing
 from paramerge.training.evaluation.measuring import Measures, SetScores, measure
 from paramerge.training.evaluation.processes import Processes
@@ -189,6 +190,7 @@ def _write(outcome: Outcome, settings: Mapping[str, Any]) -> None:
         "pictures": sorted({cell.count for cell in plan.cells}),
         "runs": budget.runs,
         "sampling": asdict(budget.sampling),
+        "rates": METHODS | dict(budget.rates),
         "notes": list(budget.notes),
         "diverged": dict(outcome.diverged),
         "measured_by": dict(outcome.models),
