@@ -28,7 +28,7 @@ from paramerge.training.experiments.order import _NOTHING, predicted_loss
 from paramerge.training.experiments.plan import Plan, make_plan
 from paramerge.training.experiments.rates import RATES
 from paramerge.training.experiments.registry import EXPERIMENTS
-from paramerge.training.experiments.report import results_page
+from paramerge.training.experiments.report import results_page, together_of
 from paramerge.training.experiments.run import Outcome, _sets, run_experiment
 from paramerge.training.experiments.table2 import METHODS_COMPARED, TABLE2
 from paramerge.training.experiments.trained import kept, train_missing
@@ -166,6 +166,9 @@ def test_the_page_of_results(table1: Outcome, tmp_path: Path) -> None:
         assert verdict.claim.text in page
         assert verdict.reason.replace("|", "\\|") in page
     assert "2 runs with other seeds agree on 2 of 3 verdicts" in page
+    assert page.count("**cannot be told: the runs disagree**") == 1
+    assert together_of(["holds", "holds"]) == "holds"
+    assert together_of(["does not hold", "holds"]) == "cannot be told: the runs disagree"
     assert "clip (local, sha256 " in page
     assert "(second/figure.png)" in page
     assert "paramerge experiment table1 --model model --data data --budget smoke --seed 1" in page
