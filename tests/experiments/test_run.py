@@ -228,7 +228,9 @@ def test_a_training_that_diverges_is_an_outcome(
     files: Path, tmp_path: Path, measures: Measures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is left out and named, also when the run is resumed; the other subject is reported."""
-    plan, train = plan_of("table1", files), trained_module.train
+    budget = replace(BUDGETS["smoke"], para_stops=(1, 2))
+    plan = make_plan(EXPERIMENTS["table1"], budget, files / "model", open_dataset(files / "data"))
+    train = trained_module.train
     lost = next(t for t in plan.trainings if t.rank == 8)
     tries: list[str] = []
 
@@ -242,7 +244,7 @@ def test_a_training_that_diverges_is_an_outcome(
     first = run_experiment(plan, measures, tmp_path)
     count = len(tries)
     assert run_experiment(plan, measures, tmp_path) == first
-    assert len(tries) == count == len(plan.trainings)
+    assert len(tries) == count == 2 * len(plan.trainings) - 1  # no second stop after what ended at the first
     words = "the training diverged: the loss is not finite (step 1)"
     assert dict(first.diverged) == {lost.name: words}
     found = {(line.row, line.column.partition(": ")[0]) for line in first.lines}
