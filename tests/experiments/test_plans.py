@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,19 @@ def test_a_training_is_named_by_all_that_matters(dreambooth: Path) -> None:
     }
     assert len(names) == 5
     assert Training("para", 4, first, (1, 2)).name == Training("para", 4, first, (3,)).name
+
+
+def test_a_training_has_the_same_name_however_its_data_are_named(
+    dreambooth: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Absolute, relative or moved: what was trained is found. Other folders are other subjects."""
+    monkeypatch.chdir(dreambooth.parent)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    moved, other = (shutil.copytree(dreambooth, elsewhere / name) for name in (dreambooth.name, "other"))
+    places = [dreambooth, Path(dreambooth.name), moved]
+    names = {Training("para", 4, open_dataset(place).subjects[0], (1,)).name for place in places}
+    assert len(names) == 1
+    assert Training("para", 4, open_dataset(other).subjects[0], (1,)).name not in names
 
 
 def test_the_dreambooth_layout(dreambooth: Path) -> None:

@@ -193,6 +193,19 @@ def test_the_best_steps_are_chosen_on_other_subjects(files: Path) -> None:
     assert derived == [Line("LoRA r=8, best steps", "b: p", 0, {"image": 0.1, "steps": 100})]
 
 
+def test_adapters_of_other_pictures_are_refused(
+    files: Path, tmp_path: Path, table1: Outcome, measures: Measures
+) -> None:
+    """Subjects of the same names with other pictures: nothing of theirs is taken for these."""
+    data = shutil.copytree(files / "data", tmp_path / "data")
+    picture = next(data.rglob("*.png"))
+    Image.new("RGB", (64, 64), "red").save(picture)
+    plan = make_plan(EXPERIMENTS["gamma"], BUDGETS["smoke"], files / "model", open_dataset(data))
+    with pytest.raises(UsageError, match="other settings") as caught:
+        run_experiment(plan, measures, table1.folder.parent)
+    assert "data_sha256" in str(caught.value)
+
+
 def test_of_two_subjects_the_worse_counts(files: Path) -> None:
     lines = [
         Line("PaRa joint | first", "a and b: p", 0, {"image": 0.7, "text": 0.3}),

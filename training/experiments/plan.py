@@ -126,8 +126,14 @@ class Training:
         )
 
     def identity(self) -> str:
-        """A short hash of all but the stops, which add to one another."""
-        values = asdict(replace(self, stops=()))
+        """A short hash of all but the stops, which add to one another.
+
+        Of the subject's folder its name and its parent's count: the data may be moved, or named otherwise on
+        the command line. Whether the pictures are the same is seen to where adapters are kept.
+        """
+        folder = self.subject.folder.resolve()
+        subject = replace(self.subject, folder=Path(folder.parent.name, folder.name))
+        values = asdict(replace(self, stops=(), subject=subject))
         return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paramerge.checkpoints.writer import make_folder, write_bytes
+from paramerge.checkpoints.writer import write_bytes
 from paramerge.generation.loading import pick_dtype
 from paramerge.training.config import METHODS
 from paramerge.training.evaluation.drawing import draw_missing
@@ -62,7 +62,7 @@ def run_experiment(
     Raises
     ------
     UsageError
-        The folder holds the experiment with other settings.
+        The folder holds the experiment with other settings, or adapters of other pictures.
     ParamergeError
         What training, drawing and measuring raise.
     """
@@ -71,7 +71,7 @@ def run_experiment(
     folder, trained = output / plan.experiment.name, trained_folder(plan, output)
     settings = _settings(plan, measures)
     if processes.first:
-        make_folder(trained)
+        claim_folder(trained, {"data_sha256": settings["data_sha256"]})
         claim_folder(folder, settings)
     processes.wait()
     if not processes.first:
