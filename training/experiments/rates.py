@@ -13,6 +13,7 @@ from paramerge.training.config import METHODS
 from paramerge.training.experiments.dataset import Dataset
 from paramerge.training.experiments.parts import SETTINGS, adapted, cells_of, limited, subjects_of, trained
 from paramerge.training.experiments.plan import Budget, Cell, Experiment, Plan
+from paramerge.training.experiments.table2 import METHODS_COMPARED
 from paramerge.training.experiments.verdict import Line
 
 __all__ = ["RATES"]
@@ -34,8 +35,6 @@ def _build(data: Dataset, budget: Budget) -> list[Cell]:
 
 
 def _methods() -> list[str]:
-    from paramerge.training.experiments.table2 import METHODS_COMPARED
-
     return list(dict.fromkeys(method for method, _, _ in METHODS_COMPARED.values()))
 
 
