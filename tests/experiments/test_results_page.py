@@ -107,6 +107,7 @@ def test_the_best_rate_of_all_seeds_together(tmp_path: Path) -> None:
         "lora, 0.0002": (0.2, 0.2),
         "lora, 0.0004": (0.9, None),  # it diverged with the other seed
         "oft, 0.5": (0.5, None),
+        "lora, scale 2.2, 0.0001": (0.25, 0.25),  # no rate of its own: the method's is used
     }
     folders = [rates(tmp_path / f"seed-{seed}", seed, scores) for seed in range(2)]
     page = results_page(folders, tmp_path / "results.md")
@@ -116,9 +117,13 @@ def test_the_best_rate_of_all_seeds_together(tmp_path: Path) -> None:
     ) in page
     assert (
         "| lora | 0.0001: 0.1500 ± 0.0707 | 0.0002: 0.2000 ± 0.0000 "
-        "| **0.0002, not the budget's**; one beyond may be better still |"
+        "| **0.0002, not the budget's, by 0.0500**; one beyond may be better still |"
     ) in page
     assert "| oft | 0.5: diverged, or not tried |  |  |" in page
+    assert "| lora, scale 2.2 | 0.0001: 0.2500 ± 0.0000 |  | **the budget's**" in page
     assert "## Verdicts" not in page
     alone = results_page(folders[:1], tmp_path / "results.md")
-    assert "| lora | 0.0001: 0.1000 | 0.0002: 0.2000; 0.0004: 0.9000 | **0.0004, not the budget's**" in alone
+    assert (
+        "| lora | 0.0001: 0.1000 | 0.0002: 0.2000; 0.0004: 0.9000 | **0.0004, not the budget's, by 0.8000**"
+        in alone
+    )

@@ -25,6 +25,7 @@ from paramerge.training.experiments.budgets import BUDGETS
 from paramerge.training.experiments.composition import COMPOSITION
 from paramerge.training.experiments.dataset import open_dataset
 from paramerge.training.experiments.order import _NOTHING, predicted_loss
+from paramerge.training.experiments.parts import rate_of
 from paramerge.training.experiments.plan import Plan, make_plan
 from paramerge.training.experiments.rates import RATES
 from paramerge.training.experiments.registry import EXPERIMENTS
@@ -265,15 +266,36 @@ def test_rates_are_compared_on_the_subjects_for_tuning(files: Path) -> None:
     assert {cell.references for cell in plan.cells} == set(data.first(budget.tuning_subjects))
     rates = {dict(t.settings)["learning_rate"] for t in plan.trainings if t.method == "para"}
     assert rates == {0.01, 0.02}
-    methods = {method for method, _, _ in METHODS_COMPARED.values()}
-    assert {t.method for t in plan.trainings} == methods
-    assert len(plan.trainings) == 2 * len(methods)
+    kinds = {(method, strength) for method, _, strength in METHODS_COMPARED.values()}
+    assert {
+        (cell.variant.uses[0].training.method, cell.variant.uses[0].strength) for cell in plan.cells
+    } == kinds
+    assert len(plan.trainings) == 2 * len(kinds)
     lines = [
         Line("para, 0.01", "a: p", 0, {"image": 0.5, "text": 0.25}),
         Line("para, 0.02", "a: p", 0, {"image": 0.5}),
     ]
     assert RATES.derive is not None
     assert RATES.derive(lines, plan, files) == [Line("para, 0.01", "a: p", 0, {"both": 0.375})]
+
+
+def test_what_is_overdriven_has_a_rate_of_its_own(files: Path) -> None:
+    """A LoRA that is applied with 2.2 is trained at the budget's rate for that, by its rows alone."""
+    data = open_dataset(files / "data")
+    budget = replace(BUDGETS["smoke"], rates=(("lora", 0.02), ("lora, scale 2.2", 0.005)))
+    assert (rate_of("lora", budget, 2.2), rate_of("lora", budget)) == (0.005, 0.02)
+    assert rate_of("lora", replace(budget, rates=budget.rates[:1]), 2.2) == 0.02
+    assert rate_of("para", budget) is None
+    for experiment in (TABLE2, RATES):
+        plan = make_plan(experiment, budget, files / "model", data)
+        found = {
+            (use.strength, dict(use.training.settings)["learning_rate"])
+            for cell in plan.cells
+            for use in cell.variant.uses
+            if use.training.method == "lora"
+        }
+        assert found == {(1.0, 0.02), (2.2, 0.005)}
+    assert {cell.row for cell in plan.cells} >= {"lora, 0.02", "lora, scale 2.2, 0.005"}
 
 
 @pytest.mark.slow  # a process of its own that loads torch

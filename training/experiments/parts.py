@@ -16,6 +16,8 @@ __all__ = [
     "cells_of",
     "equal_steps",
     "limited",
+    "rate_name",
+    "rate_of",
     "stops_of",
     "subjects_of",
     "trained",
@@ -40,24 +42,38 @@ def equal_steps(budget: Budget) -> int:
     return max(set(budget.para_stops) & set(budget.other_stops))
 
 
+def rate_name(method: str, strength: float = 1.0) -> str:
+    """What a learning rate goes by in a budget: what is overdriven afterwards wants a lower one."""
+    return method if strength == 1 else f"{method}, scale {strength:g}"
+
+
+def rate_of(method: str, budget: Budget, strength: float = 1.0) -> float | None:
+    """The budget's learning rate for ``method`` at ``strength``, or else for ``method``; None for neither."""
+    rates = dict(budget.rates)
+    return rates.get(rate_name(method, strength), rates.get(method))
+
+
 def trained(
     method: str,
     rank: int,
     subject: Subject,
     budget: Budget,
     *,
+    strength: float = 1.0,
     stops: Sequence[int] | None = None,
     pictures: int | None = None,
     **settings: object,
 ) -> Training:
-    """A training with the budget's settings; ``settings`` of the trainer's configuration win."""
-    rates = dict(budget.rates)
+    """A training with the budget's settings, for an adapter that will be applied with ``strength``.
+
+    ``settings`` of the trainer's configuration win.
+    """
     given: dict[str, object] = {
         "batch_size": budget.batch_size,
         "mixed_precision": budget.mixed_precision,
     }
-    if method in rates:
-        given["learning_rate"] = rates[method]
+    if (rate := rate_of(method, budget, strength)) is not None:
+        given["learning_rate"] = rate
     if method == "para":
         given["gamma"] = budget.gamma
     given |= settings

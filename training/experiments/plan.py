@@ -57,7 +57,8 @@ class Budget:
     runs:
         Runs with other seeds.
     rates:
-        Learning rates by method, where the trainer's own do not suit the model.
+        Learning rates by method, where the trainer's own do not suit the model; ``lora, scale 2.2`` is for
+        LoRAs that are applied with that strength.
     rate_factors:
         By what these are multiplied where rates are compared.
     notes:

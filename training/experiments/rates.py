@@ -11,40 +11,46 @@ from pathlib import Path
 
 from paramerge.training.config import METHODS
 from paramerge.training.experiments.dataset import Dataset
-from paramerge.training.experiments.parts import SETTINGS, adapted, cells_of, limited, subjects_of, trained
+from paramerge.training.experiments.parts import (
+    SETTINGS,
+    adapted,
+    cells_of,
+    limited,
+    rate_name,
+    rate_of,
+    subjects_of,
+    trained,
+)
 from paramerge.training.experiments.plan import Budget, Cell, Experiment, Plan
 from paramerge.training.experiments.table2 import METHODS_COMPARED
 from paramerge.training.experiments.verdict import Line
 
 __all__ = ["RATES"]
 
-_RANKS = {"para": 8, "lora": 8, "oft": 4, "lokr": 4, "loha": 4}
-
 
 def _build(data: Dataset, budget: Budget) -> list[Cell]:
     cells = []
     for subject in subjects_of(data, budget)[: max(1, budget.tuning_subjects)]:
         prompts = (data.prompts.plain, *limited(data.prompts.alignment, budget))
-        for method in _methods():
-            for rate in _rates(method, budget):
+        for method, rank, strength in _compared():
+            for rate in _rates(method, strength, budget):
                 settings = SETTINGS.get(method, {}) | {"learning_rate": rate}
-                training = trained(method, _RANKS.get(method, 1), subject, budget, **settings)
-                row, word = _row(method, rate), training.word
-                cells += cells_of(row, adapted(training), subject, prompts, budget.figures, word)
+                training = trained(method, rank, subject, budget, **settings)
+                row, word = f"{rate_name(method, strength)}, {rate:g}", training.word
+                variant = adapted(training, strength=strength)
+                cells += cells_of(row, variant, subject, prompts, budget.figures, word)
     return cells
 
 
-def _methods() -> list[str]:
-    return list(dict.fromkeys(method for method, _, _ in METHODS_COMPARED.values()))
+def _compared() -> list[tuple[str, int, float]]:
+    """Table 2's methods once each, and what it applies with another strength for itself."""
+    kinds = {(method, strength): rank for method, rank, strength in METHODS_COMPARED.values()}
+    return [(method, rank, strength) for (method, strength), rank in kinds.items()]
 
 
-def _rates(method: str, budget: Budget) -> list[float]:
-    middle = dict(budget.rates).get(method, METHODS[method])
+def _rates(method: str, strength: float, budget: Budget) -> list[float]:
+    middle = rate_of(method, budget, strength) or METHODS[method]
     return [float(f"{middle * factor:.3g}") for factor in budget.rate_factors]
-
-
-def _row(method: str, rate: float) -> str:
-    return f"{method}, {rate:g}"
 
 
 def _derive(lines: list[Line], plan: Plan, output: Path) -> list[Line]:

@@ -46,7 +46,8 @@ def _build(data: Dataset, budget: Budget) -> list[Cell]:
             limited(data.prompts.alignment, budget): budget.figures,
         }
         for row, (method, rank, strength) in METHODS_COMPARED.items():
-            training = trained(method, rank, subject, budget, **SETTINGS.get(method, {}))
+            settings = SETTINGS.get(method, {})
+            training = trained(method, rank, subject, budget, strength=strength, **settings)
             for steps in training.stops:
                 for prompts, count in tables.items():
                     cells += cells_of(
