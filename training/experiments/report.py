@@ -200,8 +200,8 @@ def _learning_rates(runs: Sequence[_Run]) -> str:
     return "\n".join(parts) + "\n" if groups else ""
 
 
-def _rate_scores(runs: Sequence[_Run]) -> dict[str, dict[float, Value]]:
-    """By method and rate; a rate that lacks a run, for it diverged there, is no rate to train with."""
+def _rate_scores(runs: Sequence[_Run]) -> dict[str, dict[float, Value | None]]:
+    """By method and rate; None for a rate that lacks a run, for it diverged there."""
     found: dict[str, dict[float, list[float]]] = {}
     for run in runs:
         for row in dict.fromkeys(line.row for line in run.lines):
@@ -209,22 +209,25 @@ def _rate_scores(runs: Sequence[_Run]) -> dict[str, dict[float, Value]]:
             if (value := row_values(run.lines, row, "both")) is not None:
                 found.setdefault(method, {}).setdefault(float(rate), []).append(value.mean)
     return {
-        method: {rate: value_of(means) for rate, means in sorted(own.items()) if len(means) == len(runs)}
+        method: {
+            rate: value_of(means) if len(means) == len(runs) else None for rate, means in sorted(own.items())
+        }
         for method, own in found.items()
     }
 
 
-def _rates_row(method: str, scores: Mapping[float, Value], runs: Sequence[_Run]) -> list[str]:
+def _rates_row(method: str, tried: Mapping[float, Value | None], runs: Sequence[_Run]) -> list[str]:
     rates = runs[0].summary["rates"]
     used = rates[method] if method in rates else rates[method.partition(", ")[0]]
-    others = [f"{rate:g}: {value}" for rate, value in scores.items() if rate != used]
-    own = f"{used:g}: {scores.get(used, 'diverged, or not tried')}"
+    others = [f"{rate:g}: {value or 'diverged'}" for rate, value in tried.items() if rate != used]
+    own = f"{used:g}: {tried.get(used) or 'diverged'}"
+    scores = {rate: value.mean for rate, value in tried.items() if value is not None}
     if not scores:
-        return [method, own, "", ""]
-    best = max(scores, key=lambda rate: scores[rate].mean)
-    over = f", by {scores[best].mean - scores[used].mean:.4f}" if used in scores else ""
+        return [method, own, "; ".join(others), ""]
+    best = max(scores, key=lambda rate: scores[rate])
+    over = f", by {scores[best] - scores[used]:.4f}" if used in scores else ""
     place = "the budget's" if best == used else f"{best:g}, not the budget's{over}"
-    edge = "; one beyond may be better still" if best in (min(scores), max(scores)) else ""
+    edge = "; one beyond may be better still" if best in (min(tried), max(tried)) else ""
     return [method, own, "; ".join(others), f"**{place}**{edge}"]
 
 
