@@ -56,7 +56,7 @@ def test_two_seeds_side_by_side(tmp_path: Path) -> None:
     first = results(tmp_path / "a", lines, verdicts=verdicts("holds", "cannot be told", "does not hold"))
     second = results(tmp_path / "b", lines, verdicts=verdicts("holds", "holds", "does not hold"), seed=1)
     page = results_page([second, first], tmp_path / "results.md")
-    assert "| table1, model, budget smoke | Table 1 | 0, 1 | 3 | 1 | 1 | 0 | 1 |" in page
+    assert "| table1, model, data, budget smoke | Table 1 | 0, 1 | 3 | 1 | 1 | 0 | 1 |" in page
     assert "| claim 1 | Table 1 | cannot be told | holds | **cannot be told: the runs disagree** |" in page
     assert "| claim 0 | Table 1 | holds | holds | **holds** |" in page
     assert "2 runs with other seeds agree on 2 of 3 verdicts" in page
@@ -67,9 +67,18 @@ def test_two_seeds_side_by_side(tmp_path: Path) -> None:
     assert "## Learning rates" not in page
 
 
+def test_runs_on_other_pictures_are_no_other_seeds(tmp_path: Path) -> None:
+    """Each stands by itself, however many claims they share."""
+    first = results(tmp_path / "a", [], verdicts=verdicts("holds"))
+    second = results(tmp_path / "b", [], verdicts=verdicts("does not hold"), data_sha256="1" * 64)
+    page = results_page([first, second], tmp_path / "results.md")
+    assert page.count("| table1, model, data, budget smoke | Table 1 | 0 | 1 |") == 2
+    assert "seeds agree" not in page
+
+
 def test_one_run_alone(tmp_path: Path) -> None:
     page = results_page([results(tmp_path / "a", [], verdicts=verdicts("holds"))], tmp_path / "results.md")
-    assert "| table1, model, budget smoke | Table 1 | 0 | 1 | 1 | 0 | 0 | 0 |" in page
+    assert "| table1, model, data, budget smoke | Table 1 | 0 | 1 | 1 | 0 | 0 | 0 |" in page
     assert "| together |" not in page
     assert "seeds agree" not in page
 
@@ -93,7 +102,7 @@ def rates(folder: Path, seed: int, scores: Mapping[str, tuple[float | None, ...]
         for row, values in scores.items()
         if (score := values[seed]) is not None
     ]
-    used = {"para": 0.02, "lora": 1e-4, "oft": 0.5}
+    used = {"para": 0.02, "lora": 1e-4, "lora, scale 2.2": 1e-4, "oft": 0.5}
     return results(folder, lines, experiment="rates", seed=seed, rates=used)
 
 
@@ -107,7 +116,7 @@ def test_the_best_rate_of_all_seeds_together(tmp_path: Path) -> None:
         "lora, 0.0002": (0.2, 0.2),
         "lora, 0.0004": (0.9, None),  # it diverged with the other seed
         "oft, 0.5": (0.5, None),
-        "lora, scale 2.2, 0.0001": (0.25, 0.25),  # no rate of its own: the method's is used
+        "lora, scale 2.2, 0.0001": (0.25, 0.25),
     }
     folders = [rates(tmp_path / f"seed-{seed}", seed, scores) for seed in range(2)]
     page = results_page(folders, tmp_path / "results.md")

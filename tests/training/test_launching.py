@@ -23,7 +23,6 @@ from accelerate.utils.launch import (
     prepare_simple_launcher_cmd_env,
 )
 from PIL import Image
-from tiny_pipelines import sd_pipeline
 
 from paramerge.cli.main import main
 from paramerge.errors import UsageError
@@ -40,11 +39,6 @@ CONFIG = TrainConfig(
     rank=2,
     device="cpu",
 )
-
-
-@pytest.fixture
-def sd(tmp_path: Path) -> Path:
-    return sd_pipeline(tmp_path / "sd")[0]
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +94,3 @@ def test_the_command(sd: Path, dog: Path, tmp_path: Path, capfd: pytest.CaptureF
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "--min-snr-gamma" in capfd.readouterr().out
-
-
-def test_help_needs_no_torch() -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from paramerge.cli.main import main\n"
-        "main(['train', '--help'])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "--lr-scheduler" in done.stdout

@@ -17,9 +17,10 @@ from paramerge.training.evaluation.summary import Value, value_of
 from paramerge.training.experiments.parts import BEST
 from paramerge.training.experiments.places import picture_job
 from paramerge.training.experiments.plan import Experiment, Plan
+from paramerge.training.experiments.rates import split_row
 from paramerge.training.experiments.verdict import Line
 
-__all__ = ["example_grid", "figure_of", "row_values"]
+__all__ = ["example_grid", "figure_of", "rate_curves", "row_values"]
 
 _ROWS, _COLUMNS = 24, 6
 
@@ -46,6 +47,16 @@ def row_values(lines: Sequence[Line], row: str, metric: str) -> Value | None:
         if line.row == row and metric in line.metrics:
             runs.setdefault(line.run, []).append(line.metrics[metric])
     return value_of([float(np.mean(values)) for values in runs.values()]) if runs else None
+
+
+def rate_curves(lines: Sequence[Line]) -> dict[str, dict[float, Value]]:
+    """The mean of image and text score by what is compared and by its learning rate, rates ascending."""
+    curves: dict[str, dict[float, Value]] = {}
+    for row in dict.fromkeys(line.row for line in lines):
+        if (found := row_values(lines, row, "both")) is not None:
+            name, rate = split_row(row)
+            curves.setdefault(name, {})[rate] = found
+    return {name: dict(sorted(points.items())) for name, points in curves.items()}
 
 
 def _bars(lines: Sequence[Line], models: Mapping[str, str]) -> bytes:
@@ -114,15 +125,12 @@ def _order(lines: Sequence[Line]) -> bytes:
 
 def _rates(lines: Sequence[Line], models: Mapping[str, str]) -> bytes:
     """A curve over the learning rates for each method."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for row in dict.fromkeys(line.row for line in lines):
-        method, _, rate = row.rpartition(", ")
-        if (found := row_values(lines, row, "both")) is not None:
-            curves.setdefault(method, []).append((float(rate), found.mean))
+    curves = rate_curves(lines)
     figure = _figure(8, 5)
     axes = figure.subplots()
     for place, (method, points) in enumerate(curves.items()):
-        axes.semilogx(*zip(*sorted(points), strict=True), f"{'os^Dv'[place % 5]}-", label=method)
+        means = [value.mean for value in points.values()]
+        axes.semilogx(list(points), means, f"{'os^Dv'[place % 5]}-", label=method)
     axes.set_xlabel("learning rate")
     axes.set_ylabel(f"mean of image and text score\n{models.get('image', '')}", fontsize=8)
     if curves:

@@ -25,7 +25,7 @@ from paramerge.training.experiments.plan import Budget, Cell, Experiment, Plan
 from paramerge.training.experiments.table2 import METHODS_COMPARED
 from paramerge.training.experiments.verdict import Line
 
-__all__ = ["RATES"]
+__all__ = ["RATES", "rates_of", "split_row"]
 
 
 def _build(data: Dataset, budget: Budget) -> list[Cell]:
@@ -33,24 +33,35 @@ def _build(data: Dataset, budget: Budget) -> list[Cell]:
     for subject in subjects_of(data, budget)[: max(1, budget.tuning_subjects)]:
         prompts = (data.prompts.plain, *limited(data.prompts.alignment, budget))
         for method, rank, strength in _compared():
-            for rate in _rates(method, strength, budget):
+            name = rate_name(method, strength)
+            for factor in budget.rate_factors:
+                rate = float(f"{rates_of(budget)[name] * factor:.3g}")
                 settings = SETTINGS.get(method, {}) | {"learning_rate": rate}
                 training = trained(method, rank, subject, budget, **settings)
-                row, word = f"{rate_name(method, strength)}, {rate:g}", training.word
-                variant = adapted(training, strength=strength)
-                cells += cells_of(row, variant, subject, prompts, budget.figures, word)
+                row, variant = f"{name}, {rate:g}", adapted(training, strength=strength)
+                cells += cells_of(row, variant, subject, prompts, budget.figures, training.word)
     return cells
 
 
+def rates_of(budget: Budget) -> dict[str, float]:
+    """Every learning rate by its name: the trainer's, the budget's, and those of all that is compared."""
+    named = {
+        rate_name(method, strength): rate_of(method, budget, strength) or METHODS[method]
+        for method, _, strength in _compared()
+    }
+    return METHODS | dict(budget.rates) | named
+
+
+def split_row(row: str) -> tuple[str, float]:
+    """A row's name of a rate, and the rate itself."""
+    name, _, rate = row.rpartition(", ")
+    return name, float(rate)
+
+
 def _compared() -> list[tuple[str, int, float]]:
-    """Table 2's methods once each, and what it applies with another strength for itself."""
+    """Table 2's methods once each, of several ranks the last; what has another strength for itself."""
     kinds = {(method, strength): rank for method, rank, strength in METHODS_COMPARED.values()}
     return [(method, rank, strength) for (method, strength), rank in kinds.items()]
-
-
-def _rates(method: str, strength: float, budget: Budget) -> list[float]:
-    middle = rate_of(method, budget, strength) or METHODS[method]
-    return [float(f"{middle * factor:.3g}") for factor in budget.rate_factors]
 
 
 def _derive(lines: list[Line], plan: Plan, output: Path) -> list[Line]:

@@ -12,7 +12,7 @@ from typing import Any
 from paramerge.errors import FileFormatError
 from paramerge.training.evaluation.measuring import METRICS
 from paramerge.training.evaluation.summary import Value, value_of
-from paramerge.training.experiments.figures import row_values
+from paramerge.training.experiments.figures import rate_curves, row_values
 from paramerge.training.experiments.rates import RATES
 from paramerge.training.experiments.registry import EXPERIMENTS
 from paramerge.training.experiments.verdict import FAILS, HOLDS, OPEN, Line
@@ -90,22 +90,18 @@ def _read(folder: Path) -> _Run:
 
 def _agreement(runs: Sequence[_Run]) -> str:
     """How many claims hold, then every claim with its verdict in each run: rows are claims, columns seeds."""
-    groups: dict[tuple[str, str, str], list[_Run]] = {}
-    for run in runs:
-        if run.summary["verdicts"]:
-            s = run.summary
-            groups.setdefault((s["experiment"], s["budget"], s["model"]), []).append(run)
+    groups = _but_for_the_seed([run for run in runs if run.summary["verdicts"]])
     if not groups:
         return ""
-    parts = ["## At a glance", "", _glance(list(groups.values())), "", "## Verdicts"]
-    for (name, budget, model), own in groups.items():
-        several = len(own) > 1
+    parts = ["## At a glance", "", _glance(groups), "", "## Verdicts"]
+    for own in groups:
+        several, s = len(own) > 1, own[0].summary
         seeds = [f"seed {run.summary['seed']}" for run in own]
         table = [["claim", "in the paper", *seeds, *(["together"] if several else [])]]
         for verdict, found in _found(own):
             together = [f"**{together_of(found)}**"] if several else []
             table.append([verdict["claim"], verdict["where"], *found, *together])
-        parts += [f"\n### {own[0].summary['source']}: {name}, {model}, budget {budget}\n", _table(table)]
+        parts += [f"\n### {s['source']}: {_what_was_run(s)}\n", _table(table)]
         if several:
             same = sum(len(set(found)) == 1 for _, found in _found(own))
             parts.append(f"\n{len(own)} runs with other seeds agree on {same} of {len(table) - 1} verdicts.")
@@ -120,13 +116,26 @@ def _glance(groups: Sequence[Sequence[_Run]]) -> str:
         together = [together_of(found) for _, found in _found(own)]
         s = own[0].summary
         table.append([
-            f"{s['experiment']}, {s['model']}, budget {s['budget']}",
+            _what_was_run(s),
             s["source"],
             _list([run.summary["seed"] for run in own]),
             str(len(together)),
             *(str(together.count(kind)) for kind in kinds),
         ])  # fmt: skip
     return _table(table)
+
+
+def _but_for_the_seed(runs: Sequence[_Run]) -> list[list[_Run]]:
+    """Runs of an experiment with the same budget, model and data, which seeds alone tell apart."""
+    groups: dict[tuple[str, ...], list[_Run]] = {}
+    for run in runs:
+        names = ("experiment", "budget", "model", "data", "data_sha256")
+        groups.setdefault(tuple(run.summary[name] for name in names), []).append(run)
+    return list(groups.values())
+
+
+def _what_was_run(summary: Mapping[str, Any]) -> str:
+    return f"{summary['experiment']}, {summary['model']}, {summary['data']}, budget {summary['budget']}"
 
 
 def _found(runs: Sequence[_Run]) -> list[tuple[dict[str, Any], list[str]]]:
@@ -181,54 +190,48 @@ def _section(run: _Run, page: Path) -> str:
 
 def _learning_rates(runs: Sequence[_Run]) -> str:
     """Of each method: the rates that were tried, by all runs together, beside the one that the budget has."""
-    groups: dict[tuple[str, ...], list[_Run]] = {}
-    for run in runs:
-        if run.summary["experiment"] == RATES.name:
-            s = run.summary
-            groups.setdefault((s["budget"], s["model"], s["data"], s["data_sha256"]), []).append(run)
+    groups = _but_for_the_seed([run for run in runs if run.summary["experiment"] == RATES.name])
     parts = ["## Learning rates"]
-    for (budget, model, data, _), own in groups.items():
+    for own in groups:
         seeds = _list([run.summary["seed"] for run in own])
+        used = own[0].summary["rates"]
         table = [["", "at the budget's rate", "at the others", "best"]]
-        table += [_rates_row(method, scores, own) for method, scores in _rate_scores(own).items()]
+        table += [_rates_row(name, used[name], tried) for name, tried in _rate_scores(own).items()]
         parts += [
-            f"\nBudget {budget}, {model}, {data}: the mean of the image and the text score of each method on "
-            "subjects for tuning, which no verdict uses. ± is the standard deviation of runs with other "
-            f"seeds ({seeds}).\n",
+            f"\n{_what_was_run(own[0].summary)}: the mean of the image and the text score on subjects for "
+            "tuning, which no verdict uses. ± is the standard deviation of runs with other seeds "
+            f"({seeds}).\n",
             _table(table),
         ]
     return "\n".join(parts) + "\n" if groups else ""
 
 
 def _rate_scores(runs: Sequence[_Run]) -> dict[str, dict[float, Value | None]]:
-    """By method and rate; None for a rate that lacks a run, for it diverged there."""
+    """By name and rate; None for a rate that lacks a run, for it diverged there."""
     found: dict[str, dict[float, list[float]]] = {}
     for run in runs:
-        for row in dict.fromkeys(line.row for line in run.lines):
-            method, _, rate = row.rpartition(", ")
-            if (value := row_values(run.lines, row, "both")) is not None:
-                found.setdefault(method, {}).setdefault(float(rate), []).append(value.mean)
+        for name, points in rate_curves(run.lines).items():
+            for rate, value in points.items():
+                found.setdefault(name, {}).setdefault(rate, []).append(value.mean)
     return {
-        method: {
+        name: {
             rate: value_of(means) if len(means) == len(runs) else None for rate, means in sorted(own.items())
         }
-        for method, own in found.items()
+        for name, own in found.items()
     }
 
 
-def _rates_row(method: str, tried: Mapping[float, Value | None], runs: Sequence[_Run]) -> list[str]:
-    rates = runs[0].summary["rates"]
-    used = rates[method] if method in rates else rates[method.partition(", ")[0]]
+def _rates_row(name: str, used: float, tried: Mapping[float, Value | None]) -> list[str]:
     others = [f"{rate:g}: {value or 'diverged'}" for rate, value in tried.items() if rate != used]
     own = f"{used:g}: {tried.get(used) or 'diverged'}"
     scores = {rate: value.mean for rate, value in tried.items() if value is not None}
     if not scores:
-        return [method, own, "; ".join(others), ""]
+        return [name, own, "; ".join(others), ""]
     best = max(scores, key=lambda rate: scores[rate])
     over = f", by {scores[best] - scores[used]:.4f}" if used in scores else ""
     place = "the budget's" if best == used else f"{best:g}, not the budget's{over}"
     edge = "; one beyond may be better still" if best in (min(tried), max(tried)) else ""
-    return [method, own, "; ".join(others), f"**{place}**{edge}"]
+    return [name, own, "; ".join(others), f"**{place}**{edge}"]
 
 
 def _numbers(lines: Sequence[Line]) -> str:

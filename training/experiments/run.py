@@ -10,7 +10,6 @@ from typing import Any
 
 from paramerge.checkpoints.writer import write_bytes
 from paramerge.generation.loading import pick_dtype
-from paramerge.training.config import METHODS
 from paramerge.training.evaluation.drawing import draw_missing
 from paramerge.training.evaluation.measuring import Measures, SetScores, measure
 from paramerge.training.evaluation.processes import Processes
@@ -21,6 +20,7 @@ from paramerge.training.experiments.described import plan_as_dict
 from paramerge.training.experiments.figures import example_grid, figure_of
 from paramerge.training.experiments.places import picture_job, trained_folder
 from paramerge.training.experiments.plan import Cell, Plan, Variant
+from paramerge.training.experiments.rates import rates_of
 from paramerge.training.experiments.trained import data_identity, diverged, kept, train_missing
 from paramerge.training.experiments.verdict import Line, Verdict, judge
 from paramerge.training.pictures import find_pictures
@@ -101,7 +101,9 @@ def _without_diverged(plan: Plan, trained: Path) -> tuple[Plan, dict[str, str]]:
 
 def _settings(plan: Plan, measures: Measures) -> dict[str, Any]:
     whole: dict[str, Any] = json.loads(json.dumps(plan_as_dict(plan), default=str))
-    del whole["cost"]  # an estimate may change
+    del whole["cost"]
+    for name in ("notes", "seconds", "rates", "rate_factors"):
+        del whole["budget"][name]  # words and estimates; the rates that count are the trainings'
     return whole | {
         "data_sha256": data_identity(plan),
         "measures": {
@@ -190,7 +192,7 @@ def _write(outcome: Outcome, settings: Mapping[str, Any]) -> None:
         "pictures": sorted({cell.count for cell in plan.cells}),
         "runs": budget.runs,
         "sampling": asdict(budget.sampling),
-        "rates": METHODS | dict(budget.rates),
+        "rates": rates_of(budget),
         "notes": list(budget.notes),
         "diverged": dict(outcome.diverged),
         "measured_by": dict(outcome.models),
