@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
+import os
 import sys
+import traceback
 
 import click
 
-from paramerge.errors import ParamergeError, printable
+from paramerge.cli.ending import (
+    flush,
+    guarded_streams,
+    stopped_by_signals,
+    stopping_signal,
+)
+from paramerge.errors import OutputError, ParamergeError, printable
+from paramerge.system_faults import TRACEBACK_VARIABLE, as_paramerge_error
 from paramerge.version import __version__
 
 __all__ = ["COMMANDS", "cli", "main"]
@@ -63,21 +73,45 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; the entry point of ``paramerge``."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    with guarded_streams(), stopped_by_signals():
+        code = _run(arguments)
+    gc.freeze()  # half a second less: torch's many objects need not be searched for cycles at the end
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Carry out the command line; returns the exit code, whatever happens."""
+    as_json = "--json" in arguments
     try:
         result = cli.main(args=arguments, prog_name="paramerge", standalone_mode=False)
-    except ParamergeError as error:
-        show_error(error, as_json="--json" in arguments)
-        sys.exit(error.exit_code)
+        flush()
+        return result if isinstance(result, int) else 0
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes the end of any file for Ctrl-D
+            return _show_any(error.__cause__, as_json=as_json)
         click.echo("stopped; nothing was written", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)
-    gc.freeze()  # half a second less: torch's many objects need not be searched for cycles at the end
-    sys.exit(result if isinstance(result, int) else 0)
+        return 128 + stopping_signal(error)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except Exception as error:
+        return _show_any(error, as_json=as_json)
+
+
+def _show_any(error: Exception, *, as_json: bool) -> int:
+    """Print any error, unexpected ones as faults of the system or of paramerge; returns its exit code."""
+    if os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exception(error)
+    shown = as_paramerge_error(error)
+    with contextlib.suppress(OutputError, SystemExit):  # the exit code is the error's
+        flush()
+    try:
+        show_error(shown, as_json=as_json)
+    except OutputError:  # the JSON cannot be printed
+        show_error(shown, as_json=False)
+    return shown.exit_code
 
 
 def show_error(error: ParamergeError, *, as_json: bool) -> None:

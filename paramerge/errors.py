@@ -12,11 +12,14 @@ __all__ = [
     "CheckpointError",
     "FamilyError",
     "FileFormatError",
+    "InternalError",
     "NonFiniteError",
     "OutputError",
     "ParamergeError",
     "ShapeError",
+    "SystemFaultError",
     "UnmatchedError",
+    "UnreadableError",
     "UsageError",
     "printable",
 ]
@@ -89,6 +92,10 @@ class FileFormatError(ParamergeError):
     exit_code = 3
 
 
+class UnreadableError(FileFormatError):
+    """A file or folder exists and cannot be read: no permission, a fault of the disk, too many open files."""
+
+
 class CheckpointError(ParamergeError):
     """A base checkpoint is missing, incomplete or of no known layout."""
 
@@ -127,3 +134,15 @@ class OutputError(ParamergeError):
     """The output cannot be written: it is an input, the disk is full, the folder is missing."""
 
     exit_code = 6
+
+
+class SystemFaultError(ParamergeError):
+    """The system refuses something that is no single file's fault: memory, threads, open files."""
+
+    exit_code = 7
+
+
+class InternalError(ParamergeError):
+    """A fault of paramerge itself, which should be reported."""
+
+    exit_code = 70

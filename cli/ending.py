@@ -1,0 +1,153 @@
+"""How the command line ends: signals that clean up, output that cannot be printed, pipes that were closed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, TextIO, cast
+
+from paramerge.errors import OutputError
+from paramerge.system_faults import meaning
+
+__all__ = [
+    "CLOSED_PIPE",
+    "Stopped",
+    "flush",
+    "guarded_streams",
+    "stopped_by_signals",
+    "stopping_signal",
+]
+
+CLOSED_PIPE = 128 + 13
+"""The exit code of a program that printed into a closed pipe, as shells know it."""
+
+_STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, SIGTERM or SIGHUP: every ``finally`` on the way out runs, and staged outputs are removed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP raise :class:`Stopped`, as Ctrl-C does; later ones do not disturb the clean-up.
+
+    A signal that is ignored from the start (``nohup``) stays ignored. Only the main thread gets signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        raise Stopped(number)
+
+    named = [getattr(signal, name) for name in _STOPPING if hasattr(signal, name)]  # Windows has no SIGHUP
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: handler for number in named if (handler := signal.getsignal(number)) in usual}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stopping_signal(error: BaseException | None) -> int:
+    """The number of the signal behind ``error``, whatever was raised from it; SIGINT's if there is none."""
+    while error is not None:
+        if isinstance(error, Stopped):
+            return error.number
+        error = error.__cause__ or error.__context__
+    return signal.SIGINT
+
+
+@contextlib.contextmanager
+def guarded_streams() -> Iterator[None]:
+    """Guard what is printed until the end of the block, and Python's own end from failing on it.
+
+    What cannot be printed raises an error that says so. Notes and warnings on stderr that nobody can read (a
+    full disk, a closed pipe) get lost, and the work goes on.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _guarded(sys.stdout, _refuse), _guarded(sys.stderr, lambda _: None)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def flush() -> None:
+    """Print what is still to be printed.
+
+    Raises
+    ------
+    OutputError
+        It cannot be.
+    SystemExit
+        It goes into a pipe that was closed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _guarded(stream: TextIO | None, on_fault: Callable[[OSError], None]) -> TextIO:
+    """``stream``, or None as it is: Python has none where the shell closed it."""
+    return cast(TextIO, None if stream is None else _Guarded(stream, on_fault))
+
+
+class _Guarded:
+    """A text stream that once failed fails for good (click swallows faults), with nothing left to flush."""
+
+    def __init__(self, stream: TextIO, on_fault: Callable[[OSError], None]) -> None:
+        self._stream = stream
+        self._on_fault = on_fault
+        self._fault: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self._fault is None:
+            try:
+                action()
+                return
+            except OSError as error:
+                _print_nowhere(self._stream)
+                self._fault = error
+        self._on_fault(self._fault)
+
+
+def _refuse(error: OSError) -> None:
+    if error.errno == errno.EPIPE:
+        raise SystemExit(CLOSED_PIPE)  # quietly: nobody reads on
+    what, hint = meaning(error)
+    raise OutputError(f"the standard output cannot be written: {what}", hint=hint) from error
+
+
+def _print_nowhere(stream: TextIO) -> None:
+    """Send what ``stream`` still holds nowhere, so that Python's own end does not fail on it."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
