@@ -83,6 +83,8 @@ def read_error(error: OSError, path: os.PathLike[str] | str | None) -> FileForma
     where = named_file(error, path)
     if error.errno == errno.ENOENT and error.filename is not None:
         return FileFormatError("no such file", where=where)
+    if error.errno == errno.EISDIR:
+        return FileFormatError("this is a folder, not a file", where=where)
     if error.errno in (errno.EACCES, errno.EPERM):
         return UnreadableError("this file may not be read", where=where, hint=meaning(error)[1])
     what, hint = meaning(error)

@@ -146,7 +146,7 @@ def _stated_type(folder: Path) -> str | None:
     """What ``config.json`` says the model in ``folder`` is."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     entries = config if isinstance(config, dict) else {}
     stated = entries.get("model_type") or entries.get("_class_name")

@@ -19,6 +19,7 @@ import platformdirs
 
 from paramerge.checkpoints.writer import write_bytes
 from paramerge.errors import ParamergeError
+from paramerge.system_faults import read_error, reading
 
 __all__ = ["HashBeside", "cached_sha256", "file_sha256", "legacy_hash", "remember_sha256"]
 
@@ -31,7 +32,8 @@ _LEGACY_OFFSET, _LEGACY_LENGTH = 0x100000, 0x10000
 
 def cached_sha256(path: Path) -> str | None:
     """The SHA-256 (hex) of ``path`` if it is known without reading the file, else None."""
-    entry = _load().get(_identity(path.stat()))
+    with reading(path):
+        entry = _load().get(_identity(path.stat()))
     return entry if isinstance(entry, str) and len(entry) == 64 else None
 
 
@@ -40,11 +42,11 @@ def file_sha256(path: Path) -> str:
     known = cached_sha256(path)
     if known is not None:
         return known
-    before = path.stat()
     digest = hashlib.sha256()
     buffer = bytearray(_BLOCK)
     view = memoryview(buffer)
-    with open(path, "rb", buffering=0) as stream:
+    with reading(path), open(path, "rb", buffering=0) as stream:
+        before = path.stat()
         while count := stream.readinto(buffer):
             digest.update(view[:count])
     remember_sha256(path, digest.hexdigest(), before)
@@ -63,7 +65,8 @@ class HashBeside:
     def __init__(self, path: Path, reached: Callable[[], int]) -> None:
         self._path = path
         self._reached = reached
-        self._before = path.stat()
+        with reading(path):
+            self._before = path.stat()
         self._stopped = threading.Event()
         self._others_done = threading.Event()
         self._digest: str | None = None
@@ -76,7 +79,7 @@ class HashBeside:
         self._others_done.set()
         self._thread.join()
         if self._error is not None:
-            raise self._error
+            raise read_error(self._error, self._path) from self._error
         if self._digest is None:
             raise RuntimeError("the hash was stopped")
         remember_sha256(self._path, self._digest, self._before)
@@ -109,7 +112,8 @@ class HashBeside:
 
 def remember_sha256(path: Path, digest: str, before: os.stat_result) -> None:
     """Keep ``digest`` for ``path``, unless the file changed since ``before`` was taken or only just now."""
-    now = path.stat()
+    with reading(path):
+        now = path.stat()
     if _identity(now) != _identity(before) or time.time() - now.st_mtime < _SETTLED_SECONDS:
         return
     entries = _load()
@@ -122,7 +126,7 @@ def remember_sha256(path: Path, digest: str, before: os.stat_result) -> None:
 
 def legacy_hash(path: Path) -> str:
     """The 8-digit hash of old web UIs (64 KiB at 1 MiB), which kohya still writes: a hint, no proof."""
-    with open(path, "rb") as stream:
+    with reading(path), open(path, "rb") as stream:
         stream.seek(_LEGACY_OFFSET)
         return hashlib.sha256(stream.read(_LEGACY_LENGTH)).hexdigest()[:8]
 

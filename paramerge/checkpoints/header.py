@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from paramerge.checkpoints.dtypes import BITS
 from paramerge.errors import FileFormatError
+from paramerge.system_faults import reading
 
 __all__ = ["MAX_HEADER_BYTES", "Header", "TensorInfo", "encode_header", "read_header"]
 
@@ -75,18 +76,12 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             expected="a .safetensors file",
             hint="convert it with a tool you trust, in a sandbox, and give the .safetensors file",
         )
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise FileFormatError("this is not a regular file", where=path)  # opening a pipe would wait for ever
-    try:
+    with reading(path):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise FileFormatError("this is not a regular file", where=path)  # opening a pipe waits for ever
         with open(path, "rb") as stream:
             file_size = os.fstat(stream.fileno()).st_size
             raw = _read_json_bytes(path, stream.read(8), file_size, stream)
-    except IsADirectoryError:
-        raise FileFormatError("this is a folder, not a file", where=path) from None
-    except FileNotFoundError:
-        raise FileFormatError("no such file", where=path) from None
-    except PermissionError:
-        raise FileFormatError("this file may not be read", where=path) from None
     data_start = 8 + len(raw)
     entries = _parse_json(path, raw)
     metadata = _check_metadata(path, entries.pop("__metadata__", {}))

@@ -23,6 +23,7 @@ from paramerge.checkpoints.modules import MODEL, ModuleName
 from paramerge.checkpoints.parameters import parameters_of
 from paramerge.checkpoints.targets import Target, targets_of
 from paramerge.errors import CheckpointError
+from paramerge.system_faults import reading
 
 __all__ = [
     "DIFFUSERS_FOLDER",
@@ -102,11 +103,13 @@ def open_base(path: str | os.PathLike[str], variant: str | None = None) -> Base:
         A file is damaged, or a pickle.
     """
     path = Path(path)
+    with reading(path):
+        return _open(path, variant)
+
+
+def _open(path: Path, variant: str | None) -> Base:
     if path.is_dir():
-        try:
-            folder = read_folder(path, variant)
-        except PermissionError as error:
-            raise CheckpointError("this may not be read", where=error.filename or path) from None
+        folder = read_folder(path, variant)
         parts = [_opened(component, weights) for component, weights in folder.weights.items()]
         layout = MODEL_FOLDER if folder.alone and "unet" not in folder.weights else DIFFUSERS_FOLDER
         return _base(path, layout, [file for files in parts for file in files], folder)

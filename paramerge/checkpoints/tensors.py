@@ -10,6 +10,7 @@ import numpy as np
 from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.header import Header, TensorInfo
 from paramerge.errors import FileFormatError
+from paramerge.system_faults import reading
 
 __all__ = ["StoredTensor", "stored"]
 
@@ -38,7 +39,7 @@ class StoredTensor:
 
     def read_bytes(self) -> bytes:
         """Its raw bytes."""
-        with open(self.path, "rb") as stream:
+        with reading(self.path), open(self.path, "rb") as stream:
             stream.seek(self.info.start)
             data = stream.read(self.info.nbytes)
         if len(data) != self.info.nbytes:

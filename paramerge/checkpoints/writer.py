@@ -19,8 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from paramerge.checkpoints.dtypes import NUMPY
+from paramerge.checkpoints.file_names import cut_name
 from paramerge.checkpoints.header import encode_header
 from paramerge.errors import OutputError
+from paramerge.system_faults import meaning
 
 __all__ = [
     "exchange_names",
@@ -139,17 +141,17 @@ def exchange_names(a: Path, b: Path) -> bool:
 
 def output_error(error: OSError, path: Path) -> OutputError:
     """What an ``OSError`` while writing ``path`` means, in the form the user reads."""
-    meaning, hint = {
-        errno.ENOSPC: ("the disk is full", "free some space, or write to another disk"),
-        errno.EDQUOT: ("the disk quota is used up", "free some space, or write to another disk"),
-        errno.EFBIG: ("the file would be larger than is allowed here", "raise the limit (ulimit -f)"),
+    special = {
         errno.ENOENT: ("the folder does not exist", f"create it: mkdir -p {path.parent}"),
-        errno.ENOTDIR: ("a part of the path is not a folder", "choose another output"),
         errno.EISDIR: ("a folder stands where the file should be written", "choose another output"),
         errno.EACCES: ("there is no permission to write here", "choose another output"),
-        errno.EROFS: ("the file system is read-only", "choose another output"),
-    }.get(error.errno or 0, (f"the output could not be written ({error.strerror})", "choose another output"))
-    return OutputError(meaning, where=path, hint=hint + "; what stood there before is untouched")
+    }
+    what, hint = special.get(error.errno or 0) or meaning(error)
+    return OutputError(
+        f"the output cannot be written: {what}",
+        where=path,
+        hint=hint + "; what stood there before is untouched",
+    )
 
 
 _AT_FDCWD = -100
@@ -158,7 +160,7 @@ _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
 
 def _temporary_name(target: Path) -> Path:
-    return target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.partial")
+    return target.with_name(f".{cut_name(target.name)}.{secrets.token_hex(6)}.partial")
 
 
 def _open_unnamed(folder: Path) -> int | None:

@@ -32,6 +32,7 @@ from paramerge.formats.peft_tuners import TunerSettings, read_tuner
 from paramerge.formats.provenance import base_hashes, guess_architecture
 from paramerge.formats.roles import read_role
 from paramerge.interpretation import BY_TRAINER, Interpretation
+from paramerge.system_faults import reading
 
 __all__ = ["AdapterFiles", "find_files", "is_adapter_folder", "open_adapter"]
 
@@ -63,6 +64,11 @@ def find_files(path: str | os.PathLike[str]) -> AdapterFiles:
         There is no such file, or the folder is none of theirs.
     """
     path = Path(path)
+    with reading(path):
+        return _find_files(path)
+
+
+def _find_files(path: Path) -> AdapterFiles:
     if not path.is_dir():
         beside = path.with_name(peft.CONFIG_NAME)
         return AdapterFiles(path, beside if beside.is_file() else None)
@@ -83,7 +89,8 @@ def find_files(path: str | os.PathLike[str]) -> AdapterFiles:
 
 def is_adapter_folder(path: Path) -> bool:
     """Whether PEFT or diffusers saved an adapter in the folder ``path``."""
-    return any((path / name).is_file() for name in (peft.CONFIG_NAME, _DIFFUSERS_WEIGHTS))
+    with reading(path):
+        return any((path / name).is_file() for name in (peft.CONFIG_NAME, _DIFFUSERS_WEIGHTS))
 
 
 def _peft_weights(folder: Path) -> Path:

@@ -16,6 +16,7 @@ from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import AdapterError, FileFormatError
 from paramerge.formats.layers import bare_layer
 from paramerge.formats.pairs import Part
+from paramerge.system_faults import reading
 
 __all__ = [
     "CONFIG_NAME",
@@ -86,10 +87,10 @@ def read_config(path: Path) -> Mapping[str, object]:
     FileFormatError
         It cannot be read or is no JSON object.
     """
+    with reading(path):
+        data = path.read_bytes()
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileFormatError("this configuration cannot be read", where=path, found=error.strerror) from None
+        config = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise FileFormatError(
             "this configuration is not valid JSON", where=path, found=str(error)[:200]

@@ -23,6 +23,7 @@ from paramerge.merge.plan import FilePlan, Plan
 from paramerge.merge.recipe import InputFile, build_recipe, output_metadata
 from paramerge.merge.stream import TensorStream
 from paramerge.merge.tasks import WORKERS, Task, make_tasks
+from paramerge.system_faults import reading
 
 __all__ = ["BakeReport", "Progress", "bake"]
 
@@ -189,7 +190,10 @@ class _Job:
     def _header(self, file: FilePlan, recipe: dict[str, object]) -> bytes:
         source = file.source.header
         if not file.touched and self.plan.base.is_folder:
-            with open(source.path, "rb") as stream:  # an untouched component keeps every byte
+            with (
+                reading(source.path),
+                open(source.path, "rb") as stream,
+            ):  # an untouched component keeps every byte
                 return stream.read(source.data_start)
         metadata = output_metadata(source.metadata, self.plan, recipe)
         entries = [(t.info.key, t.dtype, t.info.shape, t.nbytes) for t in file.tensors]

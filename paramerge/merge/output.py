@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from paramerge.checkpoints.file_names import cut_name
 from paramerge.checkpoints.writer import exchange_names, output_error, sync_folder
 from paramerge.errors import OutputError
 from paramerge.merge.plan import Plan
@@ -26,7 +27,7 @@ def default_output(plan: Plan) -> Path:
     for step in plan.steps:
         name = step.step.path.resolve().name.removesuffix(".safetensors")
         parts.append(name if step.step.strength == 1 else f"{name}@{step.step.strength:g}")
-    stem = "+".join(parts)[:200]
+    stem = cut_name("+".join(parts))
     return Path(stem if plan.base.is_folder else stem + ".safetensors")
 
 
@@ -75,7 +76,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     An earlier model folder there is moved aside first and removed after; if anything fails it is as it was.
     """
     target = Path(os.path.realpath(output))
-    partial = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.partial")
+    partial = target.with_name(f".{cut_name(target.name)}.{secrets.token_hex(6)}.partial")
     try:
         partial.mkdir()
         yield partial
@@ -149,8 +150,9 @@ def _check_folder(output: Path, real: Path) -> None:
 def _check_space(plan: Plan, real: Path) -> None:
     companions = [plan.base.path / relative for relative in plan.base.companions]
     needed = plan.output_bytes + sum(path.stat().st_size for path in companions)
-    free = shutil.disk_usage(real.parent).free
-    if needed > free:
+    disk = shutil.disk_usage(real.parent)
+    free = disk.free
+    if disk.total and needed > free:  # file systems without a size (ramfs, /proc) do not say what is free
         raise OutputError(
             "the disk has too little room for the output",
             where=real,

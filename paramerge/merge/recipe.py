@@ -14,9 +14,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from paramerge.checkpoints.file_names import readable_name
 from paramerge.checkpoints.layout import DIFFUSERS_FOLDER
 from paramerge.merge.blocks import BlockUse
 from paramerge.merge.plan import Plan, PlannedStep
+from paramerge.system_faults import reading
 from paramerge.version import __version__
 
 __all__ = ["RECIPE_KEY", "RECIPE_VERSION", "InputFile", "build_recipe", "output_metadata"]
@@ -53,7 +55,9 @@ class InputFile:
     @classmethod
     def of(cls, path: Path, sha256: str, name: str | None = None) -> InputFile:
         """Describe the file at ``path``."""
-        return cls(name or path.name, sha256, path.stat().st_size)
+        with reading(path):
+            size = path.stat().st_size
+        return cls(readable_name(name or path.name), sha256, size)
 
 
 def build_recipe(

@@ -11,6 +11,7 @@ from paramerge.errors import FileFormatError
 from paramerge.merge.dense import room_for
 from paramerge.merge.kernel import Blocks, LayerResult, TensorEditor, as_matrix, matrix_shape
 from paramerge.merge.tasks import BUFFER_BYTES, Placed, Task, held_bytes
+from paramerge.system_faults import reading
 
 __all__ = ["TensorStream"]
 
@@ -24,7 +25,8 @@ class TensorStream:
 
     def __init__(self, source: Path, writer: PositionedWriter, report: Callable[[int], None]) -> None:
         self._source = source
-        self._descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        with reading(source):
+            self._descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._writer = writer
         self._report = report
         self._input = _buffer()
@@ -116,7 +118,8 @@ class TensorStream:
         view = self._input[shift : shift + stop - start]
         done = 0
         while done < len(view):
-            count = os.preadv(self._descriptor, [view[done:]], start + done)
+            with reading(self._source):
+                count = os.preadv(self._descriptor, [view[done:]], start + done)
             if count == 0:
                 raise FileFormatError("the file became shorter while it was read", where=self._source)
             done += count
