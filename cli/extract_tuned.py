@@ -43,6 +43,8 @@ def _as_data(report: ExtractionReport) -> dict[str, object]:
         "excess_bound": report.excess,
         "unchanged": report.unchanged,
         "left_out": report.left_out,
+        "norms_and_biases": report.whole,
+        "of_another_shape": report.unlike,
         "layers": [
             {
                 "layer": str(layer.name),
@@ -78,6 +80,8 @@ def _show(report: ExtractionReport, all_layers: bool) -> None:
         worst = max(layer.error for layer in layers)
         table.add_row(one, other, str(len(layers)), span, f"{worst:.2e}")
     out.print(table)
+    for name, reason in report.unlike.items():
+        warn(f"{name} is left out: {reason}")
     if report.left_out:
         reasons = "; ".join(dict.fromkeys(report.left_out.values()))
         warn(f"{len(report.left_out)} changes are left out ({reasons})")
@@ -86,7 +90,8 @@ def _show(report: ExtractionReport, all_layers: bool) -> None:
         out.print(f"{exact} of {len(report.layers)} layers are PaRas to the rounding of the checkpoint")
     elif report.excess:
         out.print(f"randomised: the best of these ranks is nearer by at most {report.excess:.1e} in a layer")
+    whole = f" and {report.whole} norms and biases" if report.whole else ""
     out.print(
-        f"[bold]{shown(report.output)}[/bold]  {report.family}, {len(report.layers)} layers, "
+        f"[bold]{shown(report.output)}[/bold]  {report.family}, {len(report.layers)} layers{whole}, "
         f"{report.unchanged} unchanged, error {report.error:.2e}, {gigabytes(report.output.stat().st_size)}"
     )

@@ -15,7 +15,7 @@ from paramerge.checkpoints.blueprint import BLUEPRINTS
 from paramerge.checkpoints.blueprint_inventory import UNetConfig
 from paramerge.checkpoints.unet_structure import UNetStructure, infer_structure
 
-__all__ = ["UNKNOWN", "Architecture", "UNetFacts", "detect_architecture", "unet_facts"]
+__all__ = ["UNKNOWN", "Architecture", "UNetFacts", "detect_architecture", "plain_architecture", "unet_facts"]
 
 UNKNOWN = "unknown"
 
@@ -103,6 +103,17 @@ def detect_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
         return Architecture(UNKNOWN, False)
     config = BLUEPRINTS[family]().unet
     return Architecture(family + _input_suffix(facts), _has_dimensions_of(facts, config))
+
+
+def plain_architecture(name: str) -> str:
+    """The architecture without what its input says: ``sd15`` of ``sd15-inpainting``.
+
+    Both have the same layers, but for the shape of the first convolution.
+    """
+    if name in BLUEPRINTS:
+        return name
+    plain = sorted(BLUEPRINTS, key=len, reverse=True)  # sdxl-refiner before sdxl
+    return next((known for known in plain if name.startswith(f"{known}-")), name)
 
 
 def _family(facts: UNetFacts) -> str:

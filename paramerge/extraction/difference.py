@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paramerge.checkpoints.architecture import plain_architecture
+from paramerge.checkpoints.dtypes import is_float
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
-from paramerge.checkpoints.tensors import stored
+from paramerge.checkpoints.tensors import StoredTensor, stored
 from paramerge.combining.base import BaseWeights
 from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
+from paramerge.extraction.rounding import coarser, only_rounded
 from paramerge.formats.listing import listed
 
 __all__ = ["ChangedLayer", "Differences"]
@@ -19,7 +22,10 @@ __all__ = ["ChangedLayer", "Differences"]
 
 @dataclass(frozen=True)
 class ChangedLayer:
-    """A layer's weight before and after, (d, k) float64; ``shape`` is its own, ``dtype`` the tuned one's."""
+    """A layer's weight before and after, (d, k) float64.
+
+    ``shape`` is its own; ``dtype`` the one of both checkpoints that rounds more.
+    """
 
     name: ModuleName
     shape: tuple[int, ...]
@@ -38,12 +44,20 @@ class ChangedLayer:
 
 
 class Differences:
-    """The layers of two checkpoints of one architecture, read two at a time."""
+    """The layers of two checkpoints of one architecture, read two at a time.
+
+    Attributes
+    ----------
+    unlike:
+        Layers that have another shape in each, with the reason: the first convolution, where one of the
+        checkpoints is for inpainting and the other is not.
+    """
 
     def __init__(self, base: Base, tuned: Base, only: Collection[str] = ()) -> None:
         self.base, self.tuned = base, tuned
         self._only = frozenset(only)
-        if base.architecture != tuned.architecture:
+        self.unlike: dict[str, str] = {}
+        if plain_architecture(base.architecture) != plain_architecture(tuned.architecture):
             raise ArchitectureError(
                 "these checkpoints are of different architectures",
                 where=tuned.path,
@@ -57,6 +71,8 @@ class Differences:
     def changed(self) -> Iterator[ChangedLayer | None]:
         """Each layer in the order of :attr:`layers`; None for one that is the same in both.
 
+        Two dtypes of one number are the same.
+
         Raises
         ------
         NonFiniteError
@@ -66,24 +82,31 @@ class Differences:
         """
         before, after = self._weights
         for name in self.layers:
-            if self._same_bytes(name):
+            both = self._changed(name)
+            if both is None:
                 yield None
                 continue
-            W, tuned = before.matrix(name), after.matrix(name)
-            if np.array_equal(W, tuned):
-                yield None
-                continue
-            yield ChangedLayer(name, after.target(name).shape, W, tuned, after.dtype(name))
+            dtype = coarser(before.dtype(name), after.dtype(name))
+            yield ChangedLayer(name, after.target(name).shape, *both, dtype)
 
-    def other_changes(self) -> dict[str, str]:
-        """What else is not the same in both, and what it is: norms, biases, embeddings, a VAE."""
+    def changed_parameters(self) -> Iterator[tuple[ModuleName, np.ndarray]]:
+        """Norms, biases and embeddings that are not the same in both, and ``tuned - base``, float64."""
+        for name in self._others:
+            both = self._changed(name)
+            if both is not None:
+                yield name, both[1] - both[0]
+
+    def changed_beside(self) -> dict[str, str]:
+        """What else is not the same in both, and what it is: a VAE, tensors without a place in a model."""
+        return dict.fromkeys(self._changed_beside(), "no layer that adapters reach")
+
+    def _changed(self, name: ModuleName) -> tuple[np.ndarray, np.ndarray] | None:
+        """The weight before and after, (d, k) float64; None where nothing was done to it."""
+        if self._same_bytes(name):
+            return None
         before, after = self._weights
-        found = {
-            str(name): "a norm, bias or embedding"
-            for name in self._others
-            if not self._same_bytes(name) and not np.array_equal(before.matrix(name), after.matrix(name))
-        }
-        return found | dict.fromkeys(self._changed_beside(), "no layer that adapters reach")
+        one, other = before.matrix(name), after.matrix(name)
+        return None if only_rounded(one, other, before.dtype(name), after.dtype(name)) else (one, other)
 
     def _changed_beside(self) -> Iterator[str]:
         """Keys of both checkpoints that are no layer's, norm's or bias's, and differ (of one layout only)."""
@@ -103,12 +126,7 @@ class Differences:
                 }
             )
         for place in sorted(sides[0].keys() & sides[1].keys()):
-            one, other = (side[place] for side in sides)
-            if (
-                one.shape != other.shape
-                or (one.dtype == other.dtype and one.read_bytes() != other.read_bytes())
-                or (one.dtype != other.dtype and not np.array_equal(one.read(), other.read()))
-            ):
+            if not _is_same(sides[0][place], sides[1][place]):
                 yield str(place[0] / place[1])
 
     def _common(self, kind: str, only: Collection[str]) -> list[ModuleName]:
@@ -134,15 +152,23 @@ class Differences:
                 expected=f"the layers of {self.base.path.name}",
                 found=listed(lone) or "no component in common",
             )
-        for name in names[0] & names[1]:
+        common = names[0] & names[1]
+        for name in sorted(common):
             if found[0][name].shape != found[1][name].shape:
+                if self.base.architecture != self.tuned.architecture:
+                    self.unlike[str(name)] = (
+                        f"it is {list(found[0][name].shape)} in the base and {list(found[1][name].shape)} in "
+                        "the tuned checkpoint"
+                    )
+                    common -= {name}
+                    continue
                 raise ShapeError(
                     "a layer has another shape in each checkpoint",
                     where=name,
                     expected=f"{list(found[0][name].shape)}, as {self.base.path.name}",
                     found=list(found[1][name].shape),
                 )
-        return sorted(names[0] & names[1], key=lambda name: (COMPONENTS.index(name.component), name.path))
+        return sorted(common, key=lambda name: (COMPONENTS.index(name.component), name.path))
 
     def _same_bytes(self, name: ModuleName) -> bool:
         """Whether both are stored alike, in the same bytes: the quick way to see that nothing was done."""
@@ -153,3 +179,15 @@ class Differences:
         if not alike or tensors[0].dtype != tensors[1].dtype or tensors[0].shape != tensors[1].shape:
             return False
         return tensors[0].read_bytes() == tensors[1].read_bytes()
+
+
+def _is_same(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors of the same place hold the same, up to the rounding of their dtypes."""
+    if one.shape != other.shape:
+        return False
+    if one.dtype == other.dtype:
+        return one.read_bytes() == other.read_bytes()
+    if not (is_float(one.dtype) and is_float(other.dtype)):
+        return np.array_equal(one.read(), other.read())
+    first, second = (tensor.read_exact().astype(np.float64) for tensor in (one, other))
+    return only_rounded(first, second, one.dtype, other.dtype)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paramerge.checkpoints.architecture import plain_architecture
 from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.hashing import file_sha256
 from paramerge.checkpoints.layout import Base
@@ -20,6 +21,7 @@ from paramerge.conversion.spelling import ENDINGS, spelling_of
 from paramerge.errors import FamilyError, UsageError
 from paramerge.extraction.difference import Differences
 from paramerge.extraction.families import EXTRACTORS, Extracted, ExtractOptions, holds
+from paramerge.extraction.whole import WHOLE_FAMILIES, completed_norms, whole_difference
 from paramerge.formats import write_para
 from paramerge.formats.listing import listed
 from paramerge.formats.lora_writer import LORA_DTYPES, kohya_metadata
@@ -64,6 +66,10 @@ class ExtractionReport:
     layers: tuple[ExtractedLayer, ...] = field(repr=False)
     unchanged: int
     left_out: dict[str, str]
+    whole: int = 0
+    """Norms, biases and embeddings that are in the output as whole differences."""
+    unlike: dict[str, str] = field(default_factory=dict)
+    """Layers that have another shape in each checkpoint, and are in no output."""
 
     @property
     def error(self) -> float:
@@ -105,10 +111,10 @@ def extract(
     _check(options)
     check_destination(output, [file.header.path for side in (tuned, base) for file in side.files])
     differences = Differences(base, tuned, options.only)
-    left_out = differences.other_changes()
+    architecture = _named_architecture(base)
+    whole, left_out = _whole(differences, architecture, options)
     if left_out and not options.partial:
         raise _unheld(options, left_out)
-    architecture = None if base.architecture == "unknown" else base.architecture
     found: dict[ModuleName, Extracted] = {}
     unchanged = 0
     for done, layer in enumerate(differences.changed()):
@@ -130,7 +136,7 @@ def extract(
             raise _no_para(layer.name, extracted)
         found[layer.name] = extracted
     progress(len(differences.layers), len(differences.layers))
-    if not found:
+    if not found and not whole:
         raise UsageError(
             "there is nothing to extract",
             where=tuned.path,
@@ -138,16 +144,45 @@ def extract(
             found=f"{unchanged} layers that are the same"
             + (f", {len(left_out)} left out" if left_out else ""),
         )
-    _write(found, tuned, base, output, options)
+    _write(found, whole, tuned, base, output, options)
     layers = tuple(
         ExtractedLayer(name, e.rank, e.norm, e.error, e.excess, e.exact, e.rounding, e.strength)
         for name, e in found.items()
     )
-    return ExtractionReport(options.family, output, base.architecture, layers, unchanged, left_out)
+    return ExtractionReport(
+        options.family, output, base.architecture, layers, unchanged, left_out, len(whole), differences.unlike
+    )
+
+
+def _named_architecture(base: Base) -> str | None:
+    """The architecture by whose names and sizes an adapter goes: the same for inpainting and plain."""
+    return None if base.architecture == "unknown" else plain_architecture(base.architecture)
+
+
+def _whole(
+    differences: Differences, architecture: str | None, options: ExtractOptions
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors for the norms, biases and embeddings that changed; what else changed, each with the reason."""
+    tensors: dict[str, np.ndarray] = {}
+    left_out = differences.changed_beside()
+    for name, difference in differences.changed_parameters():
+        here: dict[str, np.ndarray] = {}
+        if options.family in WHOLE_FAMILIES:
+            dialect = _dialect(name, options.family, architecture)
+            here = whole_difference(name, difference, dialect, architecture, options)
+        tensors |= here
+        if not here:
+            left_out[str(name)] = "a norm, bias or embedding"
+    return tensors, left_out
 
 
 def _write(
-    found: dict[ModuleName, Extracted], tuned: Base, base: Base, output: Path, options: ExtractOptions
+    found: dict[ModuleName, Extracted],
+    whole: dict[str, np.ndarray],
+    tuned: Base,
+    base: Base,
+    output: Path,
+    options: ExtractOptions,
 ) -> None:
     hashes = [file_sha256(file.header.path) for file in base.files]
     recipe = {
@@ -158,7 +193,7 @@ def _write(
         **{key: value for key in ("rank", "energy", "gamma") if (value := getattr(options, key)) is not None},
     }
     metadata = {EXTRACTION_KEY: json.dumps(recipe, separators=(",", ":"), sort_keys=True)}
-    architecture = None if base.architecture == "unknown" else base.architecture
+    architecture = _named_architecture(base)
     if options.family == "para":
         bases = {name: layer.tensors["basis"] for name, layer in found.items()}
         write_para(
@@ -166,7 +201,7 @@ def _write(
             dtype=options.dtype, metadata=metadata,
         )  # fmt: skip
         return
-    tensors: dict[str, np.ndarray] = {}
+    tensors = completed_norms(whole)
     for name, layer in found.items():
         tensors |= _named(name, layer, options.family, architecture)
     entry = "ss_new_sd_model_hash" if len(hashes) == 1 else BASE_HASH_KEY
@@ -174,7 +209,7 @@ def _write(
     if options.family != "krona":
         sizes = [(layer.rank, float(layer.rank)) for layer in found.values()]
         metadata = kohya_metadata(sizes, architecture, ()) | metadata
-    if options.family == "lokr":
+    if options.family == "lokr" or whole:
         metadata["ss_network_module"] = "lycoris.kohya"
     write_safetensors(output, dict(sorted(tensors.items(), key=lambda i: (-i[1].itemsize, i[0]))), metadata)
 
@@ -201,9 +236,14 @@ def _stem(name: ModuleName, family: str, architecture: str | None) -> tuple[str,
         # the names of the published code: those of attention processors
         attention, _, last = name.path.removesuffix(".0").rpartition(".")
         return f"{name.component}.{attention}.processor.{last}_lora", "diffusers-old"
-    other = architecture is None or name.component not in ("unet", "text_encoder", "text_encoder_2")
-    dialect = "diffusers" if other and family == "lora" else "kohya"
+    dialect = _dialect(name, family, architecture)
     return spelling_of(dialect, architecture)(name), dialect
+
+
+def _dialect(name: ModuleName, family: str, architecture: str | None) -> str:
+    """The format of a LoRA's or a LoKr's names: kohya's, or for LoRAs of other models diffusers'."""
+    other = architecture is None or name.component not in ("unet", "text_encoder", "text_encoder_2")
+    return "diffusers" if other and family == "lora" else "kohya"
 
 
 def _must_be_exact(options: ExtractOptions) -> bool:

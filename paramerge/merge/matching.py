@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from paramerge.adapters import Adapter, LayerModule
-from paramerge.checkpoints.blueprint import BLUEPRINTS
+from paramerge.checkpoints.architecture import plain_architecture
 from paramerge.checkpoints.flux_keys import is_divided
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.model_names import looks_like
@@ -26,7 +26,7 @@ def check_family(base: Base, targets: Mapping[ModuleName, Target], adapter: Adap
     """
     if adapter.architecture is None or base.architecture == "unknown":
         return
-    if _family(adapter.architecture) == _family(base.architecture):
+    if plain_architecture(adapter.architecture) == plain_architecture(base.architecture):
         return
     fits = sum(name in targets for name in adapter.modules)
     raise ArchitectureError(
@@ -88,14 +88,6 @@ def check_shape(base: Base, target: Target, adapter: Adapter, module: LayerModul
         found=" x ".join(found),
         hint=f"the adapter was trained on another model than {base.path.name} ({base.architecture})",
     )
-
-
-def _family(architecture: str) -> str:
-    """``sd15-inpainting`` takes what ``sd15`` takes (but for the input convolution, whose shape tells)."""
-    if architecture in BLUEPRINTS:
-        return architecture
-    plain = sorted(BLUEPRINTS, key=len, reverse=True)  # sdxl-refiner before sdxl
-    return next((name for name in plain if architecture.startswith(f"{name}-")), architecture)
 
 
 def _guess(

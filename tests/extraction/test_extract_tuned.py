@@ -187,9 +187,11 @@ def test_changed_norms_and_biases_are_not_lost_in_silence(files: dict[str, Any],
     write_safetensors(tmp_path / "t.safetensors", tensors, {})
     tuned = {**files, "tuned-x": tmp_path / "t.safetensors"}
     with pytest.raises(FamilyError, match="--partial"):
-        run(tuned, "x", tmp_path / "o.safetensors", "lora", rank=1)
-    report = run(tuned, "x", tmp_path / "o.safetensors", "lora", rank=1, partial=True)
-    assert list(report.left_out) == ["unet.conv_norm_out.weight"]
+        run(tuned, "x", tmp_path / "o.safetensors", "krona", kronecker=(8, 4))
+    report = run(tuned, "x", tmp_path / "o.safetensors", "krona", kronecker=(8, 4), partial=True)
+    assert "unet.conv_norm_out.weight" in report.left_out
+    report = run(tuned, "x", tmp_path / "o.safetensors", "lora", rank=1)
+    assert not report.left_out and report.whole == 1
     key = next(
         key for key in content.tensors if key.startswith("first_stage_model.") and key.endswith(".weight")
     )
