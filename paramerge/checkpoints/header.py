@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from paramerge.checkpoints.dtypes import BITS
+from paramerge.checkpoints.file_kinds import START_BYTES, refuse_other_kind
 from paramerge.errors import FileFormatError
 from paramerge.system_faults import reading
 
@@ -111,19 +112,20 @@ def encode_header(
 
 
 def _read_json_bytes(path: Path, prefix: bytes, file_size: int, stream: BinaryIO) -> bytes:
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else file_size
+    if length == 0 or length > min(file_size - 8, MAX_HEADER_BYTES):
+        refuse_other_kind(path, prefix + stream.read(START_BYTES - len(prefix)))
     if len(prefix) < 8:
         raise FileFormatError(
-            "the file is too short to be safetensors",
+            "the file is too short to be safetensors" if prefix else "the file is empty",
             where=path,
             expected="at least 8 bytes",
             found=f"{len(prefix)} bytes",
             hint="download it again",
         )
-    length = struct.unpack("<Q", prefix)[0]
     if length > file_size - 8:
-        looks = " (it starts like a pickle or a zip archive)" if prefix[:2] in (b"PK", b"\x80\x02") else ""
         raise FileFormatError(
-            "the header's length points past the end of the file" + looks,
+            "the header's length points past the end of the file",
             where=path,
             expected=f"at most {file_size - 8} bytes",
             found=f"{length} bytes",
