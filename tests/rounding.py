@@ -10,7 +10,7 @@ U32 = 2.0**-24
 
 
 def dot_error(terms: int, u: float = U32) -> float:
-    """Relative error of a sum of ``terms`` products in whatever order (Higham, Accuracy and Stability, 3.1)."""
+    """Relative error of a sum of ``terms`` products in any order (Higham, Accuracy and Stability, 3.1)."""
     return terms * u / (1 - terms * u)
 
 
@@ -19,9 +19,9 @@ def spectral_error(W: Tensor, U: Tensor, s: Tensor, Vh: Tensor, f: Tensor) -> fl
 
     The SVD that was computed is the exact one of ``W + E`` for orthogonal factors near ``U`` and ``V``, and E
     is measured here, whatever library and processor made it. With the exact ``W = U0 S0 V0^T`` and x, y for
-    ``U0^T U`` and ``V0^T V``, ``(x + y)_ij (s_j - s0_i)`` and ``(x - y)_ij (s_j + s0_i)`` are sums and differences
-    of entries of ``U0^T E V`` and ``V0^T E^T U``, so an entry of the error is one of E's times a divided
-    difference of f, where two singular values are too near for that at most the difference itself.
+    ``U0^T U`` and ``V0^T V``, ``(x + y)_ij (s_j - s0_i)`` and ``(x - y)_ij (s_j + s0_i)`` are sums and
+    differences of entries of ``U0^T E V`` and ``V0^T E^T U``, so an entry of the error is one of E's times a
+    divided difference of f, where two singular values are too near for that at most the difference itself.
     Singular values move by no more than E together (Mirsky), and f by no more than they do.
 
     Parameters

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paramerge.checkpoints.layout import open_base
 from paramerge.checkpoints.writer import write_bytes
-from paramerge.errors import NonFiniteError, UsageError
+from paramerge.errors import CheckpointError, NonFiniteError, UsageError
 from paramerge.generation.loading import load_pipeline
 from paramerge.shipped import named_model
 from paramerge.training.chance import generator
@@ -113,8 +113,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     newest = latest_checkpoint(config.output / "checkpoints") if resume else None
     if newest is not None:
         load_checkpoint(state, newest, identity)
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(state.scale)
+        _load_scale(state, accelerator, newest)
     watcher = None
     if accelerator.is_main_process:
         write_bytes(config.output / "config.toml", config_to_toml(config).encode())
@@ -231,6 +230,22 @@ def _forward(pipeline: Any, slots: _Slots, prompts: Prompts | None, schedule: An
     chance = generator(config.seed, slots.step, slots.micro, slots.accelerator.process_index, "layers")
     torch.manual_seed(chance.initial_seed())
     return loss_of(pipeline.unet, batch, prompts, schedule, config, dtype)
+
+
+def _load_scale(state: TrainingState, accelerator: Any, path: Path) -> None:
+    """Give the gradient scaler of float16, where there is one, its scale of then."""
+    if accelerator.scaler is None:
+        return
+    wanted = accelerator.scaler.state_dict().keys()
+    if state.scale.keys() != wanted:
+        raise CheckpointError(
+            "the checkpoint is without the gradient scaler's state",
+            where=path,
+            expected=", ".join(wanted),
+            found=", ".join(state.scale) or "nothing",
+            hint="resume on the kind of device that wrote it, or choose another output",
+        )
+    accelerator.scaler.load_state_dict(state.scale)
 
 
 def _mean(loss: float, accelerator: Any) -> float:

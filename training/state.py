@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from paramerge.checkpoints.writer import write_bytes
-from paramerge.errors import CheckpointError, OutputError
+from paramerge.errors import OutputError
+from paramerge.training.checkpoint_file import CheckpointFile, open_checkpoint
 
 __all__ = ["TrainingState", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 _KEY = "paramerge.training"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's, beside the number of its steps; each of its parameter's shape."""
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 
 
@@ -51,12 +53,14 @@ def save_checkpoint(state: TrainingState, folder: Path, identity: Mapping[str, A
         It cannot be written, as on a full disk: those before it stay.
     """
     names = list(state.parameters)
+    moved = state.optimizer.state_dict()["state"]
     tensors: dict[str, Tensor] = {f"parameter.{name}": value for name, value in state.parameters.items()}
     tensors |= {f"average.{name}": value for name, value in state.average.items()}
-    for index, moments in state.optimizer.state_dict()["state"].items():
+    for index, moments in moved.items():
         for kind, value in moments.items():
             tensors[f"optimizer.{kind}.{names[index]}"] = torch.as_tensor(value)
     facts = {**identity, "step": state.step, "losses": state.losses, "scale": state.scale}
+    facts["moments"] = [names[index] for index in moved]
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,45 +84,76 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(state: TrainingState, path: Path, identity: Mapping[str, Any]) -> None:
-    """Put what :func:`save_checkpoint` wrote into ``state``.
+    """Put what :func:`save_checkpoint` wrote into ``state``, which stays as it was where that is refused.
 
     Raises
     ------
     CheckpointError
         The file is damaged, or is of a run with other settings, data or batches.
+    FileFormatError
+        It is no safetensors file.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"the training's checkpoint cannot be read ({error})", where=path) from error
-    for name, value in identity.items():
-        if facts.get(name) != value:
-            raise CheckpointError(
-                f"the checkpoint is of another run: its {name.replace('_', ' ')} differs",
-                where=path,
-                expected=value,
-                found=facts.get(name),
-                hint="resume with the settings and the pictures of then, or choose another output",
-            )
-    wanted = {f"parameter.{name}" for name in state.parameters}
-    if missing := wanted - tensors.keys():
-        raise CheckpointError(
-            "parameters are missing in the checkpoint", where=path, found=sorted(missing)[0]
+    file = open_checkpoint(path, _KEY)
+    file.check_identity(
+        identity, "resume with the settings and the pictures of then, or choose another output"
+    )
+    step = file.natural("step")
+    losses, scale = file.facts.get("losses"), file.facts.get("scale")
+    if not isinstance(losses, list) or len(losses) != step:
+        raise file.damaged(
+            "the checkpoint does not have the loss of each of its steps",
+            expected=f"{step} numbers",
+            found=f"{len(losses)} entries" if isinstance(losses, list) else json.dumps(losses),
         )
-    moments: dict[int, dict[str, Tensor]] = {}
+    numbers = [file.number("loss", loss) for loss in losses]
+    if not isinstance(scale, dict):
+        raise file.damaged("the checkpoint's scale of gradients cannot be read", found=json.dumps(scale))
+    for value in scale.values():
+        file.number("scale of gradients", value)
+    tensors = file.read(_expected(state, file))
+    moments = _moments(state, file, tensors, step)
     with torch.no_grad():
-        for index, (name, parameter) in enumerate(state.parameters.items()):
+        for name, parameter in state.parameters.items():
             parameter.copy_(tensors[f"parameter.{name}"])
-            if name in state.average:
-                state.average[name].copy_(tensors[f"average.{name}"])
-            ending = f".{name}"
-            for key, value in tensors.items():
-                if key.startswith("optimizer.") and key.endswith(ending):
-                    kind = key.removeprefix("optimizer.").removesuffix(ending)
-                    if "." not in kind:
-                        moments.setdefault(index, {})[kind] = value
+        for name, value in state.average.items():
+            value.copy_(tensors[f"average.{name}"])
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    state.step, state.losses, state.scale = facts["step"], facts["losses"], facts["scale"]
+    state.step, state.losses, state.scale = step, numbers, scale
+
+
+def _expected(state: TrainingState, file: CheckpointFile) -> dict[str, Tensor]:
+    """A tensor like each that the file must hold."""
+    like: dict[str, Tensor] = {f"parameter.{name}": value for name, value in state.parameters.items()}
+    like |= {f"average.{name}": value for name, value in state.average.items()}
+    for name in _with_moments(state, file):
+        like |= {f"optimizer.{kind}.{name}": state.parameters[name] for kind in _MOMENTS}
+        like[f"optimizer.step.{name}"] = torch.zeros(())
+    return like
+
+
+def _with_moments(state: TrainingState, file: CheckpointFile) -> list[str]:
+    """The parameters that the optimiser has moved so far: a layer that nothing reaches has no moments."""
+    noted = file.facts.get("moments")
+    if not isinstance(noted, list) or not set(map(str, noted)) <= state.parameters.keys():
+        raise file.damaged(
+            "the checkpoint does not say of which parameters it has the optimiser's moments",
+            expected="names of its parameters",
+            found=json.dumps(noted),
+        )
+    return [str(name) for name in noted]
+
+
+def _moments(
+    state: TrainingState, file: CheckpointFile, tensors: Mapping[str, Tensor], step: int
+) -> dict[int, dict[str, Tensor]]:
+    moments = {}
+    noted = set(_with_moments(state, file))
+    for index, name in enumerate(state.parameters):
+        if name not in noted:
+            continue
+        found = {kind: tensors[f"optimizer.{kind}.{name}"] for kind in ("step", *_MOMENTS)}
+        if not 0 < float(found["step"]) <= step or bool((found["exp_avg_sq"] < 0).any()):
+            raise file.damaged("the optimiser's moments are none that it can have had", where=name)
+        moments[index] = found
+    return moments

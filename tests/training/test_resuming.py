@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load_file
 from training_runs import SMOOTH, settings
 
-from paramerge.errors import CheckpointError, UsageError
+from paramerge.errors import CheckpointError, FileFormatError, UsageError
 from paramerge.training.chance import permutation
 from paramerge.training.loop import train
 from paramerge.training.state import latest_checkpoint
@@ -77,7 +77,7 @@ def test_what_cannot_be_resumed(sd: Path, dog: Path, tmp_path: Path) -> None:
     newest = latest_checkpoint(tmp_path / "run" / "checkpoints")
     assert newest is not None
     newest.write_bytes(newest.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(FileFormatError):
         train(replace(config, steps=3), resume=True)
 
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
 from paramerge.checkpoints.writer import write_bytes
-from paramerge.errors import CheckpointError
+from paramerge.training.checkpoint_file import CheckpointFile, open_checkpoint
 
 __all__ = ["TrainingState", "load_state", "save_state"]
 
@@ -59,21 +58,17 @@ def load_state(state: TrainingState, path: Path, identity: str) -> None:
     ------
     CheckpointError
         The file is damaged, or is of a run with another seed, size or data.
+    FileFormatError
+        It is no safetensors file.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"the training checkpoint cannot be read ({error})", where=path) from error
-    if facts.get("identity") != identity:
-        raise CheckpointError(
-            "the training checkpoint is of another run",
-            where=path,
-            expected=identity,
-            found=facts.get("identity"),
-            hint="give the same options as then, or another --out",
-        )
+    file = open_checkpoint(path, _KEY)
+    file.check_identity({"identity": identity}, "give the same options as then, or another --out")
+    step, seconds = file.natural("step"), file.number("seconds", file.facts.get("seconds"))
+    curve = file.facts.get("curve")
+    if not isinstance(curve, list) or not all(isinstance(e, list) and len(e) == 2 for e in curve):
+        raise file.damaged("the checkpoint's curve of losses cannot be read")
+    points = [(int(file.number("curve", at)), file.number("curve", loss)) for at, loss in curve]
+    tensors = file.read(_expected(state, file))
     for name, module in (("model", state.model), ("average", state.average)):
         module.load_state_dict(_under(name, tensors))
     moments: dict[int, dict[str, torch.Tensor]] = {}
@@ -82,8 +77,18 @@ def load_state(state: TrainingState, path: Path, identity: str) -> None:
         moments.setdefault(int(number), {})[moment] = value
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    state.step, state.seconds = facts["step"], facts["seconds"]
-    state.curve = [(step, loss) for step, loss in facts["curve"]]
+    state.step, state.seconds, state.curve = step, seconds, points
+
+
+def _expected(state: TrainingState, file: CheckpointFile) -> dict[str, torch.Tensor]:
+    """A tensor like each that the file must hold; parameters that nothing moved yet have no moments."""
+    like = {f"model.{key}": value for key, value in state.model.state_dict().items()}
+    like |= {f"average.{key}": value for key, value in state.average.state_dict().items()}
+    for number, parameter in enumerate(state.model.parameters()):
+        if f"optimizer.{number}.step" in file.header.tensors:
+            like[f"optimizer.{number}.step"] = torch.zeros(())
+            like |= {f"optimizer.{number}.{kind}": parameter for kind in ("exp_avg", "exp_avg_sq")}
+    return like
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
