@@ -14,10 +14,11 @@ from paramerge.cli.options import (
     gamma_option,
     interpretation_options,
     json_option,
+    overwrite_option,
     step_options,
     steps_of,
 )
-from paramerge.cli.render import Progress, note, warn
+from paramerge.cli.render import Progress, note, note_ending, warn
 from paramerge.errors import UsageError
 from paramerge.interpretation import Interpretation, KronaOrder
 from paramerge.merge.steps import BakeOptions, DTypeChoice, MergeChoice, Step
@@ -51,6 +52,7 @@ __all__ = ["bake"]
 @click.option("--private", is_flag=True, help="Leave the inputs' names out of the recipe.")
 @click.option("--layers", "all_layers", is_flag=True, help="List all layers that a finding concerns.")
 @click.option("--dry-run", is_flag=True, help="Print the plan from the headers alone and stop.")
+@overwrite_option
 @json_option
 @click.pass_context
 def bake(
@@ -68,6 +70,7 @@ def bake(
     private: bool,
     all_layers: bool,
     dry_run: bool,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Bake PaRa, LoRA and adapters of every other family into a checkpoint.
@@ -95,8 +98,9 @@ def bake(
         base = find_base(adapters, note=lambda text: note(text, quiet=as_json))
         note(f"base: {base}", quiet=as_json)
     plan = make_plan(open_base(named_model(base), variant), list(zip(steps, adapters, strict=True)), options)
-    output = output or default_output(plan)
-    check_output(plan, output)
+    wanted = output or default_output(plan)
+    output = check_output(plan, wanted, overwrite=overwrite)
+    note_ending(wanted, output, quiet=as_json)
     summary = summarise(plan)
     if dry_run:
         if as_json:
@@ -115,7 +119,7 @@ def bake(
     if not as_json:
         show_diagnosis(plan, diagnosis, all_layers=all_layers)
     with Progress("baking", quiet=as_json, unit="bytes") as progress:
-        report = run_bake(plan, output, progress.update)
+        report = run_bake(plan, output, progress.update, overwrite=overwrite)
     if as_json:
         content = {"plan": summary.as_dict(), "diagnosis": diagnosis.as_dict(), "report": report.as_dict()}
         click.echo(json.dumps(content, indent=2))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from paramerge.cli.options import interpretation_options, json_option
-from paramerge.cli.render import Progress, note, warn
+from paramerge.cli.options import interpretation_options, json_option, overwrite_option
+from paramerge.cli.render import Progress, note, note_ending, warn
 from paramerge.cli.threads import one_blas_thread
 from paramerge.interpretation import Interpretation, KronaOrder
 
@@ -25,6 +25,7 @@ __all__ = ["compare"]
 )
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
 @interpretation_options
+@overwrite_option
 @json_option
 def compare(
     adapters: tuple[Path, ...],
@@ -33,6 +34,7 @@ def compare(
     all_layers: bool,
     lokr_scale: float | None,
     krona: KronaOrder | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Compare adapters: where they meet, and what order and way of merging cost.
@@ -53,22 +55,22 @@ def compare(
     from paramerge.analysis.compare import compare as run_compare
     from paramerge.analysis.summary import as_dict
     from paramerge.checkpoints.layout import open_base
-    from paramerge.combining.checks import check_destination
+    from paramerge.checkpoints.outputs import check_output_file, inputs_of
     from paramerge.formats import open_adapter
 
     interpretation = Interpretation(lokr_scale, krona)
     opened = [open_adapter(path, interpretation=interpretation) for path in adapters]
     opened_base = open_base(base) if base is not None else None
     if report is not None:
-        sources = [source for adapter in opened for source in adapter.sources]
-        sources += [file.header.path for file in opened_base.files] if opened_base else []
-        check_destination(report, sources, suffix=".html")
+        wanted, inputs = report, inputs_of(opened_base, *opened)
+        report = check_output_file(wanted, inputs, overwrite=overwrite, suffix=".html")
+        note_ending(wanted, report, quiet=as_json)
     with Progress("comparing", quiet=as_json, unit="layers") as progress:
         comparison = run_compare(opened, opened_base, progress.update)
     if report is not None:
         from paramerge.analysis.report import write_report
 
-        write_report(comparison, report)
+        write_report(comparison, report, overwrite=overwrite)
     if as_json:
         click.echo(json.dumps(as_dict(comparison), indent=2))
         return

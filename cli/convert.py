@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramerge.cli.options import json_option
-from paramerge.cli.render import Progress, gigabytes, note, out, shown, warn
+from paramerge.cli.options import json_option, overwrite_option
+from paramerge.cli.render import Progress, gigabytes, note, note_ending, out, shown, warn
 from paramerge.cli.threads import one_blas_thread
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _FORMATS = ("kohya", "kohya-sgm", "lycoris", "diffusers", "peft", "para", "deft"
 )
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), help="Default: as stored (a PaRa's LoRA: fp16).")
 @click.option("--partial", is_flag=True, help="Leave out what the format cannot hold, and say what.")
+@overwrite_option
 @json_option
 def convert(
     adapters: tuple[str, ...],
@@ -52,6 +53,7 @@ def convert(
     base: Path | None,
     dtype: str | None,
     partial: bool,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Write an adapter in another format, with the same effect.
@@ -67,12 +69,18 @@ def convert(
     from paramerge.combining.request import parse_input
     from paramerge.conversion.convert import ConvertOptions
     from paramerge.conversion.convert import convert as run
+    from paramerge.conversion.request import FOLDERS
 
     options = ConvertOptions("kohya" if to == "lycoris" else to, _DTYPES.get(dtype or ""), partial)
     inputs = [parse_input(text) for text in adapters]
     opened = [_opened(given.path) for given in inputs]
     with Progress("converting", quiet=as_json, unit="layers") as progress:
-        report = run(inputs, opened, output, options, open_base(base) if base else None, progress.update)
+        report = run(
+            inputs, opened, output, options, open_base(base) if base else None, progress.update,
+            overwrite=overwrite,
+        )  # fmt: skip
+    if to not in FOLDERS:
+        note_ending(output, report.outputs[0], quiet=as_json)
     if as_json:
         click.echo(json.dumps(_as_data(report), indent=2))
     else:

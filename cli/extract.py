@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramerge.cli.options import gamma_option, json_option
-from paramerge.errors import OutputError, UsageError
+from paramerge.cli.options import gamma_option, json_option, overwrite_option
+from paramerge.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,6 +57,7 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 @click.option("--partial", is_flag=True, help="Leave out changes that the family cannot hold, and say which.")
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
 @click.option("--layers", "all_layers", is_flag=True, help="List every layer.")
+@overwrite_option
 @json_option
 def extract(
     tuned: Path | None,
@@ -73,6 +74,7 @@ def extract(
     partial: bool,
     dtype: str,
     all_layers: bool,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Extract an adapter: what was done to a checkpoint, or a PaRa from a LoRA.
@@ -82,7 +84,7 @@ def extract(
     paramerge's own recipe (the PaRa paper trains its bases), a first PaRa to try things on.
 
     \b
-    paramerge extract --from tuned.safetensors --base base.safetensors --family lora --rank 32 -o l.st
+    paramerge extract --from tuned.safetensors --base base.safetensors --family lora --rank 8 -o l.safetensors
     paramerge extract --from baked.safetensors --base sdxl.safetensors --family para -o p.safetensors
     paramerge extract --from-lora style.safetensors -o style-para.safetensors --rank 8
     """
@@ -100,7 +102,9 @@ def extract(
         options = ExtractOptions(
             family, rank, energy, gamma, lokr_factor, kronecker_pair(krona), only, partial, _DTYPES[dtype]
         )
-        extract_tuned(tuned, base, output, options, all_layers=all_layers, as_json=as_json)
+        extract_tuned(
+            tuned, base, output, options, overwrite=overwrite, all_layers=all_layers, as_json=as_json
+        )
     elif source is not None:
         if family != "para" or gamma is not None or only or partial:
             raise UsageError(
@@ -108,7 +112,7 @@ def extract(
                 where="--from-lora",
                 expected="--rank or --energy",
             )
-        _extract_from_lora(source, output, rank, energy, dtype, all_layers, as_json)
+        _extract_from_lora(source, output, rank, energy, dtype, overwrite, all_layers, as_json)
 
 
 def _extract_from_lora(
@@ -117,14 +121,19 @@ def _extract_from_lora(
     rank: int | None,
     energy: float | None,
     dtype: str,
+    overwrite: bool,
     all_layers: bool,
     as_json: bool,
 ) -> None:
     from paramerge.adapters.extraction import extract_para
+    from paramerge.checkpoints.outputs import check_output_file, inputs_of
+    from paramerge.cli.render import note_ending
     from paramerge.formats import open_adapter, write_para
 
     adapter = open_adapter(source, family="lora")
-    _check_output(adapter, output)
+    wanted = output
+    output = check_output_file(wanted, inputs_of(adapter), overwrite=overwrite)
+    note_ending(wanted, output, quiet=as_json)
     extraction = extract_para(adapter, rank=rank, energy=energy)
     write_para(
         output,
@@ -133,26 +142,12 @@ def _extract_from_lora(
         base_sha256=[text for text in adapter.base_hashes if len(text) == 64],
         dtype=_DTYPES[dtype],
         metadata=_origin(adapter, rank, energy),
+        overwrite=overwrite,
     )
     if as_json:
         click.echo(json.dumps(_as_data(adapter, extraction, output), indent=2))
     else:
         _show(adapter, extraction, output, all_layers)
-
-
-def _check_output(adapter: Adapter, output: Path) -> None:
-    if output.suffix != ".safetensors":
-        raise OutputError(
-            "a PaRa is a safetensors file", where=output, expected="a name that ends in .safetensors"
-        )
-    for source in adapter.sources:
-        if output.exists() and output.samefile(source):
-            raise OutputError(
-                "the output is the input",
-                where=output,
-                found=f"the same file as {source}",
-                hint="give another -o: inputs are never overwritten",
-            )
 
 
 def _origin(adapter: Adapter, rank: int | None, energy: float | None) -> dict[str, str]:

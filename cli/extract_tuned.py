@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramerge.cli.render import Progress, gigabytes, out, shown, warn
+from paramerge.cli.render import Progress, gigabytes, note_ending, out, shown, warn
 
 if TYPE_CHECKING:
     from paramerge.extraction.extract import ExtractedLayer, ExtractionReport
@@ -18,14 +18,24 @@ __all__ = ["extract_tuned"]
 
 
 def extract_tuned(
-    tuned: Path, base: Path, output: Path, options: ExtractOptions, *, all_layers: bool, as_json: bool
+    tuned: Path,
+    base: Path,
+    output: Path,
+    options: ExtractOptions,
+    *,
+    overwrite: bool,
+    all_layers: bool,
+    as_json: bool,
 ) -> None:
     """Extract, and print the report."""
     from paramerge.checkpoints.layout import open_base
     from paramerge.extraction.extract import extract
 
     with Progress("extracting", quiet=as_json, unit="layers") as progress:
-        report = extract(open_base(tuned), open_base(base), output, options, progress.update)
+        report = extract(
+            open_base(tuned), open_base(base), output, options, progress.update, overwrite=overwrite
+        )
+    note_ending(output, report.output, quiet=as_json)
     if as_json:
         click.echo(json.dumps(_as_data(report), indent=2))
     else:

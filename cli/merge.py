@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from paramerge.cli.options import gamma_option, json_option
-from paramerge.cli.render import Progress, warn
+from paramerge.cli.options import gamma_option, json_option, overwrite_option
+from paramerge.cli.render import Progress, note_ending, warn
 from paramerge.cli.threads import one_blas_thread
 from paramerge.combining.request import CombineOptions, KeepChoice, parse_input
 
@@ -47,6 +47,7 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 @click.option("--energy", type=float, metavar="E", help="LoRAs: truncate to this share of the squared norm.")
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
+@overwrite_option
 @json_option
 def merge(
     adapters: tuple[str, ...],
@@ -59,6 +60,7 @@ def merge(
     energy: float | None,
     dtype: str,
     all_layers: bool,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Merge adapters into one adapter.
@@ -81,8 +83,10 @@ def merge(
     opened = [open_adapter(given.path) for given in inputs]
     with Progress("merging", quiet=as_json, unit="layers") as progress:
         report = combine(
-            inputs, opened, output, options, open_base(base) if base is not None else None, progress.update
-        )
+            inputs, opened, output, options, open_base(base) if base is not None else None, progress.update,
+            overwrite=overwrite,
+        )  # fmt: skip
+    note_ending(output, report.output, quiet=as_json)
     if as_json:
         click.echo(json.dumps(as_data(report), indent=2))
         return

@@ -16,6 +16,7 @@ __all__ = [
     "gamma_option",
     "interpretation_options",
     "json_option",
+    "overwrite_option",
     "step_options",
     "steps_of",
 ]
@@ -113,4 +114,8 @@ gamma_option = click.option(
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON for programs, and nothing else."
+)
+
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace the file, or the folder that paramerge wrote, at the output."
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.progress import Progress as RichProgress
 
 from paramerge.errors import printable
 
-__all__ = ["Progress", "err", "gigabytes", "note", "out", "shown", "warn"]
+__all__ = ["Progress", "err", "gigabytes", "note", "note_ending", "out", "shown", "warn"]
 
 _REFRESH_SECONDS = 0.1
 
@@ -26,6 +27,12 @@ def note(text: str, *, quiet: bool = False) -> None:
     """A line about what is going on, to stderr."""
     if not quiet:
         err.print(f"[dim]{shown(text)}[/dim]")
+
+
+def note_ending(given: Path, written: Path, *, quiet: bool = False) -> None:
+    """Say that an ending was added to the name of the output."""
+    if given != written:
+        note(f"{given.name} has no ending: written to {written}", quiet=quiet)
 
 
 def warn(text: str) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from paramerge.cli.merge import as_data
-from paramerge.cli.options import json_option
-from paramerge.cli.render import Progress, warn
+from paramerge.cli.options import json_option, overwrite_option
+from paramerge.cli.render import Progress, note_ending, warn
 from paramerge.cli.threads import one_blas_thread
 
 __all__ = ["resize"]
@@ -27,6 +27,7 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 @click.option("--base", type=click.Path(path_type=Path), help="PaRa: tells which directions matter.")
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
+@overwrite_option
 @json_option
 def resize(
     adapter: Path,
@@ -36,6 +37,7 @@ def resize(
     base: Path | None,
     dtype: str,
     all_layers: bool,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Lower the rank of a LoRA, LoCon or PaRa, keeping what does most.
@@ -53,8 +55,9 @@ def resize(
     with Progress("resizing", quiet=as_json, unit="layers") as progress:
         report = run(
             opened, output, rank=rank, energy=energy, dtype=_DTYPES[dtype], base=checkpoint,
-            progress=progress.update,
+            progress=progress.update, overwrite=overwrite,
         )  # fmt: skip
+    note_ending(output, report.output, quiet=as_json)
     if as_json:
         click.echo(json.dumps(as_data(report), indent=2))
         return

@@ -48,15 +48,15 @@ class Section:
     apart: tuple[int, int]
 
 
-def write_report(comparison: Comparison, path: str | os.PathLike[str]) -> None:
-    """Write the page, whole or not at all.
+def write_report(comparison: Comparison, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write the page, whole or not at all; with ``overwrite`` also where a file stands.
 
     Raises
     ------
     OutputError
         It cannot be written.
     """
-    write_bytes(path, render_report(comparison).encode())
+    write_bytes(path, render_report(comparison).encode(), overwrite=overwrite)
 
 
 def render_report(comparison: Comparison) -> str:

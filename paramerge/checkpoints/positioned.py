@@ -12,7 +12,7 @@ import errno
 import mmap
 import os
 
-__all__ = ["ALIGNMENT", "PositionedWriter", "aligned_buffer"]
+__all__ = ["ALIGNMENT", "PositionedWriter", "aligned_buffer", "write_all_at"]
 
 ALIGNMENT = 4096
 """Memory address, file position and length of a direct write are multiples of this."""
@@ -84,9 +84,23 @@ class PositionedWriter:
         return position
 
     def _write_buffered(self, data: memoryview, position: int) -> None:
-        while data:
-            count = os.pwrite(self._buffered, data[:_CHUNK], position)
-            data, position = data[count:], position + count
+        write_all_at(self._buffered, data, position)
+
+
+def write_all_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
+    """Write all of ``data`` at ``position``, however many calls it takes.
+
+    Raises
+    ------
+    OSError
+        The system wrote nothing.
+    """
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view[:_CHUNK], position)
+        if count == 0:
+            raise OSError(errno.EIO, "the system wrote nothing")
+        view, position = view[count:], position + count
 
 
 def _open_direct(descriptor: int) -> int | None:

@@ -1,8 +1,9 @@
 """Files that appear whole or not at all.
 
 An output is written under no name at all (``O_TMPFILE``, where Linux and the file system have it) or
-under a temporary one beside its place, synced, and renamed into place; then the folder is synced. A
-crash, a kill or a full disk leaves what stood there before; the nameless file leaves no litter either.
+under a temporary one beside its place, synced, and linked or renamed into place; then the folder is synced. A
+crash, a kill or a full disk leaves what stood there before. A temporary name may stay after a kill: its file
+is locked while its process lives, so that the next run in the folder can tell and remove it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
+import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,67 +28,109 @@ from paramerge.checkpoints.header import encode_header
 from paramerge.errors import OutputError
 from paramerge.system_faults import meaning
 
+try:
+    import fcntl
+except ImportError:  # Windows: stages cannot be told dead from living there, and stay
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = [
+    "STAGE",
+    "check_written",
+    "clear_stale",
     "exchange_names",
+    "lock_stage",
     "make_folder",
     "new_file",
+    "note_placing",
     "output_error",
+    "stage_name",
+    "stage_path_of",
     "sync_folder",
+    "unconfirmed",
     "write_bytes",
     "write_safetensors",
+    "written_outputs",
 ]
 
 _DTYPE_NAMES = {dtype: name for name, dtype in NUMPY.items()}
 
 
 @contextlib.contextmanager
-def new_file(path: str | os.PathLike[str]) -> Iterator[int]:
+def new_file(
+    path: str | os.PathLike[str], *, overwrite: bool = True, is_output: bool = True
+) -> Iterator[int]:
     """Give a file descriptor to write to; at the end of the block its content stands at ``path``.
 
     A symbolic link at ``path`` is followed, so the link stays and its target is replaced. The mode of a
     file that stood there is kept; a new file gets the umask's. If the block raises, ``path`` is as it was.
 
+    Parameters
+    ----------
+    overwrite:
+        Whether a file that stands there may be replaced.
+    is_output:
+        Whether :func:`written_outputs` should tell of it: not of caches, or of parts of an output.
+
     Raises
     ------
     OutputError
-        The folder is missing or may not be written, or the disk is full.
+        The folder is missing or may not be written, the disk is full, or a file stands there and may not be
+        replaced.
     """
     target = Path(os.path.realpath(path))
+    temporary: Path | None = None
+    placed = False
     try:
-        descriptor, temporary = _open_unnamed(target.parent), None
-        if descriptor is None:
-            temporary = _temporary_name(target)
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CLOEXEC, 0o666)
-    except OSError as error:
-        raise output_error(error, target) from error
-    try:
+        clear_stale(target.parent)
+        descriptor, temporary = _open_new(target)
         try:
             yield descriptor
             with contextlib.suppress(FileNotFoundError):
                 os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
             os.fsync(descriptor)
-            if temporary is None:
-                temporary = _give_name(descriptor, target)
-        finally:
-            os.close(descriptor)
-        temporary.replace(target)
-        temporary = None
+            if is_output:
+                note_placing(target, os.fstat(descriptor))
+            if overwrite:
+                temporary = temporary or _give_name(descriptor, stage_path_of(target))
+                temporary.replace(target)
+            elif temporary is None:
+                _give_name(descriptor, target)
+            else:
+                _rename_to_new(temporary, target)
+            placed, temporary = True, None
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+            raise
+        os.close(descriptor)
         sync_folder(target.parent)
+    except FileExistsError as error:
+        raise OutputError(
+            "a file came to stand at the output meanwhile, and is left as it is",
+            where=target,
+            hint="give another name, or replace it with --overwrite",
+        ) from error
     except OSError as error:
-        raise output_error(error, target) from error
+        raise (unconfirmed(error, target) if placed else output_error(error, target)) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+def write_bytes(
+    path: str | os.PathLike[str], data: bytes, *, overwrite: bool = True, is_output: bool = True
+) -> None:
     """Write a small file whole or not at all (see :func:`new_file`)."""
-    with new_file(path) as descriptor:
+    with new_file(path, overwrite=overwrite, is_output=is_output) as descriptor:
         _write_all(descriptor, data)
 
 
 def write_safetensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    overwrite: bool = True,
 ) -> None:
     """Write ``tensors`` (in the order given, any dtype of :data:`paramerge.checkpoints.dtypes.NUMPY`).
 
@@ -92,22 +138,45 @@ def write_safetensors(
     """
     arrays = {key: np.asarray(array, order="C") for key, array in tensors.items()}
     entries = [(key, _DTYPE_NAMES[a.dtype], a.shape, a.nbytes) for key, a in arrays.items()]
-    with new_file(path) as descriptor:
-        _write_all(descriptor, encode_header(entries, metadata or {}))
+    header = encode_header(entries, metadata or {})
+    with new_file(path, overwrite=overwrite) as descriptor:
+        _write_all(descriptor, header)
         for array in arrays.values():
             _write_all(descriptor, array.reshape(-1).view(np.uint8).data)
+        check_written(descriptor, header, len(header) + sum(array.nbytes for array in arrays.values()))
+
+
+def check_written(descriptor: int, header: bytes, size: int) -> None:
+    """Read the header of a finished file back, and its size.
+
+    Raises
+    ------
+    OSError
+        They are not what was written.
+    """
+    found, position = b"", 0
+    while position < len(header):
+        piece = os.pread(descriptor, len(header) - position, position)
+        if not piece:
+            break
+        found, position = found + piece, position + len(piece)
+    if found != header or os.fstat(descriptor).st_size != size:
+        raise OSError(errno.EIO, "the file read back is not what was written")
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder and those above it, where they are not there yet.
+    """Make the folder and those above it, where they are not there yet, durably.
 
     Raises
     ------
     OutputError
         It cannot be made.
     """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in reversed(new):
+            sync_folder(path.parent)
     except OSError as error:
         raise OutputError(
             f"the folder cannot be made ({error.strerror})", where=folder, hint="choose another output"
@@ -115,16 +184,99 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable, where the system can sync a folder."""
+    """Make the names in ``folder`` durable, where the system can sync a folder.
+
+    Raises
+    ------
+    OSError
+        The system could, and failed.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return  # Windows cannot open folders; there the rename itself is all one can do
-    try:
-        with contextlib.suppress(OSError):
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if os.name == "posix" and error.errno not in _NO_FOLDER_SYNC:
+            raise
+
+
+def stage_name(target: Path) -> str:
+    """How the temporary names for ``target`` call it: its name, cut where that leaves no room for more."""
+    if cut_name(target.name) == target.name:
+        return target.name
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]
+    return f"{cut_name(target.name, 180)}~{digest}"
+
+
+def stage_path_of(target: Path) -> Path:
+    """A new temporary name beside ``target``."""
+    return target.with_name(f".{stage_name(target)}.{secrets.token_hex(6)}.partial")
+
+
+def lock_stage(path: Path, *, wait: bool = False) -> int | None:
+    """A descriptor that holds the lock on a stage; None where another process has it, or there are no locks.
+
+    The lock lasts until the descriptor is closed, or its process ends in whatever way. With ``wait`` another
+    process's lock is waited for, and None says that it removed the stage.
+    """
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | _CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if os.path.samestat(os.fstat(descriptor), path.lstat()):
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def clear_stale(folder: Path) -> None:
+    """Remove the stages that killed processes left in ``folder``."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208
+    except OSError:
+        return
+    for name in names:
+        found = STAGE.fullmatch(name)
+        stage = folder / name
+        # an old folder that stepped aside is put back first: see paramerge.checkpoints.staging
+        if found is None or found["state"] != "partial" or os.path.lexists(stage.with_suffix(".old")):
+            continue
+        lock = lock_stage(stage)
+        if lock is None:
+            continue
+        try:
+            if stage.is_dir():
+                shutil.rmtree(stage, ignore_errors=True)
+            else:
+                stage.unlink(missing_ok=True)
+        except OSError:
+            pass
+        finally:
+            os.close(lock)
+
+
+def note_placing(target: Path, status: os.stat_result) -> None:
+    """Note that what ``status`` describes is about to stand at ``target`` (see :func:`written_outputs`)."""
+    _placed[target] = (status.st_dev, status.st_ino)
+
+
+def written_outputs() -> list[Path]:
+    """The files and folders that this process put in their places, as far as they are still there."""
+    found = []
+    for path, identity in _placed.items():
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            if (status.st_dev, status.st_ino) == identity:
+                found.append(path)
+    return found
 
 
 def exchange_names(a: Path, b: Path) -> bool:
@@ -154,13 +306,59 @@ def output_error(error: OSError, path: Path) -> OutputError:
     )
 
 
+def unconfirmed(error: OSError, path: Path) -> OutputError:
+    """What to say where the output is in its place, and the system then failed to make that durable."""
+    return OutputError(
+        "the output is there and whole, but the system could not confirm that it is safe on the disk",
+        where=path,
+        found=error.strerror,
+        hint="look after the disk, and write it again if the machine fails",
+    )
+
+
+STAGE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<state>partial|old)", re.DOTALL)
+"""Names of what is on its way into its place, or out of it."""
+
+_placed: dict[Path, tuple[int, int]] = {}
+_NO_FOLDER_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
 
-def _temporary_name(target: Path) -> Path:
-    return target.with_name(f".{cut_name(target.name)}.{secrets.token_hex(6)}.partial")
+def _open_new(target: Path) -> tuple[int, Path | None]:
+    """A file to write, locked, and its temporary name where it has one."""
+    descriptor = _open_unnamed(target.parent)
+    if descriptor is not None:
+        _lock(descriptor)
+        return descriptor, None
+    while True:
+        temporary = stage_path_of(target)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CLOEXEC, 0o666)
+        _lock(descriptor)
+        if temporary.exists():
+            return descriptor, temporary
+        os.close(descriptor)  # another process took it for a dead one before it was locked
+
+
+def _lock(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # without locks a stage may stay, no more
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _rename_to_new(a: Path, b: Path) -> None:
+    """Rename a file, never over another; raises FileExistsError."""
+    try:
+        os.link(a, b)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links, such as FAT
+        if os.path.lexists(b):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), b) from None
+        a.rename(b)
+    else:
+        a.unlink(missing_ok=True)
 
 
 def _open_unnamed(folder: Path) -> int | None:
@@ -175,8 +373,7 @@ def _open_unnamed(folder: Path) -> int | None:
         raise
 
 
-def _give_name(descriptor: int, target: Path) -> Path:
-    name = _temporary_name(target)
+def _give_name(descriptor: int, name: Path) -> Path:
     folder = os.open("/proc/self/fd", os.O_RDONLY)
     try:  # only with a folder's descriptor does Python call linkat, which follows the link to the open file
         os.link(str(descriptor), name, src_dir_fd=folder, follow_symlinks=True)
@@ -188,4 +385,7 @@ def _give_name(descriptor: int, target: Path) -> Path:
 def _write_all(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view) :]
+        count = os.write(descriptor, view)
+        if count == 0:
+            raise OSError(errno.EIO, "the system wrote nothing")
+        view = view[count:]

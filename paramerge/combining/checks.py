@@ -1,16 +1,14 @@
-"""Do these adapters belong together, and may the output stand where it should? Checked before any work."""
+"""Do these adapters belong together? Checked before any work."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from pathlib import Path
 
 from paramerge.adapters import Adapter, LoraModule
-from paramerge.errors import ArchitectureError, OutputError, ShapeError
+from paramerge.errors import ArchitectureError, ShapeError
 
-__all__ = ["check_architectures", "check_destination", "common_architecture", "common_bases", "warnings_of"]
+__all__ = ["check_architectures", "common_architecture", "common_bases", "warnings_of"]
 
 _SHA256_LENGTH = 64
 
@@ -84,38 +82,6 @@ def warnings_of(adapters: Sequence[Adapter], gamma: float | None) -> list[str]:
             "not held within it unless you add --gamma"
         )
     return warnings
-
-
-def check_destination(output: Path, sources: Iterable[Path], suffix: str = ".safetensors") -> None:
-    """Refuse an output that is an input (also through a link) or that cannot be written.
-
-    Raises
-    ------
-    OutputError
-    """
-    if output.suffix != suffix:
-        raise OutputError(
-            f"the output is a {suffix} file", where=output, expected=f"a name that ends in {suffix}"
-        )
-    real = Path(os.path.realpath(output))
-    for source in sources:
-        if real == Path(os.path.realpath(source)) or (real.exists() and real.samefile(source)):
-            raise OutputError(
-                "the output is one of the inputs",
-                where=output,
-                found=f"the same file as {source}",
-                hint="give another -o: inputs are never overwritten",
-            )
-    if real.is_dir():
-        raise OutputError(
-            "a folder stands where the file should be written", where=output, hint="give another -o"
-        )
-    if not real.parent.is_dir():
-        raise OutputError(
-            "the folder of the output does not exist",
-            where=output,
-            hint=f"create it: mkdir -p {output.parent}",
-        )
 
 
 def _different_bases(adapters: Sequence[Adapter]) -> list[tuple[Adapter, Adapter]]:

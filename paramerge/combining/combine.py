@@ -15,10 +15,10 @@ from paramerge.adapters import Adapter, LoraModule, ParaModule
 from paramerge.checkpoints.hashing import file_sha256
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
+from paramerge.checkpoints.outputs import check_output_file, inputs_of
 from paramerge.combining.base import BaseWeights, LayerShapes
 from paramerge.combining.checks import (
     check_architectures,
-    check_destination,
     common_architecture,
     common_bases,
     warnings_of,
@@ -48,6 +48,8 @@ def combine(
     options: CombineOptions,
     base: Base | None = None,
     progress: Progress | None = None,
+    *,
+    overwrite: bool = False,
 ) -> MergeReport:
     """Merge the opened ``adapters`` of ``inputs`` into one file.
 
@@ -58,18 +60,15 @@ def combine(
     ArchitectureError, ShapeError, UnmatchedError
         The adapters do not belong together, or not to ``base``.
     OutputError
-        ``output`` is an input or cannot be written.
+        ``output`` is an input, stands there already (without ``overwrite``), or cannot be written.
     """
     kind = check_request(inputs, adapters, options, base is not None)
     weights = None if base is None else BaseWeights(base)
-    sources = [source for adapter in adapters for source in adapter.sources]
-    check_destination(
-        output, [*sources, *([] if base is None else [file.header.path for file in base.files])]
-    )
+    output = check_output_file(output, inputs_of(base, *adapters), overwrite=overwrite)
     check_architectures(adapters)
     if weights is not None:
         adapters = [weights.check(adapter) for adapter in adapters]
-    job = _Job(inputs, adapters, options, weights, progress or (lambda done, total: None))
+    job = _Job(inputs, adapters, options, weights, progress or (lambda done, total: None), overwrite)
     layers = {"para": job.merge_paras, "lora": job.merge_loras, "mixed": job.merge_both}[kind](output)
     return MergeReport(
         family="para" if kind == "para" else "lora",
@@ -93,7 +92,9 @@ class _Job:
         options: CombineOptions,
         base: BaseWeights | None,
         progress: Progress,
+        overwrite: bool,
     ) -> None:
+        self.overwrite = overwrite
         bounded = options.gamma is not None or options.rank is not None
         if bounded and any(adapter.family == "para" for adapter in adapters):
             options = replace(options, keep=chosen_keep(options, base))
@@ -122,6 +123,7 @@ class _Job:
             gamma=self.options.gamma,
             dtype=self.options.dtype,
             metadata=self._metadata(),
+            overwrite=self.overwrite,
         )
         return [_joint_report(joint) for joint in joints]
 
@@ -186,6 +188,7 @@ class _Job:
             base_sha256=base_sha256,
             dtype=self.options.dtype,
             metadata=self._metadata(),
+            overwrite=self.overwrite,
         )
 
     def _metadata(self) -> dict[str, str]:

@@ -10,8 +10,8 @@ from paramerge.adapters import Adapter, ParaModule
 from paramerge.checkpoints.hashing import file_sha256
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.outputs import check_output_file, inputs_of
 from paramerge.combining.base import BaseWeights
-from paramerge.combining.checks import check_destination
 from paramerge.combining.combine import MergedInput, MergedLayer, MergeReport, Progress, combine
 from paramerge.combining.para import read_basis
 from paramerge.combining.request import CombineOptions, Input
@@ -30,6 +30,7 @@ def resize(
     dtype: str = "F16",
     base: Base | None = None,
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> MergeReport:
     """Write ``adapter`` with less: a merge of one, truncated.
 
@@ -42,6 +43,8 @@ def resize(
         Not exactly one of ``rank`` and ``energy``; an energy for a PaRa without a base.
     FamilyError
         Another family: its factors have no order of importance.
+    OutputError
+        ``output`` is an input, stands there already (without ``overwrite``), or cannot be written.
     """
     if (rank is None) == (energy is None):
         raise UsageError(
@@ -60,12 +63,19 @@ def resize(
         )
     options = CombineOptions(rank=rank, energy=energy, dtype=dtype)
     if adapter.family == "para" and energy is not None:
-        return _para_by_energy(adapter, output, options, base, progress or (lambda done, total: None))
-    return combine([Input(adapter.path)], [adapter], output, options, base, progress)
+        return _para_by_energy(
+            adapter, output, options, base, progress or (lambda done, total: None), overwrite
+        )
+    return combine([Input(adapter.path)], [adapter], output, options, base, progress, overwrite=overwrite)
 
 
 def _para_by_energy(
-    adapter: Adapter, output: Path, options: CombineOptions, base: Base | None, progress: Progress
+    adapter: Adapter,
+    output: Path,
+    options: CombineOptions,
+    base: Base | None,
+    progress: Progress,
+    overwrite: bool,
 ) -> MergeReport:
     """Of each layer the fewest directions that take this share of ``||Q^T W||^2`` from the base."""
     if base is None:
@@ -75,7 +85,7 @@ def _para_by_energy(
             expected="--base",
             hint="give the checkpoint, or say --rank",
         )
-    check_destination(output, [*adapter.sources, *(file.header.path for file in base.files)])
+    output = check_output_file(output, inputs_of(adapter, base), overwrite=overwrite)
     weights = BaseWeights(base)
     adapter = weights.check(adapter)
     bases: dict[ModuleName, np.ndarray] = {}
@@ -97,6 +107,7 @@ def _para_by_energy(
     write_para(
         output, bases, architecture=adapter.architecture, base_sha256=hashes or None, dtype=options.dtype,
         metadata={"resize.energy": f"{options.energy:g}", "resize.source_sha256": file_sha256(adapter.path)},
+        overwrite=overwrite,
     )  # fmt: skip
     digests = tuple(file_sha256(source) for source in adapter.sources)
     given = MergedInput(adapter.path, "para", adapter.dialect, 1.0, len(adapter.modules), digests)

@@ -73,6 +73,8 @@ def convert(
     options: ConvertOptions,
     base: Base | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    overwrite: bool = False,
 ) -> ConversionReport:
     """Write the opened ``adapters`` of ``inputs`` (one, or a PaRa and others for a LoRA) as ``options.to``.
 
@@ -87,10 +89,10 @@ def convert(
     ArchitectureError, ShapeError, NonFiniteError
         Adapters that do not belong together or to the base, or that are not finite.
     OutputError
-        ``output`` is an input or cannot be written.
+        ``output`` is an input, stands there already (without ``overwrite``), or cannot be written.
     """
     to_lora = check_request(inputs, adapters, options, base)
-    check_output(output, options.to, adapters, base)
+    output = check_output(output, options.to, adapters, base, overwrite=overwrite)
     check_architectures(adapters)
     left_out = [key for adapter in adapters for leftover in adapter.leftovers for key in leftover.keys]
     if left_out and not options.partial:
@@ -109,7 +111,7 @@ def convert(
         parts: Iterator[Part] = _as_lora(inputs, adapters, weights, options, progress)
     else:
         parts = _parts(adapters[0], options, left_out, progress)
-    job = Writing(output, options, adapters, weights, to_lora)
+    job = Writing(output, options, adapters, weights, to_lora, overwrite)
     written = job.write(list(parts))
     return ConversionReport(
         options.to,

@@ -8,17 +8,19 @@ from pathlib import Path
 
 from paramerge.adapters import Adapter
 from paramerge.checkpoints.layout import Base
-from paramerge.combining.checks import check_destination
+from paramerge.checkpoints.outputs import check_output_file, check_output_folder, inputs_of
 from paramerge.combining.request import Input
 from paramerge.conversion.parts import HOLDS
-from paramerge.errors import FamilyError, OutputError, UsageError
+from paramerge.errors import FamilyError, UsageError
 from paramerge.formats.layers import clip_path, unet_path
 from paramerge.formats.listing import listed
 from paramerge.formats.lora_writer import LORA_DTYPES
 
-__all__ = ["FORMATS", "ConvertOptions", "check_output", "check_request", "refuse_unread_names"]
+__all__ = ["FOLDERS", "FORMATS", "ConvertOptions", "check_output", "check_request", "refuse_unread_names"]
 
 FORMATS = tuple(HOLDS)
+FOLDERS = ("peft", "deft")
+"""The formats whose adapters are folders."""
 
 
 @dataclass(frozen=True)
@@ -110,24 +112,11 @@ def refuse_unread_names(adapters: Sequence[Adapter]) -> None:
             )
 
 
-def check_output(output: Path, to: str, adapters: Sequence[Adapter], base: Base | None) -> None:
-    """Refuse an output that is an input, or a file where a folder is written; raises OutputError."""
-    sources = [source for adapter in adapters for source in adapter.sources]
-    sources += [] if base is None else [file.header.path for file in base.files]
-    if to not in ("peft", "deft"):
-        check_destination(output, sources)
-        return
-    if output.exists() and not output.is_dir():
-        raise OutputError("PEFT's adapters are folders, and a file stands there", where=output)
-    if output.suffix == ".safetensors":
-        raise OutputError("PEFT's adapters are folders", where=output, expected="the name of a folder")
-    inside = [
-        source for source in sources if output.exists() and output.resolve() in source.resolve().parents
-    ]
-    if inside:
-        raise OutputError(
-            "the output is one of the inputs",
-            where=output,
-            found=str(inside[0]),
-            hint="give another -o: inputs are never overwritten",
-        )
+def check_output(
+    output: Path, to: str, adapters: Sequence[Adapter], base: Base | None, *, overwrite: bool
+) -> Path:
+    """Refuse an output that may not be written, and give it with its ending; raises OutputError."""
+    inputs = inputs_of(base, *adapters)
+    if to in FOLDERS:
+        return check_output_folder(output, inputs, overwrite=overwrite)
+    return check_output_file(output, inputs, overwrite=overwrite)

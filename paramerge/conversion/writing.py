@@ -11,6 +11,7 @@ import numpy as np
 from paramerge.adapters import Adapter
 from paramerge.checkpoints.hashing import file_sha256
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.staging import new_folder, write_recipe
 from paramerge.checkpoints.writer import write_bytes, write_safetensors
 from paramerge.combining.base import BaseWeights
 from paramerge.combining.checks import common_architecture
@@ -50,7 +51,9 @@ class Writing:
         adapters: Sequence[Adapter],
         weights: BaseWeights | None,
         to_lora: bool,
+        overwrite: bool,
     ) -> None:
+        self.overwrite = overwrite
         self.output = output
         self.to = options.to
         self.adapters = adapters
@@ -75,9 +78,8 @@ class Writing:
             if {part.family for part in parts} - {"lora"}:
                 metadata |= {"ss_network_module": "lycoris.kohya"} if metadata else {}
             kept = self._kept()
-            write_safetensors(
-                self.output, self._tensors(parts), {**metadata, **kept, **self._metadata(parts)}
-            )
+            metadata |= kept | self._metadata(parts)
+            write_safetensors(self.output, self._tensors(parts), metadata, overwrite=self.overwrite)
             self.files.append(self.output)
         return parts
 
@@ -94,6 +96,7 @@ class Writing:
             dtype=name,
             metadata={k: v for k, v in self._kept().items() if not k.startswith("modelspec.")}
             | {CONVERSION_KEY: self._recipe(parts)},
+            overwrite=self.overwrite,
         )
         self.files.append(self.output)
 
@@ -103,16 +106,18 @@ class Writing:
         ready = []
         for component in components:  # nothing is written before all of it is known to be possible
             own = [part for part in parts if part.name.component == component]
-            folder = self.output if len(components) == 1 else self.output / component
+            folder = Path() if len(components) == 1 else Path(component)
             config = deft_config(own, self._linear()) if self.to == "deft" else peft_config(own)
             text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
             metadata = {"format": "pt", **self._kept(), **self._metadata(own)}
             ready.append((folder, self._tensors(own), metadata, text))
-        for folder, tensors, metadata, text in ready:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_safetensors(folder / peft.WEIGHTS_NAME, tensors, metadata)
-            write_bytes(folder / peft.CONFIG_NAME, text.encode())
-            self.files += [folder / peft.WEIGHTS_NAME, folder / peft.CONFIG_NAME]
+        with new_folder(self.output, overwrite=self.overwrite) as stage:
+            for folder, tensors, metadata, text in ready:
+                (stage / folder).mkdir(exist_ok=True)
+                write_safetensors(stage / folder / peft.WEIGHTS_NAME, tensors, metadata)
+                write_bytes(stage / folder / peft.CONFIG_NAME, text.encode())
+                self.files += [self.output / folder / name for name in (peft.WEIGHTS_NAME, peft.CONFIG_NAME)]
+            write_recipe(stage, json.loads(self._recipe(parts)))
 
     def _linear(self) -> dict[ModuleName, bool] | None:
         if self.weights is None:

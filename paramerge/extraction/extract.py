@@ -15,8 +15,8 @@ from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.hashing import file_sha256
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.outputs import check_output_file, inputs_of
 from paramerge.checkpoints.writer import write_safetensors
-from paramerge.combining.checks import check_destination
 from paramerge.conversion.spelling import ENDINGS, spelling_of
 from paramerge.errors import FamilyError, UsageError
 from paramerge.extraction.difference import Differences
@@ -89,6 +89,8 @@ def extract(
     output: Path,
     options: ExtractOptions,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    overwrite: bool = False,
 ) -> ExtractionReport:
     """Write the adapter that turns ``base`` into ``tuned`` as nearly as its family can.
 
@@ -106,10 +108,10 @@ def extract(
     NonFiniteError
         A weight, or a factor in the output's dtype, that is not finite.
     OutputError
-        ``output`` is an input or cannot be written.
+        ``output`` is an input, stands there already (without ``overwrite``), or cannot be written.
     """
     _check(options)
-    check_destination(output, [file.header.path for side in (tuned, base) for file in side.files])
+    output = check_output_file(output, inputs_of(tuned, base), overwrite=overwrite)
     differences = Differences(base, tuned, options.only)
     architecture = _named_architecture(base)
     whole, left_out = _whole(differences, architecture, options)
@@ -144,7 +146,7 @@ def extract(
             found=f"{unchanged} layers that are the same"
             + (f", {len(left_out)} left out" if left_out else ""),
         )
-    _write(found, whole, tuned, base, output, options)
+    _write(found, whole, tuned, base, output, options, overwrite)
     layers = tuple(
         ExtractedLayer(name, e.rank, e.norm, e.error, e.excess, e.exact, e.rounding, e.strength)
         for name, e in found.items()
@@ -183,6 +185,7 @@ def _write(
     base: Base,
     output: Path,
     options: ExtractOptions,
+    overwrite: bool,
 ) -> None:
     hashes = [file_sha256(file.header.path) for file in base.files]
     recipe = {
@@ -198,7 +201,7 @@ def _write(
         bases = {name: layer.tensors["basis"] for name, layer in found.items()}
         write_para(
             output, bases, architecture=architecture, base_sha256=hashes, gamma=options.gamma,
-            dtype=options.dtype, metadata=metadata,
+            dtype=options.dtype, metadata=metadata, overwrite=overwrite,
         )  # fmt: skip
         return
     tensors = completed_norms(whole)
@@ -211,7 +214,8 @@ def _write(
         metadata = kohya_metadata(sizes, architecture, ()) | metadata
     if options.family == "lokr" or whole:
         metadata["ss_network_module"] = "lycoris.kohya"
-    write_safetensors(output, dict(sorted(tensors.items(), key=lambda i: (-i[1].itemsize, i[0]))), metadata)
+    ordered = dict(sorted(tensors.items(), key=lambda i: (-i[1].itemsize, i[0])))
+    write_safetensors(output, ordered, metadata, overwrite=overwrite)
 
 
 def _named(

@@ -94,6 +94,7 @@ def write_lora(
     base_sha256: Sequence[str] = (),
     dtype: str = "F16",
     metadata: Mapping[str, str] | None = None,
+    overwrite: bool = True,
 ) -> None:
     """Write a LoRA file, whole or not at all; the same layers give the same bytes.
 
@@ -109,6 +110,8 @@ def write_lora(
         stored as F32.
     metadata:
         More metadata; they win over those that are written here.
+    overwrite:
+        Whether a file at ``path`` may be replaced.
 
     Raises
     ------
@@ -141,7 +144,7 @@ def write_lora(
     ordered = dict(sorted({**tensors, **alphas}.items(), key=lambda item: -item[1].itemsize))
     sizes = [(factors.rank, factors.alpha) for factors in layers.values()]
     entries = kohya_metadata(sizes, architecture, base_sha256) | dict(metadata or {})
-    write_safetensors(path, ordered, entries)
+    write_safetensors(path, ordered, entries, overwrite=overwrite)
 
 
 def rounded(name: ModuleName, factor: np.ndarray, dtype: str) -> np.ndarray:

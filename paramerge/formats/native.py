@@ -92,6 +92,7 @@ def write_para(
     targets: Sequence[str] | None = None,
     dtype: str = "F16",
     metadata: Mapping[str, str] | None = None,
+    overwrite: bool = True,
 ) -> None:
     """Write a native PaRa file, whole or not at all; the same content gives the same bytes.
 
@@ -111,6 +112,8 @@ def write_para(
         ``F16``, ``BF16`` or ``F32``: each element is rounded once to it.
     metadata:
         More metadata, kept as they are; keys that begin with ``paramerge.`` are refused.
+    overwrite:
+        Whether a file at ``path`` may be replaced.
 
     Raises
     ------
@@ -149,7 +152,7 @@ def write_para(
         entries[BASE_HASH_KEY] = _joined_hashes(base_sha256)
     if gamma is not None:
         entries[GAMMA_KEY] = repr(_checked_gamma(gamma, "gamma"))
-    write_safetensors(path, tensors, entries | dict(metadata or {}))
+    write_safetensors(path, tensors, entries | dict(metadata or {}), overwrite=overwrite)
 
 
 def _check_version(header: Header) -> None:

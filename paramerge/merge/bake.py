@@ -15,10 +15,11 @@ import torch
 
 from paramerge.checkpoints.hashing import HashBeside, cached_sha256, file_sha256
 from paramerge.checkpoints.header import encode_header
-from paramerge.checkpoints.positioned import PositionedWriter
-from paramerge.checkpoints.writer import new_file, output_error
+from paramerge.checkpoints.positioned import PositionedWriter, write_all_at
+from paramerge.checkpoints.staging import new_folder
+from paramerge.checkpoints.writer import check_written, new_file, output_error
 from paramerge.merge.kernel import LayerResult
-from paramerge.merge.output import check_output, new_folder, write_companions
+from paramerge.merge.output import check_output, write_companions
 from paramerge.merge.plan import FilePlan, Plan
 from paramerge.merge.recipe import InputFile, build_recipe, output_metadata
 from paramerge.merge.stream import TensorStream
@@ -66,27 +67,37 @@ class BakeReport:
         return {**asdict(self), "output": str(self.output)}
 
 
-def bake(plan: Plan, output: str | os.PathLike[str], progress: Progress | None = None) -> BakeReport:
+def bake(
+    plan: Plan,
+    output: str | os.PathLike[str],
+    progress: Progress | None = None,
+    *,
+    overwrite: bool = False,
+) -> BakeReport:
     """Write the checkpoint that ``plan`` describes to ``output`` (a file, or a folder for a diffusers base).
 
     Arithmetic is in float32 or better with one rounding; tensors that the plan does not name keep their
     bytes. The same inputs, versions and options give the same bytes.
 
+    Parameters
+    ----------
+    overwrite:
+        Whether a file at ``output`` may be replaced, or a folder that paramerge wrote.
+
     Raises
     ------
     OutputError
-        ``output`` is one of the inputs, cannot be written, or the disk is full.
+        ``output`` is one of the inputs, stands there already, cannot be written, or the disk is full.
     NonFiniteError
         NaN or Inf in an adapter or in a result. In every case of an error ``output`` is as it was.
     """
     began = time.perf_counter()
-    output = Path(output)
-    check_output(plan, output)
+    output = check_output(plan, Path(output), overwrite=overwrite)
     job = _Job(plan, progress)
     if plan.base.is_folder:
-        layers, recipe = _bake_folder(job, output)
+        layers, recipe = _bake_folder(job, output, overwrite)
     else:
-        layers, recipe = _bake_file(job, output)
+        layers, recipe = _bake_file(job, output, overwrite)
     return BakeReport(
         output=output,
         layers=tuple(layers),
@@ -97,18 +108,18 @@ def bake(plan: Plan, output: str | os.PathLike[str], progress: Progress | None =
     )
 
 
-def _bake_file(job: _Job, output: Path) -> tuple[list[LayerResult], dict[str, object]]:
+def _bake_file(job: _Job, output: Path, overwrite: bool) -> tuple[list[LayerResult], dict[str, object]]:
     (file,) = job.plan.files
-    with new_file(output) as descriptor:
+    with new_file(output, overwrite=overwrite) as descriptor:
         layers = job.stream(file, descriptor)
         recipe = job.recipe()
         job.write_header(file, descriptor, recipe)
     return layers, recipe
 
 
-def _bake_folder(job: _Job, output: Path) -> tuple[list[LayerResult], dict[str, object]]:
+def _bake_folder(job: _Job, output: Path, overwrite: bool) -> tuple[list[LayerResult], dict[str, object]]:
     layers: list[LayerResult] = []
-    with new_folder(output) as folder:
+    with new_folder(output, overwrite=overwrite) as folder:
         for file in job.plan.files:
             layers += _in_folder(job, file, folder, lambda fd, file=file: job.stream(file, fd))  # type: ignore[misc]
         recipe = job.recipe()
@@ -185,7 +196,9 @@ class _Job:
 
     def write_header(self, file: FilePlan, descriptor: int, recipe: dict[str, object]) -> None:
         """Write the header, last, when every hash is known; its length was fixed before."""
-        os.pwrite(descriptor, self._header(file, recipe), 0)
+        header = self._header(file, recipe)
+        write_all_at(descriptor, header, 0)
+        check_written(descriptor, header, len(header) + sum(tensor.nbytes for tensor in file.tensors))
 
     def _header(self, file: FilePlan, recipe: dict[str, object]) -> bytes:
         source = file.source.header

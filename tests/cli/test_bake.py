@@ -138,7 +138,7 @@ def test_sequential_tells_its_distance(files: Path, capfd: pytest.CaptureFixture
     text = capfd.readouterr().err
     assert "sequential is off from joint by at most" in text
     assert "and 52 layers below that" in text
-    assert call("bake", *arguments, "--layers") == 0
+    assert call("bake", *arguments, "--layers", "--overwrite") == 0
     assert capfd.readouterr().err.count("unet.") == 64
 
 

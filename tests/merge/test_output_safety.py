@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from baking import load, lora_file, para_file, plan_of, random_bases, random_factors, shapes_of, small_model
 
-from paramerge.checkpoints import writer
+from paramerge.checkpoints import staging, writer
+from paramerge.checkpoints.staging import write_recipe
 from paramerge.checkpoints.writer import write_safetensors
 from paramerge.errors import NonFiniteError, OutputError, ParamergeError
-from paramerge.merge import output as output_module
 from paramerge.merge.bake import bake
 from paramerge.merge.plan import Plan
 from paramerge.merge.steps import Step
@@ -65,11 +65,12 @@ def place(request: pytest.FixtureRequest, models, tmp_path: Path) -> Place:
         (output / "model_index.json").write_text("precious")
         (output / "unet").mkdir()
         (output / "unet" / "config.json").write_text("precious, too")
+        write_recipe(output, {})
     return Place(base, adapter, output, contents(output))
 
 
 def test_the_output_replaces_what_stood_there(place: Place) -> None:
-    bake(place.plan(), place.output)
+    bake(place.plan(), place.output, overwrite=True)
     assert contents(place.output) != place.before
     assert [path.name for path in place.output.parent.iterdir()] == [place.output.name]
 
@@ -77,8 +78,8 @@ def test_the_output_replaces_what_stood_there(place: Place) -> None:
 def test_a_folder_is_replaced_where_names_cannot_trade_places(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output_module, "exchange_names", lambda a, b: False)
-    bake(place.plan(), place.output)
+    monkeypatch.setattr(staging, "exchange_names", lambda a, b: False)
+    bake(place.plan(), place.output, overwrite=True)
     assert contents(place.output) != place.before
     assert [path.name for path in place.output.parent.iterdir()] == [place.output.name]
 
@@ -100,7 +101,7 @@ def test_nan_and_inf_in_an_adapter(place: Place, tmp_path: Path, value: float, k
         factors[layers[-1]][1][0, 0] = value
         lora_file(path, factors)
     with pytest.raises(NonFiniteError, match="NaN or Inf"):
-        bake(place.plan(kind=kind, adapter=path), place.output)
+        bake(place.plan(kind=kind, adapter=path), place.output, overwrite=True)
     place.check_untouched()
 
 
@@ -108,7 +109,7 @@ def test_a_result_beyond_the_dtypes_range(place: Place, tmp_path: Path) -> None:
     layers = [layer for layer in shapes_of(place.base) if ".attn1.to_q" in layer]
     lora = lora_file(tmp_path / "l.safetensors", random_factors(shapes_of(place.base), layers, 2))
     with pytest.raises(NonFiniteError, match="not finite"):
-        bake(place.plan(kind="lora", adapter=lora, strength=1e9), place.output)
+        bake(place.plan(kind="lora", adapter=lora, strength=1e9), place.output, overwrite=True)
     place.check_untouched()
 
 
@@ -141,7 +142,7 @@ def test_a_write_that_fails_half_way(place: Place, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "pwrite", failing)
     with pytest.raises(OutputError) as caught:
-        bake(place.plan(), place.output)
+        bake(place.plan(), place.output, overwrite=True)
     assert caught.value.exit_code == 6
     monkeypatch.undo()
     place.check_untouched()
@@ -151,7 +152,7 @@ def test_too_little_room_shows_before_any_work(place: Place, monkeypatch: pytest
     usage = shutil.disk_usage(place.output)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
     with pytest.raises(OutputError, match="too little room"):
-        bake(place.plan(), place.output)
+        bake(place.plan(), place.output, overwrite=True)
     place.check_untouched()
 
 
@@ -161,7 +162,7 @@ def test_an_error_in_the_callers_progress(place: Place) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bake(place.plan(), place.output, interrupt)
+        bake(place.plan(), place.output, interrupt, overwrite=True)
     place.check_untouched()
 
 
@@ -183,7 +184,7 @@ plan = make_plan(open_base(base), [(Step("para", adapter), open_adapter(adapter)
 def kill(done, total):
     if done > total / 2:
         os.kill(os.getpid(), signal.SIGKILL)
-bake(plan, output, kill)
+bake(plan, output, kill, overwrite=True)
 """
 
 
@@ -192,13 +193,15 @@ def test_kill_9_half_way(place: Place) -> None:
     assert result.returncode == -signal.SIGKILL, result.stderr
     # a file without a name vanishes with its process; a folder has to have a name, and stays as litter
     place.check_untouched(litter=place.output.is_dir())
+    bake(place.plan(), place.output, overwrite=True)
+    assert [path.name for path in place.output.parent.iterdir()] == [place.output.name]
 
 
 UNDER_A_LIMIT = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
 from paramerge.cli.main import main
-main(["bake", "--base", sys.argv[1], "--para", sys.argv[2], "-o", sys.argv[3]])
+main(["bake", "--base", sys.argv[1], "--para", sys.argv[2], "-o", sys.argv[3], "--overwrite"])
 """
 
 
@@ -220,11 +223,11 @@ def test_without_unnamed_files_and_direct_writes(
     bake(place.plan(), wanted)
     monkeypatch.setattr(writer, "_open_unnamed", lambda folder: None)
     monkeypatch.setattr(positioned, "_open_direct", lambda descriptor: None)
-    report = bake(place.plan(), place.output)
+    report = bake(place.plan(), place.output, overwrite=True)
     assert not report.direct_writes
     assert contents(place.output) == contents(wanted)
     with pytest.raises(KeyboardInterrupt):
-        bake(place.plan(), place.output, _interrupt)
+        bake(place.plan(), place.output, _interrupt, overwrite=True)
     assert [path.name for path in place.output.parent.iterdir()] == [place.output.name]
 
 
@@ -275,11 +278,11 @@ def test_outputs_inside_or_around_a_folder_are_refused(models, tmp_path: Path) -
     ):
         with pytest.raises(OutputError):
             bake(plan, output)
-    with pytest.raises(OutputError, match="so the output is one too"):
+    with pytest.raises(OutputError, match="the name of a file"):
         bake(plan, tmp_path / "out.safetensors")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
-    with pytest.raises(OutputError, match="not a model"):
+    with pytest.raises(OutputError, match="a folder with files"):
         bake(plan, tmp_path / "photos")
     assert contents(base) == before
 
@@ -289,7 +292,7 @@ def test_a_single_file_is_not_written_over_a_folder(models, tmp_path: Path) -> N
     layers = [layer for layer in shapes_of(base) if ".attn1.to_q" in layer]
     adapter = para_file(tmp_path / "p.safetensors", random_bases(shapes_of(base), layers, 2))
     (tmp_path / "out").mkdir()
-    with pytest.raises(OutputError, match="the output is a folder"):
+    with pytest.raises(OutputError, match="a folder stands where"):
         bake(plan_of(base, Step("para", adapter)), tmp_path / "out")
     with pytest.raises(OutputError, match="does not exist"):
         bake(plan_of(base, Step("para", adapter)), tmp_path / "missing" / "out.safetensors")
@@ -304,7 +307,7 @@ def test_a_link_at_the_output_is_followed(models, tmp_path: Path) -> None:
     target.write_bytes(b"old")
     target.chmod(0o640)
     link.symlink_to(target.name)
-    bake(plan_of(base, Step("para", adapter)), link)
+    bake(plan_of(base, Step("para", adapter)), link, overwrite=True)
     assert link.is_symlink()
     assert target.stat().st_mode & 0o777 == 0o640
     assert len(load(target).tensors) == len(load(base).tensors)
