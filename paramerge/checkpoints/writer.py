@@ -28,10 +28,11 @@ from paramerge.checkpoints.header import encode_header
 from paramerge.errors import OutputError
 from paramerge.system_faults import meaning
 
-try:
+_HAS_LOCKS = os.name == "posix"
+"""Elsewhere dead stages cannot be told from living ones, and stay."""
+
+if _HAS_LOCKS:
     import fcntl
-except ImportError:  # Windows: stages cannot be told dead from living there, and stay
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "STAGE",
@@ -221,7 +222,7 @@ def lock_stage(path: Path, *, wait: bool = False) -> int | None:
     The lock lasts until the descriptor is closed, or its process ends in whatever way. With ``wait`` another
     process's lock is waited for, and None says that it removed the stage.
     """
-    if fcntl is None:
+    if not _HAS_LOCKS:
         return None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | _CLOEXEC)
@@ -343,7 +344,7 @@ def _open_new(target: Path) -> tuple[int, Path | None]:
 
 def _lock(descriptor: int) -> None:
     with contextlib.suppress(OSError):  # without locks a stage may stay, no more
-        if fcntl is not None:
+        if _HAS_LOCKS:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 

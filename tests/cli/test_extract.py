@@ -186,7 +186,7 @@ def test_inputs_are_never_overwritten(source: Path, tmp_path: Path) -> None:
 def test_another_file_is_replaced_whole(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "p.safetensors"
     output.write_text("what stood there")
-    assert extract("--from-lora", source, "-o", output, "--rank", 1) == 0
+    assert extract("--from-lora", source, "-o", output, "--rank", 1, "--overwrite") == 0
     assert len(bases(output)) == 2
 
 
@@ -203,11 +203,11 @@ def test_an_input_that_has_no_directions(kind: str, tmp_path: Path) -> None:
     output = tmp_path / "p.safetensors"
     output.write_text("what stood there")
     code = {"para": 4, "checkpoint": 4, "zero": 2, "broken": 5, "missing": 3}[kind]
-    assert extract("--from-lora", path, "-o", output, "--rank", 1) == code
+    assert extract("--from-lora", path, "-o", output, "--rank", 1, "--overwrite") == code
     assert output.read_text() == "what stood there"
 
 
-@pytest.mark.parametrize("name", ["p.bin", "p", "missing/p.safetensors"])
+@pytest.mark.parametrize("name", ["p.bin", "p.st", "missing/p.safetensors"])
 def test_an_output_that_cannot_be(name: str, source: Path, tmp_path: Path) -> None:
     assert extract("--from-lora", source, "-o", tmp_path / name, "--rank", 1) == 6
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
@@ -222,7 +222,7 @@ def test_a_layer_of_zeros_is_left_out_and_said(tmp_path: Path, capsys: Capture) 
     report = as_json(capsys)
     assert report["empty"] == ["unet.mid_block.attentions.0.proj_out"]
     assert len(bases(output)) == 1
-    assert extract("--from-lora", path, "-o", output, "--rank", 1) == 0
+    assert extract("--from-lora", path, "-o", output, "--rank", 1, "--overwrite") == 0
     assert "1 layers of the LoRA are zero" in capsys.readouterr().out
 
 

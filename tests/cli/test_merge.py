@@ -117,15 +117,15 @@ def test_json_and_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
     assert len(content["layers"]) == 80
     joint = next(layer for layer in content["layers"] if layer["ranks"] == [2, 3])
     assert (joint["joint_rank"], joint["limit"], joint["rank"]) == (5, 4, 4)
-    assert call("merge", L, M, *OUT, "--energy", 0.9, "--json") == 0
+    assert call("merge", L, M, *OUT, "--energy", 0.9, "--json", "--overwrite") == 0
     content = json.loads(capfd.readouterr().out)
     assert content["family"] == "lora" and 0 < content["truncation_error"] < 0.4
 
 
 def test_the_same_call_gives_the_same_bytes() -> None:
     for arguments in ((P, Q, "--rank", 4), (f"{L}@0.7", M, "--rank", 2), (L, M)):
-        assert call("merge", *arguments, "-o", "1.safetensors") == 0
-        assert call("merge", *arguments, "-o", "2.safetensors") == 0
+        assert call("merge", *arguments, "-o", "1.safetensors", "--overwrite") == 0
+        assert call("merge", *arguments, "-o", "2.safetensors", "--overwrite") == 0
         assert Path("1.safetensors").read_bytes() == Path("2.safetensors").read_bytes()
 
 
@@ -179,9 +179,11 @@ def test_what_stood_there_is_replaced_whole(monkeypatch: pytest.MonkeyPatch) -> 
     Path("out.safetensors").write_bytes(b"old")
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left")))
-        assert call("merge", P, Q, *OUT) == 6
+        assert call("merge", P, Q, *OUT, "--overwrite") == 6
     assert Path("out.safetensors").read_bytes() == b"old"
-    assert call("merge", P, Q, *OUT) == 0
+    assert call("merge", P, Q, *OUT) == 6
+    assert Path("out.safetensors").read_bytes() == b"old"
+    assert call("merge", P, Q, *OUT, "--overwrite") == 0
     assert len(load(Path("out.safetensors")).tensors) == 80
 
 
