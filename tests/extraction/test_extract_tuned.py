@@ -247,7 +247,20 @@ def test_the_command_line(files: dict[str, Any], tmp_path: Path, capsys: pytest.
     told = json.loads(capsys.readouterr().out)
     assert told["family"] == "para" and all(layer["exact"] for layer in told["layers"])
     assert (
-        command("extract", "--from", tuned, "--base", base, "--family", "lora", "--rank", 2, "-o", output, "--overwrite")
+        command(
+            "extract",
+            "--from",
+            tuned,
+            "--base",
+            base,
+            "--family",
+            "lora",
+            "--rank",
+            2,
+            "-o",
+            output,
+            "--overwrite",
+        )
         == 0
     )
     assert "lora, 4 layers" in capsys.readouterr().out
