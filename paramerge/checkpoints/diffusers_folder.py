@@ -58,6 +58,8 @@ class FolderContents:
     """Whether the folder is of one model on its own."""
     model_type: str | None = None
     """What the configuration of the (first) model says it is: ``model_type`` or ``_class_name``."""
+    quantised: dict[str, str] = field(default_factory=dict)
+    """By component, what its configuration says that its weights are quantised by."""
 
 
 def read_folder(folder: Path, variant: str | None) -> FolderContents:
@@ -96,6 +98,8 @@ def read_folder(folder: Path, variant: str | None) -> FolderContents:
         else:
             continue
         headers = read_weights(weights, folder)
+        if scheme := _stated_quantisation(subfolder):
+            contents.quantised[component] = scheme
         contents.weights[component] = [(_relative(header.path, folder), header) for header in headers]
         taken |= {weights.path, *(header.path for header in headers)}
         _sort_component(folder, subfolder, taken, contents)
@@ -142,15 +146,30 @@ def _must_be_there(component: str, named: dict[str, str]) -> bool:
     return not (component.startswith("text_encoder") and named) or named[component].startswith("CLIPText")
 
 
-def _stated_type(folder: Path) -> str | None:
-    """What ``config.json`` says the model in ``folder`` is."""
+def _config(folder: Path) -> dict[str, object]:
+    """What ``config.json`` in ``folder`` holds; nothing where there is none that can be read."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):
-        return None
-    entries = config if isinstance(config, dict) else {}
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _stated_type(folder: Path) -> str | None:
+    """What ``config.json`` says the model in ``folder`` is."""
+    entries = _config(folder)
     stated = entries.get("model_type") or entries.get("_class_name")
     return stated if isinstance(stated, str) else None
+
+
+def _stated_quantisation(folder: Path) -> str | None:
+    """What ``config.json`` says the weights in ``folder`` are quantised by."""
+    entries = _config(folder)
+    settings = entries.get("quantization_config") or entries.get("compression_config")
+    if not isinstance(settings, dict):
+        return None
+    stated = settings.get("quant_method") or settings.get("quant_algo") or settings.get("quant_type")
+    return stated if isinstance(stated, str) else "quantisation"
 
 
 def _baked_components(folder: Path, named: dict[str, str]) -> dict[str, Path]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from paramerge.checkpoints.model_names import UNET_LIKE, looks_like
+from paramerge.checkpoints.quantised import WITHOUT_WEIGHTS
 from paramerge.errors import CheckpointError
 
 __all__ = ["refuse_adapter", "refuse_quantised", "refuse_wrapped", "without_unet"]
@@ -18,12 +19,6 @@ _ADAPTER_KEY = re.compile(
 )
 _WRAPPED_KEY = re.compile(r"\.base_layer\.(weight|bias)$")
 _TRAINING_WRAPPER = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_forward_module)\.|^module\.")
-
-_QUANTISED = (
-    ("quantised with bitsandbytes", re.compile(r"\.weight\.(absmax|quant_map|quant_state\.\w+)$")),
-    ("quantised by GPTQ or AWQ", re.compile(r"\.qweight$")),
-)
-"""Models that are not stored as plain weights, by a key that only they have."""
 
 _NO_UNET = (
     ("a ControlNet", r"^control_model\.|controlnet_\w+\."),
@@ -82,17 +77,17 @@ def refuse_wrapped(path: Path, keys: Iterable[str]) -> None:
             )
 
 
-def refuse_quantised(path: Path, keys: Iterable[str]) -> None:
-    """Raise ``CheckpointError`` if the keys are of weights that are not stored plainly."""
-    for key in keys:
-        for name, pattern in _QUANTISED:
-            if pattern.search(key):
-                raise CheckpointError(
-                    f"the checkpoint is {name}: its weights are not stored as numbers",
-                    where=path,
-                    expected=SUPPORTED,
-                    found=key,
-                )
+def refuse_quantised(path: Path, schemes: Mapping[str, str]) -> None:
+    """Raise ``CheckpointError`` if layers have no weights of their own shape, by the scheme of each key."""
+    for key, scheme in schemes.items():
+        if scheme in WITHOUT_WEIGHTS:
+            raise CheckpointError(
+                f"the checkpoint is quantised ({scheme}): its weights are not stored as numbers",
+                where=path,
+                expected=SUPPORTED,
+                found=key,
+                hint="take the fp16 or bf16 checkpoint, and quantise the result",
+            )
 
 
 def without_unet(path: Path, keys: Iterable[str]) -> CheckpointError:

@@ -21,6 +21,7 @@ from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.model_names import KnownModel, recognise
 from paramerge.checkpoints.modules import MODEL, ModuleName
 from paramerge.checkpoints.parameters import parameters_of
+from paramerge.checkpoints.quantised import METADATA_KEY, quantised_tensors
 from paramerge.checkpoints.targets import Target, targets_of
 from paramerge.errors import CheckpointError
 from paramerge.system_faults import reading
@@ -57,6 +58,8 @@ class WeightFile:
     """Every key's component: one that adapters reach, ``vae``, ``ema`` or ``other``."""
     parameters: Mapping[ModuleName, Target] = field(default_factory=dict, repr=False)
     """What adapters reach beside layers, by names that end in ``.weight`` or ``.bias``."""
+    quantised: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The scheme of every tensor that belongs to a quantised layer, by key."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,13 @@ class Base:
         """Whether it is a folder and not a file."""
         return self.layout in (DIFFUSERS_FOLDER, MODEL_FOLDER)
 
+    def scheme_of(self, target: Target) -> str | None:
+        """The scheme that the tensor of ``target`` is quantised by; None where it is stored plainly."""
+        for file in self.files:
+            if target.module in file.targets or target.module in file.parameters:
+                return file.quantised.get(target.key)
+        return None
+
 
 def open_base(path: str | os.PathLike[str], variant: str | None = None) -> Base:
     """Open the checkpoint at ``path``, a ``.safetensors`` file or a folder, by its headers.
@@ -110,7 +120,10 @@ def open_base(path: str | os.PathLike[str], variant: str | None = None) -> Base:
 def _open(path: Path, variant: str | None) -> Base:
     if path.is_dir():
         folder = read_folder(path, variant)
-        parts = [_opened(component, weights) for component, weights in folder.weights.items()]
+        parts = [
+            _opened(component, weights, folder.quantised.get(component))
+            for component, weights in folder.weights.items()
+        ]
         layout = MODEL_FOLDER if folder.alone and "unet" not in folder.weights else DIFFUSERS_FOLDER
         return _base(path, layout, [file for files in parts for file in files], folder)
     _check_file(path, variant)
@@ -154,14 +167,23 @@ class _OpenedFile:
         return self.weights.components
 
 
-def _opened(component: str | None, files: Iterable[tuple[PurePosixPath, Header]]) -> list[_OpenedFile]:
-    """Name the tensors of one component's files (of several shards, all together) or of a single file."""
+def _opened(
+    component: str | None, files: Iterable[tuple[PurePosixPath, Header]], quantised_by: str | None = None
+) -> list[_OpenedFile]:
+    """Name the tensors of one component's files (of several shards, all together) or of a single file.
+
+    ``quantised_by`` is what a configuration beside them says.
+    """
     files = list(files)
+    dtypes = {key: info.dtype for _, header in files for key, info in header.tensors.items()}
+    if any(METADATA_KEY in header.metadata for _, header in files):
+        quantised_by = "ComfyUI's mixed precision"
+    schemes = quantised_tensors(dtypes, quantised_by)
     for _, header in files:
+        if component is None or not component.startswith("text_encoder"):
+            refuse_quantised(header.path, {key: schemes[key] for key in header.tensors if key in schemes})
         refuse_adapter(header.path, header.tensors)
         refuse_wrapped(header.path, header.tensors)
-        if component is None or not component.startswith("text_encoder"):
-            refuse_quantised(header.path, header.tensors)
     shapes = {key: info.shape for _, header in files for key, info in header.tensors.items()}
     known = recognise(shapes) if component != "vae" else None
     located = locate(shapes, component, known)
@@ -172,7 +194,8 @@ def _opened(component: str | None, files: Iterable[tuple[PurePosixPath, Header]]
         beside = {name: target for name, target in parameters.items() if target.key in header.tensors}
         names = {key: located[key] for key in header.tensors}
         components = {key: name.component for key, name in names.items()}
-        file = WeightFile(header, relative, component, here, components, beside)
+        quantised = {key: schemes[key] for key in header.tensors if key in schemes}
+        file = WeightFile(header, relative, component, here, components, beside, quantised)
         opened.append(_OpenedFile(file, names, known))
     return opened
 

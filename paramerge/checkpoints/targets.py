@@ -8,7 +8,7 @@ GPT-2 calls Conv1D).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from paramerge.checkpoints.components import Located, locate
@@ -32,8 +32,6 @@ class Target:
     """The rows ``[start, stop)`` of the stored tensor that it is; None for all."""
     transposed: bool = False
     """Whether the tensor is stored transposed."""
-    scaled: bool = False
-    """Whether a separate scale multiplies the stored numbers (scaled fp8): they are not the weight itself."""
     stack: bool = False
     """Whether it is a second name for layers that are targets of their own, stacked in one tensor."""
 
@@ -81,18 +79,17 @@ def _views(
     if len(shape) < 2 or not all(_is_layer(part) for part in located.parts):
         return
     count = len(located.parts)
-    scaled = _is_scaled(key, shapes.keys())
     if located.own is not None and _is_layer(located.own):
         own = ModuleName(located.component, located.own.removesuffix(".weight"))
-        yield Target(own, key, shape, scaled=scaled, stack=count > 1)
+        yield Target(own, key, shape, stack=count > 1)
     if count > 1:
         for part, (start, stop) in zip(located.parts, _rows_of_parts(key, shape, located), strict=True):
             module = ModuleName(located.component, part.removesuffix(".weight"))
-            yield Target(module, key, (stop - start, *shape[1:]), (start, stop), scaled=scaled)
+            yield Target(module, key, (stop - start, *shape[1:]), (start, stop))
     elif count:
         module = ModuleName(located.component, located.parts[0].removesuffix(".weight"))
         transposed = located.transposed or _is_conv1d(key, shape, shapes)
-        yield Target(module, key, shape[::-1] if transposed else shape, None, transposed, scaled)
+        yield Target(module, key, shape[::-1] if transposed else shape, None, transposed)
 
 
 def divided_rows(shape: tuple[int, ...], located: Located) -> tuple[tuple[int, int], ...] | None:
@@ -152,8 +149,3 @@ def _is_conv1d(key: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int,
     match = _CONV1D.fullmatch(key)
     stacked = shapes.get(f"{match['block']}.attn.c_attn.weight") if match else None
     return stacked is not None and len(stacked) == len(shape) == 2 and stacked[1] == 3 * stacked[0]
-
-
-def _is_scaled(key: str, keys: Collection[str]) -> bool:
-    stem = key.removesuffix(".weight")
-    return f"{stem}.scale_weight" in keys or f"{key}_scale" in keys

@@ -14,9 +14,10 @@ from paramerge.checkpoints.blueprint import BLUEPRINTS
 from paramerge.checkpoints.dtypes import is_float
 from paramerge.checkpoints.layout import Base, WeightFile
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.checkpoints.targets import Target
 from paramerge.checkpoints.tensors import stored
-from paramerge.errors import CheckpointError, NonFiniteError, UnmatchedError, UsageError
+from paramerge.errors import NonFiniteError, UnmatchedError, UsageError
 from paramerge.formats.listing import listed
 from paramerge.merge.matching import check_family, check_shape
 from paramerge.merge.naming import in_names_of
@@ -105,14 +106,9 @@ class BaseWeights:
         """
         file, target = self._places[name]
         tensor = stored(file.header, target.key)
-        if not is_float(tensor.dtype) or target.scaled:
-            raise CheckpointError(
-                "this layer is stored quantised: its weight cannot be used",
-                where=f"{tensor.path}: {tensor.key}",
-                expected="F16, BF16, F32, F64 or plain F8",
-                found=f"{tensor.dtype} with a separate scale" if target.scaled else tensor.dtype,
-                hint="give the fp16 or bf16 checkpoint",
-            )
+        scheme = file.quantised.get(target.key)
+        if scheme is not None or not is_float(tensor.dtype):
+            raise quantised_layer(f"{tensor.path}: {tensor.key}", scheme or f"codes of {tensor.dtype}")
         weight = tensor.read_exact()
         if target.rows is not None:
             weight = weight[slice(*target.rows)]

@@ -11,6 +11,7 @@ from paramerge.checkpoints.flux_keys import is_divided
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.model_names import looks_like
 from paramerge.checkpoints.modules import ModuleName, split_kind
+from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
 
@@ -77,6 +78,9 @@ def check_shape(base: Base, target: Target, adapter: Adapter, module: LayerModul
     expected = (target.shape[0], math.prod(target.shape[1:]))
     if module.fits(target.shape):
         return
+    scheme = base.scheme_of(target)
+    if scheme is not None:  # codes have shapes of their own
+        raise quantised_layer(f"{base.path}: {target.key}", scheme)
     sizes = (module.out_features, module.in_features)
     found = ["any" if size is None else str(size) for size in sizes[: 2 if sizes[1] else 1]]
     if sizes == (None, None):

@@ -18,6 +18,7 @@ from paramerge.checkpoints.dtypes import BITS, is_float
 from paramerge.checkpoints.header import TensorInfo
 from paramerge.checkpoints.layout import Base, WeightFile
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
+from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import CheckpointError, UsageError
 from paramerge.merge.blocks import BlockUse, used_blocks
@@ -325,13 +326,14 @@ def _plan_file(file: WeightFile, ops: Mapping[ModuleName, tuple[Op, ...]], optio
     for name, target in ({**file.targets, **file.parameters}).items():
         if name in ops:
             edits.setdefault(target.key, []).append(Edit(target, ops[name]))
+    _check_convertible(file, options)
     tensors = []
     for key, info in file.header.tensors.items():
         component = file.components[key]
         at_key = tuple(edits.get(key, ()))
         if at_key:
             _check_stack(file, at_key)
-            _check_editable(file, info, at_key[0])
+            _check_editable(file, info)
         tensors.append(TensorPlan(info, component, _output_dtype(info, component, options), at_key))
     return FilePlan(file, tuple(tensors))
 
@@ -347,14 +349,27 @@ def _check_stack(file: WeightFile, edits: Sequence[Edit]) -> None:
         )
 
 
-def _check_editable(file: WeightFile, info: TensorInfo, edit: Edit) -> None:
-    if not is_float(info.dtype) or edit.target.scaled:
+def _check_editable(file: WeightFile, info: TensorInfo) -> None:
+    scheme = file.quantised.get(info.key)
+    if scheme is not None or not is_float(info.dtype):
+        raise quantised_layer(f"{file.header.path}: {info.key}", scheme or f"codes of {info.dtype}")
+
+
+def _check_convertible(file: WeightFile, options: BakeOptions) -> None:
+    """Refuse another dtype for a component with quantised layers: it is not theirs to be cast."""
+    if options.dtype == "keep":
+        return
+    found = [
+        key for key in file.quantised if file.components[key] in COMPONENTS or key.endswith("scaled_fp8")
+    ]
+    if found:
         raise CheckpointError(
-            "this layer is stored quantised: an adapter cannot be baked into it exactly",
-            where=f"{file.header.path}: {info.key}",
-            expected="F16, BF16, F32, F64 or plain F8",
-            found=f"{info.dtype} with a separate scale" if edit.target.scaled else info.dtype,
-            hint="bake into the fp16 or bf16 checkpoint and quantise the result",
+            f"this checkpoint is quantised ({file.quantised[found[0]]}): its codes and scales have no other "
+            "dtype",
+            where=f"{file.header.path}: {found[0]}",
+            expected="--dtype keep",
+            found=f"{options.dtype}, and {len(found)} tensors of quantised layers",
+            hint="take the fp16 or bf16 checkpoint, or leave --dtype away",
         )
 
 

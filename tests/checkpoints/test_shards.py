@@ -123,7 +123,7 @@ def test_a_scale_in_another_shard_is_seen(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     base = open_base(tmp_path)
     assert f"{key}.scale_weight" in base.files[1].header.tensors
-    scaled = {t.key for file in base.files for t in file.targets.values() if t.scaled}
+    scaled = {t.key for file in base.files for t in file.targets.values() if t.key in file.quantised}
     assert scaled == {f"{key}.weight"}
     assert f"{key}.weight" in base.files[0].header.tensors
 

@@ -122,12 +122,3 @@ def test_two_tensors_that_are_the_same_layer_are_refused() -> None:
     with pytest.raises(CheckpointError, match="same layer") as caught:
         find_targets({stem: (4, 4), f"text_model.{stem}": (4, 4)}, "text_encoder")
     assert f"{stem} and text_model.{stem}" in str(caught.value.found)
-
-
-@pytest.mark.parametrize(("suffix", "shape"), [("scale_weight", ()), ("weight_scale", (1,))])
-def test_a_separate_scale_is_seen(suffix: str, shape: Shape) -> None:
-    shapes = shapes_of(blueprint("sd15", 16).single_file())
-    stem = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
-    targets = find_targets(shapes | {f"{stem}.{suffix}": shape})
-    assert {target.key for target in targets.values() if target.scaled} == {f"{stem}.weight"}
-    assert not any(target.scaled for target in find_targets(shapes).values())
