@@ -22,7 +22,11 @@ __all__ = [
     "UnreadableError",
     "UsageError",
     "printable",
+    "shortened",
 ]
+
+LONGEST_NAME = 160
+LONGEST_PART = 2_000
 
 
 def printable(text: str) -> str:
@@ -31,6 +35,17 @@ def printable(text: str) -> str:
     Names come from files, and a file may put a terminal's control sequences into them.
     """
     return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
+def shortened(text: str, limit: int = LONGEST_NAME) -> str:
+    """``text``, or its beginning and end with ``...`` between them where it is longer than ``limit``.
+
+    A name in a file may have a hundred million characters.
+    """
+    if len(text) <= limit:
+        return text
+    end = limit // 3
+    return f"{text[: limit - end - 3]}...{text[-end:]}"
 
 
 class ParamergeError(Exception):
@@ -59,10 +74,10 @@ class ParamergeError(Exception):
         found: object = None,
         hint: str | None = None,
     ) -> None:
-        self.what = what
-        self.where = None if where is None else str(where)
-        self.expected = None if expected is None else str(expected)
-        self.found = None if found is None else str(found)
+        self.what = shortened(what, LONGEST_PART)
+        self.where, self.expected, self.found = (
+            None if part is None else shortened(str(part), LONGEST_PART) for part in (where, expected, found)
+        )
         self.hint = hint
         super().__init__(str(self))
 

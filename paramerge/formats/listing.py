@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paramerge.errors import shortened
+
 __all__ = ["listed"]
 
 
 def listed(names: Sequence[str], limit: int = 6) -> str:
-    """The first names, and how many more there are."""
-    shown = ", ".join(names[:limit])
+    """The first names, each shortened, and how many more there are."""
+    shown = ", ".join(map(shortened, names[:limit]))
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
