@@ -254,12 +254,12 @@ def _svdiff(group: Group, rules: Rules) -> Iterator[LayerModule]:
 
 def _with_magnitude(group: Group, inner: AdditiveModule) -> LayerModule:
     """``inner``, or the DoRA that it is part of."""
-    scale, magnitude = group.take("dora_scale"), group.take("magnitude")
-    if scale is not None:
+    if scale := group.take("dora_scale"):  # a second kind of magnitude beside it is left, and refused
         by_input = len(scale.shape) > 1 and scale.shape[0] == 1 < scale.shape[1]
         axis: Literal["out", "in"] = "in" if by_input else "out"
         group.check(max(scale.shape) == math.prod(scale.shape), "one magnitude for each row or input channel")
         return DoraModule(group.name, inner, scale, axis, _LYCORIS_EPS)
+    magnitude = group.take("magnitude")
     if magnitude is None:
         return inner
     group.check(math.prod(magnitude.shape) == inner.out_features, "one magnitude for each row")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from paramerge.checkpoints.dtypes import is_float
 from paramerge.checkpoints.header import Header
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor, stored
-from paramerge.errors import AdapterError, NonFiniteError, ShapeError
+from paramerge.errors import AdapterError, ShapeError
 from paramerge.formats.listing import listed
-from paramerge.formats.roles import Role
+from paramerge.formats.numbers import read_number
+from paramerge.formats.roles import AXES, NUMBERS, VECTOR_OR_MORE, Role
 
 __all__ = ["Group", "group_by_layer"]
-
-_NUMBERS = ("alpha", "on_input")
 
 
 class Group:
@@ -71,13 +69,23 @@ class Group:
         return role in self._keys
 
     def take(self, role: str) -> StoredTensor | None:
-        """The tensor of this role, floating and not empty, or None."""
+        """The tensor of this role, floating, not empty and of as many axes as it can have; or None.
+
+        Raises
+        ------
+        AdapterError
+            Another dtype, or no elements.
+        ShapeError
+            Another number of axes.
+        """
         key = self._keys.pop(role, None)
         if key is None:
             return None
         self._taken[role] = key
         tensor = stored(self._header, key)
-        if role not in _NUMBERS and not is_float(tensor.dtype):
+        if role in NUMBERS:
+            return tensor
+        if not is_float(tensor.dtype):
             raise AdapterError(
                 "a tensor of this adapter is not stored as floating-point numbers",
                 where=f"{tensor.path}: {key}",
@@ -87,6 +95,14 @@ class Group:
         if 0 in tensor.shape:
             raise AdapterError(
                 "a layer of rank or size 0", where=f"{tensor.path}: {key}", found=list(tensor.shape)
+            )
+        axes = AXES.get(role, VECTOR_OR_MORE)
+        if len(tensor.shape) not in axes:
+            raise ShapeError(
+                f"a tensor of this adapter has {len(tensor.shape)} dimensions, which no {role} has",
+                where=f"{tensor.path}: {key}",
+                expected=f"{axes.start} to {axes.stop - 1} dimensions" if len(axes) > 1 else f"{axes.start}",
+                found=list(tensor.shape),
             )
         return tensor
 
@@ -114,33 +130,9 @@ class Group:
         return self._taken.get(role) or self._keys.get(role)
 
     def number(self, role: str, *, positive: bool = False) -> float | None:
-        """A single finite number; not 0, unless it is a bound (``positive``), which is not below 0."""
+        """The number of this role, or None; see :func:`read_number`."""
         tensor = self.take(role)
-        if tensor is None:
-            return None
-        where = f"{tensor.path}: {tensor.key}"
-        if math.prod(tensor.shape) != 1:
-            raise ShapeError(
-                f"an {role} is not a single number",
-                where=where,
-                expected="shape []",
-                found=list(tensor.shape),
-            )
-        value = float(tensor.read().reshape(()).astype("float64"))
-        if not math.isfinite(value):
-            raise NonFiniteError(f"an {role} is not finite", where=where, found=value)
-        if value == 0 and not positive:
-            raise AdapterError(
-                f"an {role} is 0: the layer would be multiplied by nothing",
-                where=where,
-                expected="a number other than 0",
-                hint="trainers that were given alpha 0 save alpha = rank: this file is damaged",
-            )
-        if value < 0 and positive:
-            raise AdapterError(
-                f"an {role} bounds a norm, and is below 0", where=where, expected="0 or above", found=value
-            )
-        return value
+        return None if tensor is None else read_number(tensor, role, positive=positive)
 
     def check(self, fits: bool, expected: str) -> None:
         """Refuse shapes that do not fit together.
@@ -150,7 +142,7 @@ class Group:
         ShapeError
         """
         if not fits:
-            keys = [key for role, key in self._taken.items() if role not in _NUMBERS]
+            keys = [key for role, key in self._taken.items() if role not in NUMBERS]
             raise ShapeError(
                 "the tensors of a layer do not fit together",
                 where=f"{self._header.path}: {self.name}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -11,10 +10,11 @@ from paramerge.checkpoints.dtypes import is_float
 from paramerge.checkpoints.header import Header
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor, stored
-from paramerge.errors import AdapterError, NonFiniteError, ShapeError
+from paramerge.errors import AdapterError, ShapeError
 from paramerge.formats.listing import listed
+from paramerge.formats.numbers import read_number
 
-__all__ = ["Part", "Scaling", "check_shapes", "collect_modules", "read_alpha", "scale_by_rank"]
+__all__ = ["Part", "Scaling", "check_shapes", "collect_modules", "scale_by_rank"]
 
 
 class Part(NamedTuple):
@@ -71,28 +71,6 @@ def collect_modules(
     return {name: _module(header, name, roles, scaling) for name, roles in layers.items()}
 
 
-def read_alpha(tensor: StoredTensor) -> float:
-    """Read a file's alpha: one number of any numeric dtype, finite and not zero."""
-    if math.prod(tensor.shape) != 1:
-        raise ShapeError(
-            "an alpha is not a single number",
-            where=f"{tensor.path}: {tensor.key}",
-            expected="shape []",
-            found=list(tensor.shape),
-        )
-    alpha = float(tensor.read().reshape(()).astype("float64"))
-    if not math.isfinite(alpha):
-        raise NonFiniteError("an alpha is not finite", where=f"{tensor.path}: {tensor.key}", found=alpha)
-    if alpha == 0:
-        raise AdapterError(
-            "an alpha is 0: the layer would be multiplied by nothing",
-            where=f"{tensor.path}: {tensor.key}",
-            expected="a number other than 0",
-            hint="trainers that were given alpha 0 meant alpha = rank and save that: this file is damaged",
-        )
-    return alpha
-
-
 def _refuse_incomplete(header: Header, layers: Mapping[ModuleName, Mapping[str, str]]) -> None:
     incomplete = [
         f"{listed(list(roles.values()))} without {' and '.join(missing)}"
@@ -120,7 +98,7 @@ def _module(
     check_shapes(up, down, mid)
     alpha, rslora = scaling(name, down.shape[0])
     if "alpha" in roles:
-        alpha = read_alpha(stored(header, roles["alpha"]))
+        alpha = read_number(stored(header, roles["alpha"]), "alpha")
     return LoraModule(name, up, down, mid, alpha, rslora, roles.get("alpha"))
 
 

@@ -7,7 +7,7 @@ prefix. What stands behind the name is the role: ``hada_w1_a``, ``oft_blocks``, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from paramerge.checkpoints.modules import ModuleName
@@ -21,7 +21,7 @@ from paramerge.formats.layers import (
     underscored_norm,
 )
 
-__all__ = ["Place", "Role", "dialects_of", "read_role"]
+__all__ = ["AXES", "NUMBERS", "VECTOR_OR_MORE", "Place", "Role", "dialects_of", "read_role"]
 
 _ROLES = {
     "lora_up.weight": "up",
@@ -49,6 +49,24 @@ _ROLES = {
     "delta": "delta",
     "weight": "weight",
 }
+NUMBERS = frozenset({"alpha", "on_input"})
+"""Roles that are a single number, however many axes it has."""
+
+VECTOR_OR_MORE, _MATRIX, _FACTOR, _CORE = range(1, 6), range(2, 3), range(2, 6), range(3, 6)
+AXES: Mapping[str, range] = {
+    **dict.fromkeys(("up", "down", "a1", "a2", "b1", "b2", "lokr_w2", "lokr_w1_b", "lokr_w2_b"), _FACTOR),
+    **dict.fromkeys(("hada_w1_b", "hada_w2_b"), _FACTOR),
+    **dict.fromkeys(("hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a", "lokr_w2_a", "oft_R"), _MATRIX),
+    **dict.fromkeys(("mid", "bm", "hada_t1", "hada_t2", "lokr_t1", "lokr_t2"), _CORE),
+    **dict.fromkeys(("diff_b", "w_norm", "b_norm", "delta"), range(1, 2)),
+    "oft_blocks": range(3, 5),
+    "boft_R": range(4, 5),
+}
+"""How many axes the tensor of a role can have; :data:`VECTOR_OR_MORE` where nothing is said.
+
+This is looked at before a family sees a tensor, so that it may ask for the sizes that every one has.
+"""
+
 _KEY = re.compile(
     rf"(?P<stem>.+?)\.(?P<role>{'|'.join(map(re.escape, sorted(_ROLES, key=len, reverse=True)))})"
 )

@@ -1,0 +1,60 @@
+"""Numbers that adapters store as tensors: alphas, bounds, flags."""
+
+from __future__ import annotations
+
+import math
+
+from paramerge.checkpoints.dtypes import NUMPY
+from paramerge.checkpoints.tensors import StoredTensor
+from paramerge.errors import AdapterError, NonFiniteError, ShapeError
+
+__all__ = ["read_number"]
+
+
+def read_number(tensor: StoredTensor, role: str, *, positive: bool = False) -> float:
+    """The one finite number of a tensor, whole or real; not 0, unless it is a bound or a flag.
+
+    Parameters
+    ----------
+    role:
+        What it is, for errors: ``alpha``.
+    positive:
+        Whether it is a bound or a flag: 0 or above.
+
+    Raises
+    ------
+    ShapeError
+        Not exactly one number.
+    AdapterError
+        A dtype that holds no real numbers, a 0, or a bound below 0.
+    NonFiniteError
+        NaN or infinite.
+    """
+    where = f"{tensor.path}: {tensor.key}"
+    if math.prod(tensor.shape) != 1:
+        raise ShapeError(
+            f"an {role} is not a single number", where=where, expected="shape []", found=list(tensor.shape)
+        )
+    dtype = NUMPY.get(tensor.dtype)
+    if dtype is None or dtype.kind in "bc":
+        raise AdapterError(
+            f"an {role} is not stored as a real number",
+            where=where,
+            expected="F32, F16, BF16, I64 or another dtype of real numbers",
+            found=tensor.dtype,
+        )
+    value = float(tensor.read().reshape(()).astype("float64"))
+    if not math.isfinite(value):
+        raise NonFiniteError(f"an {role} is not finite", where=where, found=value)
+    if value == 0 and not positive:
+        raise AdapterError(
+            f"an {role} is 0: the layer would be multiplied by nothing",
+            where=where,
+            expected="a number other than 0",
+            hint="trainers that were given alpha 0 save alpha = rank: this file is damaged",
+        )
+    if value < 0 and positive:
+        raise AdapterError(
+            f"an {role} bounds a norm, and is below 0", where=where, expected="0 or above", found=value
+        )
+    return value
