@@ -9,7 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Change", "Difference", "Hadamard", "Kronecker", "Product", "Rows", "ShuffledKronecker"]
+__all__ = [
+    "Change",
+    "Difference",
+    "Hadamard",
+    "Kronecker",
+    "Product",
+    "Rows",
+    "ShuffledKronecker",
+    "frobenius_norm",
+    "product_norm",
+]
 
 _BLOCK_ELEMENTS = 1 << 20
 
@@ -39,7 +49,7 @@ class Change(ABC):
 
     def norm(self) -> float:
         """Its Frobenius norm."""
-        return math.hypot(*(float(np.linalg.norm(block)) for _, block in self.blocks()))
+        return math.hypot(*(frobenius_norm(block) for _, block in self.blocks()))
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,10 @@ class Product(Change):
     def rows(self, start: int, stop: int) -> np.ndarray:
         found: np.ndarray = (self.scale * self.B[start:stop]) @ self.A
         return found
+
+    def norm(self) -> float:
+        """Its Frobenius norm, without forming it."""
+        return abs(self.scale) * product_norm(self.B, self.A)
 
 
 @dataclass(frozen=True)
@@ -101,7 +115,7 @@ class Kronecker(Change):
         return np.asarray(found.reshape(len(left), self.shape[1]))
 
     def norm(self) -> float:
-        return abs(self.scale) * float(np.linalg.norm(self.L)) * float(np.linalg.norm(self.R))
+        return abs(self.scale) * frobenius_norm(self.L) * frobenius_norm(self.R)
 
 
 @dataclass(frozen=True)
@@ -146,3 +160,29 @@ class Rows(Change):
                 found.append(self.of.rows(begin + here.start, begin + here.stop))
             first += end - begin
         return np.concatenate(found) if found else np.zeros((0, self.shape[1]))
+
+
+def frobenius_norm(values: np.ndarray) -> float:
+    """Frobenius norm of float64 numbers, also of those whose squares are beyond float64's range."""
+    unit = _unit(values, 150)
+    return float(np.linalg.norm(values / unit)) * unit if unit != 1 else float(np.linalg.norm(values))
+
+
+def product_norm(up: np.ndarray, down: np.ndarray) -> float:
+    """Frobenius norm of ``up @ down`` from two r x r matrices: ``||BA||^2 = sum((B^T B) * (A A^T))``.
+
+    Float64, in which the fourth powers of the factors' numbers are kept within range.
+    """
+    units = _unit(up, 70), _unit(down, 70)
+    B, A = (X if unit == 1 else X / unit for X, unit in zip((up, down), units, strict=True))
+    squared = float(np.sum((B.T @ B) * (A @ A.T)))
+    # rounding can leave a product that is zero a little below it; NaN stays NaN
+    return math.sqrt(squared if not squared < 0 else 0.0) * units[0] * units[1]
+
+
+def _unit(values: np.ndarray, exponent: int) -> float:
+    """The power of two nearest the largest number, or 1 where that is within 10^-exponent to 10^exponent."""
+    largest = float(np.max(np.abs(values), initial=0.0))
+    if largest == 0 or not math.isfinite(largest) or 10.0**-exponent < largest < 10.0**exponent:
+        return 1.0
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1)

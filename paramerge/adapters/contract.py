@@ -19,7 +19,15 @@ from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor
 from paramerge.errors import NonFiniteError
 
-__all__ = ["FAMILIES", "AdditiveModule", "DependentModule", "LayerModule", "RowsModule", "read_finite"]
+__all__ = [
+    "FAMILIES",
+    "AdditiveModule",
+    "DependentModule",
+    "LayerModule",
+    "RowsModule",
+    "read_finite",
+    "read_stored",
+]
 
 FAMILIES = {
     "para": "PaRa",
@@ -263,11 +271,32 @@ def read_finite(tensor: StoredTensor) -> np.ndarray:
     FileFormatError
         The file changed while it was open.
     """
-    values = tensor.read_exact().astype(np.float64)
-    if not np.isfinite(values).all():
+    return read_stored(tensor).astype(np.float64)
+
+
+def read_stored(tensor: StoredTensor) -> np.ndarray:
+    """The tensor in its own dtype; every family and verb reads an adapter's numbers here.
+
+    Raises
+    ------
+    NonFiniteError
+        NaN or Inf.
+    FileFormatError
+        The file changed while it was open.
+    """
+    values = tensor.read()
+    if not _all_finite(values):
         raise NonFiniteError(
             "the adapter holds NaN or Inf",
             where=f"{tensor.path}: {tensor.key}",
             hint="its training diverged: use an earlier checkpoint of it",
         )
     return values
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    if not values.size or values.dtype.kind in "biu":
+        return True
+    if values.dtype.kind == "f":  # NaN wins in both; far quicker than looking at each element
+        return bool(np.isfinite(values.min()) and np.isfinite(values.max()))
+    return bool(np.isfinite(values).all())

@@ -18,7 +18,7 @@ from paramerge.adapters.adapter import Adapter
 from paramerge.adapters.lora import LoraModule
 from paramerge.algebra import leading_output_directions, lora_loss
 from paramerge.checkpoints.modules import ModuleName
-from paramerge.errors import FamilyError, NonFiniteError, UsageError
+from paramerge.errors import FamilyError, UsageError
 
 __all__ = ["ExtractedLayer", "Extraction", "extract_para"]
 
@@ -113,12 +113,6 @@ def extract_para(adapter: Adapter, *, rank: int | None = None, energy: float | N
 def _extract_layer(module: LoraModule, rank: int | None, energy: float | None) -> ExtractedLayer | None:
     """The directions of one layer; None where the LoRA is zero."""
     B, A = (factor.astype(np.float64) for factor in module.factors())
-    if not (np.isfinite(B).all() and np.isfinite(A).all()):
-        raise NonFiniteError(
-            "a layer of this LoRA holds NaN or Inf",
-            where=f"{module.up.path}: {module.name}",
-            hint="the training diverged or the file is damaged: no direction can be taken from it",
-        )
     Q = leading_output_directions(B, A, rank=rank, energy=energy)
     if Q.shape[1] == 0:
         return None

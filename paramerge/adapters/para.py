@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from paramerge.adapters.contract import DependentModule, read_finite
-from paramerge.algebra import orthonormalise, storage_tolerance
+from paramerge.algebra import Orthonormal, orthonormalise, storage_tolerance
 from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor
+from paramerge.errors import AdapterError
 
-__all__ = ["ParaModule"]
+__all__ = ["ParaModule", "storage_cut"]
+
+_EPS = 2.0**-52
+"""Of float64, in which bases are worked on: what it holds is rounded by arithmetic, not by storage."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class ParaModule(DependentModule):
 
     @property
     def rank(self) -> int:
-        """The number of directions r that the file holds; dependent columns are not looked for here."""
+        """The number of columns r in the file; :meth:`directions` tells how many are independent."""
         return self.basis.shape[1]
 
     @property
@@ -54,8 +60,70 @@ class ParaModule(DependentModule):
         """No more than r directions go."""
         return min(self.rank, self.out_features)
 
+    def directions(self, library: Callable[[np.ndarray], Any] = np.asarray) -> Orthonormal[Any]:
+        """An orthonormal basis of the stored span, made anew in float64 (T13); every verb reads it here.
+
+        Columns that only the rounding of their storage tells from the others add nothing; a basis of zeros
+        has rank 0.
+
+        Parameters
+        ----------
+        library:
+            What makes of a float64 NumPy array the kind of array to work on, such as ``torch.from_numpy``.
+
+        Raises
+        ------
+        NonFiniteError
+            NaN or Inf in the basis.
+        AdapterError
+            So many columns in so coarse a dtype that rounding alone could make them.
+        """
+        return orthonormalise(library(read_finite(self.basis)), rtol=storage_cut([self]))
+
+    def some_directions(self, library: Callable[[np.ndarray], Any] = np.asarray) -> Any:
+        """The ``Q`` (d, rank) of :meth:`directions`, at least one column.
+
+        Raises
+        ------
+        NonFiniteError
+            NaN or Inf in the basis.
+        AdapterError
+            It is zero, or stored too coarsely.
+        """
+        found = self.directions(library)
+        if found.rank == 0:
+            raise AdapterError(
+                "the basis of this layer is zero: it names no direction to remove",
+                where=f"{self.basis.path}: {self.basis.key}",
+                hint="the training that made it failed here (B must not start at zero); leave the layer out",
+            )
+        return found.Q
+
     def transform(self, W: np.ndarray) -> np.ndarray:
         """``W - Q Q^T W``."""
-        cut = storage_tolerance(NUMPY[self.basis.dtype].name, self.rank)
-        Q = orthonormalise(read_finite(self.basis), rtol=cut).Q
+        Q = self.directions().Q
         return np.asarray(W - Q @ (Q.T @ W))
+
+
+def storage_cut(modules: Iterable[ParaModule]) -> float:
+    """The relative singular value up to which directions of all ``modules`` together are rounding (T4, T13).
+
+    Raises
+    ------
+    AdapterError
+        Rounding alone could make every direction.
+    """
+    modules = list(modules)
+    columns = sum(module.rank for module in modules)
+    coarsest = max(modules, key=lambda module: storage_tolerance(NUMPY[module.basis.dtype].name, columns))
+    cut = storage_tolerance(NUMPY[coarsest.basis.dtype].name, columns)
+    cut = max(cut, max(coarsest.out_features, columns, 16) * _EPS)
+    if cut >= 1:
+        raise AdapterError(
+            "a basis is stored so coarsely that its directions cannot be told from rounding",
+            where=f"{coarsest.basis.path}: {coarsest.basis.key}",
+            expected="F16, BF16 or F32",
+            found=f"{columns} columns in {coarsest.basis.dtype}",
+            hint="save it in F16 where it was made",
+        )
+    return cut

@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+_STORED_ROUNDOFF = {**UNIT_ROUNDOFF, "float8_e4m3fn": 2.0**-4, "float8_e5m2": 2.0**-3}
+"""Also of dtypes that are for storage alone."""
 HALF_PRECISION = frozenset({"float16", "bfloat16"})
 
 
@@ -124,19 +126,19 @@ def storage_tolerance(dtype: str, columns: int) -> float:
     Parameters
     ----------
     dtype:
-        ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"float64"``.
+        ``"float16"``, ``"bfloat16"``, ``"float32"``, ``"float64"``, ``"float8_e4m3fn"`` or ``"float8_e5m2"``.
     columns:
         How many columns the bases have together.
     """
-    if dtype not in UNIT_ROUNDOFF:
+    if dtype not in _STORED_ROUNDOFF:
         raise UsageError(
             "No storage tolerance is known for this dtype.",
             where="dtype",
-            expected=", ".join(UNIT_ROUNDOFF),
+            expected=", ".join(_STORED_ROUNDOFF),
             found=dtype,
             hint="Pass the dtype that the basis was stored in.",
         )
-    return UNIT_ROUNDOFF[dtype] * math.sqrt(columns)
+    return _STORED_ROUNDOFF[dtype] * math.sqrt(columns)
 
 
 def rounding_cut(shape: Sequence[int], eps: float) -> float:

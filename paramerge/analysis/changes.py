@@ -11,12 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paramerge import algebra
 from paramerge.adapters import FAMILIES, LayerModule, ParaModule
-from paramerge.adapters.contract import read_finite
 from paramerge.analysis.pairs import MixedPair, relation_of
 from paramerge.checkpoints.modules import ModuleName
-from paramerge.combining.para import joint_tolerance
 from paramerge.errors import FamilyError
 
 __all__ = ["ChangePair", "compare_changes", "compare_with_para"]
@@ -70,8 +67,7 @@ def compare_with_para(
     name: ModuleName, para: ParaModule, other: LayerModule, W: np.ndarray | None
 ) -> MixedPair:
     """What a PaRa after the other adapter takes of its change; raises as :func:`compare_changes`."""
-    basis = read_finite(para.basis)
-    Q = algebra.orthonormalise(basis, rtol=joint_tolerance({0: para})).Q
+    Q = para.directions().Q
     change = _change(other, W)
     norm, met = float(np.linalg.norm(change)), float(np.linalg.norm(Q.T @ change))
     refilled = None
@@ -83,7 +79,7 @@ def compare_with_para(
         ranks=(Q.shape[1], _rank(other, change)),
         norm=norm,
         lost=min(1.0, met / norm) if norm else 0.0,
-        chance=math.sqrt(Q.shape[1] / len(basis)),
+        chance=math.sqrt(Q.shape[1] / len(Q)),
         refilled=refilled,
     )
 

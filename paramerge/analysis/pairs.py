@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from paramerge import algebra
+from paramerge.adapters.para import storage_cut
 from paramerge.analysis.spaces import LoraSpace, ParaSpace
 from paramerge.checkpoints.modules import ModuleName
-from paramerge.combining.para import joint_tolerance
 
 __all__ = [
     "RELATION_THRESHOLD",
@@ -151,8 +151,9 @@ def compare_paras(
     norm: float = 0.0,
 ) -> ParaPair:
     """Compare two spans; ``seen`` is ``U^T W0`` and ``norm`` is ``||W0||`` where there is a base."""
-    rtol = joint_tolerance({0: first.module, 1: second.module})
-    pair = algebra.compare_subspaces(first.columns, second.columns, rtol=rtol)
+    rtol = storage_cut([first.module, second.module])
+    Q1, Q2 = first.directions, second.directions
+    pair = algebra.compare_subspaces(Q1, Q2, rtol=rtol)
     return ParaPair(
         name=name,
         ranks=pair.ranks,
@@ -162,7 +163,7 @@ def compare_paras(
         joint_rank=pair.joint_rank,
         sequential_rank=pair.sequential_rank,
         chance=random_cosine(*pair.ranks, rows),
-        on_base=None if seen is None else _distance_on(seen, norm, first, second, rtol),
+        on_base=None if seen is None else _distance_on(seen, norm, Q1, Q2, rtol),
     )
 
 
@@ -170,7 +171,7 @@ def compare_mixed(
     name: ModuleName, para: ParaSpace, lora: LoraSpace, rows: int, seen: np.ndarray | None = None
 ) -> MixedPair:
     """Tell what the PaRa takes of the LoRA; ``seen`` is ``U^T W0`` where there is a base."""
-    Q = algebra.orthonormalise(para.columns, rtol=joint_tolerance({0: para.module})).Q
+    Q = para.directions
     change = lora.change
     norm = float(np.linalg.norm(change))
     met = float(np.linalg.norm(Q.T @ change))
@@ -257,9 +258,8 @@ def _degrees(angles: np.ndarray) -> tuple[float, ...]:
     return tuple(float(angle) for angle in np.degrees(angles))
 
 
-def _distance_on(seen: np.ndarray, norm: float, first: ParaSpace, second: ParaSpace, rtol: float) -> float:
+def _distance_on(seen: np.ndarray, norm: float, Q1: np.ndarray, Q2: np.ndarray, rtol: float) -> float:
     """The two ways of merging on this weight; outside the joint span both leave it as it is."""
-    Q1, Q2 = (algebra.orthonormalise(space.columns, rtol=rtol).Q for space in (first, second))
     joint = algebra.reduce(seen, algebra.joint_basis([Q1, Q2], rtol=rtol).Q)
     sequence = algebra.reduce(algebra.reduce(seen, Q1), Q2)
     return float(np.linalg.norm(sequence - joint)) / norm if norm else 0.0

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paramerge import algebra
 from paramerge.adapters import LoraModule, ParaModule
-from paramerge.checkpoints.tensors import StoredTensor
+from paramerge.adapters.contract import read_finite
+from paramerge.adapters.para import storage_cut
 from paramerge.combining.lora import read_block
-from paramerge.errors import NonFiniteError
 
 __all__ = ["LayerSpaces", "LoraSpace", "ParaSpace", "read_spaces"]
 
@@ -29,6 +30,11 @@ class ParaSpace:
 
     columns: np.ndarray
     module: ParaModule
+
+    @property
+    def directions(self) -> np.ndarray:
+        """An orthonormal basis of the columns, as :meth:`ParaModule.directions` finds it, (m, rank)."""
+        return algebra.orthonormalise(self.columns, rtol=storage_cut([self.module])).Q
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def read_spaces(modules: Sequence[ParaModule | LoraModule], *, outputs: bool = F
             ups.append(block.factor * block.up)
             downs.append(block.down.T)
         else:
-            ups.append(_read_finite(module.basis))
+            ups.append(read_finite(module.basis))
     U, small_ups = _common_coordinates(ups, outputs)
     _, small_downs = _common_coordinates(downs, False) if downs else (None, [])
     remaining = iter(small_downs)
@@ -115,14 +121,3 @@ def _cholesky(parts: Sequence[np.ndarray]) -> np.ndarray | None:
         return None
     R: np.ndarray = np.linalg.cholesky(unit).T * lengths
     return R
-
-
-def _read_finite(tensor: StoredTensor) -> np.ndarray:
-    B = tensor.read().astype(np.float64)
-    if not np.isfinite(B).all():
-        raise NonFiniteError(
-            "the adapter holds NaN or Inf",
-            where=f"{tensor.path}: {tensor.key}",
-            hint="its training diverged: use an earlier checkpoint of it",
-        )
-    return B

@@ -15,15 +15,15 @@ import numpy as np
 
 from paramerge import algebra
 from paramerge.adapters import LoraModule
+from paramerge.adapters.changes import product_norm
 from paramerge.checkpoints.modules import ModuleName
-from paramerge.errors import NonFiniteError, ShapeError
+from paramerge.errors import ShapeError
 from paramerge.formats.lora_writer import LoraFactors, rounded
 
 __all__ = [
     "Block",
     "SummedLayer",
     "concatenated",
-    "product_norm",
     "read_block",
     "rounding_error",
     "sum_layer",
@@ -118,12 +118,6 @@ def read_block(module: LoraModule, scale: float) -> Block:
         NaN or Inf.
     """
     up, down = (factor.astype(np.float64) for factor in module.factors())
-    if not (np.isfinite(up).all() and np.isfinite(down).all()):
-        raise NonFiniteError(
-            "the adapter holds NaN or Inf",
-            where=f"{module.up.path}: {module.name}",
-            hint="its training diverged: use an earlier checkpoint of it",
-        )
     return Block(up, down, scale * module.scale)
 
 
@@ -133,12 +127,6 @@ def concatenated(blocks: Sequence[Block], kernel: tuple[int, ...]) -> LoraFactor
     terms = [_weighted(block, block.factor / largest) for block in blocks]
     up, down = algebra.concat_loras([up for up, _ in terms], [down for _, down in terms], [1.0] * len(terms))
     return LoraFactors(up, down, largest * up.shape[1], kernel)
-
-
-def product_norm(up: np.ndarray, down: np.ndarray) -> float:
-    """Frobenius norm of ``up @ down`` from two r x r matrices: ``||BA||^2 = sum((B^T B) * (A A^T))``."""
-    squared = float(np.sum((up.T @ up) * (down @ down.T)))
-    return math.sqrt(max(squared, 0.0))  # rounding can leave a product that is zero a little below it
 
 
 def rounding_error(name: ModuleName, factors: LoraFactors, dtype: str) -> float:

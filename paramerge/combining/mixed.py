@@ -8,9 +8,10 @@ import numpy as np
 
 from paramerge import algebra
 from paramerge.adapters import LoraModule, ParaModule
+from paramerge.adapters.changes import product_norm
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.combining.base import BaseWeights, LayerShapes
-from paramerge.combining.lora import SummedLayer, product_norm, rounding_error, sum_layer
+from paramerge.combining.lora import SummedLayer, rounding_error, sum_layer
 from paramerge.combining.para import JointLayer, join_layer
 from paramerge.combining.request import CombineOptions
 from paramerge.formats.lora_writer import LoraFactors

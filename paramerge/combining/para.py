@@ -10,14 +10,13 @@ import numpy as np
 
 from paramerge import algebra
 from paramerge.adapters import ParaModule
-from paramerge.checkpoints.dtypes import NUMPY
+from paramerge.adapters.para import storage_cut
 from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.tensors import StoredTensor
 from paramerge.combining.base import BaseWeights, LayerShapes
 from paramerge.combining.request import CombineOptions, KeepChoice
-from paramerge.errors import AdapterError, NonFiniteError, UsageError
+from paramerge.errors import UsageError
 
-__all__ = ["JointLayer", "chosen_keep", "join_layer", "read_basis"]
+__all__ = ["JointLayer", "chosen_keep", "join_layer"]
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,12 @@ def join_layer(
         The boundary needs a base (see :class:`LayerShapes` and :func:`chosen_keep`).
     """
     first = next(iter(modules.values()))
-    bases = [read_basis(module.basis) for module in modules.values()]
+    bases = [module.some_directions() for module in modules.values()]
     ranks = [0] * count
     for place, Q in zip(modules, bases, strict=True):
         ranks[place] = Q.shape[1]
     dependent = sum(module.rank for module in modules.values()) - sum(ranks)
-    rtol = joint_tolerance(modules)
+    rtol = storage_cut(modules.values())
     joint = bases[0] if len(bases) == 1 else algebra.joint_basis(bases, rtol=rtol).Q
     limit = _limit(options, shapes, first)
     if limit is None or limit >= joint.shape[1]:
@@ -108,41 +107,6 @@ def join_layer(
     Q = _bounded(bases, joint, limit, keep, W if keep == "energy" else None, rtol)
     share = None if W is None else _energy_share(Q, joint, W)
     return JointLayer(first.name, Q, tuple(ranks), joint.shape[1], limit, dependent, share)
-
-
-def joint_tolerance(modules: Mapping[int, ParaModule]) -> float:
-    """Directions that differ by less than the coarsest storage can tell are one: as in a joint bake."""
-    columns = sum(module.rank for module in modules.values())
-    return max(
-        algebra.storage_tolerance(NUMPY[module.basis.dtype].name, columns) for module in modules.values()
-    )
-
-
-def read_basis(tensor: StoredTensor) -> np.ndarray:
-    """The orthonormal basis of a stored one, (d, r) float64, made anew from what is stored (T13).
-
-    Raises
-    ------
-    NonFiniteError
-        NaN or Inf.
-    AdapterError
-        It is zero.
-    """
-    B = tensor.read_exact().astype(np.float64)
-    if not np.isfinite(B).all():
-        raise NonFiniteError(
-            "the adapter holds NaN or Inf",
-            where=f"{tensor.path}: {tensor.key}",
-            hint="its training diverged: use an earlier checkpoint of it",
-        )
-    found = algebra.orthonormalise(B, rtol=algebra.storage_tolerance(NUMPY[tensor.dtype].name, B.shape[1]))
-    if found.rank == 0:
-        raise AdapterError(
-            "the basis of this layer is zero: it names no direction to remove",
-            where=f"{tensor.path}: {tensor.key}",
-            hint="the training that made it failed here (B must not start at zero); leave the layer out",
-        )
-    return found.Q
 
 
 def _limit(options: CombineOptions, shapes: LayerShapes, module: ParaModule) -> int | None:

@@ -13,7 +13,6 @@ from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.outputs import check_output_file, inputs_of
 from paramerge.combining.base import BaseWeights
 from paramerge.combining.combine import MergedInput, MergedLayer, MergeReport, Progress, combine
-from paramerge.combining.para import read_basis
 from paramerge.combining.request import CombineOptions, Input
 from paramerge.errors import FamilyError, UsageError
 from paramerge.formats import write_para
@@ -94,7 +93,7 @@ def _para_by_energy(
         if not isinstance(module, ParaModule):
             continue
         progress(done, len(adapter.modules))
-        Q = read_basis(module.basis)
+        Q = module.some_directions()
         removed = Q.T @ weights.matrix(name)
         U, s, _ = np.linalg.svd(removed, full_matrices=False)
         held = np.cumsum(s**2) / max(float(np.sum(s**2)), np.finfo(np.float64).tiny)

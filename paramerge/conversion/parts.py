@@ -26,11 +26,12 @@ from paramerge.adapters import (
     LoraModule,
     ParaModule,
 )
+from paramerge.adapters.changes import product_norm
+from paramerge.adapters.contract import read_stored
 from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.header import Header
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor, stored
-from paramerge.combining.lora import product_norm
 from paramerge.errors import FamilyError
 from paramerge.formats.lora_writer import rounded
 from paramerge.formats.roles import read_role
@@ -103,7 +104,7 @@ def part_of(module: LayerModule, adapter: Adapter, header: Header, to: str, dtyp
     if isinstance(module, DoraModule):
         return _dora(module, adapter, header, to, dtype)
     if isinstance(module, ParaModule):
-        part = Part(module.name, "para", {"basis": module.basis.read()}, rank=module.rank)
+        part = Part(module.name, "para", {"basis": read_stored(module.basis)}, rank=module.rank)
         return _cast(part, dtype)
     raise _formless(module, adapter, to)
 
@@ -128,7 +129,7 @@ def _renamed(module: LayerModule, header: Header) -> Part:
     if isinstance(module, Ia3Module):
         keys = (*keys, keys[0].removesuffix(".weight") + ".on_input")
     roles = [role for key in keys if (role := read_role(key)) is not None]
-    tensors = {role.role: stored(header, role.key).read() for role in roles}
+    tensors = {role.role: read_stored(stored(header, role.key)) for role in roles}
     path = module.name.path
     if isinstance(module, DifferenceModule):
         path = path.removesuffix(".weight").removesuffix(".bias")
@@ -144,9 +145,9 @@ def _lora(module: LoraModule, to: str, dtype: str | None) -> Part:
     contracted = module.mid is not None and not to.startswith("kohya")
     folded = to == "diffusers" and alpha != module.rank
     if not contracted and not folded and module.rows is None:
-        tensors = {"up": module.up.read(), "down": module.down.read()}
+        tensors = {"up": read_stored(module.up), "down": read_stored(module.down)}
         if module.mid is not None:
-            tensors["mid"] = module.mid.read()
+            tensors["mid"] = read_stored(module.mid)
         part = Part(module.name, "lora", tensors, alpha, module.rank, notes=tuple(notes))
         return _cast(part, dtype)
     up, down = (factor.astype(np.float64) for factor in module.factors())
@@ -183,7 +184,7 @@ def _lost(up: np.ndarray, down: np.ndarray, new_up: np.ndarray, new_down: np.nda
 def _loha(module: LohaModule) -> Part:
     pairs = {"w1_a": module.w1_a, "w1_b": module.w1_b, "w2_a": module.w2_a, "w2_b": module.w2_b}
     cores = {"t1": module.t1, "t2": module.t2}
-    tensors = {f"hada_{role}": t.read() for role, t in {**pairs, **cores}.items() if t is not None}
+    tensors = {f"hada_{role}": read_stored(t) for role, t in {**pairs, **cores}.items() if t is not None}
     return Part(module.name, "loha", tensors, module.scale * module.rank, module.rank)
 
 
@@ -208,10 +209,10 @@ def _lokr(module: LokrModule, to: str) -> Part:
 
 def _factor(stem: str, factor: LokrFactor) -> dict[str, np.ndarray]:
     if factor.whole is not None:
-        return {stem: factor.whole.read()}
+        return {stem: read_stored(factor.whole)}
     named: dict[str, StoredTensor | None] = {f"{stem}_a": factor.a, f"{stem}_b": factor.b}
     named[f"{stem.replace('w', 't')}"] = factor.core
-    return {key: tensor.read() for key, tensor in named.items() if tensor is not None}
+    return {key: read_stored(tensor) for key, tensor in named.items() if tensor is not None}
 
 
 def _dora(module: DoraModule, adapter: Adapter, header: Header, to: str, dtype: str | None) -> Part:
@@ -221,7 +222,7 @@ def _dora(module: DoraModule, adapter: Adapter, header: Header, to: str, dtype: 
     if module.axis == "in" and not to.startswith("kohya"):
         raise _formless(module, adapter, to)
     inner = part_of(module.inner, adapter, header, to, dtype)
-    magnitude = module.magnitude.read()
+    magnitude = read_stored(module.magnitude)
     convolution = inner.tensors["up"].ndim == 4 if "up" in inner.tensors else False
     if to.startswith("kohya"):
         ones = (1,) * (3 if convolution else 1)

@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from paramerge.adapters import Adapter, LayerModule, ParaModule
-from paramerge.algebra import orthonormalise
 from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.layout import Base, open_base
 from paramerge.checkpoints.model_names import looks_like
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
 from paramerge.checkpoints.tensors import stored
-from paramerge.errors import CheckpointError, FamilyError
+from paramerge.errors import CheckpointError, FamilyError, NonFiniteError
 from paramerge.formats import peft
 from paramerge.formats.families import CHECKPOINT, Survey, survey
 from paramerge.formats.layers import (
@@ -34,7 +33,7 @@ from paramerge.formats.layers import (
     underscored_layer,
     unet_path,
 )
-from paramerge.formats.opening import find_files, is_adapter_folder, open_adapter
+from paramerge.formats.opening import find_files, is_adapter_folder, open_adapter, short_names
 from paramerge.interpretation import BY_TRAINER, Interpretation
 
 __all__ = [
@@ -191,7 +190,8 @@ def inspect_path(
     if path.is_dir() and not is_adapter_folder(path):
         return _checkpoint(open_base(path))
     header = read_header(find_files(path).weights)
-    found = survey(header)
+    named, _ = short_names(header)
+    found = survey(named)
     if CHECKPOINT in found.modules or not found.modules:
         try:
             return _checkpoint(open_base(header.path))
@@ -201,7 +201,7 @@ def inspect_path(
     try:
         adapter = open_adapter(path, interpretation=interpretation)
     except FamilyError as error:
-        return _foreign(header, found, error)
+        return _foreign(named, found, error)
     layers = tuple(_layer(module) for module in adapter.modules.values())
     return AdapterFacts(adapter, layers, header.file_size)
 
@@ -219,8 +219,10 @@ def read_recipe(metadata: Mapping[str, str]) -> object:
 
 def _layer(module: LayerModule) -> LayerFacts:
     if isinstance(module, ParaModule):
-        B = module.basis.read_exact().astype(np.float64)
-        directions = orthonormalise(B).rank if np.isfinite(B).all() else 0
+        try:
+            directions = module.directions().rank
+        except NonFiniteError:
+            directions = 0
         size = (module.out_features,)
         return LayerFacts(
             module.name,

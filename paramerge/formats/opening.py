@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paramerge.adapters import Adapter, LayerModule, Leftover, LoraModule
@@ -34,12 +34,16 @@ from paramerge.formats.roles import read_role
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.system_faults import reading
 
-__all__ = ["AdapterFiles", "find_files", "is_adapter_folder", "open_adapter"]
+__all__ = ["AdapterFiles", "find_files", "is_adapter_folder", "open_adapter", "short_names"]
 
 _DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 _NO_LAYER = "the name is not that of a layer of an SD or SDXL UNet or CLIP text encoder"
 _NO_PART = "the key is no part of a LoRA or of another family"
 _EMBEDDING = "token embeddings of a textual inversion"
+_TOO_LONG = "the key is longer than any name of a layer"
+_LONGEST_KEY = 1000
+"""Characters of a key that is read as a name. Published files stay below 200; no pattern needs more than a
+fraction of a second for this many, whatever they are."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def open_adapter(
         A file that is no adapter, or one that is incomplete or contradicts itself.
     """
     files = find_files(path)
-    header = read_header(files.weights)
+    header, too_long = short_names(read_header(files.weights))
     if not _is_peft(header, Path(path)):
         files = AdapterFiles(files.weights, None)
     tuner = read_tuner(peft.read_config(files.config), str(files.config)) if files.config else None
@@ -144,6 +148,7 @@ def open_adapter(
     else:
         dialect, modules, used = read_family_file(header, found, tuner, interpretation)
         leftovers = _leftovers(header, used, found)
+    leftovers = (*leftovers, *([Leftover(too_long, _TOO_LONG)] if too_long else []))
     families = {module.family for module in modules.values()}
     actual = families.pop() if len(families) == 1 else "mixed"
     if modules and family not in (None, "adapter", actual):
@@ -167,6 +172,15 @@ def open_adapter(
         architecture=guess_architecture(modules, header.metadata),
         base_hashes=base_hashes(header.metadata),
     )
+
+
+def short_names(header: Header) -> tuple[Header, tuple[str, ...]]:
+    """``header`` with the keys alone that can be names, and the others, which no pattern is tried on."""
+    too_long = tuple(key for key in header.tensors if len(key) > _LONGEST_KEY)
+    if not too_long:
+        return header, ()
+    tensors = {key: info for key, info in header.tensors.items() if len(key) <= _LONGEST_KEY}
+    return replace(header, tensors=tensors), too_long
 
 
 def _is_plain_lora(found: Survey, tuner: TunerSettings | None) -> bool:

@@ -8,7 +8,6 @@ add ``U V``, and a single rounding at the end, however many steps there are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,10 +16,8 @@ import torch
 from paramerge import algebra
 from paramerge.adapters.changes import Change as Addition
 from paramerge.adapters.contract import AdditiveModule
-from paramerge.checkpoints.dtypes import NUMPY
+from paramerge.adapters.para import ParaModule, storage_cut
 from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.tensors import StoredTensor
-from paramerge.errors import AdapterError, NonFiniteError
 from paramerge.merge.plan import FamilyOp, LoraOp, Op, ParaOp, ParaPart
 
 __all__ = [
@@ -199,8 +196,6 @@ def load_delta(op: FamilyOp) -> DeltaLink:
 def load_lora(op: LoraOp) -> LoraLink:
     """The LoRA's factors as float64, with ``alpha / rank`` and the user's scale in ``scale``."""
     B, A = (torch.from_numpy(factor).to(FLOAT64) for factor in op.module.factors())
-    for factor, stored in ((B, op.module.up), (A, op.module.down)):
-        _check_finite(factor, stored)
     return LoraLink(B, A, op.module.scale * op.strength)
 
 
@@ -217,7 +212,7 @@ def load_para(op: ParaOp) -> ParaLink:
 
 def load_bases(op: ParaOp) -> list[torch.Tensor]:
     """The orthonormal basis of each of the op's PaRas, (d, r_i) float64."""
-    return [orthonormal_basis(part.module.basis) for part in op.parts]
+    return [orthonormal_basis(part.module) for part in op.parts]
 
 
 def _within_limit(link: ParaLink, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -251,46 +246,12 @@ def _by_energy(link: ParaLink, seen: torch.Tensor) -> tuple[torch.Tensor, torch.
     return torch.cat(turned_Q, 1)[:, order], torch.cat(weights)[order], torch.cat(turned_seen)[order]
 
 
-def orthonormal_basis(stored: StoredTensor) -> torch.Tensor:
-    """An orthonormal basis (d, rank) of what a PaRa file stores for a layer, float64.
-
-    Raises
-    ------
-    NonFiniteError
-        NaN or Inf in it.
-    AdapterError
-        It is zero.
-    """
-    B = torch.from_numpy(stored.read_exact()).to(FLOAT64)
-    _check_finite(B, stored)
-    found = algebra.orthonormalise(B, rtol=_storage_cut(stored))
-    if found.rank == 0:
-        raise AdapterError(
-            "the basis of this layer is zero: it names no direction to remove",
-            where=f"{stored.path}: {stored.key}",
-            hint="the training that made it failed here (B must not start at zero); leave the layer out",
-        )
-    Q: torch.Tensor = found.Q
+def orthonormal_basis(module: ParaModule) -> torch.Tensor:
+    """The orthonormal basis (d, rank) of a PaRa's layer, float64; see :meth:`ParaModule.some_directions`."""
+    Q: torch.Tensor = module.some_directions(torch.from_numpy)
     return Q
-
-
-def _storage_cut(stored: StoredTensor) -> float:
-    """Directions below what rounding to the stored dtype can produce are noise, not directions (T4, T13)."""
-    return algebra.storage_tolerance(NUMPY[stored.dtype].name, stored.shape[1])
 
 
 def joint_cut(parts: Sequence[ParaPart]) -> float:
     """Spans of several PaRas closer than this are told apart by the rounding of their storage alone (T4)."""
-    columns = sum(part.module.rank for part in parts)
-    stored = [part.module.basis.dtype for part in parts]
-    return max(algebra.storage_tolerance(NUMPY[dtype].name, columns) for dtype in stored)
-
-
-def _check_finite(tensor: torch.Tensor, stored: StoredTensor) -> None:
-    lowest, highest = torch.aminmax(tensor)  # NaN wins in both; far quicker than looking at each element
-    if not (math.isfinite(lowest) and math.isfinite(highest)):
-        raise NonFiniteError(
-            "the adapter holds NaN or Inf",
-            where=f"{stored.path}: {stored.key}",
-            hint="its training diverged: use an earlier checkpoint of it",
-        )
+    return storage_cut(part.module for part in parts)

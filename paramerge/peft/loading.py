@@ -128,7 +128,7 @@ def _placed(adapter: Adapter, components: Mapping[str, nn.Module]) -> dict[str, 
 
 def _read_basis(module: ParaModule) -> tuple[Tensor, str]:
     """An orthonormal basis (d, rank) in float64, and the dtype it was stored in."""
-    return orthonormal_basis(module.basis), NUMPY[module.basis.dtype].name
+    return orthonormal_basis(module), NUMPY[module.basis.dtype].name
 
 
 def _inject(

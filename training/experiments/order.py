@@ -96,7 +96,7 @@ def predicted_loss(para: Path, lora: Path) -> float:
         reduced = paras.get(name)
         if isinstance(reduced, ParaModule) and energy > 0:
             up, down = (factor.astype(np.float64) for factor in module.factors())
-            removed += energy * lora_loss(orthonormal_basis(reduced.basis).numpy(), up, down) ** 2
+            removed += energy * lora_loss(orthonormal_basis(reduced).numpy(), up, down) ** 2
     return math.sqrt(removed / total) if total else 0.0
 
 
