@@ -11,16 +11,22 @@ import click
 
 from paramerge import shipped
 from paramerge.cli.options import OrderedSteps, gamma_option, json_option, step_options, steps_of
-from paramerge.cli.render import Progress
+from paramerge.cli.render import Progress, note
+from paramerge.cli.stopping import resumable
 from paramerge.errors import UsageError
 
-__all__ = ["HUB_CLIP", "Stages", "evaluate", "load_measures", "require_packages"]
+__all__ = ["HUB_CLIP", "Stages", "download_option", "evaluate", "load_measures", "require_packages"]
 
 _SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
 _DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none")
 _PACKAGES = ("diffusers", "transformers", "PIL", "torchmetrics", "matplotlib")
 HUB_CLIP = "openai/clip-vit-large-patch14"
 """The CLIP that measures where none is named and the model is not the shipped one."""
+
+
+download_option = click.option(
+    "--download", is_flag=True, help="Fetch the scorers' weights where they are not on this machine yet."
+)
 
 
 @click.command(cls=OrderedSteps)
@@ -50,6 +56,7 @@ HUB_CLIP = "openai/clip-vit-large-patch14"
 @click.option(
     "--clip", metavar="FOLDER|ID", help=f"Any CLIP of transformers, {shipped.CONTRASTIVE}, or none."
 )
+@download_option
 @click.option("--lpips", type=click.Choice(_DISTANCES), default=_DISTANCES[0], show_default=True)
 @click.option("--no-ssim", is_flag=True, help="Leave diversity out.")
 @click.option("--max-pairs", type=click.IntRange(1), help="Pairs for diversity, at random. Default: all.")
@@ -83,6 +90,7 @@ def evaluate(
     texts: tuple[str, ...],
     references: Path | None,
     clip: str | None,
+    download: bool,
     lpips: str,
     no_ssim: bool,
     max_pairs: int | None,
@@ -123,8 +131,9 @@ def evaluate(
 
     processes = find_processes(device)
     device = processes.device or pick_device(device)
-    measures = load_measures(clip or _clip_for(model), lpips, device, not no_ssim, max_pairs, batch)
-    with Stages(quiet=as_json or not processes.first) as stage:
+    measures = load_measures(clip or _clip_for(model), lpips, device, not no_ssim, max_pairs, batch, download)
+    stages = Stages(quiet=as_json or not processes.first)
+    with resumable(ctx, output, stages.place), stages as stage:
         if model is None:
             results = evaluate_folders(folders, measures, output, texts, references, processes, stage)
         else:
@@ -156,15 +165,21 @@ def evaluate(
     show_results(results)
 
 
-def load_measures(clip: str, lpips: str, device: str, ssim: bool, max_pairs: int | None, batch: int) -> Any:
-    """The metrics with their models loaded; ``none`` leaves a model's metrics out."""
+def load_measures(
+    clip: str, lpips: str, device: str, ssim: bool, max_pairs: int | None, batch: int, download: bool
+) -> Any:
+    """The metrics with their models loaded; ``none`` leaves a model's metrics out.
+
+    Without ``download`` nothing is fetched from the network, and with it what is fetched is said before.
+    """
     from paramerge.training.evaluation.clip import load_clip
     from paramerge.training.evaluation.lpips import load_perceptual
     from paramerge.training.evaluation.measuring import Measures
 
+    say = note if download else None
     return Measures(
-        None if clip == "none" else load_clip(clip, device),
-        None if lpips == "none" else load_perceptual(lpips, device),
+        None if clip == "none" else load_clip(clip, device, say),
+        None if lpips == "none" else load_perceptual(lpips, device, say),
         ssim,
         max_pairs,
         batch,
@@ -196,6 +211,13 @@ class Stages:
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._bar: Progress | None = None
+        self._title, self._done, self._total = "", 0, 0
+
+    def place(self) -> str:
+        """How far the work has come: the stage, and how much of it is done."""
+        if not self._title:
+            return "before the first stage"
+        return f"while {self._title}" + (f", {self._done} of {self._total} done" if self._total else "")
 
     def __enter__(self) -> Callable[[str], Callable[[int, int], None]]:
         return self._begin
@@ -208,7 +230,13 @@ class Stages:
         self.__exit__()
         self._bar = Progress(title, quiet=self._quiet, unit="batches")
         self._bar.__enter__()
-        return self._bar.update
+        self._title, self._done, self._total = title, 0, 0
+        return self._update
+
+    def _update(self, done: int, total: int) -> None:
+        self._done, self._total = done, total
+        if self._bar is not None:
+            self._bar.update(done, total)
 
 
 def _clip_for(model: Path | None) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from paramerge import shipped
-from paramerge.cli.evaluate import HUB_CLIP, Stages, load_measures, require_packages
+from paramerge.cli.evaluate import HUB_CLIP, Stages, download_option, load_measures, require_packages
 from paramerge.cli.options import json_option
+from paramerge.cli.stopping import RememberedCommand, resumable
 
 if TYPE_CHECKING:
     from paramerge.training.experiments.plan import Plan
@@ -26,7 +28,7 @@ _BUDGETS = ("smoke", "small", "paper")
 _DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none")
 
 
-@click.command()
+@click.command(cls=RememberedCommand)
 @click.argument("name", type=click.Choice((*NAMES, _ALL)))
 @click.option(
     "--model",
@@ -45,6 +47,7 @@ _DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none"
 @click.option(
     "--clip", metavar="FOLDER|ID", help=f"Any CLIP of transformers, {shipped.CONTRASTIVE}, or none."
 )
+@download_option
 @click.option("--lpips", type=click.Choice(_DISTANCES), default=_DISTANCES[0], show_default=True)
 @click.option("--device", help="Such as cpu or cuda. Default: the GPU if there is one.")
 @click.option(
@@ -57,13 +60,16 @@ _DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none"
 )
 @click.option("--dry-run", is_flag=True, help="Print the whole plan and its cost, and do nothing.")
 @json_option
+@click.pass_context
 def experiment(
+    ctx: click.Context,
     name: str,
     model: Path,
     data: Path,
     budget: str,
     seed: int,
     clip: str | None,
+    download: bool,
     lpips: str,
     device: str | None,
     output: Path,
@@ -101,15 +107,21 @@ def experiment(
 
     processes = find_processes(device)
     device = processes.device or pick_device(device)
-    measures = load_measures(clip, lpips, device, True, chosen.max_pairs, chosen.sampling.batch)
+    measures = load_measures(clip, lpips, device, True, chosen.max_pairs, chosen.sampling.batch, download)
     outcomes = []
     for plan in plans:
-        with Stages(quiet=as_json or not processes.first) as stage:
+        stages = Stages(quiet=as_json or not processes.first)
+        with resumable(ctx, output, partial(_place, plan, stages)), stages as stage:
             outcomes.append(run_experiment(plan, measures, output, processes, stage))
         if processes.first and not as_json:
             show_outcome(outcomes[-1])
     if processes.first and as_json:
         _echo([_as_json(outcome) for outcome in outcomes])
+
+
+def _place(plan: Plan, stages: Stages) -> str:
+    """How far the experiment has come."""
+    return f"in {plan.experiment.name}, {stages.place()}"
 
 
 def _show_plans(plans: Sequence[Plan], clip: str, lpips: str, as_json: bool) -> None:

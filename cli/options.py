@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import click
 
+from paramerge.cli.stopping import RememberedCommand
 from paramerge.interpretation import KronaOrder
 from paramerge.merge.steps import Kind, Step, parse_step
 
@@ -25,7 +26,7 @@ _STEP_KINDS: dict[str, Kind] = {"para": "para", "lora": "lora", "adapter": "adap
 _META_KEY = "paramerge.steps"
 
 
-class OrderedSteps(click.Command):
+class OrderedSteps(RememberedCommand):
     """A command whose ``--para``, ``--lora`` and ``--adapter`` keep the order in which they were typed.
 
     click gathers the values of each option, which loses the order between options; its parser still knows it.

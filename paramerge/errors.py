@@ -17,6 +17,7 @@ __all__ = [
     "OutputError",
     "ParamergeError",
     "ShapeError",
+    "StoppedError",
     "SystemFaultError",
     "UnmatchedError",
     "UnreadableError",
@@ -161,3 +162,18 @@ class InternalError(ParamergeError):
     """A fault of paramerge itself, which should be reported."""
 
     exit_code = 70
+
+
+class StoppedError(ParamergeError):
+    """The work was stopped from outside: how far it came, what is kept, and how it goes on."""
+
+    exit_code = 130
+
+    @classmethod
+    def after(
+        cls, stop: KeyboardInterrupt, what: str, *, where: object, found: object, hint: str
+    ) -> StoppedError:
+        """The error that says ``what`` became of the work; its exit code is that of the signal."""
+        error = cls(what, where=where, found=found, hint=hint)
+        error.exit_code = 128 + int(getattr(stop, "number", 2))
+        return error

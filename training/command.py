@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
@@ -12,7 +13,8 @@ from typing import Any
 
 import click
 
-from paramerge.errors import printable
+from paramerge.cli.ending import stopped_by_signals
+from paramerge.errors import StoppedError, printable
 from paramerge.training.config import TrainConfig, config_from, config_from_toml
 from paramerge.training.launching import require_packages
 from paramerge.training.shown_errors import shown_errors
@@ -67,9 +69,19 @@ def run(
     require_packages(settings)
     from paramerge.training.loop import train
 
-    with progress(settings.steps) as report:
-        result = train(settings, resume=resume, report=report)
-    if os.environ.get("RANK", "0") != "0":
+    done = 0
+
+    def follow(step: int, total: int, loss: float) -> None:
+        nonlocal done
+        done = step
+        report(step, total, loss)
+
+    try:
+        with progress(settings.steps) as report:
+            result = train(settings, resume=resume, report=follow)
+    except KeyboardInterrupt as stop:
+        raise _stopped(stop, settings, done) from stop
+    if not _speaks():
         return
     facts = {
         "adapter": [str(path) for path in result.adapter],
@@ -86,6 +98,34 @@ def run(
         click.echo(f"{printable(str(path))}: {settings.method} after {len(result.losses)} steps")
 
 
+def _speaks() -> bool:
+    """Whether this is the first of the processes, which speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _stopped(stop: KeyboardInterrupt, settings: TrainConfig, done: int) -> BaseException:
+    """The step, the last checkpoint and the command that goes on, of a training that was stopped."""
+    from paramerge.training.state import latest_checkpoint
+
+    if not _speaks():
+        return SystemExit(StoppedError.exit_code)
+    output = settings.output
+    newest, noted = latest_checkpoint(output / "checkpoints"), output / "config.toml"
+    again = "start it again as before, with --resume"
+    if noted.is_file():
+        command = shlex.join(["--config", str(noted), "--resume"])
+        alone = int(os.environ.get("WORLD_SIZE") or 1) == 1
+        program = "paramerge train" if alone else "accelerate launch -m paramerge.training"
+        again = f"go on with: {program} {command}"
+    return StoppedError.after(
+        stop,
+        f"stopped after step {done} of {settings.steps}" if done else "stopped before the first step",
+        where=output,
+        found=f"the last checkpoint is {newest}" if newest else "no checkpoint yet",
+        hint=again,
+    )
+
+
 class Bar:
     """A progress bar on stderr, where that is a terminal and this is the first process."""
 
@@ -94,7 +134,7 @@ class Bar:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
-        quiet = not console.is_terminal or os.environ.get("RANK", "0") != "0"
+        quiet = not console.is_terminal or not _speaks()
         text = TextColumn("{task.completed}/{task.total} steps, loss {task.fields[loss]:.4f}")
         self._bar = Progress(text, BarColumn(), TimeRemainingColumn(), console=console, disable=quiet)
         self._task = self._bar.add_task("training", total=steps, loss=float("nan"))
@@ -116,8 +156,10 @@ def main() -> None:
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
     command = click.Command("train", params=options(), callback=callback, context_settings=settings)
     try:
-        with shown_errors():
+        with stopped_by_signals(), shown_errors():
             command.main(prog_name="python -m paramerge.training", standalone_mode=False)
+    except click.Abort:
+        sys.exit(StoppedError.exit_code)  # stopped before there was anything to keep
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -19,6 +19,8 @@ def shown_errors() -> Iterator[None]:
     """Print an error, the project's or the system's, its parts a line each, and exit with its code."""
     try:
         yield
+    except (click.ClickException, click.Abort):
+        raise  # click's own, of the call or of a stop
     except Exception as fault:
         error = as_paramerge_error(fault)
         lines = [f"error: {error.what}", *(f"{label + ':':>10} {text}" for label, text in error.lines())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import sys
 import types
@@ -190,6 +191,61 @@ def test_similarity_is_the_mean_over_references(weights: Path) -> None:
     each = [distance.similarity(a, references[i : i + 1]) for i in range(3)]
     np.testing.assert_allclose(distance.similarity(a, references), np.mean(each, axis=0), atol=1e-6)
     np.testing.assert_allclose(distance.similarity(a[:1], a[:1]), 1, atol=1e-7)
+
+
+def test_a_clip_that_is_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    folder = contrastive_model(tmp_path / "clip")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"anything")
+    with pytest.raises(CheckpointError, match="pickles are never opened"):
+        load_clip(str(folder))
+    (folder / "model.safetensors").write_bytes(whole)
+    load_clip(str(folder))
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="an adapter of PEFT"):
+        load_clip(str(folder))
+
+
+def test_nothing_is_downloaded_unasked_or_in_silence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The network is asked only after it was said what is fetched."""
+    from paramerge.training.evaluation import clip as module
+
+    asked: list[bool] = []
+
+    def parts(place: object, *, local: bool) -> object:
+        asked.append(local)
+        raise OSError("not here")
+
+    monkeypatch.setattr(module, "_parts", parts)
+    monkeypatch.setattr(module, "_size_on_hub", lambda source: "1.71 GB")
+    with pytest.raises(UsageError, match="nothing is downloaded unasked"):
+        load_clip("openai/clip-vit-large-patch14")
+    assert asked == [True]
+    said: list[str] = []
+    with pytest.raises(UsageError, match="cannot be had"):
+        load_clip("openai/clip-vit-large-patch14", download=said.append)
+    assert asked == [True, True, False]
+    (line,) = said
+    assert "openai/clip-vit-large-patch14" in line and "1.71 GB" in line
+    monkeypatch.setattr("paramerge.training.evaluation.lpips.find_spec", lambda name: True)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    with pytest.raises(UsageError, match="nothing is downloaded unasked"):
+        load_perceptual("lpips-vgg")
+
+
+def test_every_from_pretrained_takes_safetensors_and_no_network_alone() -> None:
+    """Of models; those of configurations and processors have no weights."""
+    for folder in ("paramerge", "training", "cli"):
+        for path in sorted((Path(__file__).parents[2] / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                    continue
+                if node.func.attr != "from_pretrained":
+                    continue
+                name = ast.unparse(node.func.value).rpartition(".")[2]
+                if not (name.startswith("Auto") or name.endswith("Config")):
+                    assert "use_safetensors=True" in ast.unparse(node), f"{path}: {node.lineno}"
 
 
 def test_distances_that_cannot_be_had_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

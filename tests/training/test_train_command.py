@@ -11,6 +11,7 @@ from training_runs import settings
 
 from paramerge.cli.main import main
 from paramerge.errors import UsageError
+from paramerge.training import command
 from paramerge.training.config import TrainConfig, config_from_toml, config_to_toml
 
 
@@ -94,3 +95,14 @@ def test_the_command(sd: Path, dog: Path, tmp_path: Path, capfd: pytest.CaptureF
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "--min-snr-gamma" in capfd.readouterr().out
+
+
+def test_a_wrong_flag_is_no_internal_error(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the command runs by itself, as accelerate starts it."""
+    monkeypatch.setattr("sys.argv", ["training", "--bogus"])
+    with pytest.raises(SystemExit) as caught:
+        command.main()
+    assert caught.value.code == 2
+    assert "No such option" in capfd.readouterr().err

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import torch
 from torch import Tensor
 
 from paramerge import shipped
+from paramerge.checkpoints.header import PICKLE_SUFFIXES
 from paramerge.errors import CheckpointError, UsageError
+from paramerge.formats.listing import listed
 
 __all__ = ["Clip", "load_clip"]
 
 _PROCESSOR = "preprocessor_config.json"
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_ADAPTER = "adapter_config.json"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_FETCHED = (".safetensors", ".json", ".txt")
 
 
 class Clip:
@@ -61,17 +66,24 @@ def _unit(vectors: Tensor) -> Tensor:
     return torch.nn.functional.normalize(vectors.cpu().double(), dim=-1)
 
 
-def load_clip(source: str, device: str = "cpu") -> Clip:
+def load_clip(source: str, device: str = "cpu", download: Callable[[str], None] | None = None) -> Clip:
     """The CLIP of a folder or a hub id; ``emoji-contrastive`` is the shipped stand-in.
 
-    It computes in float32.
+    It computes in float32, and reads safetensors alone: a pickle can run any code.
+
+    Parameters
+    ----------
+    download:
+        Called with a line that says what is fetched from the hub, and how much, before it is; None for
+        nothing to be fetched.
 
     Raises
     ------
     UsageError
-        There is no such folder, and the hub has no such model or cannot be reached.
+        There is no such folder, and the model is not on this machine, or the hub does not have it.
     CheckpointError
-        It is no CLIP of transformers, or does not say how pictures are prepared for it.
+        It is no CLIP of transformers, has its weights as a pickle, or does not say how pictures are prepared
+        for it.
     FileFormatError
         This installation came without the shipped model.
     """
@@ -81,30 +93,96 @@ def load_clip(source: str, device: str = "cpu") -> Clip:
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     folder = shipped.contrastive() if source == shipped.CONTRASTIVE else Path(source)
-    local = folder.is_dir()
-    if local and not (folder / _PROCESSOR).is_file():
+    if folder.is_dir():
+        _check_folder(folder)
+        try:
+            parts = _parts(folder, local=True)
+        except _FAULTS as error:
+            raise CheckpointError(
+                f"this is no CLIP of transformers ({_first_line(error)})", where=folder
+            ) from error
+        return Clip(_name(source, folder), *parts, device)
+    return Clip(_name(source, None), *_from_hub(source, download), device)
+
+
+_FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+
+
+def _parts(place: str | Path, *, local: bool) -> tuple[Any, Any, Any]:
+    """The model, its tokenizer and its picture processor; ``local``: without the network."""
+    import transformers
+
+    where: Any = {"local_files_only": local}
+    model = transformers.CLIPModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **where)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place, **where)
+    processor = transformers.AutoImageProcessor.from_pretrained(place, **where)  # type: ignore[no-untyped-call]
+    return model, tokenizer, processor
+
+
+def _from_hub(source: str, download: Callable[[str], None] | None) -> tuple[Any, Any, Any]:
+    """What the hub calls ``source``: as it was fetched before, or fetched now."""
+    try:
+        return _parts(source, local=True)
+    except _FAULTS as error:
+        if download is None:
+            raise UsageError(
+                "this CLIP cannot be had: it is not on this machine, and nothing is downloaded unasked",
+                where=f"clip {source}",
+                expected="a folder, or the id of a model that was downloaded before",
+                hint=f"allow the download (openai/clip-vit-large-patch14 is 1.7 GB), "
+                f"or use {shipped.CONTRASTIVE} for the shipped model's own pictures",
+            ) from error
+    download(f"downloading {source} from huggingface.co, {_size_on_hub(source)}")
+    try:
+        return _parts(source, local=False)
+    except _FAULTS as error:
+        raise UsageError(
+            f"this CLIP cannot be had ({_first_line(error)})",
+            where=f"clip {source}",
+            expected="a folder, or the id of a model on the hub with its weights as safetensors",
+            hint=f"download it first, or use {shipped.CONTRASTIVE} for the shipped model's own pictures",
+        ) from error
+
+
+def _size_on_hub(source: str) -> str:
+    """How much would be fetched, in words."""
+    from huggingface_hub import HfApi
+
+    with contextlib.suppress(Exception):  # an estimate: what is wrong with the hub is said by the download
+        files = HfApi().model_info(source, files_metadata=True, timeout=10).siblings or []
+        total = sum(file.size or 0 for file in files if file.rfilename.endswith(_FETCHED))
+        return f"{total / 1e9:.2f} GB"
+    return "how much is not known"
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that transformers would read otherwise than as one model in safetensors."""
+    if not (folder / _PROCESSOR).is_file():
         raise CheckpointError(
             "this model does not say how pictures are prepared for it",
             where=folder,
             expected=_PROCESSOR,
             hint="save the model's image processor beside it",
         )
-    place = folder if local else source
-    try:
-        model = transformers.CLIPModel.from_pretrained(place, dtype=torch.float32)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place)
-        processor = transformers.AutoImageProcessor.from_pretrained(place)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        if local:
-            raise CheckpointError(f"this is no CLIP of transformers ({first})", where=folder) from error
-        raise UsageError(
-            f"this CLIP cannot be had ({first})",
-            where=f"--clip {source}",
-            expected="a folder, or the id of a model on the hub such as openai/clip-vit-large-patch14",
-            hint=f"download it first, or use {shipped.CONTRASTIVE} for the shipped model's own pictures",
-        ) from error
-    return Clip(_name(source, folder if local else None), model, tokenizer, processor, device)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    if pickles and not any((folder / name).is_file() for name in _WEIGHTS):
+        raise CheckpointError(
+            "the weights of this CLIP are there as pickles alone, and pickles are never opened",
+            where=folder,
+            expected=" or ".join(_WEIGHTS),
+            found=listed(pickles),
+            hint="save it again with save_pretrained, in a sandbox",
+        )
+    if (folder / _ADAPTER).exists():
+        raise CheckpointError(
+            "an adapter of PEFT is in the folder of this CLIP, and would be loaded with it",
+            where=folder / _ADAPTER,
+            hint="merge it into the model, or move it away",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _name(source: str, folder: Path | None) -> str:

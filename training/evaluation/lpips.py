@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,29 @@ class Perceptual:
         return 1 - torch.stack(distances).double().mean(dim=0).cpu().numpy()
 
 
-def load_perceptual(name: str, device: str = "cpu") -> Perceptual:
+_WEIGHTS = {
+    "lpips-alex": ("alexnet-owt-7be5be79.pth", "0.24 GB"),
+    "lpips-vgg": ("vgg16-397923af.pth", "0.55 GB"),
+    "lpips-squeeze": ("squeezenet1_1-b8a52dc0.pth", "5 MB"),
+}
+"""What torchvision keeps of each network among torch's files, and how much it is."""
+
+
+def load_perceptual(
+    name: str, device: str = "cpu", download: Callable[[str], None] | None = None
+) -> Perceptual:
     """The distance ``name``, one of :data:`DISTANCES`.
+
+    Parameters
+    ----------
+    download:
+        Called with a line that says what is fetched, and how much, before it is; None for nothing to be
+        fetched.
 
     Raises
     ------
     UsageError
-        There is none of that name, or what it needs is not installed.
+        There is none of that name, what it needs is not installed, or its weights are not on this machine.
     """
     if name == "stlpips-alex":
         return Perceptual(name, ShiftTolerantLPIPS(find_weights()).to(device), device)
@@ -73,8 +90,24 @@ def load_perceptual(name: str, device: str = "cpu") -> Perceptual:
             expected="torchvision",
             hint="pip install torchvision of the version that belongs to your torch, or use stlpips-alex",
         )
+    _check_weights(name, download)
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     kind: Any = name.removeprefix("lpips-")
     metric = LearnedPerceptualImagePatchSimilarity(net_type=kind)
     return Perceptual(name, metric.to(device).net, device)
+
+
+def _check_weights(name: str, download: Callable[[str], None] | None) -> None:
+    """Have nothing fetched that was not asked for, and nothing in silence."""
+    file, size = _WEIGHTS[name]
+    if (Path(torch.hub.get_dir()) / "checkpoints" / file).is_file():
+        return
+    if download is None:
+        raise UsageError(
+            "this distance's weights are not on this machine, and nothing is downloaded unasked",
+            where=f"lpips {name}",
+            expected=f"{file} ({size}) from download.pytorch.org",
+            hint="allow the download, or use stlpips-alex",
+        )
+    download(f"downloading {file} from download.pytorch.org, {size}")

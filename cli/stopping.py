@@ -1,0 +1,69 @@
+"""Work that writes on the way, stopped by Ctrl-C, SIGTERM or SIGHUP: what is kept, and how it goes on."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from paramerge.errors import StoppedError
+
+__all__ = ["RememberedCommand", "resumable"]
+
+_META_KEY = "paramerge.arguments"
+
+
+class RememberedCommand(click.Command):
+    """A command that keeps what was typed, so that it can say how it is started again."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, and keep the arguments."""
+        ctx.meta[_META_KEY] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@contextmanager
+def resumable(ctx: click.Context, output: Path, place: Callable[[], str]) -> Iterator[None]:
+    """Say at a stop how far the work came, what is kept, and the command that goes on.
+
+    Parameters
+    ----------
+    place:
+        Gives how far the work has come, in words that follow "stopped".
+
+    Raises
+    ------
+    StoppedError
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        typed = shlex.join(["paramerge", ctx.info_name or "", *ctx.meta.get(_META_KEY, sys.argv[2:])])
+        raise StoppedError.after(
+            stop,
+            f"stopped {place()}",
+            where=output,
+            found=_kept(output),
+            hint=f"the same command goes on where this one was: {typed}",
+        ) from stop
+
+
+def _kept(output: Path) -> str:
+    """What is in the folder so far, in words; of a training that was under way, its last checkpoint."""
+    pictures = sum(1 for _ in output.glob("**/pictures/**/*.png"))
+    words = [f"{pictures} pictures kept"] if pictures else []
+    checkpoints = sorted(output.glob("trained/**/checkpoints/step-*.safetensors"), key=_modified)
+    if checkpoints:
+        words.append(f"the last checkpoint is {checkpoints[-1]}")
+    return ", ".join(words) or "nothing kept yet"
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
