@@ -15,6 +15,7 @@ from paramerge.cli.options import (
     interpretation_options,
     json_option,
     overwrite_option,
+    rehash_option,
     step_options,
     steps_of,
 )
@@ -53,6 +54,7 @@ __all__ = ["bake"]
 @click.option("--layers", "all_layers", is_flag=True, help="List all layers that a finding concerns.")
 @click.option("--dry-run", is_flag=True, help="Print the plan from the headers alone and stop.")
 @overwrite_option
+@rehash_option
 @json_option
 @click.pass_context
 def bake(
@@ -84,7 +86,7 @@ def bake(
     """
     from paramerge.checkpoints.layout import open_base
     from paramerge.formats import open_adapter
-    from paramerge.merge.find_base import find_base
+    from paramerge.merge.find_base import find_base, named_hashes
     from paramerge.merge.output import check_output, default_output
     from paramerge.merge.plan import make_plan
     from paramerge.merge.summary import summarise
@@ -94,6 +96,7 @@ def bake(
     interpretation = Interpretation(lokr_scale, krona)
     options = BakeOptions(merge, gamma, only, dtype, allow_unmatched, private, interpretation)
     adapters = [open_adapter(step.path, step.kind, interpretation) for step in steps]
+    found = base is None
     if base is None:
         base = find_base(adapters, note=lambda text: note(text, quiet=as_json))
         note(f"base: {base}", quiet=as_json)
@@ -119,7 +122,8 @@ def bake(
     if not as_json:
         show_diagnosis(plan, diagnosis, all_layers=all_layers)
     with Progress("baking", quiet=as_json, unit="bytes") as progress:
-        report = run_bake(plan, output, progress.update, overwrite=overwrite)
+        wanted = named_hashes(adapters) if found else []
+        report = run_bake(plan, output, progress.update, overwrite=overwrite, base_sha256=wanted)
     if as_json:
         content = {"plan": summary.as_dict(), "diagnosis": diagnosis.as_dict(), "report": report.as_dict()}
         click.echo(json.dumps(content, indent=2))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramerge.cli.options import json_option, overwrite_option
+from paramerge.cli.options import json_option, overwrite_option, rehash_option
 from paramerge.cli.render import Progress, gigabytes, note, note_ending, out, shown, warn
 from paramerge.cli.threads import one_blas_thread
 
@@ -45,6 +45,7 @@ _FORMATS = ("kohya", "kohya-sgm", "lycoris", "diffusers", "peft", "para", "deft"
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), help="Default: as stored (a PaRa's LoRA: fp16).")
 @click.option("--partial", is_flag=True, help="Leave out what the format cannot hold, and say what.")
 @overwrite_option
+@rehash_option
 @json_option
 def convert(
     adapters: tuple[str, ...],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramerge.cli.options import gamma_option, json_option, overwrite_option
+from paramerge.cli.options import gamma_option, json_option, overwrite_option, rehash_option
 from paramerge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
 @click.option("--layers", "all_layers", is_flag=True, help="List every layer.")
 @overwrite_option
+@rehash_option
 @json_option
 def extract(
     tuned: Path | None,
@@ -127,6 +128,7 @@ def _extract_from_lora(
 ) -> None:
     from paramerge.adapters.extraction import extract_para
     from paramerge.checkpoints.outputs import check_output_file, inputs_of
+    from paramerge.checkpoints.source import check_unchanged
     from paramerge.cli.render import note_ending
     from paramerge.formats import open_adapter, write_para
 
@@ -135,13 +137,15 @@ def _extract_from_lora(
     output = check_output_file(wanted, inputs_of(adapter), overwrite=overwrite)
     note_ending(wanted, output, quiet=as_json)
     extraction = extract_para(adapter, rank=rank, energy=energy)
+    origin = _origin(adapter, rank, energy)
+    check_unchanged(adapter)
     write_para(
         output,
         {layer.name: layer.directions for layer in extraction.layers},
         architecture=adapter.architecture,
         base_sha256=[text for text in adapter.base_hashes if len(text) == 64],
         dtype=_DTYPES[dtype],
-        metadata=_origin(adapter, rank, energy),
+        metadata=origin,
         overwrite=overwrite,
     )
     if as_json:
@@ -152,13 +156,11 @@ def _extract_from_lora(
 
 def _origin(adapter: Adapter, rank: int | None, energy: float | None) -> dict[str, str]:
     """Metadata that say how the file came about."""
-    from paramerge.checkpoints.hashing import file_sha256
-
     rule = f"rank={rank}" if rank is not None else f"energy={energy:g}"
     return {
         "extraction.method": "leading output directions of a LoRA",
         "extraction.rule": rule,
-        "extraction.source_sha256": ",".join(file_sha256(source) for source in adapter.sources),
+        "extraction.source_sha256": ",".join(source.sha256() for source in adapter.opened),
     }
 
 

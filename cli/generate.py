@@ -99,6 +99,7 @@ def generate(
     paramerge generate --model sdxl.safetensors --para a.safetensors --prompt "a dog" --compare -o grid.png
     """
     from paramerge.checkpoints.layout import open_base
+    from paramerge.checkpoints.source import check_unchanged
     from paramerge.checkpoints.writer import write_bytes
     from paramerge.formats import open_adapter
     from paramerge.generation.loading import load_pipeline, pick_device, pick_dtype, require_libraries
@@ -135,6 +136,7 @@ def generate(
         if plan is not None:
             changed = len(apply_plan(plan, pipeline))
             rows += _rows(pipeline.to(device), request, _label(adapters), work)
+    check_unchanged(base, *(adapter for _, adapter in opened))
     image = labelled_grid(rows, [f"seed {s}" for s in seeds])
     facts = {
         "model": model.name,

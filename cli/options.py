@@ -18,6 +18,7 @@ __all__ = [
     "interpretation_options",
     "json_option",
     "overwrite_option",
+    "rehash_option",
     "step_options",
     "steps_of",
 ]
@@ -111,6 +112,23 @@ gamma_option = click.option(
     type=_Gamma(),
     metavar="SHARE",
     help="Rank boundary: a PaRa removes at most this share of a layer's rank (the paper: 1/40).",
+)
+
+
+def _distrust(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """For the rest of the call, hash every file anew."""
+    if wanted:
+        from paramerge.checkpoints.hashing import distrust_cache
+
+        ctx.with_resource(distrust_cache())
+
+
+rehash_option = click.option(
+    "--rehash",
+    is_flag=True,
+    expose_value=False,
+    callback=_distrust,
+    help="Hash large files anew instead of believing hashes of earlier runs.",
 )
 
 json_option = click.option(

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from paramerge.cli.merge import as_data
-from paramerge.cli.options import json_option, overwrite_option
+from paramerge.cli.options import json_option, overwrite_option, rehash_option
 from paramerge.cli.render import Progress, note_ending, warn
 from paramerge.cli.threads import one_blas_thread
 
@@ -28,6 +28,7 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
 @overwrite_option
+@rehash_option
 @json_option
 def resize(
     adapter: Path,

@@ -12,6 +12,7 @@ __all__ = [
     "CheckpointError",
     "FamilyError",
     "FileFormatError",
+    "InputChangedError",
     "InternalError",
     "NonFiniteError",
     "OutputError",
@@ -106,6 +107,10 @@ class FileFormatError(ParamergeError):
     """A file is not what its name says, is damaged, or is of a kind that is never opened (pickles)."""
 
     exit_code = 3
+
+
+class InputChangedError(FileFormatError):
+    """An input was written to, replaced or removed while it was in use."""
 
 
 class UnreadableError(FileFormatError):

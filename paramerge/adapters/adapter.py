@@ -9,6 +9,7 @@ from pathlib import Path
 
 from paramerge.adapters.contract import FAMILIES, LayerModule
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.source import Source
 
 __all__ = ["Adapter", "Leftover"]
 
@@ -29,8 +30,8 @@ class Adapter:
     ----------
     path:
         The safetensors file (inside the folder, for a PEFT folder).
-    sources:
-        Every file that decided what it means: the weights, and ``adapter_config.json`` where there is one.
+    opened:
+        Every file that decided what it means, open: the weights, and ``adapter_config.json`` if there is one.
     family:
         The family of all its layers, a key of :data:`~paramerge.adapters.contract.FAMILIES`; ``mixed`` where
         they are of several.
@@ -46,7 +47,7 @@ class Adapter:
     """
 
     path: Path
-    sources: tuple[Path, ...]
+    opened: tuple[Source, ...]
     family: str
     dialect: str
     modules: Mapping[ModuleName, LayerModule]
@@ -54,6 +55,11 @@ class Adapter:
     metadata: Mapping[str, str]
     architecture: str | None
     base_hashes: tuple[str, ...]
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The paths of :attr:`opened`."""
+        return tuple(file.path for file in self.opened)
 
     @property
     def families(self) -> Mapping[str, int]:

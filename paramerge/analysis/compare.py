@@ -22,6 +22,7 @@ from paramerge.analysis.pairs import (
 from paramerge.analysis.spaces import LayerSpaces, LoraSpace, ParaSpace, read_spaces
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
+from paramerge.checkpoints.source import check_unchanged
 from paramerge.combining.base import BaseWeights
 from paramerge.combining.checks import check_architectures, warnings_of
 from paramerge.errors import ShapeError, UsageError
@@ -87,6 +88,8 @@ def compare(
         What an adapter changes depends on the weight, and there is no ``base``.
     NonFiniteError
         NaN or Inf in an adapter.
+    InputChangedError
+        A file was written to or replaced since it was opened.
     """
     if len(adapters) < 2:
         raise UsageError(
@@ -110,6 +113,7 @@ def compare(
             for places, pair in layer:
                 found.setdefault(places, []).append(pair)
             progress(done, len(names))
+    check_unchanged(*adapters, weights)
     pairs = tuple(_pair(adapters, *places, found.get(places, [])) for places in _ordered_pairs(adapters))
     return Comparison(tuple(adapters), pairs, base, tuple(warnings_of(adapters, gamma=1.0)))
 

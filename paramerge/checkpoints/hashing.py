@@ -1,56 +1,89 @@
 """SHA-256 of large files, computed once and remembered.
 
-The cache (one small JSON file in the user's cache folder) knows a file by its size, modification time,
-inode and device, never by its name alone. It only ever saves work: delete it at any time.
+The cache (one small JSON file in the user's cache folder) knows a file by its size, times, inode and device,
+never by its name, and by some blocks of its bytes, which are read again before a hash is believed. It only
+ever saves work: delete it at any time, or have it distrusted with :func:`distrust_cache`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import hashlib
 import json
 import os
+import re
+import stat
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
 
+from paramerge.checkpoints.source import Source
 from paramerge.checkpoints.writer import write_bytes
-from paramerge.errors import ParamergeError
-from paramerge.system_faults import read_error, reading
+from paramerge.errors import FileFormatError, ParamergeError
 
-__all__ = ["HashBeside", "cached_sha256", "file_sha256", "legacy_hash", "remember_sha256"]
+__all__ = [
+    "HashBeside",
+    "cached_sha256",
+    "distrust_cache",
+    "file_sha256",
+    "legacy_hash",
+    "remember_sha256",
+    "source_sha256",
+]
 
-_BLOCK = 1 << 20
 _SETTLED_SECONDS = 2.0
 """A file changed less than this ago may change again within its time stamp's resolution: not remembered."""
 
+_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
+"""Blocks of a file, from its first bytes to its last, that must be the same for a hash to be believed."""
+
+_MAX_CACHE_BYTES = 16 << 20
+_MAX_ENTRIES = 20_000
+_ENTRY = re.compile(r"[0-9a-f]{64}:[0-9a-f]{64}")
+"""An entry: the SHA-256 of the file and that of its samples."""
+
 _LEGACY_OFFSET, _LEGACY_LENGTH = 0x100000, 0x10000
 
+_distrusted: contextvars.ContextVar[bool] = contextvars.ContextVar("distrusted", default=False)
 
-def cached_sha256(path: Path) -> str | None:
-    """The SHA-256 (hex) of ``path`` if it is known without reading the file, else None."""
-    with reading(path):
-        entry = _load().get(_identity(path.stat()))
-    return entry if isinstance(entry, str) and len(entry) == 64 else None
+
+@contextlib.contextmanager
+def distrust_cache() -> Iterator[None]:
+    """Within the block every hash is computed from the file's bytes (and remembered)."""
+    token = _distrusted.set(True)
+    try:
+        yield
+    finally:
+        _distrusted.reset(token)
+
+
+def cached_sha256(source: Source) -> str | None:
+    """The SHA-256 (hex) of ``source`` if it is known without reading all of the file, else None."""
+    if _distrusted.get():
+        return None
+    digest, _, samples = _load().get(_identity(source), "").partition(":")
+    return digest if digest and samples == _sampled(source) else None
+
+
+def source_sha256(source: Source) -> str:
+    """The SHA-256 (hex) of the whole file, from the cache or by reading it once.
+
+    For large files; of small ones, such as adapters, :meth:`Source.sha256` hashes the very bytes.
+    """
+    known = cached_sha256(source)
+    if known is not None:
+        return known
+    digest = source.sha256()
+    remember_sha256(source, digest)
+    return digest
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 (hex) of the whole file, from the cache or by reading it once."""
-    known = cached_sha256(path)
-    if known is not None:
-        return known
-    digest = hashlib.sha256()
-    buffer = bytearray(_BLOCK)
-    view = memoryview(buffer)
-    with reading(path), open(path, "rb", buffering=0) as stream:
-        before = path.stat()
-        while count := stream.readinto(buffer):
-            digest.update(view[:count])
-    remember_sha256(path, digest.hexdigest(), before)
-    return digest.hexdigest()
+    """The SHA-256 (hex) of the file at ``path``, as :func:`source_sha256`."""
+    return source_sha256(Source.open(path))
 
 
 class HashBeside:
@@ -62,15 +95,13 @@ class HashBeside:
 
     _WINDOW = 256 << 20
 
-    def __init__(self, path: Path, reached: Callable[[], int]) -> None:
-        self._path = path
+    def __init__(self, source: Source, reached: Callable[[], int]) -> None:
+        self._source = source
         self._reached = reached
-        with reading(path):
-            self._before = path.stat()
         self._stopped = threading.Event()
         self._others_done = threading.Event()
         self._digest: str | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
         self._thread.start()
 
@@ -79,10 +110,10 @@ class HashBeside:
         self._others_done.set()
         self._thread.join()
         if self._error is not None:
-            raise read_error(self._error, self._path) from self._error
+            raise self._error
         if self._digest is None:
             raise RuntimeError("the hash was stopped")
-        remember_sha256(self._path, self._digest, self._before)
+        remember_sha256(self._source, self._digest)
         return self._digest
 
     def stop(self) -> None:
@@ -92,56 +123,109 @@ class HashBeside:
 
     def _run(self) -> None:
         digest = hashlib.sha256()
-        buffer = bytearray(_BLOCK)
-        view = memoryview(buffer)
         position = 0
         try:
-            with open(self._path, "rb", buffering=0) as stream:
-                while count := stream.readinto(buffer):
-                    digest.update(view[:count])
-                    position += count
-                    while position > self._reached() + self._WINDOW and not self._others_done.wait(0.01):
-                        pass
-                    if self._stopped.is_set():
-                        return
-        except OSError as error:
+            for block in self._source.blocks():
+                digest.update(block)
+                position += len(block)
+                while position > self._reached() + self._WINDOW and not self._others_done.wait(0.01):
+                    pass
+                if self._stopped.is_set():
+                    return
+        except Exception as error:
             self._error = error
             return
         self._digest = digest.hexdigest()
 
 
-def remember_sha256(path: Path, digest: str, before: os.stat_result) -> None:
-    """Keep ``digest`` for ``path``, unless the file changed since ``before`` was taken or only just now."""
-    with reading(path):
-        now = path.stat()
-    if _identity(now) != _identity(before) or time.time() - now.st_mtime < _SETTLED_SECONDS:
+def remember_sha256(source: Source, digest: str) -> None:
+    """Keep ``digest`` for the file, unless it changed since it was opened or only just before."""
+    if source.opened_ns - max(source.stamp.ctime_ns, source.stamp.mtime_ns) < _SETTLED_SECONDS * 1e9:
         return
-    entries = _load()
-    entries[_identity(now)] = digest
     # a cache that cannot be written costs time, not correctness
     with contextlib.suppress(OSError, ParamergeError):
+        source.check_unchanged()
+        samples = _sampled(source)
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(_cache_file(), json.dumps(entries, indent=0, sort_keys=True).encode())
+        with _one_writer():
+            entries = _load()
+            entries.pop(_identity(source), None)
+            entries[_identity(source)] = f"{digest}:{samples}"  # at the end: the oldest go first
+            kept = dict(list(entries.items())[-_MAX_ENTRIES:])
+            _clear_the_place()
+            write_bytes(_cache_file(), json.dumps(kept, indent=0).encode())
 
 
 def legacy_hash(path: Path) -> str:
     """The 8-digit hash of old web UIs (64 KiB at 1 MiB), which kohya still writes: a hint, no proof."""
-    with reading(path), open(path, "rb") as stream:
-        stream.seek(_LEGACY_OFFSET)
-        return hashlib.sha256(stream.read(_LEGACY_LENGTH)).hexdigest()[:8]
+    source = Source.open(path)
+    start = min(_LEGACY_OFFSET, source.size)
+    data = source.read(start, min(start + _LEGACY_LENGTH, source.size))
+    return hashlib.sha256(data).hexdigest()[:8]
 
 
-def _identity(status: os.stat_result) -> str:
-    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}-{status.st_dev}"
+def _identity(source: Source) -> str:
+    stamp = source.stamp
+    return f"{stamp.size}-{stamp.mtime_ns}-{stamp.ctime_ns}-{stamp.inode}-{stamp.device}"
+
+
+def _sampled(source: Source) -> str:
+    """The SHA-256 (hex) of blocks spread evenly over the file, its first and last bytes among them."""
+    digest = hashlib.sha256()
+    last = max(0, source.size - _SAMPLE_BYTES)
+    for start in sorted({last * index // (_SAMPLES - 1) for index in range(_SAMPLES)}):
+        digest.update(source.read(start, min(start + _SAMPLE_BYTES, source.size)))
+    return digest.hexdigest()
 
 
 def _cache_file() -> Path:
     return Path(platformdirs.user_cache_dir("paramerge")) / "sha256.json"
 
 
-def _load() -> dict[str, object]:
+def _load() -> dict[str, str]:
+    """The entries of the cache; those that are none, and a file that is no cache, are not there."""
     try:
-        entries = json.loads(_cache_file().read_bytes())
-    except (OSError, ValueError):
+        source = Source.open(_cache_file())
+        if source.size > _MAX_CACHE_BYTES:
+            return {}
+        entries = json.loads(source.read(0, source.size))
+    except (OSError, ValueError, RecursionError, FileFormatError):
         return {}
-    return entries if isinstance(entries, dict) else {}
+    if not isinstance(entries, dict):
+        return {}
+    return {
+        key: entry for key, entry in entries.items() if isinstance(entry, str) and _ENTRY.fullmatch(entry)
+    }
+
+
+def _clear_the_place() -> None:
+    """Remove what is no file where the cache belongs: a pipe, or a link to a device."""
+    path = _cache_file()
+    if (path.exists() or path.is_symlink()) and not (path.is_file() or path.is_dir()):
+        path.unlink()
+
+
+@contextlib.contextmanager
+def _one_writer() -> Iterator[None]:
+    """Let one process at a time add to the cache, where the system has locks; never waits for long."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two writers at once may lose one of two entries
+        yield
+        return
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(_cache_file().with_suffix(".lock"), flags, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("the lock is no file")
+        for _ in range(100):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                threading.Event().wait(0.01)
+        else:
+            raise BlockingIOError("another process has the lock")
+        yield
+    finally:
+        os.close(descriptor)

@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as repr_of
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from paramerge.checkpoints.dtypes import BITS
 from paramerge.checkpoints.file_kinds import START_BYTES, refuse_other_kind
+from paramerge.checkpoints.source import Source
 from paramerge.errors import FileFormatError, shortened
 from paramerge.strict_json import MAX_DEPTH, check_bounds, no_collection, parse, unique
-from paramerge.system_faults import reading
 
 __all__ = ["MAX_HEADER_BYTES", "Header", "TensorInfo", "encode_header", "read_header"]
 
@@ -57,35 +57,30 @@ class TensorInfo:
 class Header:
     """A checked header: tensors by key in the order of their bytes, and the free metadata."""
 
-    path: Path
+    source: Source
+    """The open file, from which tensors are read too."""
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     metadata: Mapping[str, str] = field(repr=False)
     data_start: int
     file_size: int
 
+    @property
+    def path(self) -> Path:
+        """The file, as it was named."""
+        return self.source.path
 
-def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read and check the header of the safetensors file at ``path``.
+
+def read_header(path: str | os.PathLike[str] | Source) -> Header:
+    """Read and check the header of the safetensors file at ``path``, or of one that is open.
 
     Raises
     ------
     FileFormatError
         The file is missing, is a pickle, is truncated, or its header contradicts itself or the file.
     """
-    path = Path(path)
-    if path.suffix.lower() in PICKLE_SUFFIXES:
-        raise FileFormatError(
-            f"{path.suffix} files are never opened: loading a pickle can run any code in it",
-            where=path,
-            expected="a .safetensors file",
-            hint="convert it with a tool you trust, in a sandbox, and give the .safetensors file",
-        )
-    with reading(path):
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise FileFormatError("this is not a regular file", where=path)  # opening a pipe waits for ever
-        with open(path, "rb") as stream:
-            file_size = os.fstat(stream.fileno()).st_size
-            raw = _read_json_bytes(path, stream.read(8), file_size, stream)
+    source = path if isinstance(path, Source) else _open(Path(path))
+    path, file_size = source.path, source.size
+    raw = _read_json_bytes(source)
     data_start = 8 + len(raw)
     entries = _parse_json(path, raw)
     metadata = _check_metadata(path, entries.pop("__metadata__", {}))
@@ -93,7 +88,18 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         infos = [_check_tensor(path, key, entry, data_start, file_size) for key, entry in entries.items()]
         infos.sort(key=lambda info: (info.start, info.stop))
     _check_contiguous(path, infos, data_start, file_size)
-    return Header(path, {info.key: info for info in infos}, metadata, data_start, file_size)
+    return Header(source, {info.key: info for info in infos}, metadata, data_start, file_size)
+
+
+def _open(path: Path) -> Source:
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        raise FileFormatError(
+            f"{path.suffix} files are never opened: loading a pickle can run any code in it",
+            where=path,
+            expected="a .safetensors file",
+            hint="convert it with a tool you trust, in a sandbox, and give the .safetensors file",
+        )
+    return Source.open(path)
 
 
 def encode_header(
@@ -115,10 +121,12 @@ def encode_header(
     return struct.pack("<Q", len(text)) + text
 
 
-def _read_json_bytes(path: Path, prefix: bytes, file_size: int, stream: BinaryIO) -> bytes:
+def _read_json_bytes(source: Source) -> bytes:
+    path, file_size = source.path, source.size
+    prefix = source.read(0, min(8, file_size))
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else file_size
     if length == 0 or length > min(file_size - 8, MAX_HEADER_BYTES):
-        refuse_other_kind(path, prefix + stream.read(START_BYTES - len(prefix)))
+        refuse_other_kind(path, source.read(0, min(START_BYTES, file_size)))
     if len(prefix) < 8:
         raise FileFormatError(
             "the file is too short to be safetensors" if prefix else "the file is empty",
@@ -142,7 +150,7 @@ def _read_json_bytes(path: Path, prefix: bytes, file_size: int, stream: BinaryIO
             expected=f"at most {MAX_HEADER_BYTES} bytes",
             found=f"{length} bytes",
         )
-    return bytes(stream.read(length))
+    return source.read(8, 8 + length)
 
 
 class _Entry(NamedTuple):

@@ -22,6 +22,7 @@ from paramerge.checkpoints.model_names import KnownModel, recognise
 from paramerge.checkpoints.modules import MODEL, ModuleName
 from paramerge.checkpoints.parameters import parameters_of
 from paramerge.checkpoints.quantised import METADATA_KEY, quantised_tensors
+from paramerge.checkpoints.source import Source
 from paramerge.checkpoints.targets import Target, targets_of
 from paramerge.errors import CheckpointError
 from paramerge.system_faults import reading
@@ -82,6 +83,11 @@ class Base:
     """Files and folders that must not come along, each with the reason."""
     warnings: tuple[str, ...] = ()
     """What a user should know of tensors that stay as they are."""
+
+    @property
+    def opened(self) -> tuple[Source, ...]:
+        """The files that were opened."""
+        return tuple(file.header.source for file in self.files)
 
     @property
     def is_folder(self) -> bool:

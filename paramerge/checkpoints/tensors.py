@@ -9,8 +9,8 @@ import numpy as np
 
 from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.header import Header, TensorInfo
+from paramerge.checkpoints.source import Source
 from paramerge.errors import FileFormatError
-from paramerge.system_faults import reading
 
 __all__ = ["StoredTensor", "stored"]
 
@@ -19,8 +19,13 @@ __all__ = ["StoredTensor", "stored"]
 class StoredTensor:
     """A tensor of a safetensors file that has not been read."""
 
-    path: Path
+    source: Source
     info: TensorInfo
+
+    @property
+    def path(self) -> Path:
+        """The file that it lies in."""
+        return self.source.path
 
     @property
     def key(self) -> str:
@@ -39,12 +44,7 @@ class StoredTensor:
 
     def read_bytes(self) -> bytes:
         """Its raw bytes."""
-        with reading(self.path), open(self.path, "rb") as stream:
-            stream.seek(self.info.start)
-            data = stream.read(self.info.nbytes)
-        if len(data) != self.info.nbytes:
-            raise FileFormatError("the file became shorter while it was read", where=self.path)
-        return data
+        return self.source.read(self.info.start, self.info.stop)
 
     def read(self) -> np.ndarray:
         """The tensor in its own dtype (``ml_dtypes`` for bfloat16 and 8-bit floats)."""
@@ -53,7 +53,9 @@ class StoredTensor:
             raise FileFormatError(
                 "this dtype cannot be computed with", where=f"{self.path}: {self.key}", found=self.dtype
             )
-        return np.frombuffer(self.read_bytes(), dtype).reshape(self.shape)
+        data = np.empty(self.info.nbytes, np.uint8)
+        self.source.read_into(data.data, self.info.start)
+        return data.view(dtype).reshape(self.shape)
 
     def read_exact(self) -> np.ndarray:
         """The tensor as float32, or float64 if it is stored so: no value changes."""
@@ -62,4 +64,4 @@ class StoredTensor:
 
 def stored(header: Header, key: str) -> StoredTensor:
     """The tensor ``key`` of ``header``, unread."""
-    return StoredTensor(header.path, header.tensors[key])
+    return StoredTensor(header.source, header.tensors[key])

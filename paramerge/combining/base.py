@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from paramerge.checkpoints.dtypes import is_float
 from paramerge.checkpoints.layout import Base, WeightFile
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.quantised import quantised_layer
+from paramerge.checkpoints.source import Source
 from paramerge.checkpoints.targets import Target
 from paramerge.checkpoints.tensors import stored
 from paramerge.errors import NonFiniteError, UnmatchedError, UsageError
@@ -119,9 +119,14 @@ class BaseWeights:
             raise NonFiniteError("the base holds NaN or Inf", where=f"{tensor.path}: {tensor.key}")
         return flat
 
-    def files(self, names: Iterable[ModuleName]) -> list[Path]:
+    @property
+    def opened(self) -> tuple[Source, ...]:
+        """The base's files."""
+        return self.base.opened
+
+    def files(self, names: Iterable[ModuleName]) -> list[Source]:
         """The files that these layers lie in."""
-        return list(dict.fromkeys(self._places[name][0].header.path for name in names))
+        return list(dict.fromkeys(self._places[name][0].header.source for name in names))
 
 
 class LayerShapes:

@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from paramerge.adapters import Adapter, LoraModule, ParaModule
-from paramerge.checkpoints.hashing import file_sha256
+from paramerge.checkpoints.hashing import source_sha256
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
 from paramerge.checkpoints.outputs import check_output_file, inputs_of
+from paramerge.checkpoints.source import check_unchanged
 from paramerge.combining.base import BaseWeights, LayerShapes
 from paramerge.combining.checks import (
     check_architectures,
@@ -59,6 +60,8 @@ def combine(
         The options or families do not go together (see :func:`check_request`).
     ArchitectureError, ShapeError, UnmatchedError
         The adapters do not belong together, or not to ``base``.
+    InputChangedError
+        A file was written to or replaced since it was opened.
     OutputError
         ``output`` is an input, stands there already (without ``overwrite``), or cannot be written.
     """
@@ -115,6 +118,7 @@ class _Job:
         ]
         kept = {joint.name: joint.Q for joint in joints if joint.rank}
         _refuse_nothing(output, bool(kept), "the rank boundary leaves no direction in any layer")
+        check_unchanged(*self.adapters, self.base)
         write_para(
             output,
             kept,
@@ -155,7 +159,9 @@ class _Job:
         ]
         with_paras = [layer.name for layer, joint in pairs if joint is not None]
         self._write_lora(
-            output, [layer for layer, _ in pairs], [file_sha256(file) for file in self.base.files(with_paras)]
+            output,
+            [layer for layer, _ in pairs],
+            [source_sha256(file) for file in self.base.files(with_paras)],
         )
         return [_both_report(layer, joint) for layer, joint in pairs]
 
@@ -181,6 +187,7 @@ class _Job:
     def _write_lora(self, output: Path, layers: Sequence[SummedLayer], base_sha256: Sequence[str]) -> None:
         kept = {layer.name: layer.factors for layer in layers if layer.factors is not None}
         _refuse_nothing(output, bool(kept), "the sum of these LoRAs is zero in every layer")
+        check_unchanged(*self.adapters, self.base)
         write_lora(
             output,
             kept,
@@ -216,7 +223,7 @@ class _Job:
 
 
 def _described(given: Input, adapter: Adapter) -> MergedInput:
-    hashes = tuple(file_sha256(source) for source in adapter.sources)
+    hashes = tuple(source.sha256() for source in adapter.opened)
     return MergedInput(given.path, adapter.family, adapter.dialect, given.scale, len(adapter.modules), hashes)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from paramerge.adapters import Adapter, ParaModule
-from paramerge.checkpoints.hashing import file_sha256
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.outputs import check_output_file, inputs_of
+from paramerge.checkpoints.source import check_unchanged
 from paramerge.combining.base import BaseWeights
 from paramerge.combining.combine import MergedInput, MergedLayer, MergeReport, Progress, combine
 from paramerge.combining.request import CombineOptions, Input
@@ -102,13 +102,14 @@ def _para_by_energy(
         share = float(held[min(kept, len(held)) - 1])
         layers.append(MergedLayer(name, (Q.shape[1],), Q.shape[1], bases[name].shape[1], kept_energy=share))
     progress(len(adapter.modules), len(adapter.modules))
+    digests = tuple(source.sha256() for source in adapter.opened)
+    check_unchanged(adapter, base)
     hashes = [text for text in adapter.base_hashes if len(text) == 64]
     write_para(
         output, bases, architecture=adapter.architecture, base_sha256=hashes or None, dtype=options.dtype,
-        metadata={"resize.energy": f"{options.energy:g}", "resize.source_sha256": file_sha256(adapter.path)},
+        metadata={"resize.energy": f"{options.energy:g}", "resize.source_sha256": digests[0]},
         overwrite=overwrite,
     )  # fmt: skip
-    digests = tuple(file_sha256(source) for source in adapter.sources)
     given = MergedInput(adapter.path, "para", adapter.dialect, 1.0, len(adapter.modules), digests)
     size = output.stat().st_size
     left = tuple(f"{len(item.keys)} keys are left out ({item.reason})" for item in adapter.leftovers)

@@ -88,6 +88,8 @@ def convert(
         Keys of the input that are no layer's, without ``partial``.
     ArchitectureError, ShapeError, NonFiniteError
         Adapters that do not belong together or to the base, or that are not finite.
+    InputChangedError
+        A file was written to or replaced since it was opened.
     OutputError
         ``output`` is an input, stands there already (without ``overwrite``), or cannot be written.
     """
@@ -126,7 +128,7 @@ def convert(
 def _parts(
     adapter: Adapter, options: ConvertOptions, left_out: list[str], progress: Callable[[int, int], None]
 ) -> Iterator[Part]:
-    header = read_header(adapter.path)
+    header = read_header(adapter.opened[0])
     written = 0
     for done, module in enumerate(adapter.modules.values()):
         progress(done, len(adapter.modules))

@@ -11,6 +11,7 @@ from paramerge import algebra
 from paramerge.adapters import Adapter, LayerModule, ParaModule
 from paramerge.checkpoints.header import read_header
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.source import Source
 from paramerge.checkpoints.tensors import stored
 from paramerge.conversion.parts import Part
 from paramerge.conversion.peft_folder import one_rank
@@ -29,7 +30,11 @@ _CONVOLUTIONS = ("conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut
 def is_deft(path: Path) -> bool:
     """Whether the folder ``path`` is PEFT's and says DEFT."""
     config = path / peft.CONFIG_NAME
-    return path.is_dir() and config.is_file() and peft.read_config(config).get("peft_type") == "DEFT"
+    return (
+        path.is_dir()
+        and config.is_file()
+        and peft.read_config(Source.open(config)).get("peft_type") == "DEFT"
+    )
 
 
 def open_deft(folder: Path) -> Adapter:
@@ -46,6 +51,7 @@ def open_deft(folder: Path) -> Adapter:
 
     from paramerge.peft.deft import para_config
 
+    config = Source.open(folder / peft.CONFIG_NAME)  # before peft reads it: a change then shows
     para_config(DeftConfig.from_pretrained(str(folder)))  # refuses one that is no orthogonal projection
     header = read_header(folder / peft.WEIGHTS_NAME)
     if other := [key for key in header.tensors if not key.endswith(_SUFFIX)]:
@@ -63,7 +69,7 @@ def open_deft(folder: Path) -> Adapter:
         modules[name] = ParaModule(name, stored(header, key))
     return Adapter(
         header.path,
-        (header.path, folder / peft.CONFIG_NAME),
+        (header.source, config),
         "para",
         "peft-deft",
         modules,

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from paramerge.adapters import Adapter
-from paramerge.checkpoints.hashing import file_sha256
+from paramerge.checkpoints.hashing import source_sha256
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.source import check_unchanged
 from paramerge.checkpoints.staging import new_folder, write_recipe
 from paramerge.checkpoints.writer import write_bytes, write_safetensors
 from paramerge.combining.base import BaseWeights
@@ -77,8 +78,8 @@ class Writing:
             metadata = kohya_metadata(sizes, self.architecture, ()) if self.to.startswith("kohya") else {}
             if {part.family for part in parts} - {"lora"}:
                 metadata |= {"ss_network_module": "lycoris.kohya"} if metadata else {}
-            kept = self._kept()
-            metadata |= kept | self._metadata(parts)
+            metadata |= self._kept() | self._metadata(parts)
+            self._check_inputs()
             write_safetensors(self.output, self._tensors(parts), metadata, overwrite=self.overwrite)
             self.files.append(self.output)
         return parts
@@ -88,6 +89,8 @@ class Writing:
         dtypes = {part.tensors["basis"].dtype for part in parts}
         narrow = {np.dtype(np.float16): "F16", np.dtype(np.float32): "F32"}
         name = narrow.get(next(iter(dtypes)), "BF16") if len(dtypes) == 1 else "F32"
+        recipe = self._recipe(parts)
+        self._check_inputs()
         write_para(
             self.output,
             {part.name: part.tensors["basis"] for part in parts},
@@ -95,7 +98,7 @@ class Writing:
             base_sha256=hashes or None,
             dtype=name,
             metadata={k: v for k, v in self._kept().items() if not k.startswith("modelspec.")}
-            | {CONVERSION_KEY: self._recipe(parts)},
+            | {CONVERSION_KEY: recipe},
             overwrite=self.overwrite,
         )
         self.files.append(self.output)
@@ -111,13 +114,19 @@ class Writing:
             text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
             metadata = {"format": "pt", **self._kept(), **self._metadata(own)}
             ready.append((folder, self._tensors(own), metadata, text))
+        recipe = json.loads(self._recipe(parts))
+        self._check_inputs()
         with new_folder(self.output, overwrite=self.overwrite) as stage:
             for folder, tensors, metadata, text in ready:
                 (stage / folder).mkdir(exist_ok=True)
                 write_safetensors(stage / folder / peft.WEIGHTS_NAME, tensors, metadata)
                 write_bytes(stage / folder / peft.CONFIG_NAME, text.encode())
                 self.files += [self.output / folder / name for name in (peft.WEIGHTS_NAME, peft.CONFIG_NAME)]
-            write_recipe(stage, json.loads(self._recipe(parts)))
+            write_recipe(stage, recipe)
+
+    def _check_inputs(self) -> None:
+        """Refuse inputs that changed since they were opened; all was read and hashed before."""
+        check_unchanged(*self.adapters, self.weights)
 
     def _linear(self) -> dict[ModuleName, bool] | None:
         if self.weights is None:
@@ -164,14 +173,14 @@ class Writing:
     def _base_hashes(self, parts: Sequence[Part]) -> list[str]:
         if self.weights is None:
             return []
-        return [file_sha256(file) for file in self.weights.files(part.name for part in parts)]
+        return [source_sha256(file) for file in self.weights.files(part.name for part in parts)]
 
     def _recipe(self, parts: Sequence[Part]) -> str:
         recipe: dict[str, object] = {
             "paramerge": __version__,
             "to": self.to,
             "inputs": [
-                [{"name": source.name, "sha256": file_sha256(source)} for source in adapter.sources]
+                [{"name": source.path.name, "sha256": source.sha256()} for source in adapter.opened]
                 for adapter in self.adapters
             ],
             "families": [adapter.family for adapter in self.adapters],

@@ -12,10 +12,11 @@ import numpy as np
 
 from paramerge.checkpoints.architecture import plain_architecture
 from paramerge.checkpoints.dtypes import NUMPY
-from paramerge.checkpoints.hashing import file_sha256
+from paramerge.checkpoints.hashing import source_sha256
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.outputs import check_output_file, inputs_of
+from paramerge.checkpoints.source import check_unchanged
 from paramerge.checkpoints.writer import write_safetensors
 from paramerge.conversion.spelling import ENDINGS, spelling_of
 from paramerge.errors import FamilyError, UsageError
@@ -107,6 +108,8 @@ def extract(
         A change that the family cannot hold (without ``partial``); a difference that is no PaRa.
     NonFiniteError
         A weight, or a factor in the output's dtype, that is not finite.
+    InputChangedError
+        A checkpoint was written to or replaced since it was opened.
     OutputError
         ``output`` is an input, stands there already (without ``overwrite``), or cannot be written.
     """
@@ -187,14 +190,15 @@ def _write(
     options: ExtractOptions,
     overwrite: bool,
 ) -> None:
-    hashes = [file_sha256(file.header.path) for file in base.files]
+    hashes = [source_sha256(source) for source in base.opened]
     recipe = {
         "paramerge": __version__,
-        "tuned_sha256": [file_sha256(file.header.path) for file in tuned.files],
+        "tuned_sha256": [source_sha256(source) for source in tuned.opened],
         "base_sha256": hashes,
         "family": options.family,
         **{key: value for key in ("rank", "energy", "gamma") if (value := getattr(options, key)) is not None},
     }
+    check_unchanged(tuned, base)
     metadata = {EXTRACTION_KEY: json.dumps(recipe, separators=(",", ":"), sort_keys=True)}
     architecture = _named_architecture(base)
     if options.family == "para":

@@ -10,6 +10,7 @@ from pathlib import Path
 from paramerge.adapters import Adapter, LayerModule, Leftover, LoraModule
 from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.source import Source
 from paramerge.errors import AdapterError, FileFormatError
 from paramerge.formats import cloneofsimo, diffusers, kohya, native, peft
 from paramerge.formats.families import (
@@ -131,7 +132,8 @@ def open_adapter(
     header, too_long = short_names(read_header(files.weights))
     if not _is_peft(header, Path(path)):
         files = AdapterFiles(files.weights, None)
-    tuner = read_tuner(peft.read_config(files.config), str(files.config)) if files.config else None
+    config = None if files.config is None else Source.open(files.config)
+    tuner = None if config is None else read_tuner(peft.read_config(config), str(config.path))
     found = survey(header)
     refuse_foreign(found, header.path)
     modules: Mapping[ModuleName, LayerModule]
@@ -163,7 +165,7 @@ def open_adapter(
         )
     return Adapter(
         path=header.path,
-        sources=files.all,
+        opened=(header.source,) if config is None else (header.source, config),
         family=actual,
         dialect=dialect,
         modules=modules,

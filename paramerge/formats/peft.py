@@ -13,10 +13,10 @@ from pathlib import Path
 
 from paramerge.checkpoints.header import Header
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.source import Source
 from paramerge.errors import AdapterError, FileFormatError
 from paramerge.formats.layers import bare_layer
 from paramerge.formats.pairs import Part
-from paramerge.system_faults import reading
 
 __all__ = [
     "CONFIG_NAME",
@@ -33,6 +33,7 @@ __all__ = [
 PREFIX = "base_model.model."
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
+_MAX_CONFIG_BYTES = 100_000_000
 
 _KEY = re.compile(rf"(?:{re.escape(PREFIX)})?(?P<path>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight")
 WIDTH_OF_SECOND_ENCODER = 1280
@@ -79,18 +80,24 @@ def leftover_reason(key: str) -> str | None:
     return next((reason for pattern, reason in _EXTRAS if pattern.fullmatch(key)), None)
 
 
-def read_config(path: Path) -> Mapping[str, object]:
-    """Read ``adapter_config.json``.
+def read_config(source: Source) -> Mapping[str, object]:
+    """Read ``adapter_config.json``, which was opened.
 
     Raises
     ------
     FileFormatError
         It cannot be read or is no JSON object.
     """
-    with reading(path):
-        data = path.read_bytes()
+    path = source.path
+    if source.size > _MAX_CONFIG_BYTES:
+        raise FileFormatError(
+            "this configuration is too large to be one",
+            where=path,
+            expected=f"at most {_MAX_CONFIG_BYTES} bytes",
+            found=f"{source.size} bytes",
+        )
     try:
-        config = json.loads(data.decode("utf-8"))
+        config = json.loads(source.read(0, source.size).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise FileFormatError(
             "this configuration is not valid JSON", where=path, found=str(error)[:200]

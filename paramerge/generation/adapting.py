@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from paramerge.checkpoints.modules import ModuleName, split_kind
+from paramerge.checkpoints.source import check_unchanged
 from paramerge.errors import CheckpointError, NonFiniteError
 from paramerge.merge.dense import apply_ops
 from paramerge.merge.kernel import LayerResult
@@ -29,6 +30,8 @@ def apply_plan(
         The pipeline has no such layer, or one of another size.
     NonFiniteError
         NaN or Inf in an adapter, or a result beyond the dtype's range.
+    InputChangedError
+        A file of the plan was written to or replaced since it was opened.
     """
     results = []
     edits = plan.edits
@@ -37,6 +40,7 @@ def apply_plan(
         results.append(_apply(edit, weight))
         if progress is not None:
             progress(done, len(edits))
+    check_unchanged(plan.base, *(step.adapter for step in plan.steps))
     return results
 
 

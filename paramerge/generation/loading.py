@@ -17,6 +17,7 @@ from paramerge.checkpoints.layout import (
     Base,
     WeightFile,
 )
+from paramerge.checkpoints.source import check_unchanged
 from paramerge.errors import CheckpointError, UsageError
 
 __all__ = ["config_folder", "load_pipeline", "pick_device", "pick_dtype", "require_libraries"]
@@ -109,13 +110,15 @@ def load_pipeline(base: Base, dtype: Any, config: Path | None = None) -> Any:
         with warnings.catch_warnings():
             # newer diffusers call the argument dtype; older ones know torch_dtype alone
             warnings.simplefilter("ignore", FutureWarning)
-            return pipeline(dtype)
+            loaded = pipeline(dtype)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"diffusers cannot load this checkpoint ({_first_line(error)})",
             where=base.path,
             hint="a single file needs its configuration: give the diffusers folder of its model to --config",
         ) from error
+    check_unchanged(base)
+    return loaded
 
 
 def _first_line(error: Exception) -> str:

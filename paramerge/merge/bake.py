@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,18 +13,19 @@ from typing import TypeVar
 
 import torch
 
-from paramerge.checkpoints.hashing import HashBeside, cached_sha256, file_sha256
+from paramerge.checkpoints.hashing import HashBeside, cached_sha256
 from paramerge.checkpoints.header import encode_header
 from paramerge.checkpoints.positioned import PositionedWriter, write_all_at
+from paramerge.checkpoints.source import Source, check_unchanged
 from paramerge.checkpoints.staging import new_folder
 from paramerge.checkpoints.writer import check_written, new_file, output_error
+from paramerge.errors import CheckpointError
 from paramerge.merge.kernel import LayerResult
 from paramerge.merge.output import check_output, write_companions
 from paramerge.merge.plan import FilePlan, Plan
 from paramerge.merge.recipe import InputFile, build_recipe, output_metadata
 from paramerge.merge.stream import TensorStream
 from paramerge.merge.tasks import WORKERS, Task, make_tasks
-from paramerge.system_faults import reading
 
 __all__ = ["BakeReport", "Progress", "bake"]
 
@@ -73,11 +74,19 @@ def bake(
     progress: Progress | None = None,
     *,
     overwrite: bool = False,
+    base_sha256: Collection[str] = (),
 ) -> BakeReport:
     """Write the checkpoint that ``plan`` describes to ``output`` (a file, or a folder for a diffusers base).
 
     Arithmetic is in float32 or better with one rounding; tensors that the plan does not name keep their
-    bytes. The same inputs, versions and options give the same bytes.
+    bytes. The same inputs, versions and options give the same bytes on processors with the same instructions.
+    Every hash in the recipe is that of the bytes that were used.
+
+    Parameters
+    ----------
+    base_sha256:
+        SHA-256 (hex) of the base that is meant, where it was looked for by hash: one of its files must have
+        one of these. None given, any base will do.
 
     Parameters
     ----------
@@ -86,6 +95,10 @@ def bake(
 
     Raises
     ------
+    InputChangedError
+        An input was written to or replaced since it was opened.
+    CheckpointError
+        No file of the base has a hash of ``base_sha256``.
     OutputError
         ``output`` is one of the inputs, stands there already, cannot be written, or the disk is full.
     NonFiniteError
@@ -93,7 +106,7 @@ def bake(
     """
     began = time.perf_counter()
     output = check_output(plan, Path(output), overwrite=overwrite)
-    job = _Job(plan, progress)
+    job = _Job(plan, progress, base_sha256)
     if plan.base.is_folder:
         layers, recipe = _bake_folder(job, output, overwrite)
     else:
@@ -114,6 +127,7 @@ def _bake_file(job: _Job, output: Path, overwrite: bool) -> tuple[list[LayerResu
         layers = job.stream(file, descriptor)
         recipe = job.recipe()
         job.write_header(file, descriptor, recipe)
+        job.check_inputs()
     return layers, recipe
 
 
@@ -126,6 +140,7 @@ def _bake_folder(job: _Job, output: Path, overwrite: bool) -> tuple[list[LayerRe
         for file in job.plan.files:
             _in_folder(job, file, folder, lambda fd, file=file: job.write_header(file, fd, recipe))  # type: ignore[misc]
         write_companions(job.plan, folder, recipe)
+        job.check_inputs()
     return layers, recipe
 
 
@@ -150,24 +165,26 @@ def _in_folder(job: _Job, file: FilePlan, folder: Path, action: Callable[[int], 
 class _Job:
     """The state of one bake: hashes known so far, bytes done, and the header each file will get."""
 
-    def __init__(self, plan: Plan, progress: Progress | None) -> None:
+    def __init__(self, plan: Plan, progress: Progress | None, base_sha256: Collection[str]) -> None:
         self.plan = plan
         self.direct = False
         self._progress = progress
         self._total = sum(tensor.info.nbytes for file in plan.files for tensor in file.tensors)
         self._done = 0
         self._lock = threading.Lock()
+        self._wanted = frozenset(base_sha256)
         self._hashes = {
-            file.source.header.path: cached_sha256(file.source.header.path) for file in plan.files
+            # a base that was found by its hash is not believed to have it because the cache says so
+            source: None if self._wanted else cached_sha256(source)
+            for source in plan.base.opened
         }
         self._step_files = [
-            [InputFile.of(source, file_sha256(source)) for source in step.adapter.sources]
-            for step in plan.steps
+            [InputFile.of(source, source.sha256()) for source in step.adapter.opened] for step in plan.steps
         ]
 
     def stream(self, file: FilePlan, descriptor: int) -> list[LayerResult]:
         """Write all tensors of ``file`` at their places, and learn the source's SHA-256 on the way."""
-        source = file.source.header.path
+        source = file.source.header.source
         data_start = len(self._header(file, self.recipe()))
         tasks = iter(make_tasks(file.tensors, data_start))
         size = data_start + sum(tensor.nbytes for tensor in file.tensors)
@@ -190,8 +207,9 @@ class _Job:
         """The recipe, with zeros for hashes that are not known yet."""
         base_files = []
         for file in self.plan.files:
-            path = file.source.header.path
-            base_files.append(InputFile.of(path, self._hashes[path] or _UNKNOWN_HASH, str(file.relative)))
+            source = file.source.header.source
+            digest = self._hashes[source] or _UNKNOWN_HASH
+            base_files.append(InputFile.of(source, digest, str(file.relative)))
         return build_recipe(self.plan, base_files, self._step_files)
 
     def write_header(self, file: FilePlan, descriptor: int, recipe: dict[str, object]) -> None:
@@ -200,20 +218,28 @@ class _Job:
         write_all_at(descriptor, header, 0)
         check_written(descriptor, header, len(header) + sum(tensor.nbytes for tensor in file.tensors))
 
+    def check_inputs(self) -> None:
+        """Refuse inputs that changed since they were opened, and a base that is not the one looked for."""
+        check_unchanged(self.plan.base, *(step.adapter for step in self.plan.steps))
+        if self._wanted and self._wanted.isdisjoint(digest for digest in self._hashes.values() if digest):
+            raise CheckpointError(
+                "the base that was found is not the one that was looked for",
+                where=self.plan.base.path,
+                expected="a file with the SHA-256 " + " or ".join(sorted(self._wanted)),
+                found=", ".join(sorted(digest for digest in self._hashes.values() if digest)),
+                hint="give the base that is meant: --base model.safetensors",
+            )
+
     def _header(self, file: FilePlan, recipe: dict[str, object]) -> bytes:
         source = file.source.header
         if not file.touched and self.plan.base.is_folder:
-            with (
-                reading(source.path),
-                open(source.path, "rb") as stream,
-            ):  # an untouched component keeps every byte
-                return stream.read(source.data_start)
+            return source.source.read(0, source.data_start)  # an untouched component keeps every byte
         metadata = output_metadata(source.metadata, self.plan, recipe)
         entries = [(t.info.key, t.dtype, t.info.shape, t.nbytes) for t in file.tensors]
         return encode_header(entries, metadata)
 
     def _run_workers(
-        self, source: Path, writer: PositionedWriter, tasks: Iterator[Task]
+        self, source: Source, writer: PositionedWriter, tasks: Iterator[Task]
     ) -> list[LayerResult]:
         stop = threading.Event()
 
@@ -231,8 +257,6 @@ class _Job:
             except BaseException:
                 stop.set()
                 raise
-            finally:
-                stream.close()
             return layers
 
         threads = torch.get_num_threads()

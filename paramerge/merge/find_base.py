@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from paramerge.adapters import Adapter
 from paramerge.checkpoints.component_folder import is_shard
-from paramerge.checkpoints.hashing import cached_sha256, file_sha256, legacy_hash
+from paramerge.checkpoints.hashing import cached_sha256, legacy_hash, source_sha256
 from paramerge.checkpoints.header import read_header
-from paramerge.errors import ParamergeError, UsageError
+from paramerge.checkpoints.source import Source
+from paramerge.errors import FileFormatError, ParamergeError, UsageError
 
-__all__ = ["MODELS_VARIABLE", "find_base", "model_folders"]
+__all__ = ["MODELS_VARIABLE", "find_base", "model_folders", "named_hashes"]
 
 MODELS_VARIABLE = "PARAMERGE_MODELS"
 
@@ -26,6 +28,12 @@ def model_folders() -> list[Path]:
     return [Path(part).expanduser() for part in os.environ.get(MODELS_VARIABLE, "").split(os.pathsep) if part]
 
 
+def named_hashes(adapters: Iterable[Adapter]) -> list[str]:
+    """Every SHA-256 (lower-case hex) that the adapters give for the base that they were made for."""
+    hashes = [hash_.lower() for adapter in adapters for hash_ in adapter.base_hashes]
+    return [hash_ for hash_ in dict.fromkeys(hashes) if len(hash_) == _SHA256_LENGTH]
+
+
 def find_base(adapters: Sequence[Adapter], note: Callable[[str], None] = lambda _: None) -> Path:
     """The checkpoint that the first adapter which names one was made for.
 
@@ -33,13 +41,16 @@ def find_base(adapters: Sequence[Adapter], note: Callable[[str], None] = lambda 
     ``PARAMERGE_MODELS``: known hashes first, then the short hashes of older trainers as a filter, and only
     then by hashing. A file inside a diffusers folder stands for the folder. ``note`` is told what takes long.
 
+    A known hash and a name are believed here, and may be out of date: give :func:`named_hashes` to
+    :func:`paramerge.merge.bake.bake`, which hashes the base that it reads.
+
     Raises
     ------
     UsageError
         No adapter names its base, or no file has the hash.
     """
     wanted = [hash_ for adapter in adapters for hash_ in adapter.base_hashes]
-    exact = [hash_.lower() for hash_ in wanted if len(hash_) == _SHA256_LENGTH]
+    exact = named_hashes(adapters)
     short = [hash_.lower() for hash_ in wanted if len(hash_) < _SHA256_LENGTH]
     if not wanted:
         raise UsageError(
@@ -81,30 +92,32 @@ def _candidates(folders: Iterable[Path]) -> Iterator[Path]:
 def _by_sha256(candidates: Sequence[Path], wanted: Sequence[str], note: Callable[[str], None]) -> Path | None:
     unknown = []
     for path in candidates:
-        known = cached_sha256(path)
+        source = _readable(path)
+        known = None if source is None else cached_sha256(source)
         if known in wanted:
             return path
-        if known is None and _readable(path):
+        if source is not None and known is None:
             unknown.append(path)
     for path in unknown:
         note(f"hashing {path.name} to find the base")
-        if file_sha256(path) in wanted:
-            return path
+        with contextlib.suppress(FileFormatError):  # it went away, or cannot be read
+            if source_sha256(Source.open(path)) in wanted:
+                return path
     return None
 
 
 def _by_short_hash(candidates: Sequence[Path], wanted: Sequence[str]) -> Path | None:
     """The one file with a short hash; two of them decide nothing."""
-    found = [path for path in candidates if legacy_hash(path) in wanted]
+    found = [path for path in candidates if _readable(path) and legacy_hash(path) in wanted]
     return found[0] if len(found) == 1 else None
 
 
-def _readable(path: Path) -> bool:
+def _readable(path: Path) -> Source | None:
+    """The file, opened, if it is safetensors; else None."""
     try:
-        read_header(path)
+        return read_header(path).source
     except ParamergeError:
-        return False
-    return True
+        return None
 
 
 def _in_hub_cache(digest: str) -> Path | None:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from paramerge.checkpoints.file_names import readable_name
 from paramerge.checkpoints.layout import DIFFUSERS_FOLDER
+from paramerge.checkpoints.source import Source
 from paramerge.merge.blocks import BlockUse
 from paramerge.merge.plan import Plan, PlannedStep
-from paramerge.system_faults import reading
 from paramerge.version import __version__
 
 __all__ = ["RECIPE_KEY", "RECIPE_VERSION", "InputFile", "build_recipe", "output_metadata"]
@@ -53,11 +52,9 @@ class InputFile:
     size: int
 
     @classmethod
-    def of(cls, path: Path, sha256: str, name: str | None = None) -> InputFile:
-        """Describe the file at ``path``."""
-        with reading(path):
-            size = path.stat().st_size
-        return cls(readable_name(name or path.name), sha256, size)
+    def of(cls, source: Source, sha256: str, name: str | None = None) -> InputFile:
+        """Describe a file that was opened."""
+        return cls(readable_name(name or source.path.name), sha256, source.size)
 
 
 def build_recipe(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from paramerge.checkpoints.positioned import ALIGNMENT, PositionedWriter, aligned_buffer
-from paramerge.errors import FileFormatError
+from paramerge.checkpoints.source import Source
 from paramerge.merge.dense import room_for
 from paramerge.merge.kernel import Blocks, LayerResult, TensorEditor, as_matrix, matrix_shape
 from paramerge.merge.tasks import BUFFER_BYTES, Placed, Task, held_bytes
-from paramerge.system_faults import reading
 
 __all__ = ["TensorStream"]
 
@@ -23,19 +20,13 @@ class TensorStream:
     on it, once to look at and once to write.
     """
 
-    def __init__(self, source: Path, writer: PositionedWriter, report: Callable[[int], None]) -> None:
+    def __init__(self, source: Source, writer: PositionedWriter, report: Callable[[int], None]) -> None:
         self._source = source
-        with reading(source):
-            self._descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._writer = writer
         self._report = report
         self._input = _buffer()
         self._output: memoryview | None = None
         self._blocks = Blocks()
-
-    def close(self) -> None:
-        """Close the source."""
-        os.close(self._descriptor)
 
     def run(self, task: Task) -> list[LayerResult]:
         """Do one task; returns what was done to its layers."""
@@ -116,13 +107,7 @@ class TensorStream:
         if stop - start > len(self._input) - ALIGNMENT:  # a single row may exceed the buffer
             self._input = _buffer(stop - start)
         view = self._input[shift : shift + stop - start]
-        done = 0
-        while done < len(view):
-            with reading(self._source):
-                count = os.preadv(self._descriptor, [view[done:]], start + done)
-            if count == 0:
-                raise FileFormatError("the file became shorter while it was read", where=self._source)
-            done += count
+        self._source.read_into(view, start)
         return view
 
     def _output_view(self, size: int, position: int) -> memoryview:

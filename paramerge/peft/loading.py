@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from paramerge.adapters import Adapter, ParaModule
 from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.source import check_unchanged
 from paramerge.errors import FamilyError, ShapeError, UnmatchedError, UsageError
 from paramerge.formats import open_adapter
 from paramerge.formats.listing import listed
@@ -81,9 +82,12 @@ def load_para(
                 where=f"{part}: {name}",
                 hint="pass another adapter_name, or delete the adapter first",
             )
-    for part, layers in parts.items():
-        bases = {path: _read_basis(module) for path, module in layers.items()}
-        _inject(components[part], name, bases, merge, trainable)
+    bases = {
+        part: {path: _read_basis(module) for path, module in layers.items()} for part, layers in parts.items()
+    }
+    check_unchanged(adapter)
+    for part in parts:
+        _inject(components[part], name, bases[part], merge, trainable)
         for _, layer in para_layers(components[part]):
             layer.set_scale(name, strength)
     return name

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from paramerge.checkpoints import hashing, positioned, writer
-from paramerge.checkpoints.hashing import HashBeside, cached_sha256, file_sha256, legacy_hash
+from paramerge.checkpoints import positioned, writer
 from paramerge.checkpoints.positioned import ALIGNMENT, PositionedWriter, aligned_buffer
 from paramerge.checkpoints.writer import exchange_names, new_file, write_bytes
 from paramerge.errors import OutputError
@@ -114,75 +110,3 @@ def test_direct_writes_that_stop_working_are_finished_by_buffered_ones(
         target.write(view, 0)
         target.close()
     assert (tmp_path / "a").read_bytes() == content
-
-
-def settled(path: Path, content: bytes) -> Path:
-    """A file that has not been written to just now."""
-    path.write_bytes(content)
-    os.utime(path, (1000, 1000))
-    return path
-
-
-def test_hashes_are_remembered_by_what_the_file_is(tmp_path: Path) -> None:
-    path = settled(tmp_path / "a", b"one")
-    assert cached_sha256(path) is None
-    digest = hashlib.sha256(b"one").hexdigest()
-    assert file_sha256(path) == cached_sha256(path) == digest
-    moved = tmp_path / "b"
-    path.rename(moved)
-    assert cached_sha256(moved) == digest
-    settled(moved, b"longer")
-    assert cached_sha256(moved) is None
-    moved.write_bytes(b"LONGER")
-    assert cached_sha256(moved) is None
-
-
-def test_a_file_changed_just_now_is_not_remembered(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_bytes(b"fresh")
-    file_sha256(path)
-    assert cached_sha256(path) is None
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"x": 3}'])
-def test_a_broken_cache_costs_only_time(tmp_path: Path, content: bytes) -> None:
-    cache = hashing._cache_file()
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    cache.write_bytes(content)
-    path = settled(tmp_path / "a", b"one")
-    assert file_sha256(path) == hashlib.sha256(b"one").hexdigest()
-    assert isinstance(json.loads(cache.read_bytes()), dict)
-
-
-def test_a_cache_that_cannot_be_written_costs_only_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setattr(hashing, "_cache_file", lambda: tmp_path / "file" / "sha256.json")
-    path = settled(tmp_path / "a", b"one")
-    assert file_sha256(path) == hashlib.sha256(b"one").hexdigest()
-
-
-def test_hashing_beside_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits for the others within its window, goes on when they are done, and gives up when told."""
-    monkeypatch.setattr(HashBeside, "_WINDOW", 1 << 20)
-    content = os.urandom(6 << 20)
-    path = settled(tmp_path / "a", content)
-    reached = 0
-    beside = HashBeside(path, lambda: reached)
-    time.sleep(0.1)
-    assert beside._digest is None
-    reached = 3 << 20
-    assert beside.result() == hashlib.sha256(content).hexdigest() == cached_sha256(path)
-    stopped = HashBeside(path, lambda: 0)
-    stopped.stop()
-    stopped._thread.join(5)
-    assert not stopped._thread.is_alive()
-    with pytest.raises(RuntimeError):
-        stopped.result()
-
-
-def test_the_short_hash(tmp_path: Path) -> None:
-    content = os.urandom(0x100000 + 0x20000)
-    path = settled(tmp_path / "a", content)
-    assert legacy_hash(path) == hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from baking import load, name_of, random_bases, shapes_of
 
+from paramerge.checkpoints import hashing
 from paramerge.checkpoints.hashing import legacy_hash
 from paramerge.checkpoints.writer import write_safetensors
 from paramerge.errors import UsageError
@@ -41,15 +42,13 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_by_sha256(library: Path, tmp_path: Path) -> None:
+def test_by_sha256(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing, "_SETTLED_SECONDS", 0)
     base = library / "sub" / "base.safetensors"
     adapter = open_adapter(para_for(base, tmp_path / "p.safetensors", sha256(base)))
     notes: list[str] = []
     assert find_base([adapter], notes.append) == base
     assert "hashing another.safetensors to find the base" in notes
-    os.utime(base, (10, 10))
-    os.utime(library / "another.safetensors", (10, 10))
-    assert find_base([adapter], notes.append) == base
     notes.clear()
     assert find_base([adapter], notes.append) == base
     assert notes == []  # remembered
@@ -140,3 +139,29 @@ def test_the_folder_of_a_shard_is_found(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PARAMERGE_MODELS", str(tmp_path / "library"))
         assert find_base([open_adapter(path)]) == folder
+
+
+def test_a_base_that_was_found_is_hashed_while_it_is_baked(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache entry that is not true any more names another file: nothing is baked into that."""
+    from paramerge.cli.main import main
+
+    monkeypatch.setattr(hashing, "_SETTLED_SECONDS", 0)
+    base, other = library / "sub" / "base.safetensors", library / "another.safetensors"
+    para = para_for(base, tmp_path / "p.safetensors", sha256(base))
+    arguments = ["bake", "--para", str(para), "-o", str(tmp_path / "out.safetensors"), "--json"]
+    believed = {other: sha256(base), base: sha256(other)}
+    monkeypatch.setattr(
+        "paramerge.merge.find_base.cached_sha256", lambda source: believed.get(source.path.absolute())
+    )
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 3
+    assert not (tmp_path / "out.safetensors").exists()
+    monkeypatch.undo()
+    monkeypatch.setenv("PARAMERGE_MODELS", str(library))
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 0
+    assert sha256(base) in load(tmp_path / "out.safetensors").metadata["paramerge.recipe"]

@@ -89,17 +89,18 @@ def test_private_leaves_names_out_but_hashes_in(inputs, tmp_path: Path) -> None:
     assert sha256(inputs[1]) in metadata[RECIPE_KEY]
 
 
-def test_the_hash_is_the_same_computed_in_the_pass_or_before(inputs, tmp_path: Path) -> None:
+def test_the_hash_is_the_same_computed_in_the_pass_or_before(
+    inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """First from the pass (nothing is cached for a new file), then from the whole file's cached hash."""
-    from paramerge.checkpoints.hashing import cached_sha256, file_sha256
+    from paramerge.checkpoints import hashing
+    from paramerge.checkpoints.source import Source
 
+    monkeypatch.setattr(hashing, "_SETTLED_SECONDS", 0)
     base = inputs[0]
-    import os
-
-    os.utime(base, (1, 1))
-    assert cached_sha256(base) is None
+    assert hashing.cached_sha256(Source.open(base)) is None
     first = baked(inputs, tmp_path / "1.safetensors")
-    assert cached_sha256(base) == file_sha256(base) == sha256(base)
+    assert hashing.cached_sha256(Source.open(base)) == hashing.file_sha256(base) == sha256(base)
     assert baked(inputs, tmp_path / "2.safetensors") == first
     assert sha256(base) in first[RECIPE_KEY]
 
