@@ -189,11 +189,12 @@ def read_weights(weights: Weights, root: Path) -> list[Header]:
     Raises
     ------
     CheckpointError
-        The index is not one, names files outside its folder (also through links out of ``root``) or files
-        that are missing, or does not agree with what the shards hold.
+        The weights are a link out of ``root``; the index is not one, names files outside its folder (also
+        through such links) or files that are missing, or does not agree with what the shards hold.
     FileFormatError
         A file is damaged.
     """
+    refuse_link_outside(weights.path, root)
     if not weights.sharded:
         return [read_header(weights.path)]
     weight_map = _read_index(weights.path)

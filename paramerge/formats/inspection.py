@@ -5,7 +5,6 @@ Headers decide; only of adapters that can be baked are the tensors read, for the
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -21,6 +20,7 @@ from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.layout import Base, open_base
 from paramerge.checkpoints.model_names import looks_like
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
+from paramerge.checkpoints.recipe_text import RECIPE_KEY, parsed_recipe
 from paramerge.checkpoints.tensors import stored
 from paramerge.errors import CheckpointError, FamilyError, NonFiniteError
 from paramerge.formats import peft
@@ -47,8 +47,6 @@ __all__ = [
     "inspect_path",
     "read_recipe",
 ]
-
-RECIPE_KEY = "paramerge.recipe"
 
 
 @dataclass(frozen=True)
@@ -212,8 +210,8 @@ def read_recipe(metadata: Mapping[str, str]) -> object:
     if text is None:
         return None
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parsed_recipe(text)
+    except ValueError:
         return text
 
 

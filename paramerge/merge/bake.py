@@ -20,6 +20,7 @@ from paramerge.checkpoints.source import Source, check_unchanged
 from paramerge.checkpoints.staging import new_folder
 from paramerge.checkpoints.writer import check_written, new_file, output_error
 from paramerge.errors import CheckpointError
+from paramerge.merge.history import public_metadata
 from paramerge.merge.kernel import LayerResult
 from paramerge.merge.output import check_output, write_companions
 from paramerge.merge.plan import FilePlan, Plan
@@ -232,11 +233,13 @@ class _Job:
 
     def _header(self, file: FilePlan, recipe: dict[str, object]) -> bytes:
         source = file.source.header
-        if not file.touched and self.plan.base.is_folder:
-            return source.source.read(0, source.data_start)  # an untouched component keeps every byte
-        metadata = output_metadata(source.metadata, self.plan, recipe)
         entries = [(t.info.key, t.dtype, t.info.shape, t.nbytes) for t in file.tensors]
-        return encode_header(entries, metadata)
+        if not file.touched and self.plan.base.is_folder:
+            public = public_metadata(source.metadata)
+            if not self.plan.options.private or public == source.metadata:
+                return source.source.read(0, source.data_start)  # an untouched component keeps every byte
+            return encode_header(entries, public)
+        return encode_header(entries, output_metadata(source.metadata, self.plan, recipe))
 
     def _run_workers(
         self, source: Source, writer: PositionedWriter, tasks: Iterator[Task]

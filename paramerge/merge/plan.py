@@ -22,6 +22,7 @@ from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import CheckpointError, UsageError
 from paramerge.merge.blocks import BlockUse, used_blocks
+from paramerge.merge.history import earlier_recipe
 from paramerge.merge.matching import check_family, check_shape, check_unmatched
 from paramerge.merge.naming import in_names_of
 from paramerge.merge.steps import BakeOptions, Kind, Step
@@ -201,7 +202,8 @@ def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOp
     planned = [_match(base, targets, _resolved(step, adapter), adapter, options) for step, adapter in steps]
     ops, left_alone = _operations(targets, planned, options)
     files = tuple(_plan_file(file, ops, options) for file in base.files)
-    warnings = (*base.warnings, *_left_alone_warnings(left_alone, options))
+    fault = earlier_recipe(base).fault
+    warnings = (*base.warnings, *([fault] if fault else []), *_left_alone_warnings(left_alone, options))
     return Plan(base, tuple(planned), options, files, left_alone, warnings, _order_warnings(planned))
 
 

@@ -15,14 +15,15 @@ import numpy as np
 
 from paramerge.checkpoints.file_names import readable_name
 from paramerge.checkpoints.layout import DIFFUSERS_FOLDER
+from paramerge.checkpoints.recipe_text import RECIPE_KEY
 from paramerge.checkpoints.source import Source
 from paramerge.merge.blocks import BlockUse
+from paramerge.merge.history import earlier_recipe, public_metadata
 from paramerge.merge.plan import Plan, PlannedStep
 from paramerge.version import __version__
 
 __all__ = ["RECIPE_KEY", "RECIPE_VERSION", "InputFile", "build_recipe", "output_metadata"]
 
-RECIPE_KEY = "paramerge.recipe"
 RECIPE_VERSION = 1
 
 _MODELSPEC_ARCHITECTURE = {
@@ -93,14 +94,18 @@ def build_recipe(
             **{name: value for name, value in asdict(options.interpretation).items() if value is not None},
         },
     }
-    earlier = _earlier_recipe(plan)
+    earlier = earlier_recipe(plan.base, private=options.private).recipe
     if earlier is not None:
         recipe["base_recipe"] = earlier
     return recipe
 
 
 def output_metadata(base: Mapping[str, str], plan: Plan, recipe: Mapping[str, object]) -> dict[str, str]:
-    """The metadata of an output file: the base's own, less what is no longer true, plus the recipe."""
+    """The metadata of an output file: the base's own, less what is no longer true, plus the recipe.
+
+    A private bake keeps of the base's own only what says what kind of model it is.
+    """
+    base = public_metadata(base) if plan.options.private else base
     metadata = {key: value for key, value in base.items() if key not in _STALE and key != RECIPE_KEY}
     metadata.update(_modelspec(metadata, plan))
     metadata.setdefault("format", "pt")
@@ -166,15 +171,3 @@ def _step(step: PlannedStep, files: Sequence[InputFile], private: bool) -> dict[
 
 def _block(use: BlockUse) -> dict[str, object]:
     return {"weight": use.weight, "layers": use.layers}
-
-
-def _earlier_recipe(plan: Plan) -> object:
-    """The recipe of a base that is itself a bake, so that the whole history stays readable."""
-    for file in plan.base.files:
-        text = file.header.metadata.get(RECIPE_KEY)
-        if text:
-            try:
-                return json.loads(text)
-            except ValueError:
-                return text
-    return None

@@ -345,12 +345,18 @@ def test_a_blob_that_is_missing_is_an_incomplete_download(tmp_path: Path) -> Non
         (tmp_path / "away").rename(target)
 
 
-def test_a_link_to_weights_elsewhere_is_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_link_to_weights_elsewhere_is_refused(component: str, kind: str, tmp_path: Path) -> None:
+    """One rule for all that would come along: weights of a stranger's choice are private files, too."""
     folder = write_folder(tmp_path / "model")
-    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    path.rename(tmp_path / "weights.safetensors")
-    path.symlink_to(tmp_path / "weights.safetensors")
-    assert names(open_base(folder))[0] == "unet/diffusion_pytorch_model.safetensors"
+    (path,) = (folder / component).glob("*.safetensors")
+    path = path if kind == "file" else path.parent
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="leads out of it") as caught:
+        open_base(folder)
+    assert str(tmp_path / "elsewhere") in str(caught.value.found)
 
 
 @pytest.mark.parametrize("where", ["notes.txt", "vae/notes.txt", "unet/notes.txt", "scheduler"])

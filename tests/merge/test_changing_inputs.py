@@ -65,8 +65,8 @@ class Files:
 
     base: Path
     tuned: Path
-    para: Path
-    lora: Path
+    subject: Path
+    style: Path
     other: Path
 
 
@@ -86,19 +86,19 @@ def originals(models, tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 VERBS: dict[str, str] = {
-    "bake": "bake --base base --para para --lora lora -o out.safetensors",
-    "merge": "merge lora other -o out.safetensors",
-    "merge mixed": "merge para lora --base base -o out.safetensors",
-    "convert": "convert lora --to diffusers -o out.safetensors",
-    "convert peft": "convert lora --to peft -o out",
-    "convert para": "convert para --to kohya --base base -o out.safetensors",
+    "bake": "bake --base base --para subject --lora style -o out.safetensors",
+    "merge": "merge style other -o out.safetensors",
+    "merge mixed": "merge subject style --base base -o out.safetensors",
+    "convert": "convert style --to diffusers -o out.safetensors",
+    "convert peft": "convert style --to peft -o out",
+    "convert para": "convert subject --to kohya --base base -o out.safetensors",
     "extract": "extract --from tuned --base base --family lora --rank 4 -o out.safetensors",
-    "extract lora": "extract --from-lora lora --rank 2 -o out.safetensors",
-    "resize": "resize lora --rank 1 -o out.safetensors",
-    "resize para": "resize para --energy 0.9 --base base -o out.safetensors",
-    "compare": "compare lora other --base base --report out.html",
+    "extract lora": "extract --from-lora style --rank 2 -o out.safetensors",
+    "resize": "resize style --rank 1 -o out.safetensors",
+    "resize para": "resize subject --energy 0.9 --base base -o out.safetensors",
+    "compare": "compare style other --base base --report out.html",
 }
-NAMES = ("base", "tuned", "para", "lora", "other")
+NAMES = ("base", "tuned", "subject", "style", "other")
 CASES = [(verb, name) for verb, text in VERBS.items() for name in NAMES if name in text.split()]
 
 
@@ -168,8 +168,8 @@ def test_a_change_at_any_moment_is_refused(
 def test_a_change_between_opening_and_baking(
     change: Callable[[Path], None], folder: Path, originals: Files
 ) -> None:
-    for name in ("base", "para"):
-        plan = plan_of(folder / "base.safetensors", Step("para", folder / "para.safetensors", 1.0))
+    for name in ("base", "subject"):
+        plan = plan_of(folder / "base.safetensors", Step("para", folder / "subject.safetensors", 1.0))
         change(folder / f"{name}.safetensors")
         with pytest.raises(InputChangedError):
             bake(plan, folder / "out.safetensors")
@@ -181,7 +181,7 @@ def test_the_hashes_are_those_of_the_bytes(folder: Path) -> None:
     """Nothing that an earlier run remembered is believed of an adapter, and nothing untrue of a base."""
     for name in NAMES:
         file_sha256(folder / f"{name}.safetensors")
-    for name in ("base", "para", "lora"):
+    for name in ("base", "subject", "style"):
         overwrite(folder / f"{name}.safetensors")
     assert run("bake") == 0
     recipe = json.loads(load(folder / "out.safetensors").metadata[RECIPE_KEY])
@@ -198,7 +198,8 @@ def test_a_shard_that_changes_is_refused(models, tmp_path: Path) -> None:
     shutil.copytree(models(layout="diffusers-folder", max_shard_bytes=4_000_000), base)
     layer = next(layer for layer in shapes_of(base) if ".attn1.to_q" in layer)
     para = para_file(tmp_path / "p.safetensors", random_bases(shapes_of(base), [layer], 2))
-    for file in open_base(base).files:
+    files = open_base(base).files
+    for file in (files[0], files[-1]):
         original = file.header.path.read_bytes()
         plan = plan_of(base, Step("para", para, 1.0))
         overwrite(file.header.path)

@@ -129,3 +129,117 @@ def test_a_folder_has_the_recipe_in_each_changed_file_and_beside_them(models, tm
         metadata = load(path).metadata
         if path.read_bytes() != (base / "unet" / path.name).read_bytes():
             assert json.loads(metadata[RECIPE_KEY]) == recipe
+
+
+def names_in(metadata: dict[str, str]) -> list[str]:
+    return [key for key, value in metadata.items() if "secret" in value or "/home" in value]
+
+
+def test_private_leaves_out_what_earlier_bakes_and_other_tools_said(inputs, tmp_path: Path) -> None:
+    """Names in the base's own recipe, as far back as it goes, and in metadata of whatever tool."""
+    base, para, lora = inputs
+    stored = load(base)
+    kept = {"modelspec.architecture": "stable-diffusion-v1", "modelspec.prediction_type": "epsilon"}
+    told = {
+        "sd_merge_recipe": "secret-a + secret-b",
+        "workflow": '{"path": "/home/someone"}',
+        "ss_output_name": "secret",
+        "modelspec.author": "secret person",
+        "modelspec.resolution": "/home/someone/secret file",
+    }
+    write_safetensors(base, stored.tensors, {**kept, **told})
+    baked(inputs, tmp_path / "secret-first.safetensors")
+    baked((tmp_path / "secret-first.safetensors", para, lora), tmp_path / "secret-second.safetensors")
+    third = baked(
+        (tmp_path / "secret-second.safetensors", para, lora), tmp_path / "third.safetensors", private=True
+    )
+    assert names_in(third) == []
+    assert kept.items() <= third.items()
+    recipe = json.loads(third[RECIPE_KEY])
+    history = [recipe, recipe["base_recipe"], recipe["base_recipe"]["base_recipe"]]
+    assert [entry["base"]["files"][0]["sha256"] for entry in history] == [
+        sha256(tmp_path / "secret-second.safetensors"),
+        sha256(tmp_path / "secret-first.safetensors"),
+        sha256(base),
+    ]
+    assert [[step["strength"] for step in entry["steps"]] for entry in history] == [[0.9, 0.8]] * 3
+    assert [step["families"] for step in history[2]["steps"]] == [
+        step["families"] for step in recipe["steps"]
+    ]
+
+
+def test_private_of_a_folder_reaches_files_that_do_not_change(models, tmp_path: Path) -> None:
+    base = models(layout="diffusers-folder")
+    shapes = shapes_of(base)
+    layers = [layer for layer in shapes if ".attn1.to_q" in layer or "q_proj" in layer]
+    both = para_file(tmp_path / "secret.safetensors", random_bases(shapes, layers, 2))
+    bake(plan_of(base, Step("para", both)), tmp_path / "first")
+    assert names_in(load(tmp_path / "first" / "text_encoder").metadata)
+    unet = [layer for layer in layers if layer.startswith("unet")]
+    one = para_file(tmp_path / "secret-2.safetensors", random_bases(shapes, unet, 2))
+    bake(plan_of(tmp_path / "first", Step("para", one), private=True), tmp_path / "second")
+    for path in (tmp_path / "second").rglob("*.safetensors"):
+        assert names_in(load(path).metadata) == [], path
+    before, after = (load(tmp_path / name / "text_encoder") for name in ("first", "second"))
+    assert after.raw == before.raw
+
+
+def with_recipe(base: Path, path: Path, text: str) -> Path:
+    write_safetensors(path, load(base).tensors, {RECIPE_KEY: text})
+    return path
+
+
+FOREIGN = {
+    "deep list": "[" * 100_000 + "]" * 100_000,
+    "deep object": '{"base_recipe":' * 20_000 + "1" + "}" * 20_000,
+    "somewhat deep": '{"base_recipe":' * 300 + "1" + "}" * 300,
+    "deep inside": '{"steps": ' + "[" * 500 + "]" * 500 + "}",
+    "no JSON": "hello",
+    "empty": "",
+    "list": "[]",
+    "text": '"text"',
+    "null": "null",
+    "NaN": '{"recipe": NaN}',
+    "infinite": '{"recipe": {"a": [1e999]}}',
+    "long integer": '{"recipe": ' + "9" * 5000 + "}",
+    "huge": '{"recipe": "' + "x" * (5 << 20) + '"}',
+}
+
+
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
+def test_a_recipe_that_cannot_be_kept_is_left_out_with_a_word(
+    text: str, private: bool, inputs, tmp_path: Path
+) -> None:
+    base = with_recipe(inputs[0], tmp_path / "b.safetensors", text)
+    plan = plan_of(base, Step("para", inputs[1]), private=private)
+    assert [warning for warning in plan.warnings if "recipe of an earlier bake" in warning]
+    report = bake(plan, tmp_path / "out.safetensors")
+    assert json.dumps(report.as_dict(), allow_nan=False)
+    assert "base_recipe" not in json.loads(load(tmp_path / "out.safetensors").metadata[RECIPE_KEY])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"base_recipe":' * 80 + "1" + "}" * 80,
+        '{"any": ["thing", null, 1.5, true], "\\ud800": "\\udfff"}',
+        "{}",
+    ],
+)
+def test_any_other_recipe_is_kept_as_it_is(text: str, inputs, tmp_path: Path) -> None:
+    base = with_recipe(inputs[0], tmp_path / "b.safetensors", text)
+    plan = plan_of(base, Step("para", inputs[1]))
+    assert not [warning for warning in plan.warnings if "recipe" in warning]
+    assert json.dumps(bake(plan, tmp_path / "out.safetensors").as_dict(), allow_nan=False)
+    recipe = json.loads(load(tmp_path / "out.safetensors").metadata[RECIPE_KEY])
+    assert recipe["base_recipe"] == json.loads(text)
+
+
+@pytest.mark.parametrize("key", ["base", "steps", "files", "options", "families", "blocks", "sha256", "name"])
+@pytest.mark.parametrize("value", ["secret", ["secret"], {"secret": {"secret": "secret"}}, 3, None])
+def test_private_takes_wrong_types_in_a_recipe(key: str, value: object, inputs, tmp_path: Path) -> None:
+    recipe = {key: value, "steps": [{key: value}, value], "base": {key: value, "files": [{key: value}]}}
+    base = with_recipe(inputs[0], tmp_path / "b.safetensors", json.dumps(recipe))
+    bake(plan_of(base, Step("para", inputs[1]), private=True), tmp_path / "out.safetensors")
+    assert names_in(load(tmp_path / "out.safetensors").metadata) == []
