@@ -96,7 +96,7 @@ def bake(
     interpretation = Interpretation(lokr_scale, krona)
     options = BakeOptions(merge, gamma, only, dtype, allow_unmatched, private, interpretation)
     adapters = [open_adapter(step.path, step.kind, interpretation) for step in steps]
-    found = base is None
+    looked_for = named_hashes(adapters) if base is None else []
     if base is None:
         base = find_base(adapters, note=lambda text: note(text, quiet=as_json))
         note(f"base: {base}", quiet=as_json)
@@ -122,8 +122,7 @@ def bake(
     if not as_json:
         show_diagnosis(plan, diagnosis, all_layers=all_layers)
     with Progress("baking", quiet=as_json, unit="bytes") as progress:
-        wanted = named_hashes(adapters) if found else []
-        report = run_bake(plan, output, progress.update, overwrite=overwrite, base_sha256=wanted)
+        report = run_bake(plan, output, progress.update, overwrite=overwrite, base_sha256=looked_for)
     if as_json:
         content = {"plan": summary.as_dict(), "diagnosis": diagnosis.as_dict(), "report": report.as_dict()}
         click.echo(json.dumps(content, indent=2))

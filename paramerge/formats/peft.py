@@ -6,7 +6,6 @@ a text encoder, and the width one text encoder from the other. Alpha stands in t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,9 +13,10 @@ from pathlib import Path
 from paramerge.checkpoints.header import Header
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.source import Source
-from paramerge.errors import AdapterError, FileFormatError
+from paramerge.errors import AdapterError
 from paramerge.formats.layers import bare_layer
 from paramerge.formats.pairs import Part
+from paramerge.strict_json import MAX_BYTES, object_from
 
 __all__ = [
     "CONFIG_NAME",
@@ -33,7 +33,6 @@ __all__ = [
 PREFIX = "base_model.model."
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
-_MAX_CONFIG_BYTES = 100_000_000
 
 _KEY = re.compile(rf"(?:{re.escape(PREFIX)})?(?P<path>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight")
 WIDTH_OF_SECOND_ENCODER = 1280
@@ -88,25 +87,8 @@ def read_config(source: Source) -> Mapping[str, object]:
     FileFormatError
         It cannot be read or is no JSON object.
     """
-    path = source.path
-    if source.size > _MAX_CONFIG_BYTES:
-        raise FileFormatError(
-            "this configuration is too large to be one",
-            where=path,
-            expected=f"at most {_MAX_CONFIG_BYTES} bytes",
-            found=f"{source.size} bytes",
-        )
-    try:
-        config = json.loads(source.read(0, source.size).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(
-            "this configuration is not valid JSON", where=path, found=str(error)[:200]
-        ) from None
-    if not isinstance(config, dict):
-        raise FileFormatError(
-            "this configuration is not a JSON object", where=path, found=type(config).__name__
-        )
-    return config
+    data = source.read(0, min(source.size, MAX_BYTES + 1))
+    return object_from(data, source.path, what="this configuration")
 
 
 def missing_config(path: Path) -> AdapterError:

@@ -75,6 +75,7 @@ def build_recipe(
             "torch": torch.__version__,
             "numpy": np.__version__,
             "ml_dtypes": ml_dtypes.__version__,
+            "kernel": torch.backends.cpu.get_cpu_capability(),
         },
         "base": {
             "layout": plan.base.layout,

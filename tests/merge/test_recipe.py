@@ -119,6 +119,7 @@ def test_a_folder_has_the_recipe_in_each_changed_file_and_beside_them(models, tm
     para = para_file(tmp_path / "p.safetensors", random_bases(shapes_of(base), layers, 2))
     bake(plan_of(base, Step("para", para)), tmp_path / "out")
     recipe = json.loads((tmp_path / "out" / "paramerge_recipe.json").read_text())
+    del recipe["outputs"]  # stands only beside the files
     files = {entry["name"]: entry["sha256"] for entry in recipe["base"]["files"]}
     assert files == {
         str(path.relative_to(base)): sha256(path)
@@ -163,9 +164,6 @@ def test_private_leaves_out_what_earlier_bakes_and_other_tools_said(inputs, tmp_
         sha256(base),
     ]
     assert [[step["strength"] for step in entry["steps"]] for entry in history] == [[0.9, 0.8]] * 3
-    assert [step["families"] for step in history[2]["steps"]] == [
-        step["families"] for step in recipe["steps"]
-    ]
 
 
 def test_private_of_a_folder_reaches_files_that_do_not_change(models, tmp_path: Path) -> None:
@@ -199,6 +197,8 @@ FOREIGN = {
     "list": "[]",
     "text": '"text"',
     "null": "null",
+    "half a pair": '{"a": "\\ud800"}',
+    "a key twice": '{"a": 1, "a": 2}',
     "NaN": '{"recipe": NaN}',
     "infinite": '{"recipe": {"a": [1e999]}}',
     "long integer": '{"recipe": ' + "9" * 5000 + "}",
@@ -223,7 +223,7 @@ def test_a_recipe_that_cannot_be_kept_is_left_out_with_a_word(
     "text",
     [
         '{"base_recipe":' * 80 + "1" + "}" * 80,
-        '{"any": ["thing", null, 1.5, true], "\\ud800": "\\udfff"}',
+        '{"any": ["thing", null, 1.5, true], "\\ud83d\\ude00": "\\u00e4"}',
         "{}",
     ],
 )
