@@ -18,6 +18,7 @@ from paramerge.cli.options import (
     rehash_option,
     step_options,
     steps_of,
+    unmatched_option,
 )
 from paramerge.cli.render import Progress, note, note_ending, warn
 from paramerge.errors import UsageError
@@ -49,7 +50,7 @@ __all__ = ["bake"]
 )
 @click.option("--dtype", type=click.Choice(get_args(DTypeChoice)), default="keep", show_default=True)
 @click.option("--variant", metavar="NAME", help="Which weights of a diffusers folder, such as fp16.")
-@click.option("--allow-unmatched", is_flag=True, help="Go on when adapter keys land nowhere; they are shown.")
+@unmatched_option
 @click.option("--private", is_flag=True, help="Leave the inputs' names out of the recipe.")
 @click.option("--layers", "all_layers", is_flag=True, help="List all layers that a finding concerns.")
 @click.option("--dry-run", is_flag=True, help="Print the plan from the headers alone and stop.")

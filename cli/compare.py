@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from paramerge.cli.options import interpretation_options, json_option, overwrite_option
+from paramerge.cli.options import interpretation_options, json_option, overwrite_option, unmatched_option
 from paramerge.cli.render import Progress, note, note_ending, warn
 from paramerge.cli.threads import one_blas_thread
 from paramerge.interpretation import Interpretation, KronaOrder
@@ -24,6 +24,7 @@ __all__ = ["compare"]
     "--report", type=click.Path(path_type=Path), metavar="OUT.html", help="Write a page on it, too."
 )
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
+@unmatched_option
 @interpretation_options
 @overwrite_option
 @json_option
@@ -32,6 +33,7 @@ def compare(
     base: Path | None,
     report: Path | None,
     all_layers: bool,
+    allow_unmatched: bool,
     lokr_scale: float | None,
     krona: KronaOrder | None,
     overwrite: bool,
@@ -66,7 +68,7 @@ def compare(
         report = check_output_file(wanted, inputs, overwrite=overwrite, suffix=".html")
         note_ending(wanted, report, quiet=as_json)
     with Progress("comparing", quiet=as_json, unit="layers") as progress:
-        comparison = run_compare(opened, opened_base, progress.update)
+        comparison = run_compare(opened, opened_base, progress.update, allow_unmatched=allow_unmatched)
     if report is not None:
         from paramerge.analysis.report import write_report
 

@@ -43,7 +43,13 @@ _FORMATS = ("kohya", "kohya-sgm", "lycoris", "diffusers", "peft", "para", "deft"
     help="The checkpoint that a PaRa becomes a LoRA for; also what tells other models' names.",
 )
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), help="Default: as stored (a PaRa's LoRA: fp16).")
-@click.option("--partial", is_flag=True, help="Leave out what the format cannot hold, and say what.")
+@click.option(
+    "--partial",
+    "--allow-unmatched",
+    "partial",
+    is_flag=True,
+    help="Leave out what the format cannot hold and keys that are not understood; they are shown.",
+)
 @overwrite_option
 @rehash_option
 @json_option
@@ -120,7 +126,9 @@ def _show(report: ConversionReport) -> None:
         note(f"{text} ({count} layers)")
     if report.left_out:
         warn(f"left out: {len(report.left_out)}, such as {', '.join(report.left_out[:3])}")
-    exact = "the same numbers" if report.rounding == 0 else f"rounded by up to {report.rounding:.1e}"
+    exact = "the same changes" if report.notes else "the same numbers"
+    if report.rounding:
+        exact = f"rounded by up to {report.rounding:.1e}"
     size = gigabytes(sum(path.stat().st_size for path in report.outputs))
     place = report.outputs[0] if len(report.outputs) == 1 else report.outputs[0].parent
     out.print(f"[bold]{shown(place)}[/bold]  {report.to}, {len(report.layers)} layers, {exact}, {size}")

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramerge.cli.options import gamma_option, json_option, overwrite_option, rehash_option
+from paramerge.cli.options import (
+    gamma_option,
+    json_option,
+    overwrite_option,
+    rehash_option,
+    unmatched_option,
+)
 from paramerge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +62,7 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 @click.option("--only", "only", multiple=True, metavar="COMPONENT", help="unet ... May be repeated.")
 @click.option("--partial", is_flag=True, help="Leave out changes that the family cannot hold, and say which.")
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
+@unmatched_option
 @click.option("--layers", "all_layers", is_flag=True, help="List every layer.")
 @overwrite_option
 @rehash_option
@@ -74,6 +81,7 @@ def extract(
     only: tuple[str, ...],
     partial: bool,
     dtype: str,
+    allow_unmatched: bool,
     all_layers: bool,
     overwrite: bool,
     as_json: bool,
@@ -113,7 +121,9 @@ def extract(
                 where="--from-lora",
                 expected="--rank or --energy",
             )
-        _extract_from_lora(source, output, rank, energy, dtype, overwrite, all_layers, as_json)
+        _extract_from_lora(
+            source, output, rank, energy, dtype, allow_unmatched, overwrite, all_layers, as_json
+        )
 
 
 def _extract_from_lora(
@@ -122,6 +132,7 @@ def _extract_from_lora(
     rank: int | None,
     energy: float | None,
     dtype: str,
+    allow_unmatched: bool,
     overwrite: bool,
     all_layers: bool,
     as_json: bool,
@@ -136,7 +147,7 @@ def _extract_from_lora(
     wanted = output
     output = check_output_file(wanted, inputs_of(adapter), overwrite=overwrite)
     note_ending(wanted, output, quiet=as_json)
-    extraction = extract_para(adapter, rank=rank, energy=energy)
+    extraction = extract_para(adapter, rank=rank, energy=energy, allow_unmatched=allow_unmatched)
     origin = _origin(adapter, rank, energy)
     check_unchanged(adapter)
     write_para(
@@ -190,6 +201,7 @@ def _as_data(adapter: Adapter, extraction: Extraction, output: Path) -> dict[str
 def _show(adapter: Adapter, extraction: Extraction, output: Path, all_layers: bool) -> None:
     from rich.console import Console
 
+    from paramerge.adapters.unread import unread_warnings
     from paramerge.cli.render import shown
 
     console = Console(highlight=False)
@@ -198,8 +210,8 @@ def _show(adapter: Adapter, extraction: Extraction, output: Path, all_layers: bo
         console.print(
             f"[yellow]{len(extraction.empty)} layers of the LoRA are zero and give no direction[/yellow]"
         )
-    for leftover in adapter.leftovers:
-        console.print(f"[yellow]left out:[/yellow] {len(leftover.keys)} keys ({shown(leftover.reason)})")
+    for warning in unread_warnings(adapter):
+        console.print(f"[yellow]warning:[/yellow] {shown(warning)}")
     console.print(
         f"[bold]{shown(output)}[/bold]  {len(extraction.layers)} layers, "
         f"rank {_span(extraction.layers)}, {extraction.captured:.1%} of the LoRA's energy, "

@@ -85,9 +85,9 @@ def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
     _show_pairs(out, pairs)
     _show_components(out, Counter((layer.name.component, layer.kind) for layer in layers))
     for leftover in adapter.leftovers:
-        keys = "1 key changes" if len(leftover.keys) == 1 else f"{len(leftover.keys)} keys change"
-        nothing = f"[yellow]{keys} nothing[/yellow] ({shown(leftover.reason)})"
-        out.print(f"{nothing}: {shown(_first(leftover.keys))}")
+        keys = "1 key is" if len(leftover.keys) == 1 else f"{len(leftover.keys)} keys are"
+        unread = f"[yellow]{keys} not applied[/yellow] ({shown(leftover.reason)})"
+        out.print(f"{unread}: {shown(_first(leftover.keys))}")
     _show_layers(out, layers, all_layers)
 
 

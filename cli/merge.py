@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from paramerge.cli.options import gamma_option, json_option, overwrite_option, rehash_option
+from paramerge.cli.options import (
+    gamma_option,
+    json_option,
+    overwrite_option,
+    rehash_option,
+    unmatched_option,
+)
 from paramerge.cli.render import Progress, note_ending, warn
 from paramerge.cli.threads import one_blas_thread
 from paramerge.combining.request import CombineOptions, KeepChoice, parse_input
@@ -46,6 +52,7 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 @click.option("--rank", type=int, metavar="R", help="PaRas: cap the joint rank. LoRAs: truncate to it.")
 @click.option("--energy", type=float, metavar="E", help="LoRAs: truncate to this share of the squared norm.")
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
+@unmatched_option
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
 @overwrite_option
 @rehash_option
@@ -60,6 +67,7 @@ def merge(
     rank: int | None,
     energy: float | None,
     dtype: str,
+    allow_unmatched: bool,
     all_layers: bool,
     overwrite: bool,
     as_json: bool,
@@ -80,7 +88,7 @@ def merge(
     from paramerge.formats import open_adapter
 
     inputs = [parse_input(text) for text in adapters]
-    options = CombineOptions(how, gamma, keep, rank, energy, _DTYPES[dtype])
+    options = CombineOptions(how, gamma, keep, rank, energy, _DTYPES[dtype], allow_unmatched)
     opened = [open_adapter(given.path) for given in inputs]
     with Progress("merging", quiet=as_json, unit="layers") as progress:
         report = combine(

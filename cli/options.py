@@ -21,6 +21,7 @@ __all__ = [
     "rehash_option",
     "step_options",
     "steps_of",
+    "unmatched_option",
 ]
 
 _STEP_KINDS: dict[str, Kind] = {"para": "para", "lora": "lora", "adapter": "adapter"}
@@ -112,6 +113,11 @@ gamma_option = click.option(
     type=_Gamma(),
     metavar="SHARE",
     help="Rank boundary: a PaRa removes at most this share of a layer's rank (the paper: 1/40).",
+)
+
+
+unmatched_option = click.option(
+    "--allow-unmatched", is_flag=True, help="Go on without keys that are not understood; they are shown."
 )
 
 

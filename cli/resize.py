@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from paramerge.cli.merge import as_data
-from paramerge.cli.options import json_option, overwrite_option, rehash_option
+from paramerge.cli.options import json_option, overwrite_option, rehash_option, unmatched_option
 from paramerge.cli.render import Progress, note_ending, warn
 from paramerge.cli.threads import one_blas_thread
 
@@ -26,6 +26,7 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 )
 @click.option("--base", type=click.Path(path_type=Path), help="PaRa: tells which directions matter.")
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
+@unmatched_option
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
 @overwrite_option
 @rehash_option
@@ -37,6 +38,7 @@ def resize(
     energy: float | None,
     base: Path | None,
     dtype: str,
+    allow_unmatched: bool,
     all_layers: bool,
     overwrite: bool,
     as_json: bool,
@@ -56,7 +58,7 @@ def resize(
     with Progress("resizing", quiet=as_json, unit="layers") as progress:
         report = run(
             opened, output, rank=rank, energy=energy, dtype=_DTYPES[dtype], base=checkpoint,
-            progress=progress.update, overwrite=overwrite,
+            progress=progress.update, overwrite=overwrite, allow_unmatched=allow_unmatched,
         )  # fmt: skip
     note_ending(output, report.output, quiet=as_json)
     if as_json:

@@ -16,6 +16,7 @@ import numpy as np
 
 from paramerge.adapters.adapter import Adapter
 from paramerge.adapters.lora import LoraModule
+from paramerge.adapters.unread import refuse_unread
 from paramerge.algebra import leading_output_directions, lora_loss
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import FamilyError, UsageError
@@ -66,7 +67,13 @@ class Extraction:
         return held / total if total else 0.0
 
 
-def extract_para(adapter: Adapter, *, rank: int | None = None, energy: float | None = None) -> Extraction:
+def extract_para(
+    adapter: Adapter,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    allow_unmatched: bool = False,
+) -> Extraction:
     """Take from each layer of a LoRA its leading output directions.
 
     Parameters
@@ -75,6 +82,8 @@ def extract_para(adapter: Adapter, *, rank: int | None = None, energy: float | N
         The number of directions of every layer; fewer where the LoRA's own rank is lower.
     energy:
         Or the share of each layer's squared norm to hold, in (0, 1]: the fewest directions that do.
+    allow_unmatched:
+        Leave out keys that are not understood, instead of refusing.
 
     Raises
     ------
@@ -82,9 +91,12 @@ def extract_para(adapter: Adapter, *, rank: int | None = None, energy: float | N
         Neither or both of ``rank`` and ``energy``, or one out of range; a LoRA that is zero everywhere.
     FamilyError
         The adapter is no LoRA.
+    UnmatchedError
+        Keys that are not understood, without ``allow_unmatched``.
     NonFiniteError
         NaN or Inf in a factor.
     """
+    refuse_unread(adapter, allowed=allow_unmatched)
     _check_choice(rank, energy)
     if adapter.family != "lora":
         raise FamilyError(

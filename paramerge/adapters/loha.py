@@ -22,7 +22,7 @@ class LohaModule(AdditiveModule):
     Attributes
     ----------
     w1_a, w2_a:
-        B1, B2: (out, r); (r, out) where there are cores.
+        B1, B2: (out, r); (r, out) where there are cores. Each may have two more axes of 1.
     w1_b, w2_b:
         A1, A2: (r, in), a convolution flattened; (r, in channels) where there are cores.
     t1, t2:
@@ -85,8 +85,13 @@ class LohaModule(AdditiveModule):
 def _factors(a: StoredTensor, b: StoredTensor, core: StoredTensor | None) -> tuple[np.ndarray, np.ndarray]:
     A = read_finite(b)
     if core is None:
-        return read_finite(a), A.reshape(A.shape[0], -1)
-    return read_finite(a).T, tucker(read_finite(core), A)
+        return _matrix(read_finite(a)), A.reshape(A.shape[0], -1)
+    return _matrix(read_finite(a)).T, tucker(read_finite(core), _matrix(A))
+
+
+def _matrix(factor: np.ndarray) -> np.ndarray:
+    """A factor that may be stored as a convolution of one element."""
+    return factor.reshape(factor.shape[:2])
 
 
 def tucker(core: np.ndarray, inputs: np.ndarray) -> np.ndarray:

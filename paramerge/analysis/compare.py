@@ -10,6 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from paramerge.adapters import Adapter, LayerModule, LoraModule, ParaModule
+from paramerge.adapters.unread import refuse_unread
 from paramerge.analysis.changes import ChangePair, compare_changes, compare_with_para
 from paramerge.analysis.pairs import (
     LoraPair,
@@ -72,6 +73,8 @@ def compare(
     adapters: Sequence[Adapter],
     base: Base | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    allow_unmatched: bool = False,
 ) -> Comparison:
     """Compare every two of the opened ``adapters``; with ``base`` also by what they do to its weights.
 
@@ -83,7 +86,8 @@ def compare(
     UsageError
         Fewer than two adapters, or no two with a layer in common.
     ArchitectureError, ShapeError, UnmatchedError
-        The adapters are for different models, or not for ``base``.
+        The adapters are for different models, or not for ``base``; keys that are not understood, without
+        ``allow_unmatched``.
     FamilyError
         What an adapter changes depends on the weight, and there is no ``base``.
     NonFiniteError
@@ -95,6 +99,8 @@ def compare(
         raise UsageError(
             "there is nothing to compare with", expected="two or more adapters", found=len(adapters)
         )
+    for adapter in adapters:
+        refuse_unread(adapter, allowed=allow_unmatched)
     check_architectures(adapters)
     weights = None if base is None else BaseWeights(base)
     if weights is not None:

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 __all__ = [
+    "BUNDLED_ENCODERS",
     "SINGLE_FILE_ENCODERS",
     "EncoderPrefix",
     "OpenClipTensor",
@@ -41,6 +42,17 @@ SINGLE_FILE_ENCODERS = (
     EncoderPrefix("cond_stage_model.model.", "text_encoder", True),
 )
 """The text encoders that single files hold, by prefix."""
+
+BUNDLED_ENCODERS = tuple(
+    EncoderPrefix(f"text_encoders.{name}.{inner}", component, False)
+    for inner in ("transformer.", "")
+    for name, component in (
+        ("clip_l", "text_encoder"),
+        ("clip_h", "text_encoder"),
+        ("clip_g", "text_encoder_2"),
+    )
+)
+"""The text encoders that ComfyUI and Forge save beside a model, under transformers' names."""
 
 _ENCODER_TENSOR = re.compile(r"(embeddings|encoder|final_layer_norm)\.")
 

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from paramerge.checkpoints.clip_keys import (
+    BUNDLED_ENCODERS,
     SINGLE_FILE_ENCODERS,
     EncoderPrefix,
     canonical_key,
@@ -56,6 +57,7 @@ class Located:
 _UNET_PREFIXES = (LDM_UNET_PREFIX, "diffusion_model.", "unet.", "")
 _ENCODERS = (
     *SINGLE_FILE_ENCODERS,
+    *BUNDLED_ENCODERS,
     EncoderPrefix("text_encoder.", "text_encoder", False),
     EncoderPrefix("text_encoder_2.", "text_encoder_2", False),
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from paramerge.adapters import Adapter, LoraModule
+from paramerge.adapters.unread import unread_warnings
 from paramerge.errors import ArchitectureError, ShapeError
 
 __all__ = ["check_architectures", "common_architecture", "common_bases", "warnings_of"]
@@ -68,10 +69,7 @@ def warnings_of(adapters: Sequence[Adapter], gamma: float | None) -> list[str]:
             f"({first.base_hashes[0][:12]} and {second.base_hashes[0][:12]}): the merge may not suit either"
         )
     for adapter in adapters:
-        for leftover in adapter.leftovers:
-            warnings.append(
-                f"{adapter.path.name}: {len(leftover.keys)} keys are left out ({leftover.reason})"
-            )
+        warnings += unread_warnings(adapter)
     gammas = [
         adapter.metadata["paramerge.gamma"] for adapter in adapters if "paramerge.gamma" in adapter.metadata
     ]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from paramerge.adapters import Adapter, LoraModule, ParaModule
+from paramerge.adapters.unread import refuse_unread
 from paramerge.checkpoints.hashing import source_sha256
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
@@ -59,7 +60,7 @@ def combine(
     UsageError, FamilyError
         The options or families do not go together (see :func:`check_request`).
     ArchitectureError, ShapeError, UnmatchedError
-        The adapters do not belong together, or not to ``base``.
+        The adapters do not belong together, or not to ``base``; keys that are not understood.
     InputChangedError
         A file was written to or replaced since it was opened.
     OutputError
@@ -68,6 +69,8 @@ def combine(
     kind = check_request(inputs, adapters, options, base is not None)
     weights = None if base is None else BaseWeights(base)
     output = check_output_file(output, inputs_of(base, *adapters), overwrite=overwrite)
+    for adapter in adapters:
+        refuse_unread(adapter, allowed=options.allow_unmatched)
     check_architectures(adapters)
     if weights is not None:
         adapters = [weights.check(adapter) for adapter in adapters]

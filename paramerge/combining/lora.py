@@ -94,7 +94,11 @@ def sum_layer(
     name = next(iter(modules.values())).name
     kernel = _common_kernel(modules.values())
     ranks = tuple(modules[i].rank if i in modules else 0 for i in range(len(scales)))
-    blocks = [read_block(module, scales[place]) for place, module in modules.items() if scales[place]]
+    blocks = [
+        read_block(module, scales[place])
+        for place, module in modules.items()
+        if scales[place] and module.scale
+    ]
     full_rank = sum(block.up.shape[1] for block in blocks)
     if not blocks:
         return SummedLayer(name, None, ranks, 0, 0.0, 0.0, 0.0)

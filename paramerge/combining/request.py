@@ -50,6 +50,8 @@ class CombineOptions:
         LoRA: the share of each layer's squared norm to hold, in (0, 1].
     dtype:
         ``F16``, ``BF16`` or ``F32``.
+    allow_unmatched:
+        Leave out keys that are not understood, instead of refusing.
     """
 
     merge: Literal["joint", "sequential"] = "joint"
@@ -58,6 +60,7 @@ class CombineOptions:
     rank: int | None = None
     energy: float | None = None
     dtype: str = "F16"
+    allow_unmatched: bool = False
 
     def __post_init__(self) -> None:
         check_gamma(self.gamma)

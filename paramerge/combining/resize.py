@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from paramerge.adapters import Adapter, ParaModule
+from paramerge.adapters.unread import refuse_unread, unread_warnings
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.outputs import check_output_file, inputs_of
@@ -30,6 +31,7 @@ def resize(
     base: Base | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
+    allow_unmatched: bool = False,
 ) -> MergeReport:
     """Write ``adapter`` with less: a merge of one, truncated.
 
@@ -42,6 +44,8 @@ def resize(
         Not exactly one of ``rank`` and ``energy``; an energy for a PaRa without a base.
     FamilyError
         Another family: its factors have no order of importance.
+    UnmatchedError
+        Keys that are not understood, without ``allow_unmatched``.
     OutputError
         ``output`` is an input, stands there already (without ``overwrite``), or cannot be written.
     """
@@ -60,7 +64,7 @@ def resize(
             found=", ".join(adapter.families),
             hint="bake it, and extract a smaller one: paramerge extract --from BAKED --base BASE",
         )
-    options = CombineOptions(rank=rank, energy=energy, dtype=dtype)
+    options = CombineOptions(rank=rank, energy=energy, dtype=dtype, allow_unmatched=allow_unmatched)
     if adapter.family == "para" and energy is not None:
         return _para_by_energy(
             adapter, output, options, base, progress or (lambda done, total: None), overwrite
@@ -84,6 +88,7 @@ def _para_by_energy(
             expected="--base",
             hint="give the checkpoint, or say --rank",
         )
+    refuse_unread(adapter, allowed=options.allow_unmatched)
     output = check_output_file(output, inputs_of(adapter, base), overwrite=overwrite)
     weights = BaseWeights(base)
     adapter = weights.check(adapter)
@@ -112,5 +117,5 @@ def _para_by_energy(
     )  # fmt: skip
     given = MergedInput(adapter.path, "para", adapter.dialect, 1.0, len(adapter.modules), digests)
     size = output.stat().st_size
-    left = tuple(f"{len(item.keys)} keys are left out ({item.reason})" for item in adapter.leftovers)
+    left = tuple(unread_warnings(adapter))
     return MergeReport("para", output, size, adapter.architecture, (given,), tuple(layers), options, left)

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from paramerge.adapters import Adapter, LoraModule, ParaModule
+from paramerge.adapters.unread import refuse_unread
 from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.modules import COMPONENTS, ModuleName
@@ -20,6 +19,8 @@ from paramerge.combining.base import BaseWeights, LayerShapes
 from paramerge.combining.checks import check_architectures, common_architecture
 from paramerge.combining.mixed import as_one_lora
 from paramerge.combining.request import CombineOptions, Input
+from paramerge.conversion.diffusers_metadata import SEVERAL_RANKS, has_several_ranks
+from paramerge.conversion.folding import folded
 from paramerge.conversion.parts import Part, part_of
 from paramerge.conversion.request import (
     FORMATS,
@@ -29,8 +30,7 @@ from paramerge.conversion.request import (
     refuse_unread_names,
 )
 from paramerge.conversion.writing import CONVERSION_KEY, Writing, counted_notes
-from paramerge.errors import AdapterError, FamilyError, UnmatchedError
-from paramerge.formats.listing import listed
+from paramerge.errors import AdapterError, FamilyError
 from paramerge.formats.lora_writer import rounded
 
 __all__ = ["CONVERSION_KEY", "FORMATS", "ConversionReport", "ConvertOptions", "ConvertedLayer", "convert"]
@@ -85,7 +85,7 @@ def convert(
     FamilyError
         A family, or a form of one, that the format cannot hold; a PaRa for a LoRA's format without a base.
     UnmatchedError
-        Keys of the input that are no layer's, without ``partial``.
+        Keys of the input that are not understood, without ``partial``.
     ArchitectureError, ShapeError, NonFiniteError
         Adapters that do not belong together or to the base, or that are not finite.
     InputChangedError
@@ -97,13 +97,8 @@ def convert(
     output = check_output(output, options.to, adapters, base, overwrite=overwrite)
     check_architectures(adapters)
     left_out = [key for adapter in adapters for leftover in adapter.leftovers for key in leftover.keys]
-    if left_out and not options.partial:
-        raise UnmatchedError(
-            f"{len(left_out)} keys of the input are no layer's, and would not be in the output",
-            where=adapters[0].path,
-            found=listed(left_out),
-            hint="to convert the rest without them, add --partial",
-        )
+    for adapter in adapters:
+        refuse_unread(adapter, allowed=options.partial)
     weights = None if base is None else BaseWeights(base)
     if weights is not None:
         adapters = [weights.check(adapter) for adapter in adapters]
@@ -120,9 +115,14 @@ def convert(
         tuple(job.files),
         job.architecture,
         tuple(ConvertedLayer(part.name, part.family, part.rank, part.rounding) for part in written),
-        counted_notes(written),
+        counted_notes(written) | _rank_notes(written, options),
         tuple(left_out),
     )
+
+
+def _rank_notes(parts: Sequence[Part], options: ConvertOptions) -> dict[str, int]:
+    several = options.to == "diffusers" and has_several_ranks(parts)
+    return {SEVERAL_RANKS: len(parts)} if several else {}
 
 
 def _parts(
@@ -182,14 +182,12 @@ def _as_lora(
         if layer.factors is None:
             continue
         factors = layer.factors
-        up, down = rounded(name, factors.up, dtype), rounded(name, factors.down, dtype)
+        up, down, alpha = factors.up, factors.down, factors.alpha
+        if options.to == "diffusers" and alpha != factors.rank:
+            up, down = folded(up, down, alpha / factors.rank, dtype)
+            alpha = float(factors.rank)
+        up, down = rounded(name, up, dtype), rounded(name, down, dtype)
         if factors.kernel:
             up, down = up.reshape(*up.shape, 1, 1), down.reshape(len(down), -1, *factors.kernel)
-        alpha = factors.alpha
-        if options.to == "diffusers" and alpha != factors.rank:
-            up, alpha = (
-                rounded(name, alpha / factors.rank * up.astype(np.float64), dtype),
-                float(factors.rank),
-            )
         yield Part(name, "lora", {"up": up, "down": down}, alpha, factors.rank, layer.rounding)
     progress(len(names), len(names))

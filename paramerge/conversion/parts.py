@@ -7,7 +7,6 @@ once, and told in the part's ``notes``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -32,6 +31,7 @@ from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.header import Header
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.tensors import StoredTensor, stored
+from paramerge.conversion.folding import folded
 from paramerge.errors import FamilyError
 from paramerge.formats.lora_writer import rounded
 from paramerge.formats.roles import read_role
@@ -98,7 +98,7 @@ def part_of(module: LayerModule, adapter: Adapter, header: Header, to: str, dtyp
     if isinstance(module, LoraModule):
         return _lora(module, to, dtype)
     if isinstance(module, LohaModule):
-        return _cast(_loha(module), dtype)
+        return _cast(_loha(module, to), dtype)
     if isinstance(module, LokrModule):
         return _cast(_lokr(module, to), dtype)
     if isinstance(module, DoraModule):
@@ -143,19 +143,19 @@ def _lora(module: LoraModule, to: str, dtype: str | None) -> Part:
         alpha = module.scale * module.rank
         notes.append(_RSLORA)
     contracted = module.mid is not None and not to.startswith("kohya")
-    folded = to == "diffusers" and alpha != module.rank
-    if not contracted and not folded and module.rows is None:
+    into_factors = to == "diffusers" and alpha != module.rank
+    if not contracted and not into_factors and module.rows is None:
         tensors = {"up": read_stored(module.up), "down": read_stored(module.down)}
         if module.mid is not None:
             tensors["mid"] = read_stored(module.mid)
         part = Part(module.name, "lora", tensors, alpha, module.rank, notes=tuple(notes))
         return _cast(part, dtype)
     up, down = (factor.astype(np.float64) for factor in module.factors())
-    notes += [_TUCKER] * contracted + [_FOLDED] * folded
-    if folded:
-        up, down = _folded(up, down, alpha / module.rank)
-        alpha = float(module.rank)
+    notes += [_TUCKER] * contracted + [_FOLDED] * into_factors
     stored_as = dtype or module.dtype
+    if into_factors:
+        up, down = folded(up, down, alpha / module.rank, stored_as)
+        alpha = float(module.rank)
     new_up, new_down = (rounded(module.name, factor, stored_as) for factor in (up, down))
     tensors = {"up": new_up, "down": new_down}
     if module.kernel:
@@ -167,12 +167,6 @@ def _lora(module: LoraModule, to: str, dtype: str | None) -> Part:
     return Part(module.name, "lora", tensors, alpha, module.rank, lost, tuple(notes))
 
 
-def _folded(up: np.ndarray, down: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """``scale`` in both factors evenly, a power of two in ``down``, which costs no accuracy."""
-    half = 2.0 ** round(math.log2(abs(scale)) / 2)
-    return scale / half * up, half * down
-
-
 def _lost(up: np.ndarray, down: np.ndarray, new_up: np.ndarray, new_down: np.ndarray) -> float:
     """``||B'A' - BA|| / ||BA||``, from thin factors."""
     B, A = new_up.astype(np.float64), new_down.astype(np.float64)
@@ -181,10 +175,14 @@ def _lost(up: np.ndarray, down: np.ndarray, new_up: np.ndarray, new_down: np.nda
     return lost / norm if norm else 0.0
 
 
-def _loha(module: LohaModule) -> Part:
+def _loha(module: LohaModule, to: str) -> Part:
     pairs = {"w1_a": module.w1_a, "w1_b": module.w1_b, "w2_a": module.w2_a, "w2_b": module.w2_b}
     cores = {"t1": module.t1, "t2": module.t2}
     tensors = {f"hada_{role}": read_stored(t) for role, t in {**pairs, **cores}.items() if t is not None}
+    if to == "peft":  # whose pairs are matrices
+        tensors |= {
+            f"hada_{role}": tensors[f"hada_{role}"].reshape(t.shape[0], -1) for role, t in pairs.items()
+        }
     return Part(module.name, "loha", tensors, module.scale * module.rank, module.rank)
 
 

@@ -36,7 +36,8 @@ def peft_config(parts: Sequence[Part]) -> dict[str, object]:
         )
     (family,) = families
     ranks = Counter(part.rank for part in parts)
-    alphas = Counter(_alpha(part) for part in parts)
+    on = [part for part in parts if _alpha(part)] or parts  # layers that are off are exceptions
+    alphas = Counter(_alpha(part) for part in on)
     rank, alpha = (counts.most_common(1)[0][0] for counts in (ranks, alphas))
     config: dict[str, object] = {
         "peft_type": {"lora": "LORA", "dora": "LORA", "loha": "LOHA", "lokr": "LOKR"}[family],

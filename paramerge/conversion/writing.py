@@ -17,6 +17,7 @@ from paramerge.checkpoints.writer import write_bytes, write_safetensors
 from paramerge.combining.base import BaseWeights
 from paramerge.combining.checks import common_architecture
 from paramerge.conversion.deft import deft_config
+from paramerge.conversion.diffusers_metadata import lora_metadata
 from paramerge.conversion.parts import Part
 from paramerge.conversion.peft_folder import peft_config
 from paramerge.conversion.request import ConvertOptions
@@ -78,6 +79,8 @@ class Writing:
             metadata = kohya_metadata(sizes, self.architecture, ()) if self.to.startswith("kohya") else {}
             if {part.family for part in parts} - {"lora"}:
                 metadata |= {"ss_network_module": "lycoris.kohya"} if metadata else {}
+            if self.to == "diffusers":
+                metadata |= lora_metadata(parts)
             metadata |= self._kept() | self._metadata(parts)
             self._check_inputs()
             write_safetensors(self.output, self._tensors(parts), metadata, overwrite=self.overwrite)

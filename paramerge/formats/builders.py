@@ -26,7 +26,7 @@ from paramerge.adapters import (
     SvdiffModule,
 )
 from paramerge.adapters.oft import block_size
-from paramerge.checkpoints.modules import ModuleName
+from paramerge.checkpoints.modules import MODEL, ModuleName
 from paramerge.checkpoints.tensors import StoredTensor
 from paramerge.errors import AdapterError
 from paramerge.formats.groups import Group
@@ -109,16 +109,21 @@ def _loha(group: Group, rules: Rules) -> Iterator[LayerModule]:
     w2_a, w2_b = group.need("hada_w2_a"), group.need("hada_w2_b")
     t1, t2 = group.take("hada_t1"), group.take("hada_t2")
     inner = 1 if t1 is None else 0
-    fits = (t1 is None) == (t2 is None) and len(w1_a.shape) == len(w2_a.shape) == 2
+    fits = (t1 is None) == (t2 is None) and _is_matrix(w1_a) and _is_matrix(w2_a)
     fits = fits and w1_a.shape[1 - inner] == w2_a.shape[1 - inner] and w1_b.shape[1:] == w2_b.shape[1:]
     for a, b, core in ((w1_a, w1_b, t1), (w2_a, w2_b, t2)):
         ranks = (a.shape[inner], b.shape[0]) if fits else ()
         fits = fits and (len(set(ranks)) == 1 if core is None else core.shape[:2] == ranks)
     if t1 is not None and t2 is not None:
-        fits = fits and t1.shape[2:] == t2.shape[2:] and len(w1_b.shape) == 2
+        fits = fits and t1.shape[2:] == t2.shape[2:] and _is_matrix(w1_b)
     group.check(fits, "w_a (out, r) and w_b (r, in) twice; with t (r, r, kh, kw) w_a is (r, out)")
     alpha, key = _alpha(group, rules, w1_b.shape[0])
     yield _with_magnitude(group, LohaModule(group.name, w1_a, w1_b, w2_a, w2_b, t1, t2, alpha, key))
+
+
+def _is_matrix(tensor: StoredTensor) -> bool:
+    """Whether it has rows and columns, and at most a kernel of one element beside them."""
+    return len(tensor.shape) >= 2 and math.prod(tensor.shape[2:]) == 1
 
 
 def _lokr(group: Group, rules: Rules) -> Iterator[LayerModule]:
@@ -167,6 +172,11 @@ def _peft_oft(group: Group, rules: Rules) -> Iterator[LayerModule]:
     weight = group.need("oft_R")
     size = block_size(weight.shape[1]) if len(weight.shape) == 2 else 0
     group.check(size > 1 and size * (size - 1) // 2 == weight.shape[1], "vectors (n, b (b - 1) / 2)")
+    if rules.tuner is None and group.name.component != MODEL:
+        # OneTrainer saves PEFT's tensors under names of its own and without a configuration: PEFT's series,
+        # and one block for all where there is but one
+        yield PeftOftModule(group.name, weight, weight.shape[0] == 1)
+        return
     tuner = _tuner(group, rules, "OFT")
     yield PeftOftModule(group.name, weight, tuner.shared_block, tuner.series_terms)
 

@@ -45,7 +45,7 @@ _PEFT_TUNERS = (
 _MODULE_FAMILIES: tuple[tuple[str, str], ...] = (
     ("LoKr", r"\.lokr_(?:w[12](?:_[ab])?|t[12])"),
     ("LoHa", r"\.hada_(?:w[12]_[ab]|t[12])"),
-    ("DoRA", r"\.(?:dora_scale|lora_magnitude_vector)(?:\.\w+)*"),
+    ("DoRA", r"\.(?:dora_scale|lora_magnitude_vector|magnitude)(?:\.\w+)*"),
     ("GLoRA", r"\.(?:a1|a2|b1|b2|bm|bm1|bm2)\.weight"),
     ("T-LoRA", r"\.(?:lambda_layer|q_layer\.weight|p_layer\.weight)"),
     ("AdaLoRA", r"\.(?:lora_E|ranknum)(?:\.\w+)?"),

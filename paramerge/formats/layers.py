@@ -25,12 +25,14 @@ __all__ = [
     "clip_path",
     "dotted_layer",
     "dotted_norm",
+    "folded",
     "layer_kind",
     "stated_layer",
     "strays",
     "underscored_layer",
     "underscored_norm",
     "unet_path",
+    "without_dots",
 ]
 
 _UNET = re.compile(
@@ -92,6 +94,17 @@ _DOTTED_COMPONENTS = tuple(name for name in COMPONENTS if name not in (MODEL, "v
 _MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """What ComfyUI puts before the names of the model that removes the noise, whatever it is."""
 
+_BUNDLED = re.compile(r"text_encoders\.(?P<encoder>clip_[lgh]|t5xxl)\.(?:transformer\.)?")
+_BUNDLED_COMPONENTS = {
+    "clip_l": "text_encoder",
+    "clip_h": "text_encoder",
+    "clip_g": "text_encoder_2",
+    "t5xxl": "text_encoder_3",
+}
+"""The text encoders as ComfyUI and Forge name them beside a model."""
+
+_LDM_BLOCK = re.compile(r"(?:input_blocks|middle_block|output_blocks)\.")
+_LDM_NAME = re.compile(r"(?:input_blocks|middle_block|output_blocks|out)\.")
 _PATH = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
 _UNET_BLOCK = re.compile(r"(?:down_blocks|mid_block|up_blocks)\.")
 
@@ -116,11 +129,14 @@ def clip_path(path: str) -> str | None:
 
 
 def dotted_layer(path: str) -> ModuleName | None:
-    """Read a dotted name that begins with its component: ``unet.mid_block.attentions.0.proj_in``."""
-    component, _, rest = path.partition(".")
-    if component not in _DOTTED_COMPONENTS:
+    """Read a dotted name that begins with its component: ``unet.mid_block.attentions.0.proj_in``.
+
+    The UNet's may go on in LDM's names (OneTrainer), text encoders may be named as ComfyUI bundles them.
+    """
+    component, rest = _component_of(path)
+    if component is None:
         return None
-    found = unet_path(rest) if component == "unet" else clip_path(rest)
+    found = _any_unet_path(rest) if component == "unet" else clip_path(rest)
     return ModuleName(component, found or rest) if found or _PATH.fullmatch(rest) else None
 
 
@@ -137,8 +153,9 @@ def stated_layer(path: str) -> ModuleName | None:
 
 def bare_layer(path: str) -> ModuleName | None:
     """Read a dotted name without component: a text encoder's as ``text_encoder``'s, others as ``model``'s."""
-    if unet_path(path):
-        return ModuleName("unet", path)
+    of_unet = _any_unet_path(path) if _LDM_BLOCK.match(path) else unet_path(path)
+    if of_unet:
+        return ModuleName("unet", of_unet)
     found = clip_path(path)
     if found:
         return ModuleName("text_encoder", found)
@@ -146,7 +163,7 @@ def bare_layer(path: str) -> ModuleName | None:
         rest = path.removeprefix(prefix)
         if rest == path or not _PATH.fullmatch(rest):
             continue
-        unet = unet_path(ldm_to_diffusers(rest) or rest)
+        unet = _any_unet_path(rest)
         return ModuleName("unet", unet) if unet else ModuleName("transformer", rest)
     return ModuleName(MODEL, path) if _PATH.fullmatch(path) else None
 
@@ -163,13 +180,25 @@ def strays(names: Iterable[ModuleName]) -> frozenset[ModuleName]:
     return frozenset(names - known) if unet else frozenset()
 
 
+def _underscored_prefix(stem: str) -> str | None:
+    return next((prefix for prefix in _UNDERSCORED_PREFIXES if stem.startswith(prefix)), None)
+
+
+def without_dots(stem: str) -> str:
+    """A stem that begins as kohya's do, its last dots underscores, as those of a conversion that kept them.
+
+    diffusers' converter to kohya's names counts two dots behind the layer, and a magnitude has one.
+    """
+    return stem.replace(".", "_") if _underscored_prefix(stem) else stem
+
+
 def underscored_layer(stem: str) -> Spelled | None:
     """Read a name as kohya spells it: ``lora_unet_input_blocks_4_1_proj_in``, ``lora_te1_text_model_...``.
 
     The underscores of a name that is none of Stable Diffusion's stay: only its checkpoint can tell which of
     them are dots.
     """
-    prefix = next((prefix for prefix in _UNDERSCORED_PREFIXES if stem.startswith(prefix)), None)
+    prefix = _underscored_prefix(stem)
     if prefix is None:
         return None
     component, rest = _UNDERSCORED_PREFIXES[prefix], stem.removeprefix(prefix)
@@ -184,18 +213,21 @@ def underscored_layer(stem: str) -> Spelled | None:
 
 def dotted_norm(path: str) -> ModuleName | None:
     """Read the dotted name of a norm or an embedding, with its component: ``unet.conv_norm_out``."""
-    component, _, rest = path.partition(".")
-    return _norm(component, rest) if component in _DOTTED_COMPONENTS else None
+    component, rest = _component_of(path)
+    return _norm(component, rest) if component is not None else None
 
 
 def bare_norm(path: str) -> ModuleName | None:
     """Read the dotted name of a norm or an embedding without component, as :func:`bare_layer` does."""
+    prefix = next((prefix for prefix in _MODEL_PREFIXES if path.startswith(prefix)), None)
+    if prefix is not None:
+        return _norm("unet", path.removeprefix(prefix))
     return _norm("unet", path) or _norm("text_encoder", path)
 
 
 def underscored_norm(stem: str) -> Spelled | None:
     """Read the name of a norm or an embedding as kohya and LyCORIS spell it."""
-    prefix = next((prefix for prefix in _UNDERSCORED_PREFIXES if stem.startswith(prefix)), None)
+    prefix = _underscored_prefix(stem)
     path = _cut_into_words(stem.removeprefix(prefix)) if prefix else None
     if prefix is None or path is None:
         return None
@@ -206,12 +238,35 @@ def underscored_norm(stem: str) -> Spelled | None:
     return Spelled(found, ldm) if found else None
 
 
+def _component_of(path: str) -> tuple[str | None, str]:
+    """The component that a dotted name begins with, and the rest; None where it begins with none."""
+    if match := _BUNDLED.match(path):
+        return _BUNDLED_COMPONENTS[match["encoder"]], path[match.end() :]
+    component, _, rest = path.partition(".")
+    return (component, rest) if component in _DOTTED_COMPONENTS else (None, path)
+
+
+def _any_unet_path(path: str) -> str | None:
+    """The path of a UNet's layer from its name in diffusers' or in LDM's numbering."""
+    return unet_path(ldm_to_diffusers(path) or path)
+
+
 def _norm(component: str, path: str) -> ModuleName | None:
     if component == "unet":
+        path = (ldm_to_diffusers(path) or path) if _LDM_NAME.match(path) else path
         return ModuleName(component, path) if _UNET_NORM.fullmatch(path) else None
     if path.startswith(("encoder.", "final_layer_norm", "embeddings.")):
         path = f"text_model.{path}"
     return ModuleName(component, path) if _CLIP_NORM.fullmatch(path) else None
+
+
+def folded(name: ModuleName) -> str:
+    """A name in the one spelling in which kohya's underscores and dotted names of one layer are equal.
+
+    ``unet``, ``transformer`` and no component at all may all mean the model that removes the noise.
+    """
+    component = MODEL if name.component in ("unet", "transformer") else name.component
+    return f"{component}:{name.path.replace('.', '_')}"
 
 
 def layer_kind(name: ModuleName) -> str:

@@ -49,7 +49,7 @@ class LoraFactors:
     up, down:
         (d, r) and (r, k), any float dtype; k is ``in * kh * kw`` for a convolution.
     alpha:
-        A finite number other than 0.
+        A finite number.
     kernel:
         ``(kh, kw)`` for a convolution, ``()`` for a linear layer.
     """
@@ -188,9 +188,10 @@ def _check(name: ModuleName, factors: LoraFactors) -> None:
 
 def stored_alpha(name: ModuleName, alpha: float, dtype: str) -> np.ndarray:
     """The alpha in ``dtype``, or in F32 where that cannot hold it; NonFiniteError if neither can."""
-    if not math.isfinite(alpha) or alpha == 0 or not np.isfinite(np.float32(alpha)) or np.float32(alpha) == 0:
+    single = np.float32(alpha)
+    if not math.isfinite(alpha) or not np.isfinite(single) or (single == 0 and alpha != 0):
         raise NonFiniteError(
-            "an alpha that cannot be stored", where=name, expected="a finite number other than 0", found=alpha
+            "an alpha that cannot be stored", where=name, expected="a number in the range of F32", found=alpha
         )
     with np.errstate(over="ignore", under="ignore"):
         narrow = np.asarray(alpha, NUMPY[dtype])

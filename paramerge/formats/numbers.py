@@ -12,7 +12,7 @@ __all__ = ["read_number"]
 
 
 def read_number(tensor: StoredTensor, role: str, *, positive: bool = False) -> float:
-    """The one finite number of a tensor, whole or real; not 0, unless it is a bound or a flag.
+    """The one finite number of a tensor, whole or real; an alpha of 0 switches its layer off.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def read_number(tensor: StoredTensor, role: str, *, positive: bool = False) -> f
     ShapeError
         Not exactly one number.
     AdapterError
-        A dtype that holds no real numbers, a 0, or a bound below 0.
+        A dtype that holds no real numbers, or a bound below 0.
     NonFiniteError
         NaN or infinite.
     """
@@ -46,13 +46,6 @@ def read_number(tensor: StoredTensor, role: str, *, positive: bool = False) -> f
     value = float(tensor.read().reshape(()).astype("float64"))
     if not math.isfinite(value):
         raise NonFiniteError(f"an {role} is not finite", where=where, found=value)
-    if value == 0 and not positive:
-        raise AdapterError(
-            f"an {role} is 0: the layer would be multiplied by nothing",
-            where=where,
-            expected="a number other than 0",
-            hint="trainers that were given alpha 0 save alpha = rank: this file is damaged",
-        )
     if value < 0 and positive:
         raise AdapterError(
             f"an {role} bounds a norm, and is below 0", where=where, expected="0 or above", found=value

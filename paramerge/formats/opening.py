@@ -11,7 +11,7 @@ from paramerge.adapters import Adapter, LayerModule, Leftover, LoraModule
 from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.source import Source
-from paramerge.errors import AdapterError, FileFormatError
+from paramerge.errors import AdapterError, FamilyError, FileFormatError
 from paramerge.formats import cloneofsimo, diffusers, kohya, native, peft
 from paramerge.formats.families import (
     CHECKPOINT,
@@ -32,6 +32,7 @@ from paramerge.formats.peft_config import LoraSettings
 from paramerge.formats.peft_tuners import TunerSettings, read_tuner
 from paramerge.formats.provenance import base_hashes, guess_architecture
 from paramerge.formats.roles import read_role
+from paramerge.formats.whole_layers import whole_layers
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.system_faults import reading
 
@@ -151,6 +152,16 @@ def open_adapter(
         dialect, modules, used = read_family_file(header, found, tuner, interpretation)
         leftovers = _leftovers(header, used, found)
     leftovers = (*leftovers, *([Leftover(too_long, _TOO_LONG)] if too_long else []))
+    parsed = len(modules)
+    modules, leftovers = whole_layers(modules, leftovers)
+    if parsed and not modules:
+        raise FamilyError(
+            "no layer of this adapter is understood whole",
+            where=header.path,
+            expected="keys that are all of a known family",
+            found=listed([key for leftover in leftovers for key in leftover.keys]),
+            hint="; ".join(leftover.reason for leftover in leftovers),
+        )
     families = {module.family for module in modules.values()}
     actual = families.pop() if len(families) == 1 else "mixed"
     if modules and family not in (None, "adapter", actual):

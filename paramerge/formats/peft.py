@@ -23,6 +23,7 @@ __all__ = [
     "PREFIX",
     "WEIGHTS_NAME",
     "WIDTH_OF_SECOND_ENCODER",
+    "is_copy_of_base",
     "leftover_reason",
     "missing_config",
     "read_config",
@@ -43,7 +44,7 @@ _EXTRAS = (
     (re.compile(r".*\.lora_embedding_[AB](?:\.\w+)?"), "a LoRA on an embedding"),
     (re.compile(r".*\btrainable_tokens_\w+(?:\.\w+)*"), "trained token embeddings"),
     (
-        re.compile(r".*\.base_layer\.(?:weight|bias)"),
+        re.compile(r".*\.base_layer\.weight"),
         "a copy of the base's own weight (PEFT's save_embedding_layers), which changes nothing",
     ),
     (re.compile(r".*\.bias"), "a trained bias"),
@@ -72,6 +73,11 @@ def text_encoders_by_width(header: Header, parts: Iterable[Part]) -> list[Part]:
         else part
         for part in parts
     ]
+
+
+def is_copy_of_base(key: str) -> bool:
+    """Whether the key is a copy of the base's own weight, which PEFT saves beside a trained embedding."""
+    return key.endswith(".base_layer.weight")
 
 
 def leftover_reason(key: str) -> str | None:

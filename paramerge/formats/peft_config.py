@@ -98,7 +98,8 @@ def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
         alpha=_alpha(config.get("lora_alpha"), "lora_alpha", where),
         rank=_rank(config.get("r"), "r", where),
         alpha_pattern={
-            k: _alpha(v, f"alpha_pattern[{k}]", where) for k, v in _pattern(config, "alpha_pattern", where)
+            k: _alpha(v, f"alpha_pattern[{k}]", where, off=True)
+            for k, v in _pattern(config, "alpha_pattern", where)
         },
         rank_pattern={
             k: _rank(v, f"rank_pattern[{k}]", where) for k, v in _pattern(config, "rank_pattern", where)
@@ -140,15 +141,16 @@ def _pattern_for(key: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({key})$")
 
 
-def _alpha(value: object, option: str, where: str) -> float:
+def _alpha(value: object, option: str, where: str, *, off: bool = False) -> float:
+    """A finite number; 0 only where ``off`` allows it, of a single layer that is switched off."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _bad_option(option, value, where, "a number other than 0")
+        raise _bad_option(option, value, where, "a number")
     try:
         alpha = float(value)
     except OverflowError:
         alpha = math.inf
-    if not math.isfinite(alpha) or alpha == 0:
-        raise _bad_option(option, value, where, "a finite number other than 0")
+    if not math.isfinite(alpha) or (alpha == 0 and not off):
+        raise _bad_option(option, value, where, "a finite number" if off else "a finite number other than 0")
     return alpha
 
 

@@ -19,9 +19,19 @@ from paramerge.formats.layers import (
     dotted_norm,
     underscored_layer,
     underscored_norm,
+    without_dots,
 )
 
-__all__ = ["AXES", "NUMBERS", "VECTOR_OR_MORE", "Place", "Role", "dialects_of", "read_role"]
+__all__ = [
+    "AXES",
+    "NUMBERS",
+    "VECTOR_OR_MORE",
+    "Place",
+    "Role",
+    "dialects_of",
+    "place_of",
+    "read_role",
+]
 
 _ROLES = {
     "lora_up.weight": "up",
@@ -55,8 +65,8 @@ NUMBERS = frozenset({"alpha", "on_input"})
 VECTOR_OR_MORE, _MATRIX, _FACTOR, _CORE = range(1, 6), range(2, 3), range(2, 6), range(3, 6)
 AXES: Mapping[str, range] = {
     **dict.fromkeys(("up", "down", "a1", "a2", "b1", "b2", "lokr_w2", "lokr_w1_b", "lokr_w2_b"), _FACTOR),
-    **dict.fromkeys(("hada_w1_b", "hada_w2_b"), _FACTOR),
-    **dict.fromkeys(("hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a", "lokr_w2_a", "oft_R"), _MATRIX),
+    **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), _FACTOR),
+    **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w2_a", "oft_R"), _MATRIX),
     **dict.fromkeys(("mid", "bm", "hada_t1", "hada_t2", "lokr_t1", "lokr_t2"), _CORE),
     **dict.fromkeys(("diff_b", "w_norm", "b_norm", "delta"), range(1, 2)),
     "oft_blocks": range(3, 5),
@@ -100,7 +110,7 @@ def read_role(key: str) -> Role | None:
         place = _dotted(diffusers.modern_path(match["path"], match["layer"]), "diffusers-old")
         return Role(place, match["side"], key) if place else None
     match = _KEY.fullmatch(_ADAPTER_NAME.sub(r"\1", key))
-    place = _place(match["stem"]) if match else None
+    place = place_of(match["stem"]) if match else None
     if match is None or place is None:
         return None
     return Role(place, _ROLES[match["role"]], key)
@@ -114,7 +124,9 @@ def dialects_of(roles: Iterable[Role]) -> dict[str, list[str]]:
     return spoken
 
 
-def _place(stem: str) -> Place | None:
+def place_of(stem: str) -> Place | None:
+    """What the stem of a key, before its role, names; None for what can be no module's path."""
+    stem = without_dots(stem)
     if "." not in stem:
         # norms first: what is neither's may still be a layer of another model
         if spelled := underscored_norm(stem):

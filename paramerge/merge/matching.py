@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from paramerge.adapters import Adapter, LayerModule
+from paramerge.adapters.unread import refuse_unread, shown
 from paramerge.checkpoints.architecture import plain_architecture
 from paramerge.checkpoints.flux_keys import is_divided
 from paramerge.checkpoints.layout import Base
@@ -16,8 +17,6 @@ from paramerge.checkpoints.targets import Target
 from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
 
 __all__ = ["check_family", "check_shape", "check_unmatched"]
-
-_SHOWN = 8
 
 
 def check_family(base: Base, targets: Mapping[ModuleName, Target], adapter: Adapter) -> None:
@@ -55,21 +54,15 @@ def check_unmatched(
             "nothing of this adapter lands in the base",
             where=adapter.path,
             expected=f"layers of {base.path.name} ({base.architecture}, {base.layout})",
-            found=_listed([*map(str, unmatched), *keys]),
+            found=shown([*map(str, unmatched), *keys]),
             hint=_guess(base, targets, unmatched, none=True),
         )
-    if allowed or not (unmatched or keys):
-        return
-    reasons = "; ".join(dict.fromkeys(leftover.reason for leftover in adapter.leftovers))
-    guess = _guess(base, targets, unmatched) if unmatched else reasons
-    count = len(unmatched) + len(keys)
-    verb = "key of this adapter lands" if count == 1 else "keys of this adapter land"
-    raise UnmatchedError(
-        f"{count} {verb} nowhere in the base",
-        where=adapter.path,
-        expected=f"layers of {base.path.name} ({base.architecture}, {base.layout})",
-        found=_listed([*map(str, unmatched), *keys]),
-        hint=f"{guess}; to bake the rest without them, add --allow-unmatched",
+    refuse_unread(
+        adapter,
+        allowed=allowed,
+        unmatched=unmatched,
+        base=f"{base.path.name} ({base.architecture}, {base.layout})",
+        guess=_guess(base, targets, unmatched) if unmatched else None,
     )
 
 
@@ -120,8 +113,3 @@ def _guess(
             f"these layers do not exist in {base.architecture}: the adapter may be for another architecture"
         )
     return "the file holds no layers that could be applied"
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown}, and {len(names) - _SHOWN} more"

@@ -301,6 +301,8 @@ def _operation(
     first = planned[indices[0]]
     module = first.adapter.modules[name]
     strength = first.strength_at(name)
+    if module.scale == 0 and not module.depends_on_weight:  # an alpha of 0
+        return None
     if isinstance(module, LoraModule):
         return LoraOp(indices[0], module, strength) if strength else None
     if not isinstance(module, ParaModule):
@@ -399,7 +401,7 @@ def _order_warnings(planned: Sequence[PlannedStep]) -> tuple[str, ...]:
 def _left_alone_warnings(left_alone: Sequence[ModuleName], options: BakeOptions) -> tuple[str, ...]:
     if not left_alone:
         return ()
-    reason = "their strength is 0"
+    reason = "their strength or their alpha is 0"
     if options.gamma is not None:
         reason = f"gamma {options.gamma:g} of their rank is less than one direction, or {reason}"
     return (f"{len(left_alone)} layers are left alone by a step: {reason}",)

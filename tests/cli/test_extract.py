@@ -75,7 +75,8 @@ def test_directions_are_the_leading_left_singular_vectors(
 ) -> None:
     source, references = decomposed
     output = tmp_path / "p.safetensors"
-    assert extract("--from-lora", source, "-o", output, *choice, "--dtype", "fp32", "--json") == 0
+    arguments = ("--from-lora", source, "-o", output, *choice, "--dtype", "fp32", "--json")
+    assert extract(*arguments, "--allow-unmatched") == 0  # one has token embeddings, too
     report = as_json(capsys)
     entries = {entry["layer"]: entry for entry in report["layers"]}
     found = bases(output)
@@ -119,7 +120,10 @@ def test_the_table_fits_eighty_columns(
     options: list[str], shared_dir: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     source = shared_dir / "fixtures" / "adapters" / "cloneofsimo_lora_disney.safetensors"
-    assert extract("--from-lora", source, "-o", tmp_path / "p.safetensors", "--energy", 0.5, *options) == 0
+    arguments = ("--from-lora", source, "-o", tmp_path / "p.safetensors", "--energy", 0.5, *options)
+    assert extract(*arguments) == 4
+    assert "2 keys of this adapter are not understood" in capsys.readouterr().err
+    assert extract(*arguments, "--allow-unmatched") == 0
     text = capsys.readouterr().out
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "…" not in text

@@ -220,7 +220,7 @@ def test_alphas_scales_and_what_changes_nothing(tmp_path: Path, capsys: Capture)
     ]
     assert list(content["leftovers"]) == ["lora_te_no_such_layer.alpha"]
     text = run(capsys, path)
-    assert "1 key changes nothing" in text
+    assert "1 key is not applied" in text
     assert "lora_te_no_such_layer.alpha" in text
     assert "= rank (once)" in text
 

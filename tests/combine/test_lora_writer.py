@@ -108,7 +108,7 @@ def one_layer(**changes: object) -> dict[ModuleName, LoraFactors]:
     [
         ({"up": np.full((12, 2), 1e6)}, NonFiniteError, "beyond the range of F16"),
         ({"down": np.full((2, 45), np.nan)}, NonFiniteError, "NaN"),
-        ({"alpha": 0.0}, NonFiniteError, "alpha"),
+        ({"alpha": 1e-60}, NonFiniteError, "alpha"),
         ({"alpha": float("inf")}, NonFiniteError, "alpha"),
         ({"up": np.ones((12, 3))}, ShapeError, "do not fit"),
         ({"up": np.ones((12, 0)), "down": np.ones((0, 45))}, ShapeError, "do not fit"),

@@ -33,7 +33,7 @@ from paramerge.checkpoints.hashing import file_sha256
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.writer import write_safetensors
 from paramerge.combining.combine import MERGE_KEY
-from paramerge.errors import ArchitectureError, NonFiniteError, ShapeError, UsageError
+from paramerge.errors import ArchitectureError, NonFiniteError, ShapeError, UnmatchedError, UsageError
 from paramerge.formats import open_adapter
 from paramerge.formats.layers import underscored_layer
 from paramerge.formats.lora_writer import LoraFactors, write_lora
@@ -384,9 +384,10 @@ def test_keys_that_land_nowhere_are_told(tmp_path: Path, two: list[Path]) -> Non
     content = load(two[0])
     extra = {**content.tensors, "emb_params": np.ones((1, 4), np.float32)}
     write_safetensors(tmp_path / "c.safetensors", extra, content.metadata)
-    assert (
-        "1 keys are left out" in merge(tmp_path / "out.safetensors", tmp_path / "c.safetensors").warnings[0]
-    )
+    with pytest.raises(UnmatchedError, match="1 key of this adapter is not understood"):
+        merge(tmp_path / "out.safetensors", tmp_path / "c.safetensors")
+    report = merge(tmp_path / "out.safetensors", tmp_path / "c.safetensors", allow_unmatched=True)
+    assert "1 keys are left out" in report.warnings[0] and "emb_params" in report.warnings[0]
 
 
 def test_a_para_and_a_lora_need_a_base(tmp_path: Path, two: list[Path]) -> None:

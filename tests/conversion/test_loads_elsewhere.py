@@ -98,6 +98,23 @@ def test_one_picture_from_every_format(base: Path, files: dict[str, Path], tmp_p
         assert distance(image, wanted) < 2e-4, name
 
 
+def test_diffusers_takes_differing_ranks_from_the_metadata(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not from its guess, which before August 2026 gave layers of other ranks wrong scales."""
+    shapes = shapes_of(base)
+    layers = [layer for layer in shapes if ".self_attn." in layer or layer.endswith((".to_q", ".mlp.fc1"))]
+    factors = random_factors(shapes, layers, 3, size=0.3)
+    factors |= random_factors({k: shapes[k] for k in layers[::3]}, layers[::3], 5, size=0.3)
+    lora = lora_file(tmp_path / "l.safetensors", factors, 2.0, "F32")
+    run(lora, to="diffusers", output=tmp_path / "d.safetensors")
+    bake(plan_of(base, Step("lora", lora)), tmp_path / "baked")
+    monkeypatch.setattr("diffusers.utils.peft_utils.get_peft_kwargs", None)
+    pipe = pipeline(base)
+    pipe.load_lora_weights(str(tmp_path / "d.safetensors"))
+    assert distance(picture(pipe), picture(pipeline(tmp_path / "baked"))) < 2e-4
+
+
 @pytest.mark.parametrize("both", [False, True], ids=["para", "para-then-lora"])
 def test_a_para_as_a_lora_draws_what_the_baked_model_draws(
     base: Path, files: dict[str, Path], tmp_path: Path, both: bool
