@@ -92,12 +92,19 @@ def _run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # click takes the end of any file for Ctrl-D
             return _show_any(error.__cause__, as_json=as_json)
-        click.echo("stopped; nothing was written", err=True)
+        click.echo(f"stopped; {_what_was_written()}", err=True)
         return 128 + stopping_signal(error)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
         return _show_any(error, as_json=as_json)
+
+
+def _what_was_written() -> str:
+    """The outputs that are in their places by now; a stop may come just after."""
+    writer = sys.modules.get("paramerge.checkpoints.writer")  # not imported: nothing was written
+    paths = [] if writer is None else writer.written_outputs()
+    return f"written: {printable(', '.join(map(str, paths)))}" if paths else "nothing was written"
 
 
 def _show_any(error: Exception, *, as_json: bool) -> int:

@@ -153,7 +153,7 @@ def remember_sha256(source: Source, digest: str) -> None:
             entries[_identity(source)] = f"{digest}:{samples}"  # at the end: the oldest go first
             kept = dict(list(entries.items())[-_MAX_ENTRIES:])
             _clear_the_place()
-            write_bytes(_cache_file(), json.dumps(kept, indent=0).encode())
+            write_bytes(_cache_file(), json.dumps(kept, indent=0).encode(), is_output=False)
 
 
 def legacy_hash(path: Path) -> str:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from paramerge.checkpoints.dtypes import BITS
 from paramerge.checkpoints.file_kinds import START_BYTES, refuse_other_kind
 from paramerge.checkpoints.source import Source
-from paramerge.errors import FileFormatError, shortened
+from paramerge.errors import FileFormatError, OutputError, shortened
 from paramerge.strict_json import MAX_DEPTH, check_bounds, no_collection, parse, unique
 
 __all__ = ["MAX_HEADER_BYTES", "Header", "TensorInfo", "encode_header", "read_header"]
@@ -108,6 +108,11 @@ def encode_header(
     """Encode a header (with its length prefix) for ``(key, dtype, shape, nbytes)`` laid out in that order.
 
     The JSON is padded with spaces so that the data starts at a multiple of ``align`` bytes.
+
+    Raises
+    ------
+    OutputError
+        It is larger than :data:`MAX_HEADER_BYTES`.
     """
     entries: dict[str, object] = {}
     if metadata:
@@ -118,6 +123,13 @@ def encode_header(
         offset += nbytes
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % align)
+    if len(text) > MAX_HEADER_BYTES:
+        raise OutputError(
+            "the output's header would be larger than any reader allows",
+            expected=f"at most {MAX_HEADER_BYTES} bytes",
+            found=f"{len(text)} bytes for {len(tensors)} tensors and {len(metadata)} metadata",
+            hint="the metadata of the inputs are kept: look for a large one with paramerge inspect",
+        )
     return struct.pack("<Q", len(text)) + text
 
 

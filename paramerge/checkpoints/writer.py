@@ -144,15 +144,16 @@ def write_safetensors(
         _write_all(descriptor, header)
         for array in arrays.values():
             _write_all(descriptor, array.reshape(-1).view(np.uint8).data)
-        check_written(descriptor, header, len(header) + sum(array.nbytes for array in arrays.values()))
+        size = len(header) + sum(array.nbytes for array in arrays.values())
+        check_written(descriptor, header, size, path)
 
 
-def check_written(descriptor: int, header: bytes, size: int) -> None:
-    """Read the header of a finished file back, and its size.
+def check_written(descriptor: int, header: bytes, size: int, path: str | os.PathLike[str]) -> None:
+    """Read the header of a finished file back, and its size; ``path`` is where it will stand.
 
     Raises
     ------
-    OSError
+    OutputError
         They are not what was written.
     """
     found, position = b"", 0
@@ -162,7 +163,13 @@ def check_written(descriptor: int, header: bytes, size: int) -> None:
             break
         found, position = found + piece, position + len(piece)
     if found != header or os.fstat(descriptor).st_size != size:
-        raise OSError(errno.EIO, "the file read back is not what was written")
+        raise OutputError(
+            "the file reads back as something else than was written, and is thrown away",
+            where=path,
+            expected=f"{size} bytes, with the header that was written",
+            found=f"{os.fstat(descriptor).st_size} bytes",
+            hint="check the disk, or write to another one",
+        )
 
 
 def make_folder(folder: Path) -> None:

@@ -217,7 +217,8 @@ class _Job:
         """Write the header, last, when every hash is known; its length was fixed before."""
         header = self._header(file, recipe)
         write_all_at(descriptor, header, 0)
-        check_written(descriptor, header, len(header) + sum(tensor.nbytes for tensor in file.tensors))
+        size = len(header) + sum(tensor.nbytes for tensor in file.tensors)
+        check_written(descriptor, header, size, file.relative)
 
     def check_inputs(self) -> None:
         """Refuse inputs that changed since they were opened, and a base that is not the one looked for."""

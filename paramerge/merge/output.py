@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
 from paramerge.checkpoints.file_names import cut_name
@@ -16,17 +19,53 @@ from paramerge.merge.plan import Plan
 
 __all__ = ["check_output", "default_output", "write_companions"]
 
+_VARIANT = re.compile(r"\.(\w+)(?:-\d+-of-\d+)?\.safetensors$")
+_NO_NAME = re.compile(r"[^\w.@-]")
+"""Characters that stand for something else in a shell or a path."""
+
 _CONFIG_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
 def default_output(plan: Plan) -> Path:
-    """A name made of the inputs' names, in the current folder."""
+    """A name in the current folder: the inputs' names, and all that makes two bakes of them differ."""
     parts = [plan.base.path.resolve().name.removesuffix(".safetensors")]
     for step in plan.steps:
         name = step.step.path.resolve().name.removesuffix(".safetensors")
-        parts.append(name if step.step.strength == 1 else f"{name}@{step.step.strength:g}")
-    stem = cut_name("+".join(parts))
+        parts.append(name if step.step.strength == 1 else f"{name}@{_number(step.step.strength)}")
+        if step.step.blocks is not None:
+            parts[-1] += f"-blocks-{_short_hash(repr(step.step.blocks))}"
+    whole = "+".join((*parts, *_tags(plan)))
+    stem = cut_name(whole)
+    if stem != whole:
+        stem = f"{cut_name(whole, 190)}~{_short_hash(whole)}"
     return Path(stem if plan.base.is_folder else stem + ".safetensors")
+
+
+def _tags(plan: Plan) -> list[str]:
+    """The options that are not the usual ones, each as a part of a file's name."""
+    options = plan.options
+    tags = [f"only-{pattern}" for pattern in options.only]
+    if plan.base.is_folder:
+        named = (_VARIANT.search(file.relative.name) for file in plan.files)
+        tags += sorted({found[1] for found in named if found})
+    if options.dtype != "keep":
+        tags.append(options.dtype)
+    if options.gamma is not None:
+        tags.append(f"gamma{_number(options.gamma)}")
+    if options.merge != "joint":
+        tags.append(options.merge)
+    tags += [f"{name}-{value}" for name, value in asdict(options.interpretation).items() if value is not None]
+    plain = [_NO_NAME.sub("_", tag) for tag in tags]
+    return [new if new == tag else f"{new}-{_short_hash(tag)}" for new, tag in zip(plain, tags, strict=True)]
+
+
+def _number(value: float) -> str:
+    """All digits of a number, and no more."""
+    return repr(value).removesuffix(".0")
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def check_output(plan: Plan, output: Path, *, overwrite: bool = False) -> Path:
