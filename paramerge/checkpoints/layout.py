@@ -84,10 +84,18 @@ class Base:
     warnings: tuple[str, ...] = ()
     """What a user should know of tensors that stay as they are."""
 
+    companion_files: tuple[Source, ...] = field(default=(), repr=False)
+    """The companions, open, in their order."""
+
+    @property
+    def weight_sources(self) -> tuple[Source, ...]:
+        """The open files of weights."""
+        return tuple(file.header.source for file in self.files)
+
     @property
     def opened(self) -> tuple[Source, ...]:
-        """The files that were opened."""
-        return tuple(file.header.source for file in self.files)
+        """All files that were opened."""
+        return (*self.weight_sources, *self.companion_files)
 
     @property
     def is_folder(self) -> bool:
@@ -218,6 +226,7 @@ def _base(path: Path, layout: str, files: Iterable[_OpenedFile], others: FolderC
         tuple(others.companions),
         tuple(others.left_out),
         tuple(_warnings(files)),
+        tuple(Source.open(path / relative) for relative in others.companions),
     )
 
 

@@ -190,10 +190,10 @@ def _write(
     options: ExtractOptions,
     overwrite: bool,
 ) -> None:
-    hashes = [source_sha256(source) for source in base.opened]
+    hashes = [source_sha256(source) for source in base.weight_sources]
     recipe = {
         "paramerge": __version__,
-        "tuned_sha256": [source_sha256(source) for source in tuned.opened],
+        "tuned_sha256": [source_sha256(source) for source in tuned.weight_sources],
         "base_sha256": hashes,
         "family": options.family,
         **{key: value for key in ("rank", "energy", "gamma") if (value := getattr(options, key)) is not None},

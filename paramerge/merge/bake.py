@@ -177,7 +177,7 @@ class _Job:
         self._hashes = {
             # a base that was found by its hash is not believed to have it because the cache says so
             source: None if self._wanted else cached_sha256(source)
-            for source in plan.base.opened
+            for source in plan.base.weight_sources
         }
         self._step_files = [
             [InputFile.of(source, source.sha256()) for source in step.adapter.opened] for step in plan.steps

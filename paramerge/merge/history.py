@@ -6,6 +6,7 @@ to be free of names is left out of it, and of the metadata, as far back as they 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 from paramerge.adapters import FAMILIES
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.recipe_text import RECIPE_KEY, parsed_recipe
+from paramerge.strict_json import parse
 
-__all__ = ["EarlierRecipe", "earlier_recipe", "public_metadata"]
+__all__ = ["EarlierRecipe", "earlier_recipe", "public_metadata", "without_paths"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,19 @@ def public_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def without_paths(config: bytes) -> bytes:
+    """A configuration (JSON) without the entries that say where a model was loaded from."""
+    try:
+        content = parse(config)
+    except ValueError:
+        return config
+    if not isinstance(content, dict) or not content.keys() & _LOADED_FROM:
+        return config
+    kept = {key: value for key, value in content.items() if key not in _LOADED_FROM}
+    return (json.dumps(kept, indent=2) + "\n").encode()
+
+
+_LOADED_FROM = {"_name_or_path", "name_or_path"}
 _PUBLIC = {
     "format",
     "modelspec.sai_model_spec",

@@ -13,9 +13,12 @@ from pathlib import Path, PurePosixPath
 
 from paramerge.checkpoints.file_names import cut_name
 from paramerge.checkpoints.outputs import check_output_file, check_output_folder, inputs_of
+from paramerge.checkpoints.source import Source
 from paramerge.checkpoints.staging import write_recipe
 from paramerge.errors import OutputError
+from paramerge.merge.history import without_paths
 from paramerge.merge.plan import Plan
+from paramerge.strict_json import MAX_BYTES
 
 __all__ = ["check_output", "default_output", "write_companions"]
 
@@ -91,29 +94,29 @@ def check_output(plan: Plan, output: Path, *, overwrite: bool = False) -> Path:
 
 def write_companions(plan: Plan, folder: Path, recipe: Mapping[str, object]) -> None:
     """Copy the files that come along untouched, and write the recipe beside them."""
-    for relative in plan.base.companions:
-        source, target = plan.base.path / relative, folder / relative
+    for relative, source in zip(plan.base.companions, plan.base.companion_files, strict=True):
+        target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        adjusted = _adjusted(plan, relative)
-        if adjusted is None:
-            shutil.copyfile(source, target)
-        else:
-            target.write_bytes(adjusted)
+        adjusted = _adjusted(plan, relative, source)
+        if plan.options.private and relative.suffix == ".json" and source.size <= MAX_BYTES:
+            adjusted = without_paths(source.read(0, source.size) if adjusted is None else adjusted)
+        with open(target, "wb") as stream:
+            for block in source.blocks() if adjusted is None else [adjusted]:
+                stream.write(block)
     write_recipe(folder, recipe)
 
 
-def _adjusted(plan: Plan, relative: PurePosixPath) -> bytes | None:
+def _adjusted(plan: Plan, relative: PurePosixPath, source: Source) -> bytes | None:
     """The new content of a file that speaks of sizes or dtypes, when ``--dtype`` changed them; else None."""
     files = [file for file in plan.files if file.relative.parent == relative.parent]
     if plan.options.dtype == "keep" or not files:
         return None
-    path = plan.base.path / relative
     if relative.name.endswith(".safetensors.index.json"):
-        content = json.loads(path.read_bytes())
+        content = json.loads(source.read(0, source.size))
         total = sum(tensor.nbytes for file in files for tensor in file.tensors)
         content.setdefault("metadata", {})["total_size"] = total
     elif relative.name == "config.json":
-        content = json.loads(path.read_bytes())
+        content = json.loads(source.read(0, source.size))
         for key in {"torch_dtype", "dtype"} & content.keys():
             content[key] = _CONFIG_DTYPES[plan.options.dtype]
     else:

@@ -207,3 +207,19 @@ def test_a_shard_that_changes_is_refused(models, tmp_path: Path) -> None:
             bake(plan, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         file.header.path.write_bytes(original)
+
+
+def test_a_companion_that_changes_is_refused(models, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(models(layout="diffusers-folder"), base)
+    (base / "notes.txt").write_text("one")
+    layer = next(layer for layer in shapes_of(base) if ".attn1.to_q" in layer)
+    para = para_file(tmp_path / "p.safetensors", random_bases(shapes_of(base), [layer], 2))
+    for name in ("notes.txt", "unet/config.json"):
+        plan = plan_of(base, Step("para", para, 1.0))
+        append(base / name)
+        with pytest.raises(InputChangedError, match=Path(name).name):
+            bake(plan, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    bake(plan_of(base, Step("para", para, 1.0)), tmp_path / "out")
+    assert (tmp_path / "out" / "notes.txt").read_bytes() == b"one "

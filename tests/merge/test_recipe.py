@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,23 @@ def test_private_of_a_folder_reaches_files_that_do_not_change(models, tmp_path: 
         assert names_in(load(path).metadata) == [], path
     before, after = (load(tmp_path / name / "text_encoder") for name in ("first", "second"))
     assert after.raw == before.raw
+
+
+def test_private_of_a_folder_leaves_out_where_it_was_loaded_from(models, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(models(layout="diffusers-folder"), base)
+    config = base / "unet" / "config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({**content, "_name_or_path": "/home/someone/secret"}))
+    (base / "scheduler").mkdir(exist_ok=True)
+    (base / "scheduler" / "notes.json").write_text('{"half')
+    layer = next(layer for layer in shapes_of(base) if ".attn1.to_q" in layer)
+    para = para_file(tmp_path / "p.safetensors", random_bases(shapes_of(base), [layer], 2))
+    bake(plan_of(base, Step("para", para), private=True), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "unet" / "config.json").read_text()) == content
+    assert (tmp_path / "out" / "scheduler" / "notes.json").read_text() == '{"half'
+    bake(plan_of(base, Step("para", para)), tmp_path / "plain")
+    assert (tmp_path / "plain" / "unet" / "config.json").read_bytes() == config.read_bytes()
 
 
 def with_recipe(base: Path, path: Path, text: str) -> Path:
