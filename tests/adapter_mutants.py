@@ -21,12 +21,13 @@ from pathlib import Path
 from types import FrameType
 
 import click
+import ml_dtypes
 import numpy as np
 import torch  # noqa: F401 - not to be stopped half imported
 from family_cases import CASES, KRONA_CASES, Case, Shape
 
 from paramerge.checkpoints.blueprint import sd15
-from paramerge.checkpoints.dtypes import BITS, NUMPY
+from paramerge.checkpoints.dtypes import BITS, FLOATS, NUMPY
 from paramerge.checkpoints.header import encode_header, read_header
 from paramerge.checkpoints.random_checkpoint import write_random_checkpoint
 from paramerge.checkpoints.tensors import stored
@@ -160,7 +161,10 @@ class Finding:
 
 
 def mutant(seed: int, real: Mapping[str, Mutant] | None = None) -> Mutant:
-    """The adapter of ``seed``: of a random family, or one of ``real``, with one to four random changes."""
+    """The adapter of ``seed``: of a random family, or one of ``real``, with a few random changes.
+
+    Half of them are damaged in their numbers alone, so that they are read and computed with.
+    """
     rng = np.random.default_rng(seed)
     if real and rng.random() < 0.03:
         name = sorted(real)[rng.integers(len(real))]
@@ -168,8 +172,9 @@ def mutant(seed: int, real: Mapping[str, Mutant] | None = None) -> Mutant:
         made = Mutant(seed, name, False, dict(of.tensors), dict(of.metadata), of.config)
     else:
         made = _healthy(seed, rng, other=bool(rng.random() < 0.8))
-    for _ in range(1 + rng.geometric(0.6)):
-        change = _CHANGES[rng.integers(len(_CHANGES))]
+    changes = _CHANGES if rng.random() < 0.5 else _CHANGES_OF_NUMBERS
+    for _ in range(rng.geometric(0.5)):
+        change = changes[rng.integers(len(changes))]
         told = change(made, rng)
         made.changes.append(f"{change.__name__.strip('_')} {told[:80]}")
     return made
@@ -386,6 +391,34 @@ def _spoils(made: Mutant, rng: np.random.Generator) -> str:
     return f"{key} {value}"
 
 
+def _converts(made: Mutant, rng: np.random.Generator) -> str:
+    """One tensor, or all, in another floating dtype; what is beyond its range becomes infinite."""
+    keys = [key for key, each in made.tensors.items() if each.dtype in FLOATS]
+    if not keys:
+        return "nothing"
+    dtype = FLOATS[rng.integers(len(FLOATS))]
+    chosen = keys if rng.random() < 0.5 else [keys[rng.integers(len(keys))]]
+    for key in chosen:
+        old = made.tensors[key]
+        with np.errstate(all="ignore"):
+            values = np.frombuffer(old.data, NUMPY[old.dtype]).astype(NUMPY[dtype])
+        made.tensors[key] = Tensor(dtype, old.shape, values.tobytes())
+    return f"{len(chosen)} {dtype}"
+
+
+def _multiplies(made: Mutant, rng: np.random.Generator) -> str:
+    """All numbers by a huge or a tiny one, so far as their dtypes go."""
+    factor = (1e-300, 1e-40, 1e-8, 1e4, 1e30, 1e150, 1e300, 0.0, -1.0)[rng.integers(9)]
+    for key, old in made.tensors.items():
+        if old.dtype in FLOATS:
+            with np.errstate(all="ignore"):
+                values = np.frombuffer(old.data, NUMPY[old.dtype]).astype(np.float64) * factor
+                largest = float(ml_dtypes.finfo(NUMPY[old.dtype]).max)
+                values = np.clip(values, -largest, largest).astype(NUMPY[old.dtype])
+            made.tensors[key] = Tensor(old.dtype, old.shape, values.tobytes())
+    return str(factor)
+
+
 def _scales(made: Mutant, rng: np.random.Generator) -> str:
     """An alpha of another dtype, value or shape."""
     key = _some(made, rng)
@@ -424,6 +457,7 @@ _CHANGES: tuple[Callable[[Mutant, np.random.Generator], str], ...] = (
     _drops, _renames, _renames, _lengthens, _doubles, _adds, _adds, _joins, _reshapes, _reshapes, _reshapes,
     _retypes, _retypes, _spoils, _spoils, _scales, _scales, _swaps, _lies,
 )  # fmt: skip
+_CHANGES_OF_NUMBERS = (_spoils, _spoils, _converts, _multiplies, _scales, _lies)
 
 
 # The check
@@ -466,8 +500,8 @@ class _TooLong(BaseException):
     """A verb went on beyond the limit."""
 
 
-def check(made: Mutant, bench: Bench) -> Iterator[Finding]:
-    """Run ``inspect`` on it, and some of the other verbs, chosen by its seed."""
+def check(made: Mutant, bench: Bench, verbs: int = 3) -> Iterator[Finding]:
+    """Run ``inspect`` on it, and as many of the ways to use it, chosen by its seed."""
     bench.clear()
     path = made.write(bench.folder)
     output = bench.folder / "out.safetensors"
@@ -475,7 +509,7 @@ def check(made: Mutant, bench: Bench) -> Iterator[Finding]:
     yield from _run(made, bench, ["inspect", str(path), "--json"])
     rng = np.random.default_rng(made.seed)
     every = list(_verbs(path, bench.bases[made.other], output))
-    for place in rng.choice(len(every), size=3, replace=False):
+    for place in rng.choice(len(every), size=verbs, replace=False):
         yield from _run(made, bench, every[place])
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from paramerge.adapters.adapter import Adapter
 from paramerge.adapters.lora import LoraModule
+from paramerge.adapters.overflow import overflowing
 from paramerge.adapters.unread import refuse_unread
 from paramerge.algebra import leading_output_directions, lora_loss
 from paramerge.checkpoints.modules import ModuleName
@@ -107,7 +108,8 @@ def extract_para(
         )
     layers, empty = [], []
     for module in _loras(adapter):
-        layer = _extract_layer(module, rank, energy)
+        with overflowing():
+            layer = _extract_layer(module, rank, energy)
         if layer is None:
             empty.append(module.name)
         else:

@@ -10,6 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from paramerge.adapters import Adapter, LayerModule, LoraModule, ParaModule
+from paramerge.adapters.overflow import overflowing
 from paramerge.adapters.unread import refuse_unread
 from paramerge.analysis.changes import ChangePair, compare_changes, compare_with_para
 from paramerge.analysis.pairs import (
@@ -152,9 +153,10 @@ def _compare_layer(
         for i, module in modules.items()
         if isinstance(module, ParaModule | LoraModule) and adapters[i].family in ("para", "lora")
     }
-    found = _compare_changes(name, adapters, modules, low_rank, W)
-    if len(low_rank) > 1:
-        found += _compare_low_rank(name, adapters, low_rank, W)
+    with overflowing():
+        found = _compare_changes(name, adapters, modules, low_rank, W)
+        if len(low_rank) > 1:
+            found += _compare_low_rank(name, adapters, low_rank, W)
     return found
 
 

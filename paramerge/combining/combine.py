@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from paramerge.adapters import Adapter, LoraModule, ParaModule
+from paramerge.adapters.overflow import overflowing
 from paramerge.adapters.unread import refuse_unread
 from paramerge.checkpoints.hashing import source_sha256
 from paramerge.checkpoints.layout import Base
@@ -75,7 +76,8 @@ def combine(
     if weights is not None:
         adapters = [weights.check(adapter) for adapter in adapters]
     job = _Job(inputs, adapters, options, weights, progress or (lambda done, total: None), overwrite)
-    layers = {"para": job.merge_paras, "lora": job.merge_loras, "mixed": job.merge_both}[kind](output)
+    with overflowing():
+        layers = {"para": job.merge_paras, "lora": job.merge_loras, "mixed": job.merge_both}[kind](output)
     return MergeReport(
         family="para" if kind == "para" else "lora",
         output=output,

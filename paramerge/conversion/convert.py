@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paramerge.adapters import Adapter, LoraModule, ParaModule
+from paramerge.adapters.overflow import overflowing
 from paramerge.adapters.unread import refuse_unread
 from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.layout import Base
@@ -109,7 +110,8 @@ def convert(
     else:
         parts = _parts(adapters[0], options, left_out, progress)
     job = Writing(output, options, adapters, weights, to_lora, overwrite)
-    written = job.write(list(parts))
+    with overflowing():
+        written = job.write(list(parts))
     return ConversionReport(
         options.to,
         tuple(job.files),

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from paramerge.adapters import Adapter, LayerModule, ParaModule
+from paramerge.adapters.overflow import overflowing
 from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.layout import Base, open_base
@@ -232,7 +233,7 @@ def _layer(module: LayerModule) -> LayerFacts:
             rank_bound=module.rank_bound,
         )
     shape = tuple(size for size in (module.out_features, module.in_features) if size is not None)
-    with np.errstate(all="ignore"):  # a factor that is not finite shows in the norm
+    with overflowing():
         norm = module.norm()
     alpha: float | None = getattr(module, "alpha", None)
     return LayerFacts(

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+from paramerge.adapters.overflow import overflowing
 from paramerge.checkpoints.hashing import HashBeside, cached_sha256
 from paramerge.checkpoints.header import encode_header
 from paramerge.checkpoints.positioned import PositionedWriter, write_all_at
@@ -257,7 +258,8 @@ class _Job:
                         task = next(tasks, None)
                     if task is None:
                         break
-                    layers += stream.run(task)
+                    with overflowing():
+                        layers += stream.run(task)
             except BaseException:
                 stop.set()
                 raise

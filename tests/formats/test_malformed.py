@@ -21,7 +21,7 @@ from paramerge.formats.inspection import AdapterFacts, inspect_path
 
 STEM = "lora_unet_mid_block_attentions_0_proj_in"
 SHAPES = ((), (1,), (7,), (2, 0), (0, 10**12), (1, 1), (2, 3, 4), (1, 2, 3, 3), (2, 1, 1, 1, 1), (1,) * 6)
-MUTANTS = 150
+MUTANTS = 400
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bench"))
 
 
-@pytest.mark.parametrize("seed", range(0, MUTANTS, 10))
+@pytest.mark.parametrize("seed", range(0, MUTANTS, 20))
 def test_a_damaged_adapter_is_understood_or_refused_by_every_verb(seed: int, bench: Bench) -> None:
-    findings = [str(found) for each in range(seed, seed + 10) for found in check(mutant(each), bench)]
+    findings = [
+        str(found) for each in range(seed, seed + 20) for found in check(mutant(each), bench, verbs=1)
+    ]
     assert not findings, "\n".join(findings)
 
 
