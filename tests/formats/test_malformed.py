@@ -21,7 +21,7 @@ from paramerge.formats.inspection import AdapterFacts, inspect_path
 
 STEM = "lora_unet_mid_block_attentions_0_proj_in"
 SHAPES = ((), (1,), (7,), (2, 0), (0, 10**12), (1, 1), (2, 3, 4), (1, 2, 3, 3), (2, 1, 1, 1, 1), (1,) * 6)
-MUTANTS = 400
+MUTANTS = 300
 
 
 @pytest.fixture(scope="module")
