@@ -30,7 +30,8 @@ from paramerge.checkpoints.writer import (
     unconfirmed,
     write_bytes,
 )
-from paramerge.errors import OutputError
+from paramerge.errors import OutputError, ParamergeError
+from paramerge.strict_json import read_object
 
 __all__ = ["RECIPE_FILE", "new_folder", "restore_folder", "strangers", "write_recipe"]
 
@@ -237,12 +238,10 @@ def _fingerprint(path: Path) -> dict[str, object]:
 def _listed(recipe: Path) -> dict[str, dict[str, object]] | None:
     """The files that a recipe lists, without their paths; None where there is no such recipe."""
     try:
-        if not stat.S_ISREG(recipe.lstat().st_mode) or recipe.stat().st_size > _RECIPE_LIMIT:
-            return None
-        content = json.loads(recipe.read_bytes())
+        content = read_object(recipe, limit=_RECIPE_LIMIT)
         return {
             str(entry["path"]): {key: value for key, value in entry.items() if key != "path"}
             for entry in content[OUTPUTS_KEY]
         }
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ParamergeError, TypeError, KeyError, AttributeError):
         return None

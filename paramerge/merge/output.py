@@ -18,7 +18,7 @@ from paramerge.checkpoints.staging import write_recipe
 from paramerge.errors import OutputError
 from paramerge.merge.history import without_paths
 from paramerge.merge.plan import Plan
-from paramerge.strict_json import MAX_BYTES
+from paramerge.strict_json import MAX_BYTES, object_from
 
 __all__ = ["check_output", "default_output", "write_companions"]
 
@@ -82,12 +82,16 @@ def check_output(plan: Plan, output: Path, *, overwrite: bool = False) -> Path:
     Raises
     ------
     OutputError
+    FileFormatError
+        With another dtype: a configuration of the base that would say the new one is no JSON object.
     """
     inputs = inputs_of(plan.base, *(step.adapter for step in plan.steps))
     if plan.base.is_folder:
         output = check_output_folder(output, inputs, overwrite=overwrite)
     else:
         output = check_output_file(output, inputs, overwrite=overwrite)
+    for relative, source in zip(plan.base.companions, plan.base.companion_files, strict=True):
+        _adjusted(plan, relative, source)  # a configuration that cannot be adjusted shows before the work
     _check_space(plan, Path(os.path.realpath(output)))
     return output
 
@@ -112,16 +116,25 @@ def _adjusted(plan: Plan, relative: PurePosixPath, source: Source) -> bytes | No
     if plan.options.dtype == "keep" or not files:
         return None
     if relative.name.endswith(".safetensors.index.json"):
-        content = json.loads(source.read(0, source.size))
+        content = _object(source)
+        metadata = content.get("metadata")
         total = sum(tensor.nbytes for file in files for tensor in file.tensors)
-        content.setdefault("metadata", {})["total_size"] = total
+        content["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "total_size": total}
     elif relative.name == "config.json":
-        content = json.loads(source.read(0, source.size))
+        content = _object(source)
         for key in {"torch_dtype", "dtype"} & content.keys():
             content[key] = _CONFIG_DTYPES[plan.options.dtype]
     else:
         return None
     return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _object(source: Source) -> dict[str, object]:
+    return dict(
+        object_from(
+            source.read(0, min(source.size, MAX_BYTES + 1)), where=source.path, what="this configuration"
+        )
+    )
 
 
 def _check_space(plan: Plan, real: Path) -> None:

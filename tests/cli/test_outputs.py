@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from baking import lora_file, para_file, random_bases, random_factors, shapes_of, small_model
 
+from paramerge.checkpoints import writer
 from paramerge.checkpoints.staging import write_recipe
 from paramerge.cli.main import main
 
@@ -266,3 +267,19 @@ def test_the_default_name_says_what_makes_two_bakes_differ(
             line = next(line for line in text.splitlines() if line.startswith("output"))
             names.add(line.split()[1].rstrip(","))
     assert len(names) == len(calls) + 4
+
+
+def test_a_stop_says_what_was_written(
+    place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "_placed", {})
+    monkeypatch.setattr("paramerge.cli.merge_table.show_merge", stop)
+    assert call(VERBS["merge"], "out.safetensors") == 130
+    assert f"stopped; written: {place / 'out.safetensors'}" in capfd.readouterr().err
+    monkeypatch.setattr(writer, "_placed", {})
+    monkeypatch.setattr("paramerge.combining.combine.write_lora", stop)
+    assert call(VERBS["merge"], "other.safetensors") == 130
+    assert "stopped; nothing was written" in capfd.readouterr().err

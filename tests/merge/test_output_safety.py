@@ -19,7 +19,7 @@ from baking import load, lora_file, para_file, plan_of, random_bases, random_fac
 from paramerge.checkpoints import staging, writer
 from paramerge.checkpoints.staging import write_recipe
 from paramerge.checkpoints.writer import write_safetensors
-from paramerge.errors import NonFiniteError, OutputError, ParamergeError
+from paramerge.errors import FileFormatError, NonFiniteError, OutputError, ParamergeError
 from paramerge.merge.bake import bake
 from paramerge.merge.plan import Plan
 from paramerge.merge.steps import Step
@@ -146,6 +146,33 @@ def test_a_write_that_fails_half_way(place: Place, monkeypatch: pytest.MonkeyPat
     assert caught.value.exit_code == 6
     monkeypatch.undo()
     place.check_untouched()
+
+
+def test_writes_that_are_cut_short_are_written_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header too, which is written last: half of what was asked for, every time."""
+    bake(place.plan(), place.output, overwrite=True)
+    wanted, real = contents(place.output), os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[: -(-len(data) // 2)], at))
+    bake(place.plan(), place.output, overwrite=True)
+    assert contents(place.output) == wanted
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: 0)
+    with pytest.raises(OutputError):
+        bake(place.plan(), place.output, overwrite=True)
+    monkeypatch.undo()
+    assert contents(place.output) == wanted
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"null", b"[" * 10**5])
+def test_a_configuration_that_cannot_say_the_new_dtype(models, tmp_path: Path, text: bytes) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(models(layout="diffusers-folder"), base)
+    layers = [layer for layer in shapes_of(base) if ".attn1.to_q" in layer]
+    adapter = para_file(tmp_path / "p.safetensors", random_bases(shapes_of(base), layers, 2))
+    (base / "text_encoder" / "config.json").write_bytes(text)
+    plan = plan_of(base, Step("para", adapter), dtype="bf16")
+    with pytest.raises(FileFormatError):
+        bake(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_too_little_room_shows_before_any_work(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
