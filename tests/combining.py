@@ -94,7 +94,9 @@ def merge(output: Path, *inputs: object, base: Path | None = None, **options: ob
     given = [parse_input(str(text)) for text in inputs]
     adapters = [open_adapter(one.path) for one in given]
     opened = None if base is None else open_base(base)
-    return combine(given, adapters, output, CombineOptions(**{"dtype": "F32", **options}), opened)  # type: ignore[arg-type]
+    return combine(
+        given, adapters, output, CombineOptions(**{"dtype": "F32", **options}), opened, overwrite=True
+    )  # type: ignore[arg-type]
 
 
 def dense_deltas(path: Path, layers: Collection[str] | None = None) -> dict[str, Matrix]:
