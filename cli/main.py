@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 
 import click
 
@@ -68,6 +69,7 @@ def cli() -> None:
     \b
     paramerge bake --base sdxl.safetensors --para a.safetensors --lora b.safetensors@0.8 -o merged.safetensors
     """
+    Path.cwd()  # where the current folder is gone nothing works, and MKL ends the program without a word
 
 
 def main(arguments: list[str] | None = None) -> None:

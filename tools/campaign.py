@@ -73,7 +73,9 @@ def _run(verbs: Sequence[str], count: int, seed: int, signals: Sequence[int]) ->
 
 def _show(verb: str, tally: Tally, seconds: float) -> None:
     ends = ", ".join(f"{code}: {number}" for code, number in sorted(tally.ends.items()))
-    found = ", ".join(f"{number} {kind}" for kind, number in sorted(tally.faults().items())) or "nothing found"
+    found = (
+        ", ".join(f"{number} {kind}" for kind, number in sorted(tally.faults().items())) or "nothing found"
+    )
     click.echo(f"{verb:14} {tally.runs:6} runs in {seconds:4.0f} s (exit codes {ends}): {found}")
     for kind, trial, text in tally.found[:20]:
         click.echo(f"  {kind}: {trial}\n    " + text.strip().replace("\n", "\n    ")[:1500])

@@ -56,7 +56,7 @@ def write_report(comparison: Comparison, path: str | os.PathLike[str], *, overwr
     OutputError
         It cannot be written.
     """
-    write_bytes(path, render_report(comparison).encode(), overwrite=overwrite)
+    write_bytes(path, render_report(comparison).encode("utf-8", "backslashreplace"), overwrite=overwrite)
 
 
 def render_report(comparison: Comparison) -> str:

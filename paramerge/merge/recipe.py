@@ -125,7 +125,7 @@ def _modelspec(base: Mapping[str, str], plan: Plan) -> dict[str, str]:
     resolution = base.get("modelspec.resolution") or _RESOLUTION.get(plan.base.architecture)
     if resolution:
         fields["modelspec.resolution"] = resolution
-    names = [plan.base.path.name, *(step.adapter.path.name for step in plan.steps)]
+    names = [readable_name(name) for name in _names(plan)]
     fields["modelspec.title"] = "merged model" if plan.options.private else _title(plan)
     fields["modelspec.description"] = f"Baked with paramerge {__version__}; see {RECIPE_KEY}."
     if not plan.options.private:
@@ -142,11 +142,17 @@ def _implementation(plan: Plan) -> str | None:
 
 
 def _title(plan: Plan) -> str:
-    parts = [plan.base.path.name.removesuffix(".safetensors")]
-    for step in plan.steps:
-        strength = "" if step.step.strength == 1 else f" @ {step.step.strength:g}"
-        parts.append(step.adapter.path.name.removesuffix(".safetensors") + strength)
-    return " + ".join(parts)
+    base, *names = (readable_name(name).removesuffix(".safetensors") for name in _names(plan))
+    strengths = [step.step.strength for step in plan.steps]
+    steps = [
+        name if strength == 1 else f"{name} @ {strength:g}"
+        for name, strength in zip(names, strengths, strict=True)
+    ]
+    return " + ".join([base, *steps])
+
+
+def _names(plan: Plan) -> list[str]:
+    return [plan.base.path.name, *(step.adapter.path.name for step in plan.steps)]
 
 
 def _file(file: InputFile, private: bool) -> dict[str, object]:
