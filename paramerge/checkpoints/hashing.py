@@ -179,7 +179,14 @@ def _sampled(source: Source) -> str:
 
 
 def _cache_file() -> Path:
-    return Path(platformdirs.user_cache_dir("paramerge")) / "sha256.json"
+    """Where the cache is; a user without a home, such as a container's, has none (``FileNotFoundError``)."""
+    try:
+        folder = Path(platformdirs.user_cache_dir("paramerge"))
+    except RuntimeError as error:
+        raise FileNotFoundError(str(error)) from None
+    if not folder.is_absolute():  # older platformdirs leave the tilde
+        raise FileNotFoundError(f"no home: {folder}")
+    return folder / "sha256.json"
 
 
 def _load() -> dict[str, str]:

@@ -95,7 +95,8 @@ class Source:
         path = Path(path)
         descriptor = _open(path)
         try:
-            status = os.fstat(descriptor)
+            with reading(path):
+                status = os.fstat(descriptor)
             if stat.S_ISDIR(status.st_mode):
                 raise FileFormatError("this is a folder, not a file", where=path)
             if not stat.S_ISREG(status.st_mode):
@@ -330,7 +331,8 @@ class _Descriptors:
     def _close(self, held: _Held) -> None:
         self._open.pop(id(held), None)
         if held.descriptor is not None:
-            os.close(held.descriptor)
+            with contextlib.suppress(OSError):  # nothing was written to it: no byte can be lost
+                os.close(held.descriptor)
             held.descriptor = None
 
     @staticmethod

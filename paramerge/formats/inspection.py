@@ -36,6 +36,7 @@ from paramerge.formats.layers import (
 )
 from paramerge.formats.opening import find_files, is_adapter_folder, open_adapter, short_names
 from paramerge.interpretation import BY_TRAINER, Interpretation
+from paramerge.system_faults import reading
 
 __all__ = [
     "RECIPE_KEY",
@@ -186,7 +187,9 @@ def inspect_path(
         It is a folder that is neither an adapter nor a checkpoint.
     """
     path = Path(path)
-    if path.is_dir() and not is_adapter_folder(path):
+    with reading(path):
+        is_folder = path.is_dir()
+    if is_folder and not is_adapter_folder(path):
         return _checkpoint(open_base(path))
     header = read_header(find_files(path).weights)
     named, _ = short_names(header)
