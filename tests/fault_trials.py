@@ -1,8 +1,7 @@
 """Trials of every verb with a system call that fails, comes up short, or is where a signal arrives.
 
-``fault_shim.c`` is compiled into a temporary folder and preloaded into ``fault_server.py``. A trial is a verb,
-a call's number among those on files below the trial's folder, and a fault; afterwards all files are compared
-with what should be there.
+``fault_shim.c`` is compiled into a temporary folder and preloaded into ``fault_server.py``. A trial is a verb
+(or format), a call's number on files below its folder, and a fault; afterwards all files are compared.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
     python tools/campaign.py faults               each call of each verb, with each error it can have
     python tools/campaign.py faults --verb merge --count 500 --seed 3
     python tools/campaign.py kills                SIGKILL, SIGTERM, SIGHUP and SIGINT at each call
-    python tools/campaign.py signals
 
 The exit code is 0 if nothing was found. The tests run a small, seeded part of each.
 """

@@ -209,7 +209,8 @@ def _remove_tree(folder: Path) -> None:
     for root, _, _ in os.walk(folder):
         with contextlib.suppress(OSError):
             Path(root).chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # where a close fails, Python closes again, and raises all the same
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _files(folder: Path) -> list[str]:

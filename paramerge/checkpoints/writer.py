@@ -89,7 +89,7 @@ def new_file(
             with contextlib.suppress(FileNotFoundError):
                 os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
             os.fsync(descriptor)
-            if is_output:
+            if is_output and not _in_stage(target):
                 note_placing(target, os.fstat(descriptor))
             if overwrite:
                 temporary = temporary or _give_name(descriptor, stage_path_of(target))
@@ -112,7 +112,8 @@ def new_file(
             hint="give another name, or replace it with --overwrite",
         ) from error
     except OSError as error:
-        raise (unconfirmed(error, target) if placed else output_error(error, target)) from error
+        whole = placed and not _in_stage(target)
+        raise (unconfirmed(error, target) if whole else output_error(error, target)) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -347,6 +348,11 @@ def _open_new(target: Path) -> tuple[int, Path | None]:
         if temporary.exists():
             return descriptor, temporary
         os.close(descriptor)  # another process took it for a dead one before it was locked
+
+
+def _in_stage(target: Path) -> bool:
+    """Whether ``target`` is part of a folder that is not in its place yet."""
+    return any(STAGE.fullmatch(folder.name) for folder in target.parents)
 
 
 def _lock(descriptor: int) -> None:
