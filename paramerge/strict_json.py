@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from paramerge.errors import FileFormatError, ParamergeError, shortened
+from paramerge.system_faults import reading
 
 __all__ = [
     "MAX_BYTES",
@@ -140,7 +141,9 @@ def object_from(
         It is too long, no valid JSON or no object; of the class ``error``.
     """
     if len(raw) > limit:
-        raise error(f"{what} is too long", where=where, expected=f"at most {limit} bytes", found=len(raw))
+        raise error(
+            f"{what} is too long", where=where, expected=f"at most {limit} bytes", found=f"{len(raw)} bytes"
+        )
     try:
         value = parse(raw)
         check_bounds(value)
@@ -165,23 +168,20 @@ def read_object(
     Raises
     ------
     ParamergeError
-        The file is no regular file, cannot be read, or is not such an object; of the class ``error``.
+        The file is no regular file or not such an object, of the class ``error``; or it cannot be read.
     """
     path = Path(path)
-    try:
+    with reading(path):
         if path.exists() and not path.is_file():  # a pipe or a device would be read for ever
             raise error(f"{what} is not a regular file", where=path)
         with open(path, "rb") as stream:
             raw = stream.read(limit + 1)
-    except (OSError, ValueError) as problem:
-        reason = problem.strerror if isinstance(problem, OSError) else problem
-        raise error(f"{what} cannot be read", where=path, found=reason) from None
     if len(raw) > limit:
         raise error(
             f"{what} is too long",
             where=path,
             expected=f"at most {limit} bytes",
-            found=f"{path.stat().st_size} bytes",
+            found="more",
         )
     return object_from(raw, path, what=what, error=error, limit=limit)
 

@@ -8,7 +8,6 @@ Beside them lie twins in other formats that must not be mixed up with a changed 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ from paramerge.checkpoints.folder_links import check_regular, refuse_link_outsid
 from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.modules import MODEL
 from paramerge.errors import CheckpointError
+from paramerge.strict_json import read_object
 
 __all__ = [
+    "MAX_INDEX_BYTES",
     "WEIGHT_SUFFIXES",
     "Weights",
     "choose_weights",
@@ -227,27 +228,15 @@ def _read_index(path: Path) -> Mapping[str, str]:
             hint="download it again",
         )
 
-    if path.stat().st_size > MAX_INDEX_BYTES:
-        raise refuse(f"{path.stat().st_size} bytes")
-    try:
-        index = json.loads(path.read_bytes(), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise refuse(str(error)[:200]) from None
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    index = read_object(path, what="this index", error=CheckpointError, limit=MAX_INDEX_BYTES)
+    if not isinstance(index.get("metadata", {}), dict | None):
+        raise refuse("metadata that are not an object")
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise refuse("no weight_map from keys to file names")
     if not weight_map:
         raise refuse("an empty weight_map")
     return weight_map
-
-
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    entries: dict[str, object] = {}
-    for key, value in pairs:
-        if key in entries:
-            raise ValueError(f"the key {key!r} stands there twice")
-        entries[key] = value
-    return entries
 
 
 def _check_shard_name(index: Path, name: str) -> None:

@@ -8,7 +8,6 @@ model alone (``config.json`` and weights, of diffusers or transformers) works, t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -25,6 +24,7 @@ from paramerge.checkpoints.folder_links import check_regular, refuse_link_outsid
 from paramerge.checkpoints.header import Header
 from paramerge.checkpoints.modules import COMPONENTS, MODEL
 from paramerge.errors import CheckpointError
+from paramerge.strict_json import read_object
 
 __all__ = ["BAKED_COMPONENTS", "FolderContents", "read_folder"]
 
@@ -116,12 +116,7 @@ def _named_components(folder: Path) -> dict[str, str]:
     index = folder / MODEL_INDEX
     if not index.is_file():
         return {}
-    try:
-        entries = json.loads(index.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError("this file is not valid JSON", where=index, found=str(error)[:200]) from None
-    if not isinstance(entries, dict):
-        raise CheckpointError("this file does not list components", where=index)
+    entries = read_object(index, error=CheckpointError)
     named = {
         name: entry[1]
         for name, entry in entries.items()
@@ -147,12 +142,9 @@ def _must_be_there(component: str, named: dict[str, str]) -> bool:
 
 
 def _config(folder: Path) -> dict[str, object]:
-    """What ``config.json`` in ``folder`` holds; nothing where there is none that can be read."""
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}
+    """What ``config.json`` in ``folder`` holds; nothing where there is none."""
+    path = folder / "config.json"
+    return read_object(path, what="this configuration", error=CheckpointError) if path.exists() else {}
 
 
 def _stated_type(folder: Path) -> str | None:

@@ -8,7 +8,6 @@ file, so that a file from another walk is refused and not applied to the wrong l
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import AdapterError, ShapeError
 from paramerge.formats.listing import listed
 from paramerge.formats.pairs import Part
+from paramerge.strict_json import parse
 
 __all__ = ["is_indexed", "read_keys", "token_embeddings"]
 
@@ -122,7 +122,7 @@ def _shape(header: Header, component: str, index: int) -> tuple[int, int]:
 def _targets(header: Header, component: str) -> frozenset[str]:
     text = header.metadata.get(component)
     try:
-        classes = json.loads(text) if text is not None else None
+        classes = parse(text) if text is not None else None
     except ValueError:
         classes = None
     known = _UNET_CLASSES if component == "unet" else _TEXT_CLASSES

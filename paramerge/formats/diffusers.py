@@ -18,7 +18,6 @@ configuration in the file's metadata under ``lora_adapter_metadata``.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from paramerge.errors import AdapterError, FamilyError
 from paramerge.formats.layers import bare_layer, dotted_layer
 from paramerge.formats.pairs import Part, Scaling, scale_by_rank
 from paramerge.formats.peft_config import LoraSettings, read_settings
+from paramerge.strict_json import object_from
 
 __all__ = ["METADATA_KEY", "dialect_of", "is_dotted_lora", "modern_path", "read_key", "scaling_from_metadata"]
 
@@ -88,12 +88,7 @@ def scaling_from_metadata(
     if text is None:
         return scale_by_rank
     where = f"{path}: metadata {METADATA_KEY}"
-    try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise AdapterError("this metadata is not valid JSON", where=where, found=str(error)[:200]) from None
-    if not isinstance(entries, dict):
-        raise AdapterError("this metadata is not a JSON object", where=where, found=type(entries).__name__)
+    entries = object_from(text, where, what="this text of the metadata", error=AdapterError)
     settings = {
         component: read_settings(config, where)
         for component in COMPONENTS

@@ -23,6 +23,7 @@ from paramerge.checkpoints.writer import write_safetensors
 from paramerge.errors import AdapterError, FileFormatError, NonFiniteError, ShapeError, UsageError
 from paramerge.formats.layers import stated_layer, strays
 from paramerge.formats.listing import listed
+from paramerge.strict_json import object_from
 
 __all__ = ["ARCHITECTURE_KEY", "BASE_HASH_KEY", "FORMAT_VERSION", "read_modules", "write_para"]
 
@@ -206,12 +207,7 @@ def _check_ranks(header: Header, modules: Mapping[ModuleName, ParaModule]) -> No
     if text is None:
         return
     where = f"{header.path}: metadata {RANKS_KEY}"
-    try:
-        stated = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise AdapterError("these metadata are not valid JSON", where=where, found=str(error)[:200]) from None
-    if not isinstance(stated, dict):
-        raise AdapterError("these metadata are not a JSON object", where=where, found=type(stated).__name__)
+    stated = object_from(text, where, what="this text of the metadata", error=AdapterError)
     found = {str(name): module.rank for name, module in modules.items()}
     differing = sorted(name for name in stated.keys() | found.keys() if stated.get(name) != found.get(name))
     if differing:

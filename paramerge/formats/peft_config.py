@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from reprlib import repr as repr_of
 
-from paramerge.errors import AdapterError, FamilyError
+from paramerge.errors import AdapterError, FamilyError, shortened
+from paramerge.formats.layer_patterns import check_patterns, first_match
 from paramerge.formats.pairs import Scaling
 
-__all__ = ["LoraSettings", "read_settings"]
+__all__ = ["LoraSettings", "bad_option", "flag", "read_settings"]
 
 _OTHER_METHODS = {
     "use_qalora": "QALoRA",
@@ -42,7 +42,8 @@ class LoraSettings:
 
     def rank_of(self, path: str) -> int:
         """The rank that the configuration states for the layer ``path``."""
-        return self.rank_pattern.get(_matching(self.rank_pattern, path), self.rank)
+        key = first_match(self.rank_pattern, path)
+        return self.rank if key is None else self.rank_pattern[key]
 
     def scaling(self, path: str, rank: int) -> Scaling:
         """The scaling of the layer ``path`` (in the model's own naming), whose tensors have ``rank``.
@@ -61,8 +62,8 @@ class LoraSettings:
                 found=f"rank {rank}",
                 hint="give the adapter_config.json that was saved with these weights",
             )
-        alpha = self.alpha_pattern.get(_matching(self.alpha_pattern, path), self.alpha)
-        return Scaling(alpha, self.rslora)
+        key = first_match(self.alpha_pattern, path)
+        return Scaling(self.alpha if key is None else self.alpha_pattern[key], self.rslora)
 
 
 def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
@@ -98,15 +99,16 @@ def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
         alpha=_alpha(config.get("lora_alpha"), "lora_alpha", where),
         rank=_rank(config.get("r"), "r", where),
         alpha_pattern={
-            k: _alpha(v, f"alpha_pattern[{k}]", where, off=True)
+            k: _alpha(v, f"alpha_pattern[{shortened(k)}]", where, off=True)
             for k, v in _pattern(config, "alpha_pattern", where)
         },
         rank_pattern={
-            k: _rank(v, f"rank_pattern[{k}]", where) for k, v in _pattern(config, "rank_pattern", where)
+            k: _rank(v, f"rank_pattern[{shortened(k)}]", where)
+            for k, v in _pattern(config, "rank_pattern", where)
         },
-        rslora=bool(config.get("use_rslora")),
+        rslora=flag(config, "use_rslora", where),
         where=where,
-        dora=bool(config.get("use_dora")),
+        dora=flag(config, "use_dora", where),
     )
 
 
@@ -125,59 +127,52 @@ def _refuse_changed_base(config: Mapping[str, object], where: str) -> None:
         )
 
 
-def _matching(pattern: Mapping[str, object], path: str) -> str:
-    """The first key of ``pattern`` that names ``path``, as PEFT has it: a regex for the end of the path.
-
-    Text encoders are wrapped with and without ``text_model.`` in front, so either spelling may be meant.
-    """
-    for key in pattern:
-        if any(_pattern_for(key).match(spelling) for spelling in (path, path.removeprefix("text_model."))):
-            return key
-    return path
-
-
-@cache
-def _pattern_for(key: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({key})$")
-
-
 def _alpha(value: object, option: str, where: str, *, off: bool = False) -> float:
     """A finite number; 0 only where ``off`` allows it, of a single layer that is switched off."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _bad_option(option, value, where, "a number")
+        raise bad_option(option, value, where, "a number")
     try:
         alpha = float(value)
     except OverflowError:
         alpha = math.inf
     if not math.isfinite(alpha) or (alpha == 0 and not off):
-        raise _bad_option(option, value, where, "a finite number" if off else "a finite number other than 0")
+        raise bad_option(option, value, where, "a finite number" if off else "a finite number other than 0")
     return alpha
 
 
 def _rank(value: object, option: str, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _bad_option(option, value, where, "a whole number above 0")
+        raise bad_option(option, value, where, "a whole number above 0")
     return value
 
 
 def _pattern(config: Mapping[str, object], option: str, where: str) -> list[tuple[str, object]]:
     pattern = config.get(option) or {}
     if not isinstance(pattern, dict):
-        raise _bad_option(option, pattern, where, "a map from layer names to numbers")
-    for key in pattern:
-        try:
-            _pattern_for(key)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise _bad_option(
-                option, f"{key} ({error})", where, "names of layers or regular expressions"
-            ) from None
+        raise bad_option(option, pattern, where, "a map from layer names to numbers")
+    check_patterns(option, list(pattern), where)
     return list(pattern.items())
 
 
-def _bad_option(option: str, value: object, where: str, expected: str) -> AdapterError:
+def flag(config: Mapping[str, object], option: str, where: str, default: bool = False) -> bool:
+    """The option of a configuration that is true or false.
+
+    Raises
+    ------
+    AdapterError
+        It is anything else.
+    """
+    value = config.get(option)
+    if value is None or isinstance(value, bool):
+        return default if value is None else value
+    raise bad_option(option, value, where, "true or false")
+
+
+def bad_option(option: str, value: object, where: str, expected: str) -> AdapterError:
+    """The error for an option with a value that it cannot have."""
     return AdapterError(
         "an option of this configuration has an impossible value",
         where=where,
         expected=f"{option}: {expected}",
-        found=f"{option}: {value!r}",
+        found=f"{option}: {repr_of(value)}",
     )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paramerge.errors import AdapterError, FamilyError
-from paramerge.formats.peft_config import LoraSettings, read_settings
+from paramerge.errors import FamilyError
+from paramerge.formats.layer_patterns import check_patterns, whole_match
+from paramerge.formats.peft_config import LoraSettings, bad_option, flag, read_settings
 
 __all__ = ["TUNERS", "TunerSettings", "read_tuner"]
 
 TUNERS = ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3")
 """PEFT's types whose files can be baked."""
+
+_MAX_TERMS = 100
+"""Terms of a series; PEFT's default is 5, and each is a product of matrices for every layer."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,9 @@ class TunerSettings:
         """Whether IA3 scales the inputs of the layer ``path``, as PEFT tells it by the module's name."""
         for spelling in (path, path.removeprefix("text_model.")):
             if isinstance(self.feedforward, str):
-                if re.fullmatch(self.feedforward, spelling):
+                if whole_match(self.feedforward, spelling):
                     return True
-            elif any(spelling.endswith(end) for end in self.feedforward):
+            elif spelling.endswith(self.feedforward):
                 return True
         return False
 
@@ -67,44 +70,46 @@ def read_tuner(config: Mapping[str, object], where: str) -> TunerSettings:
         return TunerSettings(tuner, where, read_settings(renamed, where))
     if tuner == "OFT":
         return _oft(config, where)
-    if tuner == "BOFT" and str(config.get("bias", "none")) != "none":
-        raise _other(where, "trained biases", f"bias: {config['bias']}")
+    if tuner == "BOFT":
+        _refuse_biases(config, where)
     if tuner == "IA3":
-        named = config.get("feedforward_modules") or ()
-        feedforward = named if isinstance(named, str) else tuple(str(n) for n in _listed(named, where))
-        return TunerSettings(tuner, where, feedforward=feedforward)
+        return TunerSettings(tuner, where, feedforward=_feedforward(config, where))
     return TunerSettings(tuner, where)
 
 
 def _oft(config: Mapping[str, object], where: str) -> TunerSettings:
-    if str(config.get("bias", "none")) != "none":
-        raise _other(where, "trained biases", f"bias: {config['bias']}")
-    terms = config.get("num_cayley_neumann_terms", 5)
-    series = bool(config.get("use_cayley_neumann", True))
-    if series and (isinstance(terms, bool) or not isinstance(terms, int) or terms < 1):
-        raise AdapterError(
-            "an option of this configuration has an impossible value",
-            where=where,
-            expected="num_cayley_neumann_terms: a whole number above 0",
-            found=f"num_cayley_neumann_terms: {terms!r}",
-        )
+    _refuse_biases(config, where)
+    option = "num_cayley_neumann_terms"
+    terms = config.get(option, 5)
+    series = flag(config, "use_cayley_neumann", where, default=True)
+    if series and (type(terms) is not int or not 0 < terms <= _MAX_TERMS):
+        raise bad_option(option, terms, where, f"a whole number from 1 to {_MAX_TERMS}")
     return TunerSettings(
         "OFT",
         where,
-        shared_block=bool(config.get("block_share")),
-        series_terms=int(str(terms)) if series else None,
+        shared_block=flag(config, "block_share", where),
+        series_terms=terms if series and isinstance(terms, int) else None,
     )
 
 
-def _listed(value: object, where: str) -> list[object]:
-    if isinstance(value, list | tuple):
-        return list(value)
-    raise AdapterError(
-        "an option of this configuration has an impossible value",
-        where=where,
-        expected="feedforward_modules: a list of names or a regular expression",
-        found=f"feedforward_modules: {value!r}",
-    )
+def _feedforward(config: Mapping[str, object], where: str) -> str | tuple[str, ...]:
+    option = "feedforward_modules"
+    named = config.get(option) or ()
+    if isinstance(named, str):
+        check_patterns(option, [named], where)
+        return named
+    if not isinstance(named, list | tuple) or not all(isinstance(name, str) for name in named):
+        raise bad_option(option, named, where, "a list of names or a regular expression")
+    check_patterns(option, list(named), where, names=True)
+    return tuple(named)
+
+
+def _refuse_biases(config: Mapping[str, object], where: str) -> None:
+    stated = config.get("bias", "none")
+    if not isinstance(stated, str):
+        raise bad_option("bias", stated, where, "none, all, or the tuner's own")
+    if stated != "none":
+        raise _other(where, "trained biases", f"bias: {stated}")
 
 
 def _other(where: str, what: str, found: str) -> FamilyError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+
+from paramerge.errors import FileFormatError
+from paramerge.strict_json import object_from
 
 __all__ = ["training_notes"]
 
@@ -91,7 +93,6 @@ def _tags(metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 def _object(text: str | None) -> dict[str, object]:
     """A JSON object in the metadata; an empty one where there is none that can be read."""
     try:
-        content = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        return object_from(text or "{}", "metadata")
+    except FileFormatError:
         return {}
-    return content if isinstance(content, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ from paramerge.checkpoints.layout import (
 )
 from paramerge.checkpoints.source import check_unchanged
 from paramerge.errors import CheckpointError, UsageError
+from paramerge.strict_json import read_object
 
 __all__ = ["config_folder", "load_pipeline", "pick_device", "pick_dtype", "require_libraries"]
 
@@ -145,7 +145,7 @@ def _from_folder(base: Base) -> Any:
             expected=_INDEX,
             hint="give the whole model folder",
         )
-    index = json.loads((base.path / _INDEX).read_text())
+    index = read_object(base.path / _INDEX, error=CheckpointError)
     _check_pipeline(index.get("_class_name"), base.path)
     # a checker's own weights would be loaded for nothing, and its black pictures would hide what adapters do
     without = {"safety_checker": None} if "safety_checker" in index else {}
@@ -183,9 +183,9 @@ def _from_file(base: Base, config: Path | None) -> Any:
         return lambda dtype: getattr(diffusers, name).from_single_file(base.path, torch_dtype=dtype)
     if not (folder / _INDEX).is_file():
         raise CheckpointError("this folder has no configuration of a pipeline", where=folder, expected=_INDEX)
-    name = json.loads((folder / _INDEX).read_text()).get("_class_name")
-    _check_pipeline(name, folder)
-    return lambda dtype: getattr(diffusers, name).from_single_file(
+    stated = read_object(folder / _INDEX, error=CheckpointError).get("_class_name")
+    pipeline = getattr(diffusers, _check_pipeline(stated, folder))
+    return lambda dtype: pipeline.from_single_file(
         base.path, config=str(folder), torch_dtype=dtype, local_files_only=True
     )
 
@@ -196,11 +196,12 @@ def config_folder(file: Path) -> Path | None:
     return beside if (beside / _INDEX).is_file() else None
 
 
-def _check_pipeline(name: str | None, where: Path) -> None:
-    if name not in _PIPELINES:
+def _check_pipeline(name: Any, where: Path) -> str:
+    if not isinstance(name, str) or name not in _PIPELINES:
         raise CheckpointError(
             "this is no plain text-to-image pipeline of Stable Diffusion",
             where=where,
             expected=" or ".join(_PIPELINES),
             found=name,
         )
+    return name
