@@ -210,7 +210,7 @@ def test_weights_as_pickles_alone_are_refused(component: str, pickle: str, tmp_p
     [
         ("{", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
-        ("[]", "does not list components"),
+        ("[]", "not a JSON object"),
         ('{"_class_name": "AudioPipeline", "vocoder": ["transformers", "UnivNetModel"]}', "AudioPipe"),
         ('{"unet": [null, null]}', "which has no UNet"),
         ('{"unet": "somewhere/else"}', "which has no UNet"),

@@ -157,7 +157,6 @@ NO_NAMES = [
     "evil\0.safetensors",
     "evil\n.safetensors",
     "\x1b[2J.safetensors",
-    "\ud800.safetensors",
     "é" * 122 + ".safetensors",
 ]
 
@@ -227,7 +226,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path_factory: pytest.TempPathFactor
         assert name.endswith(".safetensors")
 
 
-@pytest.mark.parametrize("name", ["model.bin", "model.ckpt", "config.json", "model.safetensors.bin"])
+@pytest.mark.parametrize("name", ["model.bin", "model.ckpt", "settings.json", "model.safetensors.bin"])
 def test_a_shard_that_is_not_safetensors_is_refused(name: str, index: Path) -> None:
     change(index, conv_in__weight=name)
     (index.parent / name).write_bytes(b"\x80\x02}q\x00.")
@@ -282,21 +281,37 @@ def test_a_tensor_in_two_shards_is_refused(index: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("{", "Expecting"),
-        ("[]", "no weight_map"),
         ("{}", "no weight_map"),
         ('{"weight_map": []}', "no weight_map"),
         ('{"weight_map": {"a": 1}}', "no weight_map"),
         ('{"weight_map": {}}', "an empty weight_map"),
-        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "stands there twice"),
-        ("[" * 100_000, ""),
-        ("\ud800", ""),
+        ('{"metadata": [], "weight_map": {"a": "x.safetensors"}}', "metadata that are not"),
     ],
 )
 def test_what_is_no_index_is_refused(text: str, found: str, index: Path) -> None:
     index.write_bytes(text.encode("utf-8", "surrogatepass"))
     error = refusal(index)
     assert error.what == "this is not an index of shards"
+    assert found in str(error.found)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("{", "Expecting"),
+        ("[]", "a list"),
+        ("null", "null"),
+        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "stands there twice"),
+        ('{"weight_map": {"a": "\\ud800.safetensors"}}', "surrogate"),
+        ('{"weight_map": {"a": NaN}}', "NaN"),
+        ("[" * 100_000, "deep"),
+        ("\ud800", "utf-8"),
+    ],
+)
+def test_an_index_that_is_no_json_object_is_refused(text: str, found: str, index: Path) -> None:
+    index.write_bytes(text.encode("utf-8", "surrogatepass"))
+    error = refusal(index)
+    assert error.what in ("this index is not valid JSON", "this index is not a JSON object")
     assert found in str(error.found)
 
 
