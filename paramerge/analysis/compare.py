@@ -27,6 +27,7 @@ from paramerge.checkpoints.modules import COMPONENTS, ModuleName
 from paramerge.checkpoints.source import check_unchanged
 from paramerge.combining.base import BaseWeights
 from paramerge.combining.checks import check_architectures, warnings_of
+from paramerge.combining.spellings import in_one_spelling
 from paramerge.errors import ShapeError, UsageError
 
 __all__ = ["Comparison", "LayerPair", "PairComparison", "compare"]
@@ -102,6 +103,7 @@ def compare(
         )
     for adapter in adapters:
         refuse_unread(adapter, allowed=allow_unmatched)
+    adapters = in_one_spelling(adapters)
     check_architectures(adapters)
     weights = None if base is None else BaseWeights(base)
     if weights is not None:

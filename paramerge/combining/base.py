@@ -21,6 +21,7 @@ from paramerge.errors import NonFiniteError, UnmatchedError, UsageError
 from paramerge.formats.listing import listed
 from paramerge.merge.matching import check_family, check_shape
 from paramerge.merge.naming import in_names_of
+from paramerge.merge.row_order import refuse_unknown_rows
 
 __all__ = ["BaseWeights", "LayerShapes"]
 
@@ -62,6 +63,7 @@ class BaseWeights:
                 found=listed(missing),
                 hint="give the checkpoint that the adapter was made for",
             )
+        refuse_unknown_rows(self.base, adapter, adapter.modules)
         for name, module in adapter.modules.items():
             if name not in targets:
                 continue

@@ -31,6 +31,7 @@ from paramerge.combining.mixed import as_one_lora
 from paramerge.combining.para import JointLayer, chosen_keep, join_layer
 from paramerge.combining.report import MergedInput, MergedLayer, MergeReport
 from paramerge.combining.request import CombineOptions, Input, check_request
+from paramerge.combining.spellings import in_one_spelling
 from paramerge.errors import UsageError
 from paramerge.formats.lora_writer import write_lora
 from paramerge.formats.native import write_para
@@ -72,6 +73,7 @@ def combine(
     output = check_output_file(output, inputs_of(base, *adapters), overwrite=overwrite)
     for adapter in adapters:
         refuse_unread(adapter, allowed=options.allow_unmatched)
+    adapters = in_one_spelling(adapters)
     check_architectures(adapters)
     if weights is not None:
         adapters = [weights.check(adapter) for adapter in adapters]

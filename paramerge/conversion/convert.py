@@ -28,6 +28,7 @@ from paramerge.conversion.request import (
     ConvertOptions,
     check_output,
     check_request,
+    refuse_other_names,
     refuse_unread_names,
 )
 from paramerge.conversion.writing import CONVERSION_KEY, Writing, counted_notes
@@ -105,6 +106,9 @@ def convert(
         adapters = [weights.check(adapter) for adapter in adapters]
     elif not options.to.startswith("kohya"):
         refuse_unread_names(adapters)
+    if options.to == "diffusers":
+        for adapter in adapters:
+            refuse_other_names(adapter, base)
     if to_lora and weights is not None:
         parts: Iterator[Part] = _as_lora(inputs, adapters, weights, options, progress)
     else:

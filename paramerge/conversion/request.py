@@ -7,16 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paramerge.adapters import Adapter
+from paramerge.checkpoints.flux_keys import single_file_path
 from paramerge.checkpoints.layout import Base
+from paramerge.checkpoints.modules import MODEL, ModuleName, split_kind
 from paramerge.checkpoints.outputs import check_output_file, check_output_folder, inputs_of
 from paramerge.combining.request import Input
 from paramerge.conversion.parts import HOLDS
 from paramerge.errors import FamilyError, UsageError
-from paramerge.formats.layers import clip_path, unet_path
+from paramerge.formats.layers import bare_norm, clip_path, unet_path
 from paramerge.formats.listing import listed
 from paramerge.formats.lora_writer import LORA_DTYPES
 
-__all__ = ["FOLDERS", "FORMATS", "ConvertOptions", "check_output", "check_request", "refuse_unread_names"]
+__all__ = [
+    "FOLDERS",
+    "FORMATS",
+    "ConvertOptions",
+    "check_output",
+    "check_request",
+    "refuse_other_names",
+    "refuse_unread_names",
+]
 
 FORMATS = tuple(HOLDS)
 FOLDERS = ("peft", "deft")
@@ -110,6 +120,49 @@ def refuse_unread_names(adapters: Sequence[Adapter]) -> None:
                 expected="--base, whose keys tell",
                 found=listed(unread, 3),
             )
+
+
+def refuse_other_names(adapter: Adapter, base: Base | None) -> None:
+    """Refuse layers whose names in diffusers' implementation of the model are not known.
+
+    They are Stable Diffusion's, FLUX's, those of a base that is a folder, and those of an adapter that names
+    a pipeline's component or that PEFT saved from the model itself. Other names are of the model's original
+    implementation (``diffusion_model.``, kohya's), and diffusers would load nothing of them.
+
+    Raises
+    ------
+    UsageError
+    """
+    if base is not None and base.is_folder:
+        return
+    spelled = base is None and adapter.dialect in ("diffusers", "diffusers-old", "peft", "peft-deft")
+    unknown = [
+        str(name)
+        for name, module in adapter.modules.items()
+        if not _is_known_to_diffusers(name)
+        and not (spelled and (adapter.dialect.startswith("peft") or _names_component(module.keys[0], name)))
+    ]
+    if unknown:
+        raise UsageError(
+            "diffusers' names for layers of this adapter are not known",
+            where=adapter.path,
+            expected="layers of Stable Diffusion or FLUX, or --base with a folder in diffusers' layout",
+            found=listed(unknown, 3),
+            hint="these are the names of the model's original implementation: give that folder as --base, or "
+            "keep the file for the programs that read such names",
+        )
+
+
+def _is_known_to_diffusers(name: ModuleName) -> bool:
+    path = split_kind(name.path)[0]
+    if name.component.startswith("text_encoder"):
+        return "." in path
+    return bool(unet_path(path) or clip_path(path) or bare_norm(path) or single_file_path(path))
+
+
+def _names_component(key: str, name: ModuleName) -> bool:
+    """Whether the key begins with the component of a pipeline, and not with ComfyUI's prefix or nothing."""
+    return name.component != MODEL and key.startswith(f"{name.component}.")
 
 
 def check_output(

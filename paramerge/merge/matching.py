@@ -15,6 +15,7 @@ from paramerge.checkpoints.modules import ModuleName, split_kind
 from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
+from paramerge.merge.naming import homes_of
 
 __all__ = ["check_family", "check_shape", "check_unmatched"]
 
@@ -91,7 +92,7 @@ def _guess(
     base: Base, targets: Mapping[ModuleName, Target], unmatched: Sequence[ModuleName], none: bool = False
 ) -> str:
     present = {name.component for name in targets}
-    missing = sorted({name.component for name in unmatched} - present)
+    missing = sorted({name.component for name in unmatched if not homes_of(name, present)})
     model = looks_like(name.path for name in unmatched)
     if base.architecture == "flux" and any(is_divided(split_kind(name.path)[0]) for name in unmatched):
         return (

@@ -20,7 +20,7 @@ from paramerge.checkpoints.modules import MODEL, ModuleName, split_kind
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import AdapterError, ShapeError, UnmatchedError
 
-__all__ = ["in_names_of"]
+__all__ = ["homes_of", "in_names_of"]
 
 Targets = Mapping[ModuleName, Target]
 
@@ -60,6 +60,25 @@ def in_names_of(
                 )
             modules[renamed.name] = renamed
     return replace(adapter, modules=modules)
+
+
+def homes_of(name: ModuleName, components: Iterable[str]) -> list[str]:
+    """Those of the base's ``components`` that an adapter may mean by the component of ``name``."""
+    present = list(components)
+    if name.component == MODEL:
+        return present
+    if name.component in present:
+        return [name.component]
+    if present == [MODEL]:
+        return [MODEL]
+    others: tuple[str, ...] = ()
+    if name.component in ("unet", "transformer"):
+        # kohya and ComfyUI say "unet" and "diffusion_model" for whatever removes the noise
+        others = ("unet", "transformer", "prior")
+    elif name.component == "text_encoder_3" and "block" in name.path:
+        # kohya numbers T5 as the third encoder, also where there are only two (FLUX)
+        others = ("text_encoder_2", "text_encoder")
+    return [other for other in others if other in present]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,44 +187,24 @@ class _BaseNames:
         UnmatchedError
             Layers of several components.
         """
-        for components in self._homes(module.name):
-            places = (self._place(component, module.name) for component in components)
-            found = [place for place in places if place is not None]
-            if len(found) > 1:
-                found = [place for place in found if all(map(selected, place.parts))] or found
-            if len(found) > 1:
-                owners = [place.parts[0].component for place in found]
-                raise UnmatchedError(
-                    "this adapter does not say which of the base's models it is for",
-                    where=f"{adapter.path}: {module.keys[0]}",
-                    expected="a layer that one of them has",
-                    found=f"{module.name.path} in {' and in '.join(owners)}",
-                    hint=f"choose one: --only {owners[0]}",
-                )
-            if found:
-                return found[0]
-        return None
+        places = (self._place(component, module.name) for component in homes_of(module.name, self._places))
+        found = [place for place in places if place is not None]
+        if len(found) > 1:
+            found = [place for place in found if all(map(selected, place.parts))] or found
+        if len(found) > 1:
+            owners = [place.parts[0].component for place in found]
+            raise UnmatchedError(
+                "this adapter does not say which of the base's models it is for",
+                where=f"{adapter.path}: {module.keys[0]}",
+                expected="a layer that one of them has",
+                found=f"{module.name.path} in {' and in '.join(owners)}",
+                hint=f"choose one: --only {owners[0]}",
+            )
+        return found[0] if found else None
 
     def _place(self, component: str, name: ModuleName) -> _Place | None:
         places = (self._places[component].get(path) for path in _spellings(name))
         return next((place for place in places if place is not None), None)
-
-    def _homes(self, name: ModuleName) -> Iterable[list[str]]:
-        """The components that may be meant by the adapter's, what is named first."""
-        present = list(self._places)
-        if name.component == MODEL:
-            yield present
-            return
-        if name.component in present:
-            yield [name.component]
-        elif present == [MODEL]:
-            yield [MODEL]
-        elif name.component in ("unet", "transformer"):
-            # kohya and ComfyUI say "unet" and "diffusion_model" for whatever removes the noise
-            yield [other for other in ("unet", "transformer", "prior") if other in present]
-        elif name.component == "text_encoder_3" and "block" in name.path:
-            # kohya numbers T5 as the third encoder, also where there are only two (FLUX)
-            yield [other for other in ("text_encoder_2", "text_encoder") if other in present]
 
 
 def _parts_of(stack: ModuleName) -> tuple[ModuleName, ...]:

@@ -24,7 +24,8 @@ from paramerge.errors import CheckpointError, UsageError
 from paramerge.merge.blocks import BlockUse, used_blocks
 from paramerge.merge.history import earlier_recipe
 from paramerge.merge.matching import check_family, check_shape, check_unmatched
-from paramerge.merge.naming import in_names_of
+from paramerge.merge.naming import homes_of, in_names_of
+from paramerge.merge.row_order import refuse_unknown_rows
 from paramerge.merge.steps import BakeOptions, Kind, Step
 
 __all__ = [
@@ -223,16 +224,30 @@ def is_selected(name: ModuleName, only: Iterable[str]) -> bool:
     )
 
 
+def _is_excluded(
+    name: ModuleName, targets: Mapping[ModuleName, Target], present: Iterable[str], only: Iterable[str]
+) -> bool:
+    """Whether ``--only`` leaves the layer out: one that the base has, or of a model that the base has not.
+
+    A layer that is not found in a model that is there is none of either, whatever was selected.
+    """
+    if is_selected(name, only):
+        return False
+    return name in targets or not homes_of(name, present)
+
+
 def _match(
     base: Base, targets: Mapping[ModuleName, Target], step: Step, adapter: Adapter, options: BakeOptions
 ) -> PlannedStep:
     check_family(base, targets, adapter)
     adapter = in_names_of(base, targets, adapter, lambda name: is_selected(name, options.only))
-    excluded = tuple(name for name in adapter.modules if not is_selected(name, options.only))
-    wanted = [name for name in adapter.modules if is_selected(name, options.only)]
+    present = {name.component for name in targets}
+    excluded = tuple(n for n in adapter.modules if _is_excluded(n, targets, present, options.only))
+    left_out = set(excluded)
+    wanted = [name for name in adapter.modules if name not in left_out]
     matched = tuple(name for name in wanted if name in targets)
     unmatched = tuple(n for n in wanted if n not in targets and not adapter.modules[n].optional)
-    if not wanted and options.only:
+    if options.only and not any(is_selected(name, options.only) for name in adapter.modules):
         raise UsageError(
             "nothing of this adapter is selected",
             where=adapter.path,
@@ -241,6 +256,7 @@ def _match(
             hint="give a component (unet, text_encoder ...) or a pattern such as 'unet.*attn2*'",
         )
     check_unmatched(base, targets, adapter, matched, unmatched, allowed=options.allow_unmatched)
+    refuse_unknown_rows(base, adapter, matched)
     for name in matched:
         check_shape(base, targets[name], adapter, adapter.modules[name])
     weights: Mapping[ModuleName, float] = {}
