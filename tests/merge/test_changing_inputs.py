@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from baking import load, lora_file, para_file, plan_of, random_bases, random_factors, shapes_of
 
+from paramerge.checkpoints import hashing
 from paramerge.checkpoints import source as source_module
 from paramerge.checkpoints.hashing import file_sha256
 from paramerge.checkpoints.layout import open_base
@@ -111,10 +112,10 @@ def folder(originals: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return tmp_path
 
 
-def run(verb: str) -> int:
+def run(verb: str, *more: str) -> int:
     words = [f"{word}.safetensors" if word in NAMES else word for word in VERBS[verb].split()]
     with pytest.raises(SystemExit) as caught:
-        main([*words, "--json"])
+        main([*words, *more, "--json"])
     return int(caught.value.code or 0)
 
 
@@ -190,6 +191,23 @@ def test_the_hashes_are_those_of_the_bytes(folder: Path) -> None:
         file["name"]: hashlib.sha256((folder / file["name"]).read_bytes()).hexdigest() for file in files
     }
     assert len(files) == 3
+
+
+@pytest.mark.parametrize("verb", ["bake", "convert para", "extract"])
+def test_rehash_believes_nothing(verb: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that lies about the base, as no file system with a time of change lets it."""
+    base, untrue = folder / "base.safetensors", "0" * 64
+    source = Source.open(base)
+    cache = folder / "cache.json"
+    monkeypatch.setattr(hashing, "_cache_file", lambda: cache)
+    cache.write_text(json.dumps({hashing._identity(source): f"{untrue}:{hashing._sampled(source)}"}))
+    assert run(verb) == 0
+    (out,) = folder.glob("out*")
+    assert untrue in str(load(out).metadata)
+    out.unlink()
+    assert run(verb, "--rehash") == 0
+    assert hashlib.sha256(base.read_bytes()).hexdigest() in str(load(out).metadata)
+    assert untrue not in str(load(out).metadata)
 
 
 def test_a_shard_that_changes_is_refused(models, tmp_path: Path) -> None:
