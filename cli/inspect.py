@@ -89,6 +89,7 @@ def _adapter(facts: AdapterFacts) -> dict[str, object]:
         "dialect": adapter.dialect,
         "architecture": adapter.architecture,
         "looks_like": facts.looks_like,
+        "possible_architectures": list(facts.possible),
         "base_hashes": list(adapter.base_hashes),
         "components": _nested(Counter((layer.name.component, layer.kind) for layer in facts.layers)),
         "ranks": _counted(Counter(layer.rank for layer in facts.layers)),

@@ -67,6 +67,8 @@ def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
     architecture = adapter.architecture or "architecture not told"
     if adapter.architecture is None and facts.looks_like is not None:
         architecture = f"by its names for {facts.looks_like}"
+    elif facts.possible:
+        architecture = f"for {' or '.join(facts.possible)} (not told)"
     _title(
         out,
         adapter.path.name if len(adapter.sources) == 1 else "/".join(adapter.path.parts[-2:]),

@@ -80,6 +80,8 @@ class ParamergeError(Exception):
         self.where, self.expected, self.found = (
             None if part is None else shortened(str(part), LONGEST_PART) for part in (where, expected, found)
         )
+        if self.found == self.expected:  # says nothing: the fault lies elsewhere
+            self.found = None
         self.hint = hint
         super().__init__(str(self))
 

@@ -119,6 +119,17 @@ class LayerModule(ABC):
         rows, columns = shape[0], math.prod(shape[1:])
         return self.out_features in (None, rows) and self.in_features in (None, columns)
 
+    def misfit(self, shape: tuple[int, ...]) -> tuple[str, str]:
+        """What a weight of ``shape`` asks for and what there is, in words, where :meth:`fits` says no."""
+        rows, columns = shape[0], math.prod(shape[1:])
+        sizes = (self.out_features, self.in_features)
+        if sizes in ((rows, columns), (None, None)):
+            tensors = " and ".join(f"{tensor.key} {list(tensor.shape)}" for tensor in self.tensors)
+            return f"tensors for a weight of {list(shape)}", tensors
+        count = 2 if sizes[1] else 1
+        found = ["any" if size is None else str(size) for size in sizes[:count]]
+        return " x ".join(map(str, (rows, columns)[:count])), " x ".join(found)
+
     def part(self, name: ModuleName, runs: tuple[tuple[int, int], ...]) -> LayerModule | None:
         """What changes the runs ``(start, stop)`` of its rows, in this order, as the layer ``name``.
 

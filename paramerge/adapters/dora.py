@@ -82,6 +82,13 @@ class DoraModule(DependentModule):
             count = sum(stop - start for start, stop in self.rows)
         return self.inner.fits(shape) and count == shape[0 if self.axis == "out" else 1]
 
+    def misfit(self, shape: tuple[int, ...]) -> tuple[str, str]:
+        """The inner change's words, or how many magnitudes there should be."""
+        if not self.inner.fits(shape):
+            return self.inner.misfit(shape)
+        of = f"{shape[0]} rows" if self.axis == "out" else f"{shape[1]} input channels"
+        return f"one magnitude for each of {of}", f"{self.magnitude.key} {list(self.magnitude.shape)}"
+
     def part(self, name: ModuleName, runs: tuple[tuple[int, int], ...]) -> DoraModule | None:
         """These rows, where each has a length of its own; None by input channels."""
         if self.axis == "in":

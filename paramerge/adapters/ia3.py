@@ -67,6 +67,13 @@ class Ia3Module(DependentModule):
             return len(shape) > 1 and shape[1] == self.rank
         return super().fits(shape)
 
+    def misfit(self, shape: tuple[int, ...]) -> tuple[str, str]:
+        """How many numbers there should be."""
+        if self.axis == "out":
+            return super().misfit(shape)
+        channels = shape[1] if len(shape) > 1 else 0
+        return f"one number for each of {channels} input channels", f"{self.rank} numbers"
+
     def transform(self, W: np.ndarray) -> np.ndarray:
         """Scale the rows, or the columns of each input channel."""
         factors = read_finite(self.vector).reshape(-1) + (1.0 if self.around_one else 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,10 +52,13 @@ class SvdiffModule(DependentModule):
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """One number for each singular value."""
-        columns = 1
-        for size in shape[1:]:
-            columns *= size
-        return self.rank == min(shape[0], columns)
+        return self.rank == min(shape[0], math.prod(shape[1:]))
+
+    def misfit(self, shape: tuple[int, ...]) -> tuple[str, str]:
+        """How many shifts there should be."""
+        return f"one number for each of {min(shape[0], math.prod(shape[1:]))} singular values", (
+            f"{self.rank} numbers"
+        )
 
     def transform(self, W: np.ndarray) -> np.ndarray:
         """All of the shift."""

@@ -13,11 +13,28 @@ from dataclasses import dataclass
 
 from paramerge.checkpoints.blueprint import BLUEPRINTS
 from paramerge.checkpoints.blueprint_inventory import UNetConfig
-from paramerge.checkpoints.unet_structure import UNetStructure, infer_structure
+from paramerge.checkpoints.unet_structure import UNetStructure, infer_structure, standard_structure
 
-__all__ = ["UNKNOWN", "Architecture", "UNetFacts", "detect_architecture", "plain_architecture", "unet_facts"]
+__all__ = [
+    "MODELSPEC_NAMES",
+    "UNKNOWN",
+    "Architecture",
+    "UNetFacts",
+    "detect_architecture",
+    "plain_architecture",
+    "unet_facts",
+]
 
 UNKNOWN = "unknown"
+
+MODELSPEC_NAMES = {
+    "sd15": "stable-diffusion-v1",
+    "sd15-inpainting": "stable-diffusion-v1-inpainting",
+    "sd2": "stable-diffusion-v2",
+    "sdxl": "stable-diffusion-xl-v1-base",
+    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
+}
+"""What ModelSpec metadata call an architecture, in adapters and models alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +64,8 @@ class UNetFacts:
     added: int | None
     """Width of the micro-conditioning (SDXL), or None."""
     class_embedding: bool
+    hid_projection: bool = False
+    """Whether the text is projected before cross attention reads it (Kolors)."""
 
 
 _DEPTH = re.compile(r"(down_blocks\.(\d+)|mid_block)\.attentions\.\d+\.transformer_blocks\.(\d+)\.")
@@ -81,6 +100,7 @@ def unet_facts(shapes: Mapping[str, tuple[int, ...]]) -> UNetFacts:
         _first(shapes, "conv_out.weight", 0),
         added[-1] if added else None,
         any(key.startswith("class_embedding.") for key in shapes),
+        any(key.startswith("encoder_hid_proj.") for key in shapes),
     )
 
 
@@ -100,7 +120,9 @@ def detect_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
     facts = unet_facts(shapes)
     family = _family(facts)
     if family == UNKNOWN:
-        return Architecture(UNKNOWN, False)
+        return Architecture(_relative(facts) or UNKNOWN, False)
+    if facts.hid_projection and family == "sdxl":
+        return Architecture("sdxl-kolors", False)
     config = BLUEPRINTS[family]().unet
     return Architecture(family + _input_suffix(facts), _has_dimensions_of(facts, config))
 
@@ -127,6 +149,50 @@ def _family(facts: UNetFacts) -> str:
         return UNKNOWN
     # SD1 and SD2 have the same blocks; SD2's transformers project with Linear layers, SD1's with convolutions
     return "sd2" if facts.linear_projection else "sd15"
+
+
+@dataclass(frozen=True, slots=True)
+class _Relative:
+    """A UNet with blocks left out or added, made from a published one: its layers have the same names."""
+
+    name: str
+    attention: tuple[bool, ...]
+    layers: int
+    depths: tuple[int, ...]
+    mid_depth: int
+    added: bool = False
+    classes: bool = False
+    linear: bool | None = None
+
+
+_RELATIVES = (
+    _Relative("sdxl-ssd-1b", (False, True, True), 2, (0, 2, 4), 0, added=True),
+    _Relative("sdxl-vega", (False, True, True), 2, (0, 1, 2), 0, added=True),
+    _Relative("sdxl-koala-700m", (False, True, True), 1, (0, 2, 5), 0, added=True),
+    _Relative("sdxl-koala-1b", (False, True, True), 1, (0, 2, 6), 6, added=True),
+    _Relative("sd15-small", (True, True, True, False), 1, (1, 1, 1, 0), 1, linear=False),
+    _Relative("sd15-small-without-middle", (True, True, True, False), 1, (1, 1, 1, 0), 0),
+    _Relative("sd15-tiny", (True, True, True), 1, (1, 1, 1), 0),
+    _Relative("sd2-unclip", (True, True, True, False), 2, (1, 1, 1, 0), 1, classes=True, linear=True),
+    _Relative("sd2-upscaler", (False, True, True, True), 2, (0, 1, 1, 1), 1, classes=True, linear=True),
+)
+"""SSD-1B, Segmind Vega, KOALA; small-sd and tiny-sd (BK-SDM); SD2 from pictures, and to four times the size."""
+
+
+def _relative(facts: UNetFacts) -> str | None:
+    """The name of a UNet that is a published one with blocks left out or added; None if it is none."""
+    for known in _RELATIVES:
+        blocks = standard_structure(known.attention, known.layers)
+        same = (facts.structure.down, facts.structure.up) == (blocks.down, blocks.up)
+        if (
+            same
+            and (facts.depths, facts.mid_depth) == (known.depths, known.mid_depth)
+            and (facts.added is not None) == known.added
+            and facts.class_embedding == known.classes
+            and known.linear in (None, facts.linear_projection)
+        ):
+            return known.name
+    return None
 
 
 def _has_blocks_of(facts: UNetFacts, config: UNetConfig, projection: bool = True) -> bool:

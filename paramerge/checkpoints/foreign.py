@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from paramerge.checkpoints.model_names import UNET_LIKE, looks_like
+from paramerge.checkpoints.model_names import UNET_LIKE, looks_like, recognise
 from paramerge.checkpoints.quantised import WITHOUT_WEIGHTS
 from paramerge.errors import CheckpointError
 
-__all__ = ["refuse_adapter", "refuse_quantised", "refuse_wrapped", "without_unet"]
+__all__ = ["adapter_keys", "refuse_adapter", "refuse_quantised", "refuse_wrapped", "without_unet"]
 
 _ADAPTER_KEY = re.compile(
     r"\.(lora_(up|down|mid|A|B|E)|lora|lora_linear_layer|hada_w\d|lokr_w\d|oft_\w+|boft_\w+|dora_scale|para_B"
@@ -21,6 +21,7 @@ _WRAPPED_KEY = re.compile(r"\.base_layer\.(weight|bias)$")
 _TRAINING_WRAPPER = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_forward_module)\.|^module\.")
 
 _NO_UNET = (
+    ("EMA weights", r"^model_ema\."),
     ("a ControlNet", r"^control_model\.|controlnet_\w+\."),
     ("an AnimateDiff motion module", r"\.motion_modules\."),
     ("an IP-Adapter", r"^(ip_adapter|image_proj)\."),
@@ -31,9 +32,8 @@ _NO_UNET = (
     ("a CLIP vision encoder", r"^vision_model\."),
     ("a text encoder", r"text_model\.|resblocks\.\d+\.attn\.|^encoder\.layers\.\d+\.self_attn\."),
     ("an upscaler", r"^(model\.\d+\.|conv_first\.|body\.\d+\.rdb)"),
-    ("EMA weights alone", r"^model_ema\."),
 )
-"""Files without a UNet; the first that matches names it."""
+"""Files without a UNet, by a key that they have; a key is of the first kind that matches it."""
 
 _NO_UNET_PATTERNS = [(name, re.compile(pattern)) for name, pattern in _NO_UNET]
 
@@ -43,7 +43,7 @@ SUPPORTED = "a checkpoint of Stable Diffusion, FLUX or another model that adapte
 def refuse_adapter(path: Path, keys: Iterable[str]) -> None:
     """Raise ``CheckpointError`` if the file is an adapter, or a checkpoint with unmerged adapter layers."""
     keys = list(keys)
-    found = next((key for key in keys if _ADAPTER_KEY.search(key)), None)
+    found = adapter_keys(keys)
     wrapped = next((key for key in keys if _WRAPPED_KEY.search(key)), None)
     if wrapped:
         raise CheckpointError(
@@ -53,14 +53,35 @@ def refuse_adapter(path: Path, keys: Iterable[str]) -> None:
             found=wrapped,
             hint="merge or unload the adapter before saving (fuse_lora and unload_lora_weights in diffusers)",
         )
-    if found:
+    if found and not (len(keys) > 3 * len(found) and _is_model(set(keys) - set(found))):
         raise CheckpointError(
             "this is an adapter, not a base checkpoint",
             where=path,
             expected=SUPPORTED,
-            found=found,
+            found=found[0],
             hint="give it to --lora or --para, and the checkpoint that it is for to --base",
         )
+
+
+def _kinds(keys: Iterable[str]) -> dict[str, str]:
+    """What a file without a UNet holds, each with a key that shows it, in the order of :data:`_NO_UNET`."""
+    found: dict[str, str] = {}
+    for key in keys:
+        name = next((name for name, pattern in _NO_UNET_PATTERNS if pattern.search(key)), None)
+        if name is not None:
+            found.setdefault(name, key)
+    return {name: found[name] for name, _ in _NO_UNET if name in found}
+
+
+def adapter_keys(keys: Iterable[str]) -> list[str]:
+    """The keys that are an adapter's by their names."""
+    return [key for key in keys if _ADAPTER_KEY.search(key)]
+
+
+def _is_model(keys: Iterable[str]) -> bool:
+    """Whether these keys are of a whole model: one with a few keys of an adapter in it is no adapter."""
+    keys = list(keys)
+    return any(UNET_LIKE.match(key) for key in keys) or recognise(keys) is not None
 
 
 def refuse_wrapped(path: Path, keys: Iterable[str]) -> None:
@@ -102,11 +123,15 @@ def without_unet(path: Path, keys: Iterable[str]) -> CheckpointError:
             found=block,
             hint="an incomplete file: download it again; other names: convert it to one of these",
         )
-    for name, pattern in _NO_UNET_PATTERNS:
-        if found := next((key for key in keys if pattern.search(key)), None):
-            return CheckpointError(
-                f"there is no UNet in this file: it is {name}", where=path, expected=SUPPORTED, found=found
-            )
+    if kinds := _kinds(keys):
+        *others, last = [f"{name} alone" if len(kinds) == 1 and "EMA" in name else name for name in kinds]
+        named = f"{', '.join(others)} and {last}" if others else last
+        return CheckpointError(
+            f"there is no UNet in this file: it is {named}",
+            where=path,
+            expected=SUPPORTED,
+            found=", ".join(kinds.values()),
+        )
     if (model := looks_like(keys)) is not None:
         return CheckpointError(
             f"this has layers of {model}, but not a whole model under names that paramerge knows",

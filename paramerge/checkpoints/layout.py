@@ -16,7 +16,13 @@ from paramerge.checkpoints.architecture import UNKNOWN, Architecture, detect_arc
 from paramerge.checkpoints.component_folder import is_shard
 from paramerge.checkpoints.components import Located, locate
 from paramerge.checkpoints.diffusers_folder import FolderContents, read_folder
-from paramerge.checkpoints.foreign import refuse_adapter, refuse_quantised, refuse_wrapped, without_unet
+from paramerge.checkpoints.foreign import (
+    adapter_keys,
+    refuse_adapter,
+    refuse_quantised,
+    refuse_wrapped,
+    without_unet,
+)
 from paramerge.checkpoints.header import Header, read_header
 from paramerge.checkpoints.model_names import KnownModel, recognise
 from paramerge.checkpoints.modules import MODEL, ModuleName
@@ -264,6 +270,11 @@ def _warnings(files: Iterable[_OpenedFile]) -> Iterator[str]:
         yield (
             f"{ema} EMA tensors (model_ema.*) stay as they are: readers that prefer them over the weights "
             "will not see the adapters"
+        )
+    if stray := [key for file in files for key in adapter_keys(file.located)]:
+        yield (
+            f"{len(stray)} keys of an adapter lie in this checkpoint ({stray[0]} ...): they stay as they "
+            "are, and readers of checkpoints pass over them"
         )
     encoder = [key for key, name in nameless if name.component != "vae" and _ENCODER_LIKE.match(key)]
     if encoder:

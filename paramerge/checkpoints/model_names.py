@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["MODELS", "UNET_LIKE", "KnownModel", "looks_like", "recognise"]
+__all__ = ["MODELS", "UNET_LIKE", "KnownModel", "allows", "looks_like", "recognise", "resemblances"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +104,35 @@ _ADAPTED = (
     ("a language model", r"layers[._]\d+[._](self_attn|mlp)[._]|\bh[._]\d+[._]"),
     ("a video transformer such as Wan", r"blocks[._]\d+[._](self_attn|cross_attn|ffn)[._]"),
 )
+_STATED: dict[str, tuple[str, ...]] = {
+    "a Stable Diffusion UNet": ("sd15", "sd2", "sdxl"),
+    "FLUX or a model made from it": ("flux", "chroma"),
+    "Stable Diffusion 3": ("sd3",),
+    "Qwen-Image": ("qwen",),
+    "a diffusion transformer such as FLUX, SD3 or Qwen-Image": ("flux", "chroma", "sd3", "qwen"),
+    "a T5 text encoder": ("flux", "chroma", "sd3"),
+    "a language model": (),
+    "a video transformer such as Wan": ("wan", "hunyuan"),
+}
+"""Which architectures metadata may state for layers of these names; by others nothing is excluded."""
 _ADAPTED_COMPILED = [(title, re.compile(pattern)) for title, pattern in _ADAPTED]
 
 
 def looks_like(paths: Iterable[str]) -> str | None:
     """What the names of an adapter's layers remind of, for messages; None if of nothing known."""
+    return next(iter(resemblances(paths)), None)
+
+
+def resemblances(paths: Iterable[str]) -> list[str]:
+    """All that names of layers remind of; what is narrower comes first."""
     paths = list(paths)
-    for title, pattern in _ADAPTED_COMPILED:
-        if any(pattern.search(path) for path in paths):
-            return title
-    return None
+    return [title for title, pattern in _ADAPTED_COMPILED if any(pattern.search(path) for path in paths)]
+
+
+def allows(paths: Iterable[str], architecture: str) -> bool:
+    """Whether layers of these names can be of an architecture that metadata state (``sd15``, ``flux`` ...).
+
+    Text encoders are in several, and names that remind of nothing exclude nothing.
+    """
+    found = [_STATED[title] for title in resemblances(paths) if title in _STATED]
+    return not found or any(architecture.startswith(known) for known in found[0])

@@ -33,6 +33,7 @@ from paramerge.combining.report import MergedInput, MergedLayer, MergeReport
 from paramerge.combining.request import CombineOptions, Input, check_request
 from paramerge.combining.spellings import in_one_spelling
 from paramerge.errors import UsageError
+from paramerge.formats.kept_metadata import kept_of_several
 from paramerge.formats.lora_writer import write_lora
 from paramerge.formats.native import write_para
 from paramerge.version import __version__
@@ -226,7 +227,8 @@ class _Job:
                 if (value := getattr(options, name)) is not None
             },
         }
-        return {MERGE_KEY: json.dumps(recipe, separators=(",", ":"), sort_keys=True)}
+        kept = kept_of_several([adapter.metadata for adapter in self.adapters])
+        return kept | {MERGE_KEY: json.dumps(recipe, separators=(",", ":"), sort_keys=True)}
 
 
 def _described(given: Input, adapter: Adapter) -> MergedInput:

@@ -17,6 +17,7 @@ from paramerge.combining.combine import MergedInput, MergedLayer, MergeReport, P
 from paramerge.combining.request import CombineOptions, Input
 from paramerge.errors import FamilyError, UsageError
 from paramerge.formats import write_para
+from paramerge.formats.kept_metadata import kept_metadata
 
 __all__ = ["resize"]
 
@@ -112,7 +113,8 @@ def _para_by_energy(
     hashes = [text for text in adapter.base_hashes if len(text) == 64]
     write_para(
         output, bases, architecture=adapter.architecture, base_sha256=hashes or None, dtype=options.dtype,
-        metadata={"resize.energy": f"{options.energy:g}", "resize.source_sha256": digests[0]},
+        metadata=kept_metadata(adapter.metadata)
+        | {"resize.energy": f"{options.energy:g}", "resize.source_sha256": digests[0]},
         overwrite=overwrite,
     )  # fmt: skip
     given = MergedInput(adapter.path, "para", adapter.dialect, 1.0, len(adapter.modules), digests)

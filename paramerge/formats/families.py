@@ -177,7 +177,8 @@ def refuse_foreign(found: Survey, path: Path) -> None:
             found=found.counts(),
             hint="split it in two and give one with --para and one with --adapter",
         )
-    if CHECKPOINT in families and not supported:
+    whole = len(found.modules.get(CHECKPOINT, ()))
+    if whole > 3 * sum(len(found.modules[family]) for family in supported):
         raise AdapterError(
             "this is a checkpoint, not an adapter",
             where=path,

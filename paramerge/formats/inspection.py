@@ -35,6 +35,7 @@ from paramerge.formats.layers import (
     unet_path,
 )
 from paramerge.formats.opening import find_files, is_adapter_folder, open_adapter, short_names
+from paramerge.formats.provenance import possible_architectures
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.system_faults import reading
 
@@ -105,6 +106,11 @@ class AdapterFacts:
     def metadata(self) -> Mapping[str, str]:
         """The file's own metadata."""
         return self.adapter.metadata
+
+    @property
+    def possible(self) -> tuple[str, ...]:
+        """The architectures that have all its layers, where it does not tell which one it is for."""
+        return () if self.adapter.architecture else possible_architectures(self.adapter.modules)
 
     @property
     def looks_like(self) -> str | None:

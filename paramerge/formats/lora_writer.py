@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paramerge.checkpoints.architecture import MODELSPEC_NAMES
 from paramerge.checkpoints.dtypes import NUMPY
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.writer import write_safetensors
@@ -32,12 +33,6 @@ __all__ = [
 LORA_DTYPES = ("F16", "BF16", "F32")
 
 _BASE_VERSIONS = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-_MODELSPEC_NAMES = {
-    "sd15": "stable-diffusion-v1",
-    "sd2": "stable-diffusion-v2",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
-}
 
 
 @dataclass(frozen=True)
@@ -215,7 +210,7 @@ def kohya_metadata(
         "ss_network_alpha": f"{alphas.pop():g}" if len(alphas) == 1 else "Dynamic",
     }
     if architecture is not None:
-        entries["modelspec.architecture"] = f"{_MODELSPEC_NAMES.get(architecture, architecture)}/lora"
+        entries["modelspec.architecture"] = f"{MODELSPEC_NAMES.get(architecture, architecture)}/lora"
     if architecture in _BASE_VERSIONS:
         entries["ss_base_model_version"] = _BASE_VERSIONS[architecture]
         entries["ss_v2"] = str(architecture == "sd2")

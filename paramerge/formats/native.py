@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from paramerge.adapters import Leftover, ParaModule
+from paramerge.checkpoints.architecture import MODELSPEC_NAMES
 from paramerge.checkpoints.dtypes import NUMPY, is_float
 from paramerge.checkpoints.header import Header
 from paramerge.checkpoints.modules import ModuleName
@@ -41,12 +42,6 @@ TARGETS_KEY = "paramerge.targets"
 _MAJOR = int(FORMAT_VERSION.partition(".")[0])
 _VERSION = re.compile(r"(?P<major>[0-9]{1,4})(?:\.[0-9]{1,4})?")
 _DTYPES = ("F16", "BF16", "F32")
-_MODELSPEC_NAMES = {
-    "sd15": "stable-diffusion-v1",
-    "sd2": "stable-diffusion-v2",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
-}
 
 
 def read_modules(header: Header) -> tuple[dict[ModuleName, ParaModule], tuple[Leftover, ...]]:
@@ -148,7 +143,7 @@ def write_para(
     }
     if architecture is not None:
         entries[ARCHITECTURE_KEY] = architecture
-        entries["modelspec.architecture"] = f"{_MODELSPEC_NAMES.get(architecture, architecture)}/para"
+        entries["modelspec.architecture"] = f"{MODELSPEC_NAMES.get(architecture, architecture)}/para"
     if base_sha256:
         entries[BASE_HASH_KEY] = _joined_hashes(base_sha256)
     if gamma is not None:

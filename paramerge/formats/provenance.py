@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 from paramerge.adapters import LayerModule
+from paramerge.checkpoints.blueprint import BLUEPRINTS
+from paramerge.checkpoints.model_names import allows
 from paramerge.checkpoints.modules import ModuleName
 from paramerge.formats.layers import clip_path, unet_path
 from paramerge.formats.native import ARCHITECTURE_KEY, BASE_HASH_KEY
 
-__all__ = ["base_hashes", "guess_architecture"]
+__all__ = ["base_hashes", "guess_architecture", "possible_architectures"]
 
 _BY_CONTEXT = {768: "sd15", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 """Width of the text features that cross-attention reads."""
@@ -40,14 +43,39 @@ _SHORT_HASH = re.compile(r"[0-9a-f]{8,10}")
 def guess_architecture(modules: Mapping[ModuleName, LayerModule], metadata: Mapping[str, str]) -> str | None:
     """``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``; ``flux`` or ``sd3`` if the trainer noted it.
 
-    Shapes prove it; else a PaRa states it, else names show it, else the trainer noted it. None where they
-    leave it open (the first text encoder is the same in SD1.5 and SDXL), or where shapes contradict each
-    other.
+    Shapes prove it; else names show it, else a PaRa states it, else the trainer noted it: structure decides,
+    and what is stated of layers that cannot be of that model is not believed. None where they leave it open
+    (the first text encoder is the same in SD1.5 and SDXL), or where shapes contradict each other.
     """
     proven = set(_from_shapes(modules.values()))
     if proven:
         return proven.pop() if len(proven) == 1 else None
-    return metadata.get(ARCHITECTURE_KEY) or _from_names(modules) or _from_metadata(metadata)
+    if named := _from_names(modules):
+        return named
+    stated = metadata.get(ARCHITECTURE_KEY) or _from_metadata(metadata)
+    return stated if stated and allows((name.path for name in modules), stated) else None
+
+
+def possible_architectures(modules: Mapping[ModuleName, LayerModule]) -> tuple[str, ...]:
+    """The published architectures that have all these layers, of these sizes; of any, if none is of them."""
+    having = {name: _shapes(name) for name in BLUEPRINTS if modules.keys() <= _shapes(name).keys()}
+    sized = [
+        name for name, shapes in having.items() if all(m.fits(shapes[layer]) for layer, m in modules.items())
+    ]
+    return tuple(sized or having)
+
+
+@cache
+def _shapes(architecture: str) -> Mapping[ModuleName, tuple[int, ...]]:
+    """The shape of every weight, norm and bias of a published architecture."""
+    blueprint = BLUEPRINTS[architecture]()
+    found = {}
+    for component in blueprint.components:
+        for spec in blueprint.component(component):
+            for part, shape in spec.parts:
+                name = part.removesuffix(".weight") if len(shape) > 1 and "embeddings." not in part else part
+                found[ModuleName.parse(name)] = shape
+    return found
 
 
 def base_hashes(metadata: Mapping[str, str]) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from paramerge.adapters import Adapter, LayerModule
@@ -10,7 +9,7 @@ from paramerge.adapters.unread import refuse_unread, shown
 from paramerge.checkpoints.architecture import plain_architecture
 from paramerge.checkpoints.flux_keys import is_divided
 from paramerge.checkpoints.layout import Base
-from paramerge.checkpoints.model_names import looks_like
+from paramerge.checkpoints.model_names import looks_like, resemblances
 from paramerge.checkpoints.modules import ModuleName, split_kind
 from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.checkpoints.targets import Target
@@ -69,21 +68,17 @@ def check_unmatched(
 
 def check_shape(base: Base, target: Target, adapter: Adapter, module: LayerModule) -> None:
     """Refuse a layer whose sizes are not those of the weight it is meant for."""
-    expected = (target.shape[0], math.prod(target.shape[1:]))
     if module.fits(target.shape):
         return
     scheme = base.scheme_of(target)
     if scheme is not None:  # codes have shapes of their own
         raise quantised_layer(f"{base.path}: {target.key}", scheme)
-    sizes = (module.out_features, module.in_features)
-    found = ["any" if size is None else str(size) for size in sizes[: 2 if sizes[1] else 1]]
-    if sizes == (None, None):
-        found = ["tensors of " + " and ".join(str(list(tensor.shape)) for tensor in module.tensors)]
+    expected, found = module.misfit(target.shape)
     raise ShapeError(
         "a layer of this adapter does not fit the base's weight",
         where=f"{adapter.path}: {module.name}",
-        expected=f"{' x '.join(map(str, expected[: len(found)]))} ({target.key} is {list(target.shape)})",
-        found=" x ".join(found),
+        expected=f"{expected} ({target.key} is {list(target.shape)})",
+        found=found,
         hint=f"the adapter was trained on another model than {base.path.name} ({base.architecture})",
     )
 
@@ -99,6 +94,11 @@ def _guess(
             "FLUX's single file stacks these projections, and this family cannot be divided among them, as "
             "LoRA, LoHa, LoKr, DoRA by rows and full differences can: take a base of the layout that the "
             "adapter was made for, a single file or a diffusers folder"
+        )
+    if none and model is not None and model in resemblances(name.path for name in targets):
+        return (
+            f"its layers are named as in {model}, which {base.architecture} has, but none of them is there: "
+            "they are another model's of that kind, or spelled in a way that is not known"
         )
     if none and model is not None:
         return f"by the names of its layers the adapter is for {model}; the base is {base.architecture}"

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import ml_dtypes
 import numpy as np
 
+from paramerge.checkpoints.architecture import MODELSPEC_NAMES
 from paramerge.checkpoints.file_names import readable_name
 from paramerge.checkpoints.layout import DIFFUSERS_FOLDER
 from paramerge.checkpoints.recipe_text import RECIPE_KEY
@@ -26,13 +27,6 @@ __all__ = ["RECIPE_KEY", "RECIPE_VERSION", "InputFile", "build_recipe", "output_
 
 RECIPE_VERSION = 1
 
-_MODELSPEC_ARCHITECTURE = {
-    "sd15": "stable-diffusion-v1",
-    "sd15-inpainting": "stable-diffusion-v1-inpainting",
-    "sd2": "stable-diffusion-v2-512",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
-}
 _RESOLUTION = {"sd15": "512x512", "sdxl": "1024x1024"}
 _STALE = (
     "modelspec.hash_sha256",
@@ -116,7 +110,7 @@ def output_metadata(base: Mapping[str, str], plan: Plan, recipe: Mapping[str, ob
 
 def _modelspec(base: Mapping[str, str], plan: Plan) -> dict[str, str]:
     fields = {"modelspec.sai_model_spec": base.get("modelspec.sai_model_spec", "1.0.0")}
-    architecture = base.get("modelspec.architecture") or _MODELSPEC_ARCHITECTURE.get(plan.base.architecture)
+    architecture = base.get("modelspec.architecture") or MODELSPEC_NAMES.get(plan.base.architecture)
     if architecture:
         fields["modelspec.architecture"] = architecture
     implementation = base.get("modelspec.implementation") or _implementation(plan)
