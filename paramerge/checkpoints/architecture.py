@@ -176,7 +176,7 @@ _RELATIVES = (
     _Relative("sd2-unclip", (True, True, True, False), 2, (1, 1, 1, 0), 1, classes=True, linear=True),
     _Relative("sd2-upscaler", (False, True, True, True), 2, (0, 1, 1, 1), 1, classes=True, linear=True),
 )
-"""SSD-1B, Segmind Vega, KOALA; small-sd and tiny-sd (BK-SDM); SD2 from pictures, and to four times the size."""
+"""SSD-1B, Segmind Vega, KOALA; small-sd and tiny-sd (BK-SDM); SD2 from pictures, and the upscaler."""
 
 
 def _relative(facts: UNetFacts) -> str | None:

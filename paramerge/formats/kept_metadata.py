@@ -25,6 +25,7 @@ _OF_THE_FILE = frozenset(
         "ss_network_args",
         "ss_network_dim",
         "ss_network_module",
+        "ss_new_sd_model_hash",
         "modelspec.architecture",
         "modelspec.hash_sha256",
         "modelspec.implementation",
@@ -55,7 +56,9 @@ def kept_of_several(all_metadata: Sequence[Mapping[str, str]]) -> dict[str, str]
     kept = [kept_metadata(metadata) for metadata in all_metadata]
     if len(kept) == 1:
         return kept[0]
-    together = {key: value for key, value in kept[0].items() if all(other.get(key) == value for other in kept)}
+    together = {
+        key: value for key, value in kept[0].items() if all(other.get(key) == value for other in kept)
+    }
     phrases = list(dict.fromkeys(phrase for one in kept if (phrase := one.get(_TRIGGER))))
     if phrases:
         together[_TRIGGER] = ", ".join(phrases)

@@ -85,7 +85,7 @@ class Added:
         if transposed:  # a stored row is a column of the change: all of it is needed
             rows = links[0].addition.shape[0]
             total = sum((link.rows(0, rows) for link in links[1:]), links[0].rows(0, rows))
-            self._columns = total.T.contiguous()
+            self._columns = _without_plus_zero(total.T.contiguous())
 
     def add_to(self, block: torch.Tensor, begin: int) -> None:
         """Add it to the stored rows from ``begin`` of the layer, in place."""
@@ -93,7 +93,12 @@ class Added:
             block += self._columns[begin : begin + len(block)]
             return
         for link in self._links:
-            block += link.rows(begin, begin + len(block))
+            block += _without_plus_zero(link.rows(begin, begin + len(block)))
+
+
+def _without_plus_zero(change: torch.Tensor) -> torch.Tensor:
+    """``change`` with -0 for each 0, in place: a sum with -0 leaves every number as it is, -0 too."""
+    return change.masked_fill_(change == 0, -0.0)
 
 
 class LayerInTensor:
@@ -141,6 +146,7 @@ class WholeLayer(LayerInTensor):
         W = self._held.T.contiguous() if target.transposed else self._held
         self._held = None
         result, self.removed, self.rank = apply_ops(target.module, self._edit.ops, W)
+        torch.where(result == W, W, result, out=result)  # a zero that nothing changed keeps its sign
         self._held = result.T if target.transposed else result
 
     def changes(self, start: int, stop: int) -> bool:

@@ -21,6 +21,7 @@ from paramerge.errors import NonFiniteError
 from paramerge.merge.chain import load_chain
 from paramerge.merge.dense import Added, LayerInTensor, WholeLayer
 from paramerge.merge.plan import Edit, TensorPlan
+from paramerge.merge.rounding import Rounder
 
 __all__ = ["LayerResult", "TensorEditor", "as_matrix", "matrix_shape"]
 
@@ -53,6 +54,7 @@ class Blocks:
 
     def __init__(self) -> None:
         self._scratch: dict[torch.dtype, torch.Tensor] = {}
+        self.rounder = Rounder()
 
     def of(self, matrix: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[torch.Tensor, int]]:
         """Each block of ``matrix`` as ``dtype``, with its first row's index; valid until the next one."""
@@ -126,7 +128,7 @@ class TensorEditor:
                 for layer in here:
                     layer.add_to(block, first_row + start + begin)
                 _check_finite(block, self._plan, here)
-                target[start + begin : start + begin + len(block)].copy_(block)
+                self._blocks.rounder.put(block, target[start + begin : start + begin + len(block)])
 
     def _cuts(self, first_row: int, rows: int) -> list[tuple[int, int]]:
         """The rows cut where a layer begins or ends (layers are row slices of a stacked weight)."""
@@ -148,6 +150,7 @@ class _Layer(LayerInTensor):
         self._left: torch.Tensor | None = None
         self._right: torch.Tensor | None = None
         self._added: Added | None = None
+        self._idle = False
         self.rank = self.removed = 0
         basis = self._chain.basis
         self.must_look = basis is not None
@@ -189,6 +192,9 @@ class _Layer(LayerInTensor):
         if self._edit.target.transposed:
             left, right = right.T, left.T
         self._left, self._right = left.to(self._compute).contiguous(), right.to(self._compute).contiguous()
+        if self._added is None:
+            self._idle_rows, self._idle_columns = ~self._left.any(dim=1), ~self._right.any(dim=0)
+            self._idle = bool(self._idle_rows.any() or self._idle_columns.any())
 
     def changes(self, start: int, stop: int) -> bool:
         """Whether it changes rows ``start`` to ``stop``, which lie wholly inside or outside of it."""
@@ -197,9 +203,19 @@ class _Layer(LayerInTensor):
     def add_to(self, block: torch.Tensor, row: int) -> None:
         if self._left is not None and self._right is not None:
             begin = row - self._start
+            if self._idle:
+                self._add_between_idle(block, begin)
+                return
             block.addmm_(self._left[begin : begin + len(block)], self._right)
             if self._added is not None:
                 self._added.add_to(block, begin)
+
+    def _add_between_idle(self, block: torch.Tensor, begin: int) -> None:
+        """Add the change where there is one: a sum with 0 would make +0 of the -0 that stands there."""
+        before = block.clone()
+        block.addmm_(self._left[begin : begin + len(block)], self._right)
+        idle = self._idle_rows[begin : begin + len(block), None] | self._idle_columns
+        torch.where(idle, before, block, out=block)
 
 
 def matrix_shape(plan: TensorPlan) -> tuple[int, int]:

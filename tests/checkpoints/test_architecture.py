@@ -79,9 +79,10 @@ def test_other_blocks_are_unknown_and_not_taken_for_the_nearest_architecture(nam
     assert not found.true_dimensions
 
 
-def test_a_class_embedding_makes_it_unknown() -> None:
-    shapes = unet("sd2") | {"class_embedding.linear_1.weight": (1280, 2048)}
-    assert detect_architecture(shapes).name == "unknown"
+def test_a_class_embedding_makes_it_another_model() -> None:
+    classes: dict[str, Shape] = {"class_embedding.linear_1.weight": (1280, 2048)}
+    assert detect_architecture(unet("sd2") | classes).name == "sd2-unclip"
+    assert detect_architecture(unet("sdxl") | classes).name == "unknown"
 
 
 @pytest.mark.parametrize(
