@@ -36,6 +36,7 @@ from paramerge.errors import UsageError
 from paramerge.formats.kept_metadata import kept_of_several
 from paramerge.formats.lora_writer import write_lora
 from paramerge.formats.native import write_para
+from paramerge.merge.cautions import given_twice, unusual_strengths
 from paramerge.version import __version__
 
 __all__ = ["MERGE_KEY", "MergeReport", "MergedInput", "MergedLayer", "Progress", "combine"]
@@ -89,7 +90,12 @@ def combine(
         inputs=job.described,
         layers=tuple(layers),
         options=job.options,
-        warnings=(*warnings_of(adapters, options.gamma), *_order_warnings(kind, adapters)),
+        warnings=(
+            *unusual_strengths([(given.path.name, given.scale) for given in inputs]),
+            *given_twice(adapters),
+            *warnings_of(adapters, options.gamma),
+            *_order_warnings(kind, adapters),
+        ),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from paramerge.errors import FamilyError, UsageError
 from paramerge.merge.steps import check_gamma, parse_step
+from paramerge.merge.strengths import check_strength
 
 if TYPE_CHECKING:  # reading options must not import NumPy
     from paramerge.adapters import Adapter
@@ -27,8 +27,7 @@ class Input:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise UsageError("the scale is not a finite number", where=self.path, found=self.scale)
+        check_strength(self.scale, self.path, "scale")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from paramerge.errors import CheckpointError, NonFiniteError
 from paramerge.merge.dense import apply_ops
 from paramerge.merge.kernel import LayerResult
 from paramerge.merge.plan import Edit, Plan
+from paramerge.merge.rounding import Rounder
 
 __all__ = ["apply_plan"]
 
@@ -85,5 +86,7 @@ def _apply(edit: Edit, weight: torch.Tensor) -> LayerResult:
                 found=f"{largest:g}",
                 hint="the base holds NaN or Inf there, or the adapter's scale is far too large",
             )
-        weight.copy_(result.view(weight.shape))
+        rounded = torch.empty_like(result, dtype=weight.dtype)
+        Rounder().put(result.contiguous(), rounded)
+        weight.copy_(rounded.view(weight.shape))
     return LayerResult(name, removed, rank)

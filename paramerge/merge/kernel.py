@@ -203,19 +203,13 @@ class _Layer(LayerInTensor):
     def add_to(self, block: torch.Tensor, row: int) -> None:
         if self._left is not None and self._right is not None:
             begin = row - self._start
-            if self._idle:
-                self._add_between_idle(block, begin)
-                return
+            before = block.clone() if self._idle else None
             block.addmm_(self._left[begin : begin + len(block)], self._right)
+            if before is not None:  # a sum with 0 made +0 of a -0 that stood there
+                idle = self._idle_rows[begin : begin + len(block), None] | self._idle_columns
+                torch.where(idle, before, block, out=block)
             if self._added is not None:
                 self._added.add_to(block, begin)
-
-    def _add_between_idle(self, block: torch.Tensor, begin: int) -> None:
-        """Add the change where there is one: a sum with 0 would make +0 of the -0 that stands there."""
-        before = block.clone()
-        block.addmm_(self._left[begin : begin + len(block)], self._right)
-        idle = self._idle_rows[begin : begin + len(block), None] | self._idle_columns
-        torch.where(idle, before, block, out=block)
 
 
 def matrix_shape(plan: TensorPlan) -> tuple[int, int]:

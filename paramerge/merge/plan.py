@@ -22,6 +22,7 @@ from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import CheckpointError, UsageError
 from paramerge.merge.blocks import BlockUse, used_blocks
+from paramerge.merge.cautions import already_baked, given_twice, lost_in_fp8, unusual_strengths
 from paramerge.merge.history import earlier_recipe
 from paramerge.merge.matching import check_family, check_shape, check_unmatched
 from paramerge.merge.naming import homes_of, in_names_of
@@ -158,6 +159,11 @@ class PlannedStep:
         return self.step.strength * self.weights.get(name, 1.0)
 
     @property
+    def largest_strength(self) -> float:
+        """The strength that is farthest from 0, over all layers."""
+        return max((self.step.strength, *map(self.strength_at, self.weights)), key=abs)
+
+    @property
     def leftovers(self) -> tuple[Leftover, ...]:
         """Keys of the file that are no layer of the adapter."""
         return self.adapter.leftovers
@@ -203,8 +209,17 @@ def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOp
     planned = [_match(base, targets, _resolved(step, adapter), adapter, options) for step, adapter in steps]
     ops, left_alone = _operations(targets, planned, options)
     files = tuple(_plan_file(file, ops, options) for file in base.files)
-    fault = earlier_recipe(base).fault
-    warnings = (*base.warnings, *([fault] if fault else []), *_left_alone_warnings(left_alone, options))
+    earlier = earlier_recipe(base)
+    adapters = [adapter for _, adapter in steps]
+    warnings = (
+        *base.warnings,
+        *([earlier.fault] if earlier.fault else []),
+        *unusual_strengths([(step.adapter.path.name, step.largest_strength) for step in planned]),
+        *given_twice(adapters),
+        *already_baked(earlier.recipe, adapters),
+        *lost_in_fp8(files, planned),
+        *_left_alone_warnings(left_alone, options),
+    )
     return Plan(base, tuple(planned), options, files, left_alone, warnings, _order_warnings(planned))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal, get_args
 from paramerge.errors import UsageError
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.merge.blocks import BlockWeights, parse_blocks
+from paramerge.merge.strengths import check_strength
 
 __all__ = ["BakeOptions", "DTypeChoice", "Kind", "MergeChoice", "Step", "check_gamma", "parse_step"]
 
@@ -36,9 +36,10 @@ class Step:
 
     def __post_init__(self) -> None:
         name = "strength" if self.kind == "para" else "scale"
-        if not math.isfinite(self.strength):
-            raise UsageError(f"the {name} is not a finite number", where=self.path, found=self.strength)
+        check_strength(self.strength, self.path, name)
         strengths = [self.strength * weight for weight in (self.blocks.values if self.blocks else ())]
+        for value in strengths:
+            check_strength(value, f"{self.path}: block weights", f"{name} in a block")
         wrong = [value for value in (self.strength, *strengths) if not 0 <= value <= 1]
         if self.kind == "para" and wrong:
             raise UsageError(
