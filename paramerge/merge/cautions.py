@@ -50,8 +50,8 @@ def lost_in_fp8(files: Sequence[FilePlan], steps: Sequence[PlannedStep]) -> Iter
     ]
     if touched and steps:
         yield (
-            f"{len(touched)} tensors that change are stored as plain {touched[0].dtype}, which keeps little of "
-            "a small change (of a LoRA of 1 percent of the weight's norm a thousandth in F8_E4M3, a fifth in "
+            f"{len(touched)} tensors that change are stored as plain {touched[0].dtype}, which keeps little "
+            "of a small change (of a LoRA of 1 percent a thousandth in F8_E4M3, a fifth in "
             "F8_E5M2): bake into the fp16 or bf16 model, or add --dtype bf16"
         )
 

@@ -31,6 +31,15 @@ def lora(tmp_path: Path) -> Path:
     return path
 
 
+def of_a_unet(path: Path) -> Path:
+    stem = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    sides = {"lora_down": np.ones((2, 8), np.float32), "lora_up": np.ones((8, 2), np.float32)}
+    write_safetensors(
+        path, {f"{stem}.{side}.weight": value for side, value in sides.items()}, {}, overwrite=True
+    )
+    return path
+
+
 def model(folder: Path, dtype: str = "F16") -> Path:
     from baking import DTYPES
 
@@ -63,8 +72,10 @@ def test_strengths_beyond_the_usual_are_warned_of(
 ) -> None:
     plan = plan_of(model(tmp_path / "base"), Step("adapter", lora, strength))
     assert any(f"style.safetensors is applied at {strength:g}" in text for text in plan.warnings) == warned
-    adapter = open_adapter(lora)
-    report = combine([Input(lora, strength)], [adapter], tmp_path / "m.safetensors", CombineOptions())
+    named = of_a_unet(tmp_path / "style.safetensors")
+    report = combine(
+        [Input(named, strength)], [open_adapter(named)], tmp_path / "m.safetensors", CombineOptions()
+    )
     assert any("is applied at" in text for text in report.warnings) == warned
 
 
@@ -75,11 +86,12 @@ def test_the_same_adapter_twice(tmp_path: Path, lora: Path) -> None:
     for other in (lora, copy):
         plan = plan_of(base, Step("adapter", lora), Step("adapter", other, 0.5))
         assert any("given twice" in text for text in plan.warnings)
-        adapters = [open_adapter(path) for path in (lora, other)]
-        output = tmp_path / f"{other.stem}-merged.safetensors"
-        report = combine([Input(lora), Input(other)], adapters, output, CombineOptions())
-        assert any("given twice" in text for text in report.warnings)
     assert not any("twice" in text for text in plan_of(base, Step("adapter", lora)).warnings)
+    named = of_a_unet(tmp_path / "unet.safetensors")
+    report = combine(
+        [Input(named)] * 2, [open_adapter(named)] * 2, tmp_path / "m.safetensors", CombineOptions()
+    )
+    assert any("given twice" in text for text in report.warnings)
 
 
 def test_an_adapter_that_is_in_the_base_already(tmp_path: Path, lora: Path) -> None:
