@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import get_args
 
@@ -24,6 +23,7 @@ from paramerge.cli.render import Progress, note, note_ending, warn
 from paramerge.errors import UsageError
 from paramerge.interpretation import Interpretation, KronaOrder
 from paramerge.merge.steps import BakeOptions, DTypeChoice, MergeChoice, Step
+from paramerge.strict_json import dump
 
 __all__ = ["bake"]
 
@@ -108,7 +108,7 @@ def bake(
     summary = summarise(plan)
     if dry_run:
         if as_json:
-            click.echo(json.dumps({"plan": summary.as_dict(), "output": str(output)}, indent=2))
+            click.echo(dump({"plan": summary.as_dict(), "output": str(output)}))
         else:
             show_plan(summary, output)
         return
@@ -126,7 +126,7 @@ def bake(
         report = run_bake(plan, output, progress.update, overwrite=overwrite, base_sha256=looked_for)
     if as_json:
         content = {"plan": summary.as_dict(), "diagnosis": diagnosis.as_dict(), "report": report.as_dict()}
-        click.echo(json.dumps(content, indent=2))
+        click.echo(dump(content))
     else:
         show_report(plan, summary, report)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -11,6 +10,7 @@ from paramerge.cli.options import interpretation_options, json_option, overwrite
 from paramerge.cli.render import Progress, note, note_ending, warn
 from paramerge.cli.threads import one_blas_thread
 from paramerge.interpretation import Interpretation, KronaOrder
+from paramerge.strict_json import dump
 
 __all__ = ["compare"]
 
@@ -74,7 +74,7 @@ def compare(
 
         write_report(comparison, report, overwrite=overwrite)
     if as_json:
-        click.echo(json.dumps(as_dict(comparison), indent=2))
+        click.echo(dump(as_dict(comparison)))
         return
     from paramerge.cli.compare_table import show_comparison
 

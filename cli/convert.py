@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 from paramerge.cli.options import json_option, overwrite_option, rehash_option
 from paramerge.cli.render import Progress, gigabytes, note, note_ending, out, shown, warn
 from paramerge.cli.threads import one_blas_thread
+from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
     from paramerge.adapters import Adapter
@@ -89,7 +89,7 @@ def convert(
     if to not in FOLDERS:
         note_ending(output, report.outputs[0], quiet=as_json)
     if as_json:
-        click.echo(json.dumps(_as_data(report), indent=2))
+        click.echo(dump(_as_data(report)))
     else:
         _show(report)
 

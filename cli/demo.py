@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from paramerge.cli.options import json_option
 from paramerge.cli.render import Progress, gigabytes, note, shown
 from paramerge.cli.render import out as console
 from paramerge.merge.steps import BakeOptions, Step
+from paramerge.strict_json import dump
 
 __all__ = ["demo"]
 
@@ -91,9 +91,9 @@ def demo(output: Path, seed: int, steps: int, as_json: bool) -> None:
     facts = {"seed": seed, "steps": steps, "guidance": _GUIDANCE, "prompts": list(_PROMPTS), "rows": made}
     # a picture is passed on: it holds no path
     notes = {**facts, "rows": [{**row, "file": Path(row["file"]).name} for row in made]}
-    write_bytes(grid, png(labelled_grid(rows, _PROMPTS), {"paramerge": json.dumps(notes)}))
+    write_bytes(grid, png(labelled_grid(rows, _PROMPTS), {"paramerge": dump(notes, indent=None)}))
     if as_json:
-        click.echo(json.dumps({**facts, "grid": str(grid)}, indent=2))
+        click.echo(dump({**facts, "grid": str(grid)}))
         return
     for row in made:
         console.print(f"[bold]{shown(row['file'])}[/bold]  {row['layers']} layers changed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from paramerge.cli.options import OrderedSteps, gamma_option, json_option, step_
 from paramerge.cli.render import Progress, note
 from paramerge.cli.stopping import resumable
 from paramerge.errors import UsageError
+from paramerge.strict_json import dump
 
 __all__ = ["HUB_CLIP", "Stages", "download_option", "evaluate", "load_measures", "require_packages"]
 
@@ -158,7 +158,7 @@ def evaluate(
         return
     if as_json:
         rows = [row.as_dict(results.models) for row in results.rows]
-        click.echo(json.dumps({"rows": rows, "output": str(output)}, indent=2))
+        click.echo(dump({"rows": rows, "output": str(output)}))
         return
     from paramerge.cli.evaluate_table import show_results
 

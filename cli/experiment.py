@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from paramerge import shipped
 from paramerge.cli.evaluate import HUB_CLIP, Stages, download_option, load_measures, require_packages
 from paramerge.cli.options import json_option
 from paramerge.cli.stopping import RememberedCommand, resumable
+from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
     from paramerge.training.experiments.plan import Plan
@@ -144,4 +144,4 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
 
 def _echo(values: list[dict[str, Any]]) -> None:
     """One object for one experiment, a list for all."""
-    click.echo(json.dumps(values[0] if len(values) == 1 else values, indent=2, default=str))
+    click.echo(dump(values[0] if len(values) == 1 else values, default=str))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from paramerge.cli.options import (
     unmatched_option,
 )
 from paramerge.errors import UsageError
+from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -160,7 +160,7 @@ def _extract_from_lora(
         overwrite=overwrite,
     )
     if as_json:
-        click.echo(json.dumps(_as_data(adapter, extraction, output), indent=2))
+        click.echo(dump(_as_data(adapter, extraction, output)))
     else:
         _show(adapter, extraction, output, all_layers)
 

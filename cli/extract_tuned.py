@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from paramerge.cli.render import Progress, gigabytes, note_ending, out, shown, warn
+from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
     from paramerge.extraction.extract import ExtractedLayer, ExtractionReport
@@ -37,7 +37,7 @@ def extract_tuned(
         )
     note_ending(output, report.output, quiet=as_json)
     if as_json:
-        click.echo(json.dumps(_as_data(report), indent=2))
+        click.echo(dump(_as_data(report)))
     else:
         _show(report, all_layers)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from paramerge.cli.render import out as console
 from paramerge.errors import OutputError, UsageError
 from paramerge.interpretation import Interpretation, KronaOrder
 from paramerge.merge.steps import BakeOptions, Step
+from paramerge.strict_json import dump
 
 __all__ = ["generate"]
 
@@ -149,9 +149,9 @@ def generate(
         "guidance": guidance,
         "scheduler": scheduler,
     }
-    write_bytes(output, png(image, {"paramerge": json.dumps(facts)}))
+    write_bytes(output, png(image, {"paramerge": dump(facts, indent=None)}))
     if as_json:
-        click.echo(json.dumps({**facts, "output": str(output)}, indent=2))
+        click.echo(dump({**facts, "output": str(output)}))
         return
     if plan is not None:
         note(f"{changed} layers changed by {len(adapters)} adapter{'s' if len(adapters) > 1 else ''}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from paramerge.formats.inspection import (
 )
 from paramerge.formats.training_notes import training_notes
 from paramerge.interpretation import Interpretation, KronaOrder
+from paramerge.strict_json import dump
 
 __all__ = ["as_data", "inspect"]
 
@@ -52,7 +52,7 @@ def inspect(
     """
     facts = inspect_path(path, Interpretation(lokr_scale, krona))
     if as_json:
-        click.echo(json.dumps(as_data(facts), indent=2))
+        click.echo(dump(as_data(facts)))
         return
     from paramerge.cli.inspect_text import show
 

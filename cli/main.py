@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import json
 import os
 import sys
 import traceback
@@ -20,6 +19,7 @@ from paramerge.cli.ending import (
     stopping_signal,
 )
 from paramerge.errors import OutputError, ParamergeError, printable
+from paramerge.strict_json import dump
 from paramerge.system_faults import TRACEBACK_VARIABLE, as_paramerge_error
 from paramerge.version import __version__
 
@@ -127,7 +127,7 @@ def show_error(error: ParamergeError, *, as_json: bool) -> None:
     """Print an error: its parts a line each to stderr, or one JSON object to stdout."""
     if as_json:
         parts = {"kind": type(error).__name__, "what": error.what, **dict(error.lines())}
-        click.echo(json.dumps({"error": parts}, indent=2))
+        click.echo(dump({"error": parts}))
         return
     click.echo(click.style("error: ", fg="red", bold=True) + printable(error.what), err=True)
     for label, text in error.lines():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -18,6 +17,7 @@ from paramerge.cli.options import (
 from paramerge.cli.render import Progress, note_ending, warn
 from paramerge.cli.threads import one_blas_thread
 from paramerge.combining.request import CombineOptions, KeepChoice, parse_input
+from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -97,7 +97,7 @@ def merge(
         )  # fmt: skip
     note_ending(output, report.output, quiet=as_json)
     if as_json:
-        click.echo(json.dumps(as_data(report), indent=2))
+        click.echo(dump(as_data(report)))
         return
     from paramerge.cli.merge_table import show_merge
 

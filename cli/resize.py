@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -11,6 +10,7 @@ from paramerge.cli.merge import as_data
 from paramerge.cli.options import json_option, overwrite_option, rehash_option, unmatched_option
 from paramerge.cli.render import Progress, note_ending, warn
 from paramerge.cli.threads import one_blas_thread
+from paramerge.strict_json import dump
 
 __all__ = ["resize"]
 
@@ -62,7 +62,7 @@ def resize(
         )  # fmt: skip
     note_ending(output, report.output, quiet=as_json)
     if as_json:
-        click.echo(json.dumps(as_data(report), indent=2))
+        click.echo(dump(as_data(report)))
         return
     from paramerge.cli.merge_table import show_merge
 

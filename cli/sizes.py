@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +10,7 @@ from paramerge.adapters.sizes import RULES
 from paramerge.checkpoints.blueprint import BLUEPRINTS
 from paramerge.cli.options import gamma_option, json_option
 from paramerge.errors import UsageError
+from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
     from paramerge.analysis.sizes import BoundaryChoice, Size
@@ -103,7 +103,7 @@ def sizes(
             "options": options,
             "sizes": [size.as_dict() for size in found],
         }
-        click.echo(json.dumps(content, indent=2))
+        click.echo(dump(content))
     else:
         _show(found, arch, dtype)
 

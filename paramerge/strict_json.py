@@ -186,12 +186,13 @@ def read_object(
     return object_from(raw, path, what=what, error=error, limit=limit)
 
 
-def dump(value: Any, *, indent: int | None = 2) -> str:
+def dump(value: Any, *, indent: int | None = 2, default: Callable[[Any], Any] | None = None) -> str:
     """``value`` as JSON that every reader takes: numbers that are not finite are written as ``null``."""
     try:
-        return json.dumps(value, indent=indent, allow_nan=False)
+        return json.dumps(value, indent=indent, default=default, allow_nan=False)
     except ValueError:
-        return json.dumps(_without_non_finite(value), indent=indent, allow_nan=False)
+        finite = _without_non_finite(value)
+        return json.dumps(finite, indent=indent, default=default, allow_nan=False)
 
 
 def _without_non_finite(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -15,6 +14,7 @@ import click
 
 from paramerge.cli.ending import stopped_by_signals
 from paramerge.errors import StoppedError, printable
+from paramerge.strict_json import dump
 from paramerge.training.config import TrainConfig, config_from, config_from_toml
 from paramerge.training.launching import require_packages
 from paramerge.training.shown_errors import shown_errors
@@ -92,7 +92,7 @@ def run(
         "data_sha256": result.data_sha256,
     }
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        click.echo(dump(facts))
         return
     for path in result.adapter:
         click.echo(f"{printable(str(path))}: {settings.method} after {len(result.losses)} steps")
