@@ -45,15 +45,15 @@ _PEFT_TUNERS = (
 _MODULE_FAMILIES: tuple[tuple[str, str], ...] = (
     ("LoKr", r"\.lokr_(?:w[12](?:_[ab])?|t[12])"),
     ("LoHa", r"\.hada_(?:w[12]_[ab]|t[12])"),
-    ("DoRA", r"\.(?:dora_scale|lora_magnitude_vector|magnitude)(?:\.\w+)*"),
+    ("DoRA", r"\.(?:dora_scale|lora_magnitude_vector|magnitude)(?:\.\w+){0,2}"),
     ("GLoRA", r"\.(?:a1|a2|b1|b2|bm|bm1|bm2)\.weight"),
     ("T-LoRA", r"\.(?:lambda_layer|q_layer\.weight|p_layer\.weight)"),
     ("AdaLoRA", r"\.(?:lora_E|ranknum)(?:\.\w+)?"),
     ("VeRA", r"\.vera_lambda_[bd](?:\.\w+)?"),
     ("IA3", r"\.(?:on_input|ia3_l(?:\.\w+)?)"),
-    ("OFT of an early version", r"\.(?:oft_diag|oft_r(?:\.\w+)*|oft_s(?:\.\w+)*)"),
-    ("OFT of an embedding", r"\.oft_embedding_R(?:\.\w+)*"),
-    ("OFT", r"\.(?:oft_blocks|oft_R(?:\.\w+)*)"),
+    ("OFT of an early version", r"\.(?:oft_diag|oft_r(?:\.\w+){0,2}|oft_s(?:\.\w+){0,2})"),
+    ("OFT of an embedding", r"\.oft_embedding_R(?:\.\w+){0,2}"),
+    ("OFT", r"\.(?:oft_blocks|oft_R(?:\.\w+){0,2})"),
     ("BOFT", r"\.boft_[Rs](?:\.\w+)?"),
     (SVDIFF, r"\.delta"),
     ("weight replacement", r"\.set_weight"),
@@ -72,10 +72,10 @@ _MODULE_FAMILIES: tuple[tuple[str, str], ...] = (
 
 _OLD_LORA = re.compile(r"(?P<module>.*\.to_(?:q|k|v|out)_lora)\.(?P<side>up|down)\.weight")
 _INDEXED_LORA = re.compile(r"(?P<module>(?:unet|text_encoder):\d+):(?:up|down)")
-_PEFT_TUNER = re.compile(rf"(?P<module>.*)\.(?P<tuner>{_PEFT_TUNERS})_\w+(?:\.\w+)*")
+_PEFT_TUNER = re.compile(rf"(?P<module>.*)\.(?P<tuner>{_PEFT_TUNERS})_\w+(?:\.\w+){0, 2}")
 
 _WHOLE_FILES: tuple[tuple[str, str], ...] = (
-    ("AnimateDiff motion module", r".*\bmotion_modules\..*"),
+    ("AnimateDiff motion module", r"(?s:.*\bmotion_modules\..*)"),
     (
         CHECKPOINT,
         r"(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\..*"

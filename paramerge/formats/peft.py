@@ -42,7 +42,7 @@ WIDTH_OF_SECOND_ENCODER = 1280
 _EXTRAS = (
     (re.compile(r".*\.lora_B\.(?:\w+\.)?bias"), "a bias trained beside the factors (lora_bias)"),
     (re.compile(r".*\.lora_embedding_[AB](?:\.\w+)?"), "a LoRA on an embedding"),
-    (re.compile(r".*\btrainable_tokens_\w+(?:\.\w+)*"), "trained token embeddings"),
+    (re.compile(r".*\btrainable_tokens_\w+(?:\.\w+){0,2}"), "trained token embeddings"),
     (
         re.compile(r".*\.base_layer\.weight"),
         "a copy of the base's own weight (PEFT's save_embedding_layers), which changes nothing",
