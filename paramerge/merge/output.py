@@ -130,11 +130,8 @@ def _adjusted(plan: Plan, relative: PurePosixPath, source: Source) -> bytes | No
 
 
 def _object(source: Source) -> dict[str, object]:
-    return dict(
-        object_from(
-            source.read(0, min(source.size, MAX_BYTES + 1)), where=source.path, what="this configuration"
-        )
-    )
+    raw = source.read(0, min(source.size, MAX_BYTES + 1))
+    return object_from(raw, where=source.path, what="this configuration")
 
 
 def _check_space(plan: Plan, real: Path) -> None:

@@ -224,6 +224,31 @@ def test_a_sync_that_fails_after_the_rename_is_said(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_all_is_synced_before_the_rename_and_the_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No kill can show it, a power failure would: every file and folder, then the rename, then the parent."""
+    done: list[object] = []
+    real_fsync, real_rename = os.fsync, os.rename
+
+    def fsync(descriptor: int) -> None:
+        done.append(os.fstat(descriptor).st_ino)
+        real_fsync(descriptor)
+
+    def rename(a: Path, b: Path) -> None:
+        done.append("renamed")
+        real_rename(a, b)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    folder = ours(tmp_path / "out")
+    before, after = done[: done.index("renamed")], done[done.index("renamed") :]
+    assert {path.stat().st_ino for path in (folder, *folder.rglob("*"))} <= set(before)
+    assert after[-1] == tmp_path.stat().st_ino
+    writer.make_folder(tmp_path / "new" / "inner")
+    assert done[-2:] == [tmp_path.stat().st_ino, (tmp_path / "new").stat().st_ino]
+
+
 @pytest.mark.parametrize("count", [0, 1, 7])
 def test_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Fewer bytes than asked for: written on, or an error where there are none at all."""
