@@ -96,6 +96,9 @@ _MODULE_PATTERNS = [
     (family, re.compile(f"(?P<module>.+?)(?:{ending})")) for family, ending in _MODULE_FAMILIES
 ]
 _WHOLE_PATTERNS = [(kind, re.compile(pattern)) for kind, pattern in _WHOLE_FILES]
+_LONGEST_KEY = 10_000
+"""Characters of the longest key that is looked at: no layer of any model has a name of this length."""
+
 _KRONA_SIDES = {320, 640, 768, 1024, 1280, 2048}
 """Sizes of attention projections in Stable Diffusion UNets."""
 
@@ -251,6 +254,8 @@ def wrong_family(wanted: str, found: str, path: Path) -> ParamergeError:
 
 def _claim(key: str, info: TensorInfo) -> tuple[str, str] | None:
     """The family that ``key`` speaks for, and its module."""
+    if len(key) > _LONGEST_KEY:
+        return None
     for kind, pattern in _WHOLE_PATTERNS:
         if pattern.fullmatch(key):
             return kind, key
