@@ -27,6 +27,9 @@ __all__ = [
 CLOSED_PIPE = 128 + 13
 """The exit code of a program that printed into a closed pipe, as shells know it."""
 
+_MOMENT = 0.01
+"""Seconds."""
+
 _STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -48,7 +51,10 @@ def stopped_by_signals() -> Iterator[None]:
         yield
         return
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        if _is_finalising(frame):  # Python swallows what is raised there: again, a moment later
+            threading.Timer(_MOMENT, os.kill, (os.getpid(), number)).start()
+            return
         for other in before:
             signal.signal(other, signal.SIG_IGN)
         raise Stopped(number)
@@ -63,6 +69,14 @@ def stopped_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_finalising(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def stopping_signal(error: BaseException | None) -> int:

@@ -3,6 +3,9 @@
     python tools/campaign.py faults               each call of each verb, with each error it can have
     python tools/campaign.py faults --verb merge --count 500 --seed 3
     python tools/campaign.py kills                SIGKILL, SIGTERM, SIGHUP and SIGINT at each call
+    python tools/campaign.py headers              mutated headers, judged by the safetensors library, too
+    python tools/campaign.py adapters             mutated adapters through every verb
+    python tools/campaign.py configurations       mutated configurations of PEFT
 
 The exit code is 0 if nothing was found. The tests run a small, seeded part of each.
 """
@@ -13,14 +16,18 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from fault_trials import VERBS, Bench, Server, Tally, build_shim, sample
+
+if TYPE_CHECKING:
+    from adapter_mutants import Mutant
 
 _verbs = click.option("--verb", "verbs", multiple=True, type=click.Choice(list(VERBS)), help="Default: all.")
 _count = click.option("--count", default=0, help="So many trials of each verb by chance; default: all.")
@@ -48,6 +55,54 @@ def faults(verbs: Sequence[str], count: int, seed: int) -> None:
 def kills(verbs: Sequence[str], count: int, seed: int) -> None:
     """Kill each verb, and stop it by SIGTERM, SIGHUP and Ctrl-C, at each system call."""
     _run(verbs, count, seed, (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
+
+
+@campaign.command()
+@click.option("--count", default=1_000_000, show_default=True)
+@_seed
+def headers(count: int, seed: int) -> None:
+    """Read mutated headers with paramerge and with the safetensors library."""
+    from header_fuzz import campaign as judged
+
+    with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
+        verdicts = judged(count, seed, Path(folder))
+    click.echo("\n".join(verdicts.lines()))
+    sys.exit(1 if verdicts.only_ours or verdicts.tracebacks or verdicts.differ else 0)
+
+
+@campaign.command()
+@click.option("--count", default=100_000, show_default=True)
+@_seed
+def adapters(count: int, seed: int) -> None:
+    """Run the verbs on mutated adapters, each for at most ten seconds."""
+    from adapter_mutants import mutant
+
+    _check_mutants(mutant, count, seed)
+
+
+@campaign.command()
+@click.option("--count", default=20_000, show_default=True)
+@_seed
+def configurations(count: int, seed: int) -> None:
+    """Run the verbs on adapters with mutated configurations, each for at most ten seconds."""
+    from config_mutants import config_mutant
+
+    _check_mutants(config_mutant, count, seed)
+
+
+def _check_mutants(make: Callable[[int], Mutant], count: int, seed: int) -> None:
+    from adapter_mutants import Bench as MutantBench
+    from adapter_mutants import check
+
+    found = 0
+    with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
+        bench = MutantBench(Path(folder), limit=10.0)
+        for number in range(seed, seed + count):
+            for finding in check(make(number), bench):
+                found += 1
+                click.echo(str(finding))
+    click.echo(f"{count} mutants: {found} findings")
+    sys.exit(1 if found else 0)
 
 
 def _run(verbs: Sequence[str], count: int, seed: int, signals: Sequence[int]) -> None:

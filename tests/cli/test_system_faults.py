@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,6 +138,26 @@ def test_signals_stop_and_later_ones_do_not_disturb(
     assert cleaned
     assert "stopped; " in capfd.readouterr().err
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_comes_in_a_finaliser_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("finalised")
+
+    def act() -> None:
+        dying = Dying()
+        del dying
+        time.sleep(5)
+        done.append("went on")
+
+    done: list[str] = []
+    monkeypatch.setattr(
+        command_line.LazyGroup, "get_command", lambda *_: click.Command("inspect", callback=act)
+    )
+    assert call("inspect") == 143
+    assert done == ["finalised"]
 
 
 def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
