@@ -13,10 +13,10 @@ import numpy as np
 
 __all__ = ["folded"]
 
-_LAST_BIT = {"F16": -24, "BF16": -133, "F32": -149}
+_LAST_BIT = {"F8_E4M3": -9, "F8_E5M2": -16, "F16": -24, "BF16": -133, "F32": -149, "F64": -1074}
 """The exponent of the smallest number above 0."""
 
-_LARGEST = {"F16": 15, "BF16": 127, "F32": 127}
+_LARGEST = {"F8_E4M3": 8, "F8_E5M2": 15, "F16": 15, "BF16": 127, "F32": 127, "F64": 1023}
 """The exponent of the largest power of two."""
 
 _WINDOW = 64

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import law
 
-from paramerge.checkpoints.dtypes import NUMPY
+from paramerge.checkpoints.dtypes import FLOATS, NUMPY
 from paramerge.combining.request import Input
 from paramerge.conversion.convert import ConvertOptions, convert
 from paramerge.conversion.folding import folded
@@ -80,3 +80,12 @@ def test_ranks_that_differ_are_told_to_diffusers(tmp_path: Path) -> None:
     out.unlink()
     convert([Input(lora)], [open_adapter(lora)], out, ConvertOptions("diffusers"))
     assert "lora_adapter_metadata" not in open_adapter(out).metadata
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_dtype_that_an_adapter_can_have_is_folded(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    up, down = (rng.standard_normal(shape).astype(NUMPY[dtype]) for shape in ((6, 2), (2, 5)))
+    new_up, new_down = folded(up.astype(np.float64), down.astype(np.float64), 0.5, dtype)
+    assert np.array_equal(new_up @ new_down, 0.5 * up.astype(np.float64) @ down.astype(np.float64))
+    assert all(np.array_equal(new, new.astype(NUMPY[dtype]).astype(np.float64)) for new in (new_up, new_down))
