@@ -44,6 +44,10 @@ def test_two_spellings_of_one_lora_are_the_same_layers(one: str, other: str, tmp
     for layer in pair.layers:
         assert isinstance(layer, LoraPair)
         assert layer.cosine == pytest.approx(1)
+    adapters = in_one_spelling([open_adapter(file) for file in files])
+    told = any(not name.startswith("kohya") for name in (one, other))
+    names = {name.path for adapter in adapters for name in adapter.modules}
+    assert names == {path if told else path.replace(".", "_") for path in PATHS}
 
 
 def test_what_two_names_of_one_file_could_mean_stays(tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ def test_onetrainers_oft_is_pefts_series(shared: bool, tmp_path: Path) -> None:
     stem = f"lora_unet_{TO_Q.replace('.', '_')}"
     adapter = open_adapter(save(tmp_path / "o.safetensors", {f"{stem}.oft_R.weight": vectors}))
     (module,) = adapter.modules.values()
+    assert module.fits((5, 16)) and module.fits((5, 4, 2, 2)) and not module.fits((5, 18))
     Q = np.zeros((count, 4, 4))
     Q[:, *np.triu_indices(4, 1)] = vectors
     Q -= np.swapaxes(Q, 1, 2)
