@@ -8,7 +8,6 @@ import click
 
 from paramerge.cli.options import interpretation_options, json_option, overwrite_option, unmatched_option
 from paramerge.cli.render import Progress, note, note_ending, warn
-from paramerge.cli.threads import one_blas_thread
 from paramerge.interpretation import Interpretation, KronaOrder
 from paramerge.strict_json import dump
 
@@ -53,7 +52,6 @@ def compare(
     \b
     paramerge compare cat.safetensors dog.safetensors --report pets.html
     """
-    one_blas_thread()
     from paramerge.analysis.compare import compare as run_compare
     from paramerge.analysis.summary import as_dict
     from paramerge.checkpoints.layout import open_base

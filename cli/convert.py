@@ -9,7 +9,6 @@ import click
 
 from paramerge.cli.options import json_option, overwrite_option, rehash_option
 from paramerge.cli.render import Progress, gigabytes, note, note_ending, out, shown, warn
-from paramerge.cli.threads import one_blas_thread
 from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
@@ -71,7 +70,6 @@ def convert(
     paramerge convert style.safetensors --to peft -o style/
     paramerge convert subject-para.safetensors --to kohya --base sdxl.safetensors -o subject-lora.safetensors
     """
-    one_blas_thread()
     from paramerge.checkpoints.layout import open_base
     from paramerge.combining.request import parse_input
     from paramerge.conversion.convert import ConvertOptions

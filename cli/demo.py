@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 import click
 
 from paramerge import shipped
-from paramerge.cli.options import json_option
+from paramerge.cli.options import json_option, overwrite_option
 from paramerge.cli.render import Progress, gigabytes, note, shown
 from paramerge.cli.render import out as console
+from paramerge.cli.threads import threads_for_model
+from paramerge.errors import StoppedError
 from paramerge.merge.steps import BakeOptions, Step
 from paramerge.strict_json import dump
 
@@ -26,6 +30,7 @@ _PROMPTS = (
     "a fluent pizza",
 )
 _GUIDANCE = 3.0
+_GRID = "grid.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,9 @@ _VARIANTS = (
     _Variant("reversed", ("blueprint", "butterfly"), "LoRA, then PaRa, which removes a part of the LoRA"),
     _Variant("joint", ("butterfly", "tree"), "two PaRas merged jointly: <v1> and <v2> in one model"),
 )
+_BASE = f"{shipped.MODEL_NAME}.safetensors"
+_FILES = (_BASE, *(f"{variant.name}.safetensors" for variant in _VARIANTS if variant.adapters), _GRID)
+"""Every file that is written."""
 
 
 @click.command()
@@ -58,8 +66,9 @@ _VARIANTS = (
 )
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Sampling steps.")
+@overwrite_option
 @json_option
-def demo(output: Path, seed: int, steps: int, as_json: bool) -> None:
+def demo(output: Path, seed: int, steps: int, overwrite: bool, as_json: bool) -> None:
     """Bake PaRa and LoRA adapters into the shipped model, and draw what they do.
 
     Writes the model as a single file, merged checkpoints, and a labelled picture grid.
@@ -67,27 +76,32 @@ def demo(output: Path, seed: int, steps: int, as_json: bool) -> None:
     \b
     paramerge demo -o demo-output
     """
+    from paramerge.checkpoints.outputs import check_output_folder
     from paramerge.checkpoints.single_file import write_single_file
     from paramerge.checkpoints.writer import make_folder, write_bytes
     from paramerge.generation.loading import require_libraries
 
     require_libraries()
+    threads_for_model(shipped.model())
     from paramerge.generation.grid import Row, labelled_grid, png
 
+    inputs = [shipped.model(), *map(shipped.adapter_file, shipped.ADAPTERS)]
+    check_output_folder(output, inputs, overwrite=overwrite, files=_FILES)
     make_folder(output)
-    base = write_single_file(shipped.model(), output / f"{shipped.MODEL_NAME}.safetensors")
+    base = write_single_file(shipped.model(), output / _BASE)
     note(f"the model as a single file: {base} ({gigabytes(base.stat().st_size)})", quiet=as_json)
     rows: list[Row] = []
     made: list[dict[str, Any]] = []
     total = len(_VARIANTS) * len(_PROMPTS) * steps
-    with Progress("baking and drawing", quiet=as_json, unit="steps") as progress:
+    bar = Progress("baking and drawing", quiet=as_json, unit="steps")
+    with _stoppable(output, made), bar as progress:
         for number, variant in enumerate(_VARIANTS):
-            file, layers = _bake(base, variant, output)
+            file, layers = _bake(base, variant, output, overwrite)
             done = number * len(_PROMPTS) * steps
             pictures = _draw(file, seed, steps, lambda n, done=done: progress.update(done + n, total))
             rows.append(Row(f"{_title(variant)}: {variant.look}", pictures))
             made.append({"name": variant.name, "file": str(file), "layers": layers, "look": variant.look})
-    grid = output / "grid.png"
+    grid = output / _GRID
     facts = {"seed": seed, "steps": steps, "guidance": _GUIDANCE, "prompts": list(_PROMPTS), "rows": made}
     # a picture is passed on: it holds no path
     notes = {**facts, "rows": [{**row, "file": Path(row["file"]).name} for row in made]}
@@ -104,11 +118,26 @@ def demo(output: Path, seed: int, steps: int, as_json: bool) -> None:
     console.print(f"The same by hand: paramerge bake --base {shown(base)} {flags} -o merged.safetensors")
 
 
+@contextmanager
+def _stoppable(output: Path, made: Sequence[object]) -> Iterator[None]:
+    """Say at a stop from outside how many rows there were, as their files stay."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise StoppedError.after(
+            stop,
+            f"stopped after {len(made)} of {len(_VARIANTS)} rows",
+            where=output,
+            found="the model and the checkpoints so far; no picture",
+            hint="start it again with --overwrite",
+        ) from stop
+
+
 def _steps(variant: _Variant) -> list[Step]:
     return [Step(shipped.ADAPTERS[name].kind, shipped.adapter_file(name)) for name in variant.adapters]
 
 
-def _bake(base: Path, variant: _Variant, output: Path) -> tuple[Path, int]:
+def _bake(base: Path, variant: _Variant, output: Path, overwrite: bool) -> tuple[Path, int]:
     """The checkpoint of ``variant`` (the base itself without adapters) and how many layers changed."""
     from paramerge.checkpoints.layout import open_base
     from paramerge.formats import open_adapter
@@ -120,7 +149,7 @@ def _bake(base: Path, variant: _Variant, output: Path) -> tuple[Path, int]:
         return base, 0
     opened = [(step, open_adapter(step.path, family=step.kind)) for step in steps]
     plan = make_plan(open_base(base), opened, BakeOptions())
-    report = bake(plan, output / f"{variant.name}.safetensors")
+    report = bake(plan, output / f"{variant.name}.safetensors", overwrite=overwrite)
     return report.output, len(report.layers)
 
 

@@ -12,10 +12,11 @@ from paramerge import shipped
 from paramerge.cli.options import OrderedSteps, gamma_option, json_option, step_options, steps_of
 from paramerge.cli.render import Progress, note
 from paramerge.cli.stopping import resumable
+from paramerge.cli.threads import threads_for_model
 from paramerge.errors import UsageError
 from paramerge.strict_json import dump
 
-__all__ = ["HUB_CLIP", "Stages", "download_option", "evaluate", "load_measures", "require_packages"]
+__all__ = ["HUB_CLIP", "Stages", "download_option", "evaluate", "load_measures", "require_packages", "scorer"]
 
 _SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
 _DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none")
@@ -124,6 +125,9 @@ def evaluate(
     adapters = tuple(steps_of(ctx))
     _check(model, prompts, folders, adapters)
     require_packages()
+    threads_for_model(
+        *([] if model is None else [shipped.named_model(model)]), scorer(clip or _clip_for(model))
+    )
     from paramerge.generation.loading import pick_device
     from paramerge.training.evaluation.drawing import Sampling
     from paramerge.training.evaluation.evaluate import Drawn, evaluate_drawn, evaluate_folders
@@ -185,6 +189,11 @@ def load_measures(
         batch,
         device,
     )
+
+
+def scorer(clip: str) -> Path:
+    """Where the weights of a CLIP are, if they are in a folder; without one, those of the small one."""
+    return shipped.contrastive() if clip in (shipped.CONTRASTIVE, "none") else Path(clip)
 
 
 def require_packages() -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paramerge import shipped
-from paramerge.cli.evaluate import HUB_CLIP, Stages, download_option, load_measures, require_packages
+from paramerge.cli.evaluate import HUB_CLIP, Stages, download_option, load_measures, require_packages, scorer
 from paramerge.cli.options import json_option
 from paramerge.cli.stopping import RememberedCommand, resumable
+from paramerge.cli.threads import threads_for_model
 from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def experiment(
         _show_plans(plans, clip, lpips, as_json)
         return
     require_packages()
+    threads_for_model(place, scorer(clip))
     from paramerge.cli.experiment_table import show_outcome
     from paramerge.generation.loading import pick_device
     from paramerge.training.evaluation.processes import find_processes

@@ -13,12 +13,14 @@ from paramerge.cli.options import (
     gamma_option,
     interpretation_options,
     json_option,
+    overwrite_option,
     step_options,
     steps_of,
 )
 from paramerge.cli.render import Progress, note, shown, warn
 from paramerge.cli.render import out as console
-from paramerge.errors import OutputError, UsageError
+from paramerge.cli.threads import threads_for_model
+from paramerge.errors import UsageError
 from paramerge.interpretation import Interpretation, KronaOrder
 from paramerge.merge.steps import BakeOptions, Step
 from paramerge.strict_json import dump
@@ -65,6 +67,7 @@ _SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
     help="For a single file: the diffusers folder with its configuration and tokenizer.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="grid.png", show_default=True)
+@overwrite_option
 @json_option
 @click.pass_context
 def generate(
@@ -88,6 +91,7 @@ def generate(
     variant: str | None,
     config: Path | None,
     output: Path,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Draw a labelled grid of pictures from a checkpoint, with adapters applied on the fly.
@@ -99,14 +103,15 @@ def generate(
     paramerge generate --model sdxl.safetensors --para a.safetensors --prompt "a dog" --compare -o grid.png
     """
     from paramerge.checkpoints.layout import open_base
+    from paramerge.checkpoints.outputs import check_output_file, inputs_of
     from paramerge.checkpoints.source import check_unchanged
     from paramerge.checkpoints.writer import write_bytes
     from paramerge.formats import open_adapter
     from paramerge.generation.loading import load_pipeline, pick_device, pick_dtype, require_libraries
     from paramerge.merge.plan import make_plan
 
-    _check_output(output)
     require_libraries()
+    threads_for_model(shipped.named_model(model))
     from paramerge.generation.adapting import apply_plan
     from paramerge.generation.grid import Row, labelled_grid, png
     from paramerge.generation.sampling import Request, cut_prompts, set_scheduler
@@ -117,6 +122,9 @@ def generate(
     base = open_base(shipped.named_model(model), variant)
     interpretation = Interpretation(lokr_scale, krona)
     opened = [(step, open_adapter(step.path, step.kind, interpretation)) for step in adapters]
+    inputs = inputs_of(base, *(adapter for _, adapter in opened))
+    inputs += [] if config is None else [config]
+    output = check_output_file(output, inputs, overwrite=overwrite, suffix=".png")
     options = BakeOptions(gamma=gamma, interpretation=interpretation)
     plan = make_plan(base, opened, options) if opened else None
     for warning in () if as_json or plan is None else plan.warnings:
@@ -194,14 +202,3 @@ def _steps(ctx: click.Context, compare: bool) -> list[Step]:
             expected="at least one --para FILE, --lora FILE or --adapter FILE",
         )
     return steps
-
-
-def _check_output(output: Path) -> None:
-    """Say before the drawing that its result could not be written."""
-    if output.is_dir() or not output.resolve().parent.is_dir():
-        raise OutputError(
-            "the picture cannot be written there",
-            where=output,
-            expected="a file name in a folder that exists",
-            found="a folder" if output.is_dir() else "no such folder",
-        )

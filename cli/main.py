@@ -18,6 +18,7 @@ from paramerge.cli.ending import (
     stopped_by_signals,
     stopping_signal,
 )
+from paramerge.cli.threads import choose_threads
 from paramerge.errors import OutputError, ParamergeError, printable
 from paramerge.strict_json import dump
 from paramerge.system_faults import TRACEBACK_VARIABLE, as_paramerge_error
@@ -75,6 +76,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; the entry point of ``paramerge``."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    choose_threads(arguments[0] if arguments else "")
     with guarded_streams(), stopped_by_signals():
         code = _run(arguments)
     gc.freeze()  # half a second less: torch's many objects need not be searched for cycles at the end

@@ -15,7 +15,6 @@ from paramerge.cli.options import (
     unmatched_option,
 )
 from paramerge.cli.render import Progress, note_ending, warn
-from paramerge.cli.threads import one_blas_thread
 from paramerge.combining.request import CombineOptions, KeepChoice, parse_input
 from paramerge.strict_json import dump
 
@@ -82,7 +81,6 @@ def merge(
     paramerge merge cat.safetensors dog.safetensors -o pets.safetensors --gamma 1/40
     paramerge merge style.safetensors@0.8 detail.safetensors@-0.3 -o both.safetensors --rank 32
     """
-    one_blas_thread()
     from paramerge.checkpoints.layout import open_base
     from paramerge.combining.combine import combine
     from paramerge.formats import open_adapter

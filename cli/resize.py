@@ -9,7 +9,6 @@ import click
 from paramerge.cli.merge import as_data
 from paramerge.cli.options import json_option, overwrite_option, rehash_option, unmatched_option
 from paramerge.cli.render import Progress, note_ending, warn
-from paramerge.cli.threads import one_blas_thread
 from paramerge.strict_json import dump
 
 __all__ = ["resize"]
@@ -49,7 +48,6 @@ def resize(
     paramerge resize style.safetensors --energy 0.95 -o small.safetensors
     paramerge resize para.safetensors --rank 4 --base sdxl.safetensors -o small.safetensors
     """
-    one_blas_thread()
     from paramerge.checkpoints.layout import open_base
     from paramerge.combining.resize import resize as run
     from paramerge.formats import open_adapter

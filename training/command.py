@@ -13,7 +13,9 @@ from typing import Any
 import click
 
 from paramerge.cli.ending import stopped_by_signals
+from paramerge.cli.threads import choose_threads, threads_for_model
 from paramerge.errors import StoppedError, printable
+from paramerge.shipped import named_model
 from paramerge.strict_json import dump
 from paramerge.training.config import TrainConfig, config_from, config_from_toml
 from paramerge.training.launching import require_packages
@@ -67,6 +69,7 @@ def run(
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     settings = config_from_toml(config, **given) if config else config_from(given, "the command line")
     require_packages(settings)
+    threads_for_model(named_model(settings.model))
     from paramerge.training.loop import train
 
     done = 0
@@ -153,6 +156,7 @@ def main() -> None:
     def callback(**values: Any) -> None:
         run(progress=Bar, **values)
 
+    choose_threads("train")
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
     command = click.Command("train", params=options(), callback=callback, context_settings=settings)
     try:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from paramerge.shipped import named_model
 from paramerge.training.chance import generator, permutation
 from paramerge.training.config import TrainConfig
 from paramerge.training.pictures import (
@@ -167,17 +169,29 @@ def prepare_prompts(pipeline: Any, config: TrainConfig, captions: Sequence[str],
 
 
 def draw_missing_class_pictures(pipeline: Any, config: TrainConfig, folder: Path) -> int:
-    """Draw pictures of the class with the model as it is until there are enough; how many were drawn."""
+    """Draw pictures of the class with the model as it is until there are enough; how many were drawn.
+
+    Raises
+    ------
+    OutputError
+        The folder is that of the subject's pictures or of the model, or lies in one of them.
+    """
     import numpy as np
     from PIL import Image
 
-    from paramerge.checkpoints.writer import write_bytes
+    from paramerge.checkpoints.outputs import check_output_folder
+    from paramerge.checkpoints.writer import make_folder, write_bytes
     from paramerge.generation.grid import png
     from paramerge.generation.sampling import Request, draw
 
-    folder.mkdir(parents=True, exist_ok=True)
-    present = sum(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.iterdir())
-    for number in range(present, config.class_images):
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    missing = config.class_images - sum(Path(name).suffix.lower() in PICTURE_SUFFIXES for name in names)
+    if missing <= 0:
+        return 0
+    check_output_folder(folder, [named_model(config.model), config.instance_folder], files=())
+    make_folder(folder)
+    free = (number for number in count(len(names)) if f"class-{number:04d}.png" not in names)
+    for number in islice(free, missing):
         request = Request(
             (config.class_prompt,),
             seeds=(config.seed * 100_003 + number,),
@@ -189,4 +203,4 @@ def draw_missing_class_pictures(pipeline: Any, config: TrainConfig, folder: Path
         picture: np.ndarray = draw(pipeline, request)[0][0]
         image = png(Image.fromarray(picture), {"prompt": config.class_prompt})
         write_bytes(folder / f"class-{number:04d}.png", image)
-    return max(0, config.class_images - present)
+    return missing

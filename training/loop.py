@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paramerge.checkpoints.layout import open_base
 from paramerge.checkpoints.writer import write_bytes
-from paramerge.errors import CheckpointError, NonFiniteError, UsageError
+from paramerge.errors import CheckpointError, NonFiniteError
 from paramerge.generation.loading import load_pipeline
 from paramerge.shipped import named_model
 from paramerge.training.chance import generator
@@ -31,8 +31,9 @@ from paramerge.training.examples import (
 from paramerge.training.launching import accelerator_for
 from paramerge.training.methods import Trained, attach, text_encoders
 from paramerge.training.objective import loss_of, noise_schedule
+from paramerge.training.run_folder import check_run_folder
 from paramerge.training.state import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
-from paramerge.training.watching import Watcher, averaged, new_folder
+from paramerge.training.watching import Watcher, averaged
 
 __all__ = ["Report", "TrainResult", "train"]
 
@@ -71,11 +72,14 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     NonFiniteError
         The loss is NaN or Inf; the last checkpoint is kept.
     OutputError
-        A file cannot be written, as on a full disk; the last checkpoint is kept.
+        The output is not new or empty, is an input or lies in one; or a file cannot be written, as on a full
+        disk: the last checkpoint is kept.
     """
     began = time.monotonic()
     accelerator = accelerator_for(config)
-    _check_output(config, resume)
+    if accelerator.is_main_process:
+        check_run_folder(config, resume)
+    accelerator.wait_for_everyone()
 
     # the model as it is, the pictures and the prompts
     pipeline = load_pipeline(open_base(named_model(config.model)), torch.float32)
@@ -165,18 +169,6 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
 
 
 # --- the parts, in the order of their use -------------------------------------------------------------------
-
-
-def _check_output(config: TrainConfig, resume: bool) -> None:
-    new_folder(config.output)
-    there = latest_checkpoint(config.output / "checkpoints")
-    if there is not None and not resume:
-        raise UsageError(
-            "there is a training in this folder already",
-            where="output",
-            expected="a new folder, or --resume to go on",
-            found=there,
-        )
 
 
 def _optimizer(trained: Trained, config: TrainConfig) -> torch.optim.Optimizer:

@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,13 +127,3 @@ def loss_plot(losses: Sequence[float]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
-
-
-def new_folder(folder: Path) -> None:
-    """Make the output folder and those above it."""
-    from paramerge.errors import OutputError
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the output folder cannot be made ({error.strerror})", where=folder) from error

@@ -167,7 +167,7 @@ def test_long_prompts_are_warned_about(files: Path, capfd: pytest.CaptureFixture
     [
         (("--width", 65), 2, "multiple of 8"),
         (("--device", "nowhere"), 2, "device cannot be used"),
-        (("-o", "missing/grid.png"), 6, "cannot be written"),
+        (("-o", "missing/grid.png"), 6, "does not exist"),
         (("-o", "."), 6, "a folder"),
         (("--para", "nothing.safetensors"), 3, "nothing.safetensors"),
         (("--variant", "fp8"), 3, "fp8"),

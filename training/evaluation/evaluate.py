@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paramerge.checkpoints.layout import open_base
+from paramerge.checkpoints.outputs import inputs_of
 from paramerge.checkpoints.writer import write_bytes
 from paramerge.errors import UsageError
 from paramerge.formats import open_adapter
@@ -106,7 +107,9 @@ def evaluate_drawn(
         "references": data_hash(references),
         "measures": _described(measures),
     }
-    _claim(folder, settings, processes)
+    inputs = inputs_of(base, *(adapter for _, adapter in opened))
+    inputs += [place for place in (drawn.references, drawn.config) if place is not None]
+    _claim(folder, settings, processes, inputs)
 
     def load() -> Any:
         pipeline = load_pipeline(base, pick_dtype(drawn.dtype, measures.device), drawn.config)
@@ -177,7 +180,8 @@ def evaluate_folders(
         "references": data_hash(own),
         "measures": _described(measures),
     }
-    _claim(folder, settings, processes)
+    inputs = [*folders] if references is None else [*folders, references]
+    _claim(folder, settings, processes, inputs)
     return _measured(sets, measures, folder, processes, stage)
 
 
@@ -200,9 +204,9 @@ def _described(measures: Measures) -> dict[str, Any]:
     return {"models": measures.models(), "max_pairs": measures.max_pairs, "batch": measures.batch}
 
 
-def _claim(folder: Path, settings: Mapping[str, Any], processes: Processes) -> None:
+def _claim(folder: Path, settings: Mapping[str, Any], processes: Processes, inputs: Sequence[Path]) -> None:
     if processes.first:
-        claim_folder(folder, settings)
+        claim_folder(folder, settings, inputs)
     processes.wait()
     if not processes.first:
         claim_folder(folder, settings)

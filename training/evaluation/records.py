@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from paramerge.checkpoints.outputs import check_output_folder
 from paramerge.checkpoints.writer import make_folder, output_error, write_bytes
 from paramerge.errors import FileFormatError, UsageError
 
@@ -67,7 +68,7 @@ class Records:
                     record = json.loads(line) if line else None
                     if record is not None:
                         found[record["task"]] = record
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     if number == len(lines):
                         continue  # cut short: that task is done again
                     raise FileFormatError(
@@ -86,25 +87,30 @@ def json_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
     )
 
 
-def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+def claim_folder(folder: Path, settings: Mapping[str, Any], inputs: Iterable[Path] = ()) -> None:
     """Write ``settings`` into ``folder/settings.json``, or see that it holds the same.
 
     Raises
     ------
     UsageError
         The folder holds work of other settings.
+    OutputError
+        It holds other files, or is one of ``inputs`` or lies in one.
     FileFormatError
         What is there is damaged.
     """
-    make_folder(folder)
     path = folder / "settings.json"
+    check_output_folder(folder, inputs, files=() if path.is_file() else None)
+    make_folder(folder)
     text = json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     if not path.is_file():
         write_bytes(path, text.encode())
         return
     try:
         there = json.loads(path.read_text())
-    except ValueError as error:
+        if not isinstance(there, dict):
+            raise ValueError("no JSON object")
+    except (ValueError, RecursionError) as error:
         raise FileFormatError(
             "the settings in this folder are damaged", where=path, hint="choose another folder"
         ) from error

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paramerge.checkpoints.writer import write_bytes
+from paramerge.checkpoints.outputs import check_output_folder
+from paramerge.checkpoints.writer import make_folder, write_bytes
 from paramerge.generation.loading import pick_dtype
 from paramerge.training.evaluation.drawing import draw_missing
 from paramerge.training.evaluation.measuring import Measures, SetScores, measure
@@ -71,8 +72,11 @@ def run_experiment(
     folder, trained = output / plan.experiment.name, trained_folder(plan, output)
     settings = _settings(plan, measures)
     if processes.first:
+        inputs = [plan.model, plan.data.folder]
+        check_output_folder(output, inputs, files=())
+        make_folder(trained.parent)
         claim_folder(trained, {"data_sha256": settings["data_sha256"]})
-        claim_folder(folder, settings)
+        claim_folder(folder, settings, inputs)
     processes.wait()
     if not processes.first:
         claim_folder(folder, settings)

@@ -1,0 +1,74 @@
+"""The output folder of a training: new or empty, or a run that is resumed; never an input."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from paramerge.checkpoints.outputs import check_output_folder
+from paramerge.checkpoints.writer import make_folder
+from paramerge.errors import OutputError, ParamergeError, UsageError
+from paramerge.shipped import named_model
+from paramerge.training.config import TrainConfig, config_from_toml
+from paramerge.training.state import latest_checkpoint
+
+__all__ = ["check_run_folder"]
+
+_FILES = ("config.toml", "log.jsonl", "loss.png", "adapter.safetensors", "adapter", "samples", "checkpoints")
+"""What a training writes."""
+
+
+def check_run_folder(config: TrainConfig, resume: bool) -> None:
+    """Refuse an output in which a training would write over what is not its own; else make it.
+
+    Raises
+    ------
+    UsageError
+        It holds a training, and ``resume`` is not set.
+    OutputError
+        It holds other files, or is an input or lies in one.
+    """
+    folder = config.output
+    inputs = [named_model(config.model), config.instance_folder]
+    if config.class_folder is not None:
+        inputs.append(config.class_folder)
+        _refuse_class_pictures(folder, config.class_folder)
+    run = _run_in(folder)
+    if run is not None and not resume:
+        raise UsageError(
+            "there is a training in this folder already",
+            where="output",
+            expected="a new folder, or --resume to go on",
+            found=run,
+        )
+    # a folder to resume in may hold what its owner keeps beside the run, but nothing under the run's names
+    files = () if run is not None else _FILES if resume else None
+    check_output_folder(folder, inputs, files=files)
+    make_folder(folder)
+
+
+def _run_in(folder: Path) -> Path | None:
+    """What shows that a training of ours wrote into ``folder``; None where nothing does."""
+    newest = latest_checkpoint(folder / "checkpoints")
+    if newest is not None:
+        return newest
+    noted = folder / "config.toml"
+    if not (noted.is_file() and (folder / "log.jsonl").is_file()):
+        return None
+    try:
+        config_from_toml(noted)
+    except ParamergeError:
+        return None
+    return noted
+
+
+def _refuse_class_pictures(folder: Path, pictures: Path) -> None:
+    """Refuse an output among the pictures of the class, which need not be there yet."""
+    real = Path(os.path.realpath(folder))
+    if real.is_relative_to(os.path.realpath(pictures)):
+        raise OutputError(
+            "the output is the folder of the class's pictures, or lies in it",
+            where=folder,
+            found=pictures,
+            hint="give another output",
+        )
