@@ -72,7 +72,7 @@ _MODULE_FAMILIES: tuple[tuple[str, str], ...] = (
 
 _OLD_LORA = re.compile(r"(?P<module>.*\.to_(?:q|k|v|out)_lora)\.(?P<side>up|down)\.weight")
 _INDEXED_LORA = re.compile(r"(?P<module>(?:unet|text_encoder):\d+):(?:up|down)")
-_PEFT_TUNER = re.compile(rf"(?P<module>.*)\.(?P<tuner>{_PEFT_TUNERS})_\w+(?:\.\w+){0, 2}")
+_PEFT_TUNER = re.compile(rf"(?P<module>.*)\.(?P<tuner>{_PEFT_TUNERS})_\w+(?:\.\w+){{0,2}}")
 
 _WHOLE_FILES: tuple[tuple[str, str], ...] = (
     ("AnimateDiff motion module", r"(?s:.*\bmotion_modules\..*)"),
