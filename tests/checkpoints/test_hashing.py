@@ -150,6 +150,19 @@ def test_an_entry_that_is_no_hash_is_not_believed(value: object, tmp_path: Path,
     assert file_sha256(path) == digest_of(b"two") == known(path)
 
 
+@pytest.mark.parametrize(
+    "digest", ["\x1b[31m" + "0" * 59, "f" * 63, "F" * 64, "g" * 64, "0" * 65, "0" * 63 + "\n"]
+)
+def test_a_digest_that_is_none_is_not_believed_beside_true_samples(
+    digest: str, tmp_path: Path, cache: Path
+) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"two")
+    cache.parent.mkdir()
+    cache.write_bytes(entry_of(path, f"{digest}:{digest_of(b'two')}"))
+    assert known(path) is None
+
+
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder", "huge", "dangling"])
 def test_a_cache_that_is_no_small_file_neither_hangs_nor_fails(
     kind: str, tmp_path: Path, cache: Path
