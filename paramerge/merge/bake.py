@@ -81,7 +81,7 @@ def bake(
     """Write the checkpoint that ``plan`` describes to ``output`` (a file, or a folder for a diffusers base).
 
     Arithmetic is in float32 or better with one rounding; tensors that the plan does not name keep their
-    bytes. The same inputs, versions and options give the same bytes on processors with the same instructions.
+    bytes. The same inputs, versions and options give the same bytes on processors of one kind.
     Every hash in the recipe is that of the bytes that were used.
 
     Parameters
