@@ -201,7 +201,7 @@ def _refuse_folder_or_special(path: Path) -> None:
         raise OutputError(
             "a folder stands where the file should be written",
             where=path,
-            hint=f"give a file name, such as {path / 'output'}{_SAFETENSORS}",
+            hint="give the name of a file, which may be in that folder",
         )
 
 
