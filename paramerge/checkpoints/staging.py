@@ -17,15 +17,11 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from paramerge.checkpoints.stages import STAGE, clear_stale, lock_stage, stage_name, stage_path_of
 from paramerge.checkpoints.writer import (
-    STAGE,
-    clear_stale,
     exchange_names,
-    lock_stage,
     note_placing,
     output_error,
-    stage_name,
-    stage_path_of,
     sync_folder,
     unconfirmed,
     write_bytes,

@@ -11,11 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import hashlib
 import os
-import re
-import secrets
-import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,29 +19,18 @@ from pathlib import Path
 import numpy as np
 
 from paramerge.checkpoints.dtypes import NUMPY
-from paramerge.checkpoints.file_names import cut_name
 from paramerge.checkpoints.header import encode_header
+from paramerge.checkpoints.stages import STAGE, clear_stale, lock_open, stage_path_of
 from paramerge.errors import OutputError
 from paramerge.system_faults import meaning
 
-_HAS_LOCKS = os.name == "posix"
-"""Elsewhere dead stages cannot be told from living ones, and stay."""
-
-if _HAS_LOCKS:
-    import fcntl
-
 __all__ = [
-    "STAGE",
     "check_written",
-    "clear_stale",
     "exchange_names",
-    "lock_stage",
     "make_folder",
     "new_file",
     "note_placing",
     "output_error",
-    "stage_name",
-    "stage_path_of",
     "sync_folder",
     "unconfirmed",
     "write_bytes",
@@ -211,67 +196,6 @@ def sync_folder(folder: Path) -> None:
             raise
 
 
-def stage_name(target: Path) -> str:
-    """How the temporary names for ``target`` call it: its name, cut where that leaves no room for more."""
-    if cut_name(target.name) == target.name:
-        return target.name
-    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]
-    return f"{cut_name(target.name, 180)}~{digest}"
-
-
-def stage_path_of(target: Path) -> Path:
-    """A new temporary name beside ``target``."""
-    return target.with_name(f".{stage_name(target)}.{secrets.token_hex(6)}.partial")
-
-
-def lock_stage(path: Path, *, wait: bool = False) -> int | None:
-    """A descriptor that holds the lock on a stage; None where another process has it, or there are no locks.
-
-    The lock lasts until the descriptor is closed, or its process ends in whatever way. With ``wait`` another
-    process's lock is waited for, and None says that it removed the stage.
-    """
-    if not _HAS_LOCKS:
-        return None
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | _CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        if os.path.samestat(os.fstat(descriptor), path.lstat()):
-            return descriptor
-    except OSError:
-        pass
-    os.close(descriptor)
-    return None
-
-
-def clear_stale(folder: Path) -> None:
-    """Remove the stages that killed processes left in ``folder``."""
-    try:
-        names = os.listdir(folder)  # noqa: PTH208
-    except OSError:
-        return
-    for name in names:
-        found = STAGE.fullmatch(name)
-        stage = folder / name
-        # an old folder that stepped aside is put back first: see paramerge.checkpoints.staging
-        if found is None or found["state"] != "partial" or os.path.lexists(stage.with_suffix(".old")):
-            continue
-        lock = lock_stage(stage)
-        if lock is None:
-            continue
-        try:
-            if stage.is_dir():
-                shutil.rmtree(stage, ignore_errors=True)
-            else:
-                stage.unlink(missing_ok=True)
-        except OSError:
-            pass
-        finally:
-            os.close(lock)
-
-
 def note_placing(target: Path, status: os.stat_result) -> None:
     """Note that what ``status`` describes is about to stand at ``target`` (see :func:`written_outputs`)."""
     _placed[target] = (status.st_dev, status.st_ino)
@@ -325,9 +249,6 @@ def unconfirmed(error: OSError, path: Path) -> OutputError:
     )
 
 
-STAGE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<state>partial|old)", re.DOTALL)
-"""Names of what is on its way into its place, or out of it."""
-
 _placed: dict[Path, tuple[int, int]] = {}
 _NO_FOLDER_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP)
 _AT_FDCWD = -100
@@ -339,12 +260,12 @@ def _open_new(target: Path) -> tuple[int, Path | None]:
     """A file to write, locked, and its temporary name where it has one."""
     descriptor = _open_unnamed(target.parent)
     if descriptor is not None:
-        _lock(descriptor)
+        lock_open(descriptor)
         return descriptor, None
     while True:
         temporary = stage_path_of(target)
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CLOEXEC, 0o666)
-        _lock(descriptor)
+        lock_open(descriptor)
         if temporary.exists():
             return descriptor, temporary
         os.close(descriptor)  # another process took it for a dead one before it was locked
@@ -353,12 +274,6 @@ def _open_new(target: Path) -> tuple[int, Path | None]:
 def _in_stage(target: Path) -> bool:
     """Whether ``target`` is part of a folder that is not in its place yet."""
     return any(STAGE.fullmatch(folder.name) for folder in target.parents)
-
-
-def _lock(descriptor: int) -> None:
-    with contextlib.suppress(OSError):  # without locks a stage may stay, no more
-        if _HAS_LOCKS:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _rename_to_new(a: Path, b: Path) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from paramerge.checkpoints import staging, writer
+from paramerge.checkpoints.stages import stage_name
 from paramerge.checkpoints.staging import RECIPE_FILE, new_folder, restore_folder, strangers, write_recipe
-from paramerge.checkpoints.writer import new_file, stage_name, write_bytes, written_outputs
+from paramerge.checkpoints.writer import new_file, write_bytes, written_outputs
 from paramerge.errors import OutputError
 
 KILLED_AT_EVERY_CALL = """
