@@ -94,7 +94,7 @@ def recognise(keys: Iterable[str]) -> KnownModel | None:
 
 
 _ADAPTED = (
-    ("a Stable Diffusion UNet", r"(down|up|input|output)_blocks[._]\d+[._]"),
+    ("a Stable Diffusion UNet", r"(down|up|input|output)_blocks[._]\d+[._]|mid(dle)?_block[._]"),
     ("FLUX or a model made from it", r"double_blocks[._]\d+[._]|single_(transformer_)?blocks[._]\d+[._]"),
     ("Stable Diffusion 3", r"joint_blocks[._]\d+[._]"),
     ("Qwen-Image", r"transformer_blocks[._]\d+[._](img|txt)_(mod|mlp)[._]"),
