@@ -232,6 +232,8 @@ def output_error(error: OSError, path: Path) -> OutputError:
         errno.EACCES: ("there is no permission to write here", "choose another output"),
     }
     what, hint = special.get(error.errno or 0) or meaning(error)
+    if error.errno == errno.ENOENT and os.path.isdir(path.parent):  # noqa: PTH112 - never raises
+        what, hint = "no file can be made in this folder", "choose another output"  # such as /proc
     return OutputError(
         f"the output cannot be written: {what}",
         where=path,

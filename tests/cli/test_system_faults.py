@@ -274,6 +274,12 @@ def test_reading_names_the_file_and_what_the_system_says(tmp_path: Path) -> None
         open("a\0b")  # noqa: SIM115
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+def test_a_folder_that_takes_no_files_is_called_that(inputs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert call("resize", inputs / "a.safetensors", "--rank", 1, "-o", "/proc/x.safetensors") == 6
+    assert "no file can be made in this folder" in capfd.readouterr().err
+
+
 def test_errors_of_the_project_stay_as_they_are() -> None:
     error = UsageError("as it is")
     assert as_paramerge_error(error) is error
