@@ -26,7 +26,7 @@ from paramerge.checkpoints.writer import (
     unconfirmed,
     write_bytes,
 )
-from paramerge.errors import OutputError, ParamergeError
+from paramerge.errors import OutputError, ParamergeError, UnreadableError
 from paramerge.strict_json import read_object
 
 __all__ = ["RECIPE_FILE", "new_folder", "restore_folder", "strangers", "write_recipe"]
@@ -100,7 +100,7 @@ def strangers(folder: Path) -> list[str] | None:
         return None
     folders = {str(parent) for name in listed for parent in Path(name).parents}
     found = []
-    for root, inner, names in os.walk(folder):
+    for root, inner, names in _walk(folder):
         for name in (*inner, *names):
             path = Path(root, name)
             relative = path.relative_to(folder)
@@ -161,14 +161,14 @@ def _keep_modes(stage: Path, target: Path) -> None:
     """Give the new files and folders the modes of those that they replace."""
     if not target.is_dir():
         return
-    for root, _, names in os.walk(stage, topdown=False):
+    for root, _, names in _walk(stage, topdown=False):
         for path in (*(Path(root, name) for name in names), Path(root)):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 path.chmod(stat.S_IMODE((target / path.relative_to(stage)).lstat().st_mode))
 
 
 def _sync_tree(stage: Path) -> None:
-    for root, _, names in os.walk(stage, topdown=False):
+    for root, _, names in _walk(stage, topdown=False):
         for name in names:
             descriptor = os.open(Path(root, name), os.O_RDONLY)
             try:
@@ -209,9 +209,18 @@ def _remove_tree(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _walk(folder: Path, *, topdown: bool = True) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk``, which by itself takes a folder that cannot be listed for an empty one."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    return os.walk(folder, topdown, refuse)
+
+
 def _files(folder: Path) -> list[str]:
     """All files in ``folder``, relative, but for the recipe."""
-    paths = [Path(root, name).relative_to(folder) for root, _, names in os.walk(folder) for name in names]
+    paths = [Path(root, name).relative_to(folder) for root, _, names in _walk(folder) for name in names]
     return [path.as_posix() for path in paths if path != Path(RECIPE_FILE)]
 
 
@@ -240,5 +249,7 @@ def _listed(recipe: Path) -> dict[str, dict[str, object]] | None:
             str(entry["path"]): {key: value for key, value in entry.items() if key != "path"}
             for entry in content[OUTPUTS_KEY]
         }
+    except UnreadableError:
+        raise  # it may be there and list everything
     except (ParamergeError, TypeError, KeyError, AttributeError):
         return None

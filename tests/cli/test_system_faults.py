@@ -285,3 +285,23 @@ def test_errors_of_the_project_stay_as_they_are() -> None:
     assert as_paramerge_error(error) is error
     assert type(as_paramerge_error(TypeError("x"))) is InternalError
     assert type(as_paramerge_error(TimeoutError(errno.ETIMEDOUT, "timed out"))) is SystemFaultError
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bake = ("bake", "--base", inputs / "model", "--lora", inputs / "lora.safetensors", "-o", tmp_path / "o")
+    assert call(*bake) == 0
+    (tmp_path / "o" / "mine").mkdir()
+    (tmp_path / "o" / "mine" / "precious").touch()
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("mine"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert call(*bake, "--overwrite") == 6
+    assert "permission" in capfd.readouterr().err
+    assert (tmp_path / "o" / "mine" / "precious").exists()
