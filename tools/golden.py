@@ -1,7 +1,7 @@
 """Hashes of every verb's outputs on fixed inputs: made before a change of structure, compared after it.
 
-    python tools/golden.py inputs FOLDER            bases, one adapter for each form of each family, PaRas, LoRAs
-    python tools/golden.py hashes FOLDER > a.json   run the verbs on them: SHA-256 of each file that they write
+    python tools/golden.py inputs FOLDER            bases, adapters of each form of each family, PaRas, LoRAs
+    python tools/golden.py hashes FOLDER > a.json   run the verbs: SHA-256 of each file that they write
     python tools/golden.py hashes FOLDER | diff a.json -
 
 The verbs run through the command line alone, so the hashes survive any change of modules' names.
@@ -65,7 +65,8 @@ def write_inputs(folder: Path) -> None:
 def commands(folder: Path) -> Iterator[list[str]]:
     """Every command but its ``-o``."""
     families = sorted(p for p in (folder / "families").iterdir())
-    adapter = {p: str(p if (p / "adapter_config.json").exists() else p / "adapter.safetensors") for p in families}
+    folders = {p for p in families if (p / "adapter_config.json").exists()}
+    adapter = {p: str(p if p in folders else p / "adapter.safetensors") for p in families}
     for p in families:
         yield ["bake", "--base", f"{folder}/sd15-F16.safetensors", "--adapter", adapter[p]]
         yield ["convert", adapter[p], "--to", "kohya"]
