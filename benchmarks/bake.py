@@ -91,7 +91,7 @@ def _bake(base: Path, arguments: list[str], folder: Path, *, fresh: bool) -> Cos
 
 _REMEMBER = """
 import pathlib, sys
-from paramerge.checkpoints.hashing import file_sha256
+from paramerge.files.hashing import file_sha256
 file_sha256(pathlib.Path(sys.argv[1]))
 """
 

@@ -21,11 +21,11 @@ from measure import Cost, run, warm
 from rich.console import Console
 from rich.table import Table
 
-from paramerge.checkpoints.blueprint import sdxl
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.formats.layers import layer_kind
 from paramerge.formats.lora_writer import LoraFactors, write_lora
 from paramerge.formats.native import write_para
+from paramerge.models.blueprint import sdxl
+from paramerge.models.names import ModuleName
 
 
 def main() -> None:

@@ -17,12 +17,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import paths  # noqa: F401  first: it makes the next one importable
+from random_checkpoint import write_random_checkpoint
 
-from paramerge.checkpoints.blueprint import BLUEPRINTS
 from paramerge.checkpoints.layout import open_base
-from paramerge.checkpoints.random_checkpoint import write_random_checkpoint
 from paramerge.formats import write_para
 from paramerge.formats.lora_writer import LoraFactors, write_lora
+from paramerge.models.blueprint import BLUEPRINTS
 
 
 def main() -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import paths  # noqa: F401  first: it makes the next one importable
+from random_checkpoint import write_random_checkpoint
 
-from paramerge.checkpoints.blueprint import sdxl
 from paramerge.checkpoints.layout import open_base
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.random_checkpoint import write_random_checkpoint
 from paramerge.checkpoints.targets import Target
-from paramerge.checkpoints.writer import write_safetensors
+from paramerge.files.writer import write_safetensors
 from paramerge.formats.native import write_para
+from paramerge.models.blueprint import sdxl
+from paramerge.models.names import ModuleName
 
 _KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 

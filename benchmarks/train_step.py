@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument(
-        "--subsets", default="sao,ex-ca", help="comma-separated; see paramerge.checkpoints.subsets"
+        "--subsets", default="sao,ex-ca", help="comma-separated; see paramerge.models.subsets"
     )
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=2, help="processes for each method, taken in turn")
@@ -133,10 +133,11 @@ def one(method: str, subset: str, options: argparse.Namespace) -> dict[str, Any]
 
 
 def make_unet(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    import paths  # noqa: F401  first: it makes the next one importable
+    from blueprint_configs import folder_configs
     from diffusers import UNet2DConditionModel
 
-    from paramerge.checkpoints.blueprint import sdxl
-    from paramerge.checkpoints.blueprint_configs import folder_configs
+    from paramerge.models.blueprint import sdxl
 
     config = folder_configs(sdxl(options.width))["unet/config.json"]
     dtype = torch.bfloat16 if options.device.startswith("cuda") else torch.float32
@@ -161,7 +162,7 @@ def adapt(unet: Any, method: str, subset: str, rank: int) -> int:
     """Put the method's adapter on the layers of the subset; the number of layers."""
     from peft import DeftConfig, LoraConfig
 
-    from paramerge.checkpoints.subsets import subset as subset_of
+    from paramerge.models.subsets import subset as subset_of
     from paramerge.peft import PaRaConfig, hoist_bases, para_layers
 
     target: Any = subset_of(subset).pattern

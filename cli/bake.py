@@ -7,6 +7,7 @@ from typing import get_args
 
 import click
 
+from paramerge.apply.steps import BakeOptions, DTypeChoice, MergeChoice, Step
 from paramerge.cli.bake_view import show_diagnosis, show_plan, show_report
 from paramerge.cli.options import (
     OrderedSteps,
@@ -22,7 +23,6 @@ from paramerge.cli.options import (
 from paramerge.cli.render import Progress, note, note_ending, warn
 from paramerge.errors import UsageError
 from paramerge.interpretation import Interpretation, KronaOrder
-from paramerge.merge.steps import BakeOptions, DTypeChoice, MergeChoice, Step
 from paramerge.strict_json import dump
 
 __all__ = ["bake"]
@@ -85,12 +85,12 @@ def bake(
     \b
     paramerge bake --base sdxl.safetensors --para a.safetensors --lora b.safetensors@0.8 -o o.safetensors
     """
+    from paramerge.bake.find_base import find_base, named_hashes
+    from paramerge.bake.output import check_output, default_output
+    from paramerge.bake.plan import make_plan
+    from paramerge.bake.summary import summarise
     from paramerge.checkpoints.layout import open_base
     from paramerge.formats import open_adapter
-    from paramerge.merge.find_base import find_base, named_hashes
-    from paramerge.merge.output import check_output, default_output
-    from paramerge.merge.plan import make_plan
-    from paramerge.merge.summary import summarise
     from paramerge.shipped import named_model
 
     steps = _at_least_one(steps_of(ctx))
@@ -115,8 +115,8 @@ def bake(
     for warning in () if as_json else plan.warnings:
         warn(warning)
 
-    from paramerge.merge.bake import bake as run_bake
-    from paramerge.merge.diagnose import diagnose
+    from paramerge.bake.bake import bake as run_bake
+    from paramerge.bake.diagnose import diagnose
 
     with Progress("comparing adapters", quiet=as_json, unit="layers") as progress:
         diagnosis = diagnose(plan, progress.update)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from paramerge.bake.plan import Plan
+from paramerge.bake.summary import ComponentSummary, PlanSummary, StepSummary
 from paramerge.cli.render import err, gigabytes, note, out, shown, warn
-from paramerge.merge.plan import Plan
-from paramerge.merge.summary import ComponentSummary, PlanSummary, StepSummary
 
 if TYPE_CHECKING:  # these modules import torch
-    from paramerge.merge.bake import BakeReport
-    from paramerge.merge.diagnose import Diagnosis
+    from paramerge.bake.bake import BakeReport
+    from paramerge.bake.diagnose import Diagnosis
 
 __all__ = ["show_diagnosis", "show_plan", "show_report"]
 

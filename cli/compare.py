@@ -52,10 +52,10 @@ def compare(
     \b
     paramerge compare cat.safetensors dog.safetensors --report pets.html
     """
-    from paramerge.analysis.compare import compare as run_compare
-    from paramerge.analysis.summary import as_dict
     from paramerge.checkpoints.layout import open_base
-    from paramerge.checkpoints.outputs import check_output_file, inputs_of
+    from paramerge.compare.compare import compare as run_compare
+    from paramerge.compare.summary import as_dict
+    from paramerge.files.outputs import check_output_file, inputs_of
     from paramerge.formats import open_adapter
 
     interpretation = Interpretation(lokr_scale, krona)
@@ -68,7 +68,7 @@ def compare(
     with Progress("comparing", quiet=as_json, unit="layers") as progress:
         comparison = run_compare(opened, opened_base, progress.update, allow_unmatched=allow_unmatched)
     if report is not None:
-        from paramerge.analysis.report import write_report
+        from paramerge.compare.report import write_report
 
         write_report(comparison, report, overwrite=overwrite)
     if as_json:

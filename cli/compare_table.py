@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from paramerge.analysis.compare import Comparison, LayerPair, PairComparison
-from paramerge.analysis.places import short_name
-from paramerge.analysis.summary import (
+from paramerge.cli.render import out, shown
+from paramerge.compare.compare import Comparison, LayerPair, PairComparison
+from paramerge.compare.places import short_name
+from paramerge.compare.summary import (
     ChangeTotals,
     LoraTotals,
     MixedTotals,
@@ -20,7 +21,6 @@ from paramerge.analysis.summary import (
     standing_out,
     totals_of,
 )
-from paramerge.cli.render import out, shown
 
 __all__ = ["show_comparison"]
 

@@ -13,7 +13,7 @@ from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
     from paramerge.adapters import Adapter
-    from paramerge.conversion.convert import ConversionReport
+    from paramerge.convert.convert import ConversionReport
 
 __all__ = ["convert"]
 
@@ -71,10 +71,10 @@ def convert(
     paramerge convert subject-para.safetensors --to kohya --base sdxl.safetensors -o subject-lora.safetensors
     """
     from paramerge.checkpoints.layout import open_base
-    from paramerge.combining.request import parse_input
-    from paramerge.conversion.convert import ConvertOptions
-    from paramerge.conversion.convert import convert as run
-    from paramerge.conversion.request import FOLDERS
+    from paramerge.convert.convert import ConvertOptions
+    from paramerge.convert.convert import convert as run
+    from paramerge.convert.request import FOLDERS
+    from paramerge.merge.request import parse_input
 
     options = ConvertOptions("kohya" if to == "lycoris" else to, _DTYPES.get(dtype or ""), partial)
     inputs = [parse_input(text) for text in adapters]
@@ -93,7 +93,7 @@ def convert(
 
 
 def _opened(path: Path) -> Adapter:
-    from paramerge.conversion.deft import is_deft, open_deft
+    from paramerge.convert.deft import is_deft, open_deft
     from paramerge.formats import open_adapter
 
     return open_deft(path) if is_deft(path) else open_adapter(path)

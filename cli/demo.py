@@ -11,12 +11,12 @@ from typing import Any
 import click
 
 from paramerge import shipped
+from paramerge.apply.steps import BakeOptions, Step
 from paramerge.cli.options import json_option, overwrite_option
 from paramerge.cli.render import Progress, gigabytes, note, shown
 from paramerge.cli.render import out as console
 from paramerge.cli.threads import threads_for_model
 from paramerge.errors import StoppedError
-from paramerge.merge.steps import BakeOptions, Step
 from paramerge.strict_json import dump
 
 __all__ = ["demo"]
@@ -76,9 +76,9 @@ def demo(output: Path, seed: int, steps: int, overwrite: bool, as_json: bool) ->
     \b
     paramerge demo -o demo-output
     """
-    from paramerge.checkpoints.outputs import check_output_folder
     from paramerge.checkpoints.single_file import write_single_file
-    from paramerge.checkpoints.writer import make_folder, write_bytes
+    from paramerge.files.outputs import check_output_folder
+    from paramerge.files.writer import make_folder, write_bytes
     from paramerge.generation.loading import require_libraries
 
     require_libraries()
@@ -139,10 +139,10 @@ def _steps(variant: _Variant) -> list[Step]:
 
 def _bake(base: Path, variant: _Variant, output: Path, overwrite: bool) -> tuple[Path, int]:
     """The checkpoint of ``variant`` (the base itself without adapters) and how many layers changed."""
+    from paramerge.bake.bake import bake
+    from paramerge.bake.plan import make_plan
     from paramerge.checkpoints.layout import open_base
     from paramerge.formats import open_adapter
-    from paramerge.merge.bake import bake
-    from paramerge.merge.plan import make_plan
 
     steps = _steps(variant)
     if not steps:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from paramerge.adapters import Adapter
-    from paramerge.adapters.extraction import ExtractedLayer, Extraction
+    from paramerge.extract.from_lora import ExtractedLayer, Extraction
 
 __all__ = ["extract"]
 
@@ -106,7 +106,7 @@ def extract(
     if tuned is not None and base is not None:
         from paramerge.cli.extract_tuned import extract_tuned
         from paramerge.cli.sizes import kronecker_pair
-        from paramerge.extraction.families import ExtractOptions
+        from paramerge.extract.families import ExtractOptions
 
         options = ExtractOptions(
             family, rank, energy, gamma, lokr_factor, kronecker_pair(krona), only, partial, _DTYPES[dtype]
@@ -137,10 +137,10 @@ def _extract_from_lora(
     all_layers: bool,
     as_json: bool,
 ) -> None:
-    from paramerge.adapters.extraction import extract_para
-    from paramerge.checkpoints.outputs import check_output_file, inputs_of
-    from paramerge.checkpoints.source import check_unchanged
     from paramerge.cli.render import note_ending
+    from paramerge.extract.from_lora import extract_para
+    from paramerge.files.outputs import check_output_file, inputs_of
+    from paramerge.files.source import check_unchanged
     from paramerge.formats import open_adapter, write_para
 
     adapter = open_adapter(source, family="lora")

@@ -11,8 +11,8 @@ from paramerge.cli.render import Progress, gigabytes, note_ending, out, shown, w
 from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
-    from paramerge.extraction.extract import ExtractedLayer, ExtractionReport
-    from paramerge.extraction.families import ExtractOptions
+    from paramerge.extract.extract import ExtractedLayer, ExtractionReport
+    from paramerge.extract.families import ExtractOptions
 
 __all__ = ["extract_tuned"]
 
@@ -29,7 +29,7 @@ def extract_tuned(
 ) -> None:
     """Extract, and print the report."""
     from paramerge.checkpoints.layout import open_base
-    from paramerge.extraction.extract import extract
+    from paramerge.extract.extract import extract
 
     with Progress("extracting", quiet=as_json, unit="layers") as progress:
         report = extract(

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from paramerge import shipped
+from paramerge.apply.steps import BakeOptions, Step
 from paramerge.cli.options import (
     OrderedSteps,
     gamma_option,
@@ -22,7 +23,6 @@ from paramerge.cli.render import out as console
 from paramerge.cli.threads import threads_for_model
 from paramerge.errors import UsageError
 from paramerge.interpretation import Interpretation, KronaOrder
-from paramerge.merge.steps import BakeOptions, Step
 from paramerge.strict_json import dump
 
 __all__ = ["generate"]
@@ -102,13 +102,13 @@ def generate(
     \b
     paramerge generate --model sdxl.safetensors --para a.safetensors --prompt "a dog" --compare -o grid.png
     """
+    from paramerge.bake.plan import make_plan
     from paramerge.checkpoints.layout import open_base
-    from paramerge.checkpoints.outputs import check_output_file, inputs_of
-    from paramerge.checkpoints.source import check_unchanged
-    from paramerge.checkpoints.writer import write_bytes
+    from paramerge.files.outputs import check_output_file, inputs_of
+    from paramerge.files.source import check_unchanged
+    from paramerge.files.writer import write_bytes
     from paramerge.formats import open_adapter
     from paramerge.generation.loading import load_pipeline, pick_device, pick_dtype, require_libraries
-    from paramerge.merge.plan import make_plan
 
     require_libraries()
     threads_for_model(shipped.named_model(model))

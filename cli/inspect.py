@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from paramerge.cli.options import interpretation_options, json_option
-from paramerge.formats.inspection import (
+from paramerge.inspect.inspection import (
     RECIPE_KEY,
     AdapterFacts,
     CheckpointFacts,
@@ -20,7 +20,7 @@ from paramerge.formats.inspection import (
     inspect_path,
     read_recipe,
 )
-from paramerge.formats.training_notes import training_notes
+from paramerge.inspect.training_notes import training_notes
 from paramerge.interpretation import Interpretation, KronaOrder
 from paramerge.strict_json import dump
 

@@ -12,9 +12,8 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from paramerge.checkpoints.modules import COMPONENTS
 from paramerge.cli.render import gigabytes, shown
-from paramerge.formats.inspection import (
+from paramerge.inspect.inspection import (
     RECIPE_KEY,
     AdapterFacts,
     CheckpointFacts,
@@ -23,7 +22,8 @@ from paramerge.formats.inspection import (
     UnknownFacts,
     read_recipe,
 )
-from paramerge.formats.training_notes import training_notes
+from paramerge.inspect.training_notes import training_notes
+from paramerge.models.names import COMPONENTS
 
 __all__ = ["show"]
 

@@ -106,7 +106,7 @@ def _run(arguments: list[str]) -> int:
 
 def _what_was_written() -> str:
     """The outputs that are in their places by now; a stop may come just after."""
-    writer = sys.modules.get("paramerge.checkpoints.writer")  # not imported: nothing was written
+    writer = sys.modules.get("paramerge.files.writer")  # not imported: nothing was written
     paths = [] if writer is None else writer.written_outputs()
     return f"written: {printable(', '.join(map(str, paths)))}" if paths else "nothing was written"
 

@@ -15,13 +15,13 @@ from paramerge.cli.options import (
     unmatched_option,
 )
 from paramerge.cli.render import Progress, note_ending, warn
-from paramerge.combining.request import CombineOptions, KeepChoice, parse_input
+from paramerge.merge.request import CombineOptions, KeepChoice, parse_input
 from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
     from typing import Literal
 
-    from paramerge.combining.combine import MergeReport
+    from paramerge.merge.combine import MergeReport
 
 __all__ = ["as_data", "merge"]
 
@@ -82,8 +82,8 @@ def merge(
     paramerge merge style.safetensors@0.8 detail.safetensors@-0.3 -o both.safetensors --rank 32
     """
     from paramerge.checkpoints.layout import open_base
-    from paramerge.combining.combine import combine
     from paramerge.formats import open_adapter
+    from paramerge.merge.combine import combine
 
     inputs = [parse_input(text) for text in adapters]
     options = CombineOptions(how, gamma, keep, rank, energy, _DTYPES[dtype], allow_unmatched)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from paramerge.analysis.places import group_of, short_name
 from paramerge.cli.render import gigabytes, out, shown
-from paramerge.combining.combine import MergedLayer, MergeReport
+from paramerge.compare.places import group_of, short_name
+from paramerge.merge.combine import MergedLayer, MergeReport
 
 __all__ = ["show_merge"]
 

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import click
 
+from paramerge.apply.steps import Kind, Step, parse_step
 from paramerge.cli.stopping import RememberedCommand
 from paramerge.interpretation import KronaOrder
-from paramerge.merge.steps import Kind, Step, parse_step
 
 __all__ = [
     "OrderedSteps",
@@ -124,7 +124,7 @@ unmatched_option = click.option(
 def _distrust(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     """For the rest of the call, hash every file anew."""
     if wanted:
-        from paramerge.checkpoints.hashing import distrust_cache
+        from paramerge.files.hashing import distrust_cache
 
         ctx.with_resource(distrust_cache())
 

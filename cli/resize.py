@@ -49,8 +49,8 @@ def resize(
     paramerge resize para.safetensors --rank 4 --base sdxl.safetensors -o small.safetensors
     """
     from paramerge.checkpoints.layout import open_base
-    from paramerge.combining.resize import resize as run
     from paramerge.formats import open_adapter
+    from paramerge.resize.resize import resize as run
 
     opened, checkpoint = open_adapter(adapter), open_base(base) if base is not None else None
     with Progress("resizing", quiet=as_json, unit="layers") as progress:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from paramerge.adapters.sizes import RULES
-from paramerge.checkpoints.blueprint import BLUEPRINTS
 from paramerge.cli.options import gamma_option, json_option
 from paramerge.errors import UsageError
+from paramerge.models.blueprint import BLUEPRINTS
 from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
-    from paramerge.analysis.sizes import BoundaryChoice, Size
+    from paramerge.sizes.sizes import BoundaryChoice, Size
 
 __all__ = ["kronecker_pair", "sizes"]
 
@@ -81,7 +81,7 @@ def sizes(
     paramerge sizes --arch sdxl --subset exca --rank 16 --family para --family lora
     paramerge sizes --subset sao+cao --rank 4 --family lora --family krona --krona 64,4
     """
-    from paramerge.analysis.sizes import adapter_sizes, unet_layers
+    from paramerge.sizes.sizes import adapter_sizes, unet_layers
 
     layers = unet_layers(arch)
     found = adapter_sizes(

@@ -15,6 +15,8 @@ The linear algebra (:mod:`paramerge.algebra`) is here by the same names: ``pm.or
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from paramerge.version import __version__
@@ -26,37 +28,37 @@ if TYPE_CHECKING:
     from paramerge.adapters import Adapter as Adapter
     from paramerge.adapters import LoraModule as LoraModule
     from paramerge.adapters import ParaModule as ParaModule
-    from paramerge.adapters.extraction import extract_para as extract_para
     from paramerge.algebra import *  # noqa: F403
-    from paramerge.analysis.compare import compare as compare
-    from paramerge.analysis.report import write_report as write_report
-    from paramerge.analysis.sizes import adapter_sizes as adapter_sizes
-    from paramerge.checkpoints.header import read_header as read_header
+    from paramerge.apply.steps import BakeOptions as BakeOptions
+    from paramerge.apply.steps import Step as Step
+    from paramerge.bake.bake import BakeReport as BakeReport
+    from paramerge.bake.bake import bake as bake
+    from paramerge.bake.diagnose import diagnose as diagnose
+    from paramerge.bake.find_base import find_base as find_base
+    from paramerge.bake.plan import Plan as Plan
+    from paramerge.bake.plan import make_plan as make_plan
+    from paramerge.bake.summary import summarise as summarise
     from paramerge.checkpoints.layout import Base as Base
     from paramerge.checkpoints.layout import open_base as open_base
-    from paramerge.checkpoints.modules import ModuleName as ModuleName
-    from paramerge.combining.combine import combine as combine
-    from paramerge.combining.request import CombineOptions as CombineOptions
-    from paramerge.combining.request import Input as Input
-    from paramerge.combining.resize import resize as resize
-    from paramerge.conversion.convert import ConvertOptions as ConvertOptions
-    from paramerge.conversion.convert import convert as convert
+    from paramerge.compare.compare import compare as compare
+    from paramerge.compare.report import write_report as write_report
+    from paramerge.convert.convert import ConvertOptions as ConvertOptions
+    from paramerge.convert.convert import convert as convert
     from paramerge.errors import ParamergeError as ParamergeError
-    from paramerge.extraction.extract import extract as extract
-    from paramerge.extraction.families import ExtractOptions as ExtractOptions
+    from paramerge.extract.extract import extract as extract
+    from paramerge.extract.families import ExtractOptions as ExtractOptions
+    from paramerge.extract.from_lora import extract_para as extract_para
+    from paramerge.files.header import read_header as read_header
     from paramerge.formats import open_adapter as open_adapter
     from paramerge.formats import write_para as write_para
     from paramerge.formats.lora_writer import LoraFactors as LoraFactors
     from paramerge.formats.lora_writer import write_lora as write_lora
-    from paramerge.merge.bake import BakeReport as BakeReport
-    from paramerge.merge.bake import bake as bake
-    from paramerge.merge.diagnose import diagnose as diagnose
-    from paramerge.merge.find_base import find_base as find_base
-    from paramerge.merge.plan import Plan as Plan
-    from paramerge.merge.plan import make_plan as make_plan
-    from paramerge.merge.steps import BakeOptions as BakeOptions
-    from paramerge.merge.steps import Step as Step
-    from paramerge.merge.summary import summarise as summarise
+    from paramerge.merge.combine import combine as combine
+    from paramerge.merge.request import CombineOptions as CombineOptions
+    from paramerge.merge.request import Input as Input
+    from paramerge.models.names import ModuleName as ModuleName
+    from paramerge.resize.resize import resize as resize
+    from paramerge.sizes.sizes import adapter_sizes as adapter_sizes
 
 _PLACES = {
     "algebra": "",
@@ -65,36 +67,36 @@ _PLACES = {
     "Adapter": "adapters",
     "LoraModule": "adapters",
     "ParaModule": "adapters",
-    "extract_para": "adapters.extraction",
-    "compare": "analysis.compare",
-    "write_report": "analysis.report",
-    "adapter_sizes": "analysis.sizes",
-    "read_header": "checkpoints.header",
+    "extract_para": "extract.from_lora",
+    "compare": "compare.compare",
+    "write_report": "compare.report",
+    "adapter_sizes": "sizes.sizes",
+    "read_header": "files.header",
     "Base": "checkpoints.layout",
     "open_base": "checkpoints.layout",
-    "ModuleName": "checkpoints.modules",
-    "combine": "combining.combine",
-    "CombineOptions": "combining.request",
-    "Input": "combining.request",
-    "resize": "combining.resize",
-    "ConvertOptions": "conversion.convert",
-    "convert": "conversion.convert",
+    "ModuleName": "models.names",
+    "combine": "merge.combine",
+    "CombineOptions": "merge.request",
+    "Input": "merge.request",
+    "resize": "resize.resize",
+    "ConvertOptions": "convert.convert",
+    "convert": "convert.convert",
     "ParamergeError": "errors",
-    "extract": "extraction.extract",
-    "ExtractOptions": "extraction.families",
+    "extract": "extract.extract",
+    "ExtractOptions": "extract.families",
     "open_adapter": "formats",
     "write_para": "formats",
     "LoraFactors": "formats.lora_writer",
     "write_lora": "formats.lora_writer",
-    "BakeReport": "merge.bake",
-    "bake": "merge.bake",
-    "diagnose": "merge.diagnose",
-    "find_base": "merge.find_base",
-    "Plan": "merge.plan",
-    "make_plan": "merge.plan",
-    "BakeOptions": "merge.steps",
-    "Step": "merge.steps",
-    "summarise": "merge.summary",
+    "BakeReport": "bake.bake",
+    "bake": "bake.bake",
+    "diagnose": "bake.diagnose",
+    "find_base": "bake.find_base",
+    "Plan": "bake.plan",
+    "make_plan": "bake.plan",
+    "BakeOptions": "apply.steps",
+    "Step": "apply.steps",
+    "summarise": "bake.summary",
 }
 """Each public name and the module it lives in; an empty one means that the name is a module itself."""
 
@@ -153,6 +155,17 @@ def __getattr__(name: str) -> object:
         value = importlib.import_module(f"paramerge.{name}")
     globals()[name] = value
     return value
+
+
+class _Api(ModuleType):
+    """A verb and its room have one name; the attribute is the verb, whichever is imported first."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and _PLACES.get(name)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Api
 
 
 def __dir__() -> list[str]:

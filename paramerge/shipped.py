@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from paramerge.apply.steps import Kind
 from paramerge.errors import FileFormatError
-from paramerge.merge.steps import Kind
 
 __all__ = [
     "ADAPTERS",

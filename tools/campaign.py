@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 from fault_trials import VERBS, Bench, Server, Tally, build_shim, sample
 

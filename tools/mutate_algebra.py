@@ -13,12 +13,12 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("strategies.py", "algebra", "theorems")
+TESTS = ("support/strategies.py", "algebra", "theorems")
 SETTINGS = """
 [tool.pytest.ini_options]
 testpaths = ["tests"]
 addopts = "--import-mode=importlib -p no:cacheprovider"
-pythonpath = ["tests"]
+pythonpath = ["tests/support"]
 filterwarnings = ["error::RuntimeWarning:paramerge"]
 
 [tool.mutmut]

@@ -19,7 +19,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from paramerge.checkpoints.writer import write_bytes
+from paramerge.files.writer import write_bytes
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 _METADATA = {

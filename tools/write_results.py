@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from paramerge.checkpoints.writer import make_folder, write_bytes
+from paramerge.files.writer import make_folder, write_bytes
 from paramerge.generation.grid import png
 from paramerge.training.experiments.report import RESULT_FILES, result_folders, results_page
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paramerge.checkpoints.header import Header, read_header
-from paramerge.checkpoints.tensors import stored
 from paramerge.errors import CheckpointError
+from paramerge.files.header import Header, read_header
+from paramerge.files.tensors import stored
 
 __all__ = ["CheckpointFile", "open_checkpoint"]
 

@@ -179,8 +179,8 @@ def draw_missing_class_pictures(pipeline: Any, config: TrainConfig, folder: Path
     import numpy as np
     from PIL import Image
 
-    from paramerge.checkpoints.outputs import check_output_folder
-    from paramerge.checkpoints.writer import make_folder, write_bytes
+    from paramerge.files.outputs import check_output_folder
+    from paramerge.files.writer import make_folder, write_bytes
     from paramerge.generation.grid import png
     from paramerge.generation.sampling import Request, draw
 

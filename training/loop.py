@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from paramerge.checkpoints.layout import open_base
-from paramerge.checkpoints.writer import write_bytes
 from paramerge.errors import CheckpointError, NonFiniteError
+from paramerge.files.writer import write_bytes
 from paramerge.generation.loading import load_pipeline
 from paramerge.shipped import named_model
 from paramerge.training.chance import generator

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from paramerge.checkpoints.outputs import check_output_folder
-from paramerge.checkpoints.writer import make_folder
 from paramerge.errors import OutputError, ParamergeError, UsageError
+from paramerge.files.outputs import check_output_folder
+from paramerge.files.writer import make_folder
 from paramerge.shipped import named_model
 from paramerge.training.config import TrainConfig, config_from_toml
 from paramerge.training.state import latest_checkpoint

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from paramerge.checkpoints.writer import write_bytes
 from paramerge.errors import OutputError
+from paramerge.files.writer import write_bytes
 from paramerge.training.checkpoint_file import CheckpointFile, open_checkpoint
 
 __all__ = ["TrainingState", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from paramerge.checkpoints.writer import write_bytes
+from paramerge.files.writer import write_bytes
 from paramerge.training.config import TrainConfig
 from paramerge.training.state import TrainingState
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paramerge.adapters.contract import FAMILIES, LayerModule
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.source import Source
+from paramerge.files.source import Source
+from paramerge.models.names import ModuleName
 
 __all__ = ["Adapter", "Leftover"]
 

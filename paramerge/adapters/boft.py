@@ -13,8 +13,8 @@ import numpy as np
 
 from paramerge.adapters.contract import DependentModule, read_finite
 from paramerge.adapters.oft import cayley, constrained_skew
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.tensors import StoredTensor
+from paramerge.files.tensors import StoredTensor
+from paramerge.models.names import ModuleName
 
 __all__ = ["BoftModule", "PeftBoftModule"]
 

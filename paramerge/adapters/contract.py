@@ -15,9 +15,9 @@ from typing import ClassVar
 import numpy as np
 
 from paramerge.adapters.changes import Change, Rows
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.tensors import StoredTensor
 from paramerge.errors import NonFiniteError
+from paramerge.files.tensors import StoredTensor
+from paramerge.models.names import ModuleName
 
 __all__ = [
     "FAMILIES",

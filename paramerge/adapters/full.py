@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from paramerge.adapters.changes import Difference
 from paramerge.adapters.contract import AdditiveModule, read_finite
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.tensors import StoredTensor
+from paramerge.files.tensors import StoredTensor
+from paramerge.models.names import ModuleName
 
 __all__ = ["DifferenceModule"]
 

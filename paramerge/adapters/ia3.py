@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from paramerge.adapters.contract import DependentModule, read_finite
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.tensors import StoredTensor
+from paramerge.files.tensors import StoredTensor
+from paramerge.models.names import ModuleName
 
 __all__ = ["Ia3Module"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from paramerge.adapters.changes import Kronecker
 from paramerge.adapters.contract import AdditiveModule, read_finite
 from paramerge.adapters.loha import tucker
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.tensors import StoredTensor
+from paramerge.files.tensors import StoredTensor
+from paramerge.models.names import ModuleName
 
 __all__ = ["LokrFactor", "LokrModule"]
 

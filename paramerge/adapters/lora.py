@@ -9,8 +9,8 @@ import numpy as np
 
 from paramerge.adapters.changes import Product
 from paramerge.adapters.contract import AdditiveModule, read_stored
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.tensors import StoredTensor
+from paramerge.files.tensors import StoredTensor
+from paramerge.models.names import ModuleName
 
 __all__ = ["LoraModule"]
 

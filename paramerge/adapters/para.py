@@ -10,10 +10,10 @@ import numpy as np
 
 from paramerge.adapters.contract import DependentModule, read_finite
 from paramerge.algebra import Orthonormal, orthonormalise, storage_tolerance
-from paramerge.checkpoints.dtypes import NUMPY
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.tensors import StoredTensor
 from paramerge.errors import AdapterError
+from paramerge.files.dtypes import NUMPY
+from paramerge.files.tensors import StoredTensor
+from paramerge.models.names import ModuleName
 
 __all__ = ["ParaModule", "storage_cut"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from paramerge.adapters.contract import DependentModule, read_finite
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.tensors import StoredTensor
+from paramerge.files.tensors import StoredTensor
+from paramerge.models.names import ModuleName
 
 __all__ = ["SvdiffModule"]
 

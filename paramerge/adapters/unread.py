@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paramerge.adapters.adapter import Adapter
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import UnmatchedError
+from paramerge.models.names import ModuleName
 
 __all__ = ["refuse_unread", "shown", "unread_warnings"]
 

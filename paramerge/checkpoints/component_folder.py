@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from paramerge.checkpoints.folder_links import check_regular, refuse_link_outside
-from paramerge.checkpoints.header import Header, read_header
-from paramerge.checkpoints.modules import MODEL
 from paramerge.errors import CheckpointError
+from paramerge.files.folder_links import check_regular, refuse_link_outside
+from paramerge.files.header import Header, read_header
+from paramerge.models.names import MODEL
 from paramerge.strict_json import read_object
 
 __all__ = [

@@ -20,10 +20,10 @@ from paramerge.checkpoints.component_folder import (
     read_weights,
     stem_of,
 )
-from paramerge.checkpoints.folder_links import check_regular, refuse_link_outside
-from paramerge.checkpoints.header import Header
-from paramerge.checkpoints.modules import COMPONENTS, MODEL
 from paramerge.errors import CheckpointError
+from paramerge.files.folder_links import check_regular, refuse_link_outside
+from paramerge.files.header import Header
+from paramerge.models.names import COMPONENTS, MODEL
 from paramerge.strict_json import read_object
 
 __all__ = ["BAKED_COMPONENTS", "FolderContents", "read_folder"]

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from paramerge.checkpoints.model_names import UNET_LIKE, looks_like, recognise
 from paramerge.checkpoints.quantised import WITHOUT_WEIGHTS
 from paramerge.errors import CheckpointError
+from paramerge.models.model_names import UNET_LIKE, looks_like, recognise
 
 __all__ = ["adapter_keys", "refuse_adapter", "refuse_quantised", "refuse_wrapped", "without_unet"]
 

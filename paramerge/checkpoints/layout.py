@@ -12,9 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from paramerge.checkpoints.architecture import UNKNOWN, Architecture, detect_architecture
 from paramerge.checkpoints.component_folder import is_shard
-from paramerge.checkpoints.components import Located, locate
 from paramerge.checkpoints.diffusers_folder import FolderContents, read_folder
 from paramerge.checkpoints.foreign import (
     adapter_keys,
@@ -23,14 +21,16 @@ from paramerge.checkpoints.foreign import (
     refuse_wrapped,
     without_unet,
 )
-from paramerge.checkpoints.header import Header, read_header
-from paramerge.checkpoints.model_names import KnownModel, recognise
-from paramerge.checkpoints.modules import MODEL, ModuleName
 from paramerge.checkpoints.parameters import parameters_of
 from paramerge.checkpoints.quantised import METADATA_KEY, quantised_tensors
-from paramerge.checkpoints.source import Source
 from paramerge.checkpoints.targets import Target, targets_of
 from paramerge.errors import CheckpointError
+from paramerge.files.header import Header, read_header
+from paramerge.files.source import Source
+from paramerge.models.architecture import UNKNOWN, Architecture, detect_architecture
+from paramerge.models.components import Located, locate
+from paramerge.models.model_names import KnownModel, recognise
+from paramerge.models.names import MODEL, ModuleName
 from paramerge.system_faults import reading
 
 __all__ = [

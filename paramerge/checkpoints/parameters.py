@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from paramerge.checkpoints.components import Located
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.targets import Target, divided_rows
+from paramerge.models.components import Located
+from paramerge.models.names import ModuleName
 
 __all__ = ["parameters_of"]
 

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from paramerge.checkpoints.dtypes import BITS
 from paramerge.errors import CheckpointError
+from paramerge.files.dtypes import BITS
 
 __all__ = ["METADATA_KEY", "WITHOUT_WEIGHTS", "quantised_layer", "quantised_tensors"]
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from paramerge.checkpoints.clip_keys import canonical_key
-from paramerge.checkpoints.header import read_header
-from paramerge.checkpoints.tensors import stored
-from paramerge.checkpoints.unet_keys import LDM_UNET_PREFIX, UNetKeyMap
-from paramerge.checkpoints.unet_structure import infer_structure
-from paramerge.checkpoints.vae_keys import LDM_VAE_PREFIX, vae_to_ldm
-from paramerge.checkpoints.writer import write_safetensors
+from paramerge.files.header import read_header
+from paramerge.files.tensors import stored
+from paramerge.files.writer import write_safetensors
+from paramerge.models.clip_keys import canonical_key
+from paramerge.models.unet_keys import LDM_UNET_PREFIX, UNetKeyMap
+from paramerge.models.unet_structure import infer_structure
+from paramerge.models.vae_keys import LDM_VAE_PREFIX, vae_to_ldm
 
 __all__ = ["single_file_tensors", "write_single_file"]
 

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from paramerge.checkpoints.components import Located, locate
-from paramerge.checkpoints.flux_keys import split_rows
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import CheckpointError
+from paramerge.models.components import Located, locate
+from paramerge.models.flux_keys import split_rows
+from paramerge.models.names import ModuleName
 
 __all__ = ["Target", "divided_rows", "find_targets", "targets_of"]
 

@@ -26,13 +26,13 @@ from paramerge.adapters import (
     SvdiffModule,
 )
 from paramerge.adapters.oft import block_size
-from paramerge.checkpoints.modules import MODEL, ModuleName
-from paramerge.checkpoints.tensors import StoredTensor
 from paramerge.errors import AdapterError
+from paramerge.files.tensors import StoredTensor
 from paramerge.formats.groups import Group
 from paramerge.formats.pairs import Scaling, check_shapes, scale_by_rank
 from paramerge.formats.peft_tuners import TunerSettings
 from paramerge.interpretation import BY_TRAINER, Interpretation
+from paramerge.models.names import MODEL, ModuleName
 
 __all__ = ["Rules", "build"]
 

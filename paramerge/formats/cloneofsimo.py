@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from paramerge.checkpoints.header import Header
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import AdapterError, ShapeError
+from paramerge.files.header import Header
 from paramerge.formats.listing import listed
 from paramerge.formats.pairs import Part
+from paramerge.models.names import ModuleName
 from paramerge.strict_json import parse
 
 __all__ = ["is_indexed", "read_keys", "token_embeddings"]

@@ -22,11 +22,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from paramerge.checkpoints.modules import COMPONENTS, ModuleName
 from paramerge.errors import AdapterError, FamilyError
 from paramerge.formats.layers import bare_layer, dotted_layer
 from paramerge.formats.pairs import Part, Scaling, scale_by_rank
 from paramerge.formats.peft_config import LoraSettings, read_settings
+from paramerge.models.names import COMPONENTS, ModuleName
 from paramerge.strict_json import object_from
 
 __all__ = ["METADATA_KEY", "dialect_of", "is_dotted_lora", "modern_path", "read_key", "scaling_from_metadata"]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paramerge.adapters.contract import FAMILIES
-from paramerge.checkpoints.header import Header, TensorInfo
 from paramerge.errors import AdapterError, FamilyError, ParamergeError
+from paramerge.files.header import Header, TensorInfo
 from paramerge.formats.listing import listed
 
 __all__ = [

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from paramerge.adapters import FAMILIES, DoraModule, LayerModule
-from paramerge.checkpoints.header import Header
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import AdapterError
+from paramerge.files.header import Header
 from paramerge.formats import diffusers, peft
 from paramerge.formats.builders import Rules, build
 from paramerge.formats.families import DIFFUSE_KRONA, SVDIFF, Survey, several_dialects
@@ -19,6 +18,7 @@ from paramerge.formats.pairs import scale_by_rank
 from paramerge.formats.peft_tuners import TunerSettings
 from paramerge.formats.roles import Role, dialects_of, read_role
 from paramerge.interpretation import KRONA_KEY, Interpretation
+from paramerge.models.names import ModuleName
 
 __all__ = ["read_family_file"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from paramerge.checkpoints.dtypes import is_float
-from paramerge.checkpoints.header import Header
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.tensors import StoredTensor, stored
 from paramerge.errors import AdapterError, ShapeError
+from paramerge.files.dtypes import is_float
+from paramerge.files.header import Header
+from paramerge.files.tensors import StoredTensor, stored
 from paramerge.formats.listing import listed
 from paramerge.formats.numbers import read_number
 from paramerge.formats.roles import AXES, NUMBERS, VECTOR_OR_MORE, Role
+from paramerge.models.names import ModuleName
 
 __all__ = ["Group", "group_by_layer"]
 

@@ -1,11 +1,11 @@
-"""Names of layers in adapter files, read into the one naming of :mod:`paramerge.checkpoints.modules`.
+"""Names of layers in adapter files, read into the one naming of :mod:`paramerge.models.names`.
 
 Files spell a layer's path with dots or with underscores, and a UNet's blocks in diffusers' numbering or in
 LDM's. Underscores are ambiguous (``to_out_0``), so a name is cut into the words that paths are made of; what
 comes out must then be a layer that such a model can have.
 
 A name that is none of Stable Diffusion's is kept as it is: the layer of another model, whose checkpoint will
-say whether it has it (:mod:`paramerge.merge.naming`). In a file for a Stable Diffusion UNet it is no layer:
+say whether it has it (:mod:`paramerge.resolve.naming`). In a file for a Stable Diffusion UNet it is no layer:
 :func:`strays`. What cannot be any module's path is None.
 """
 
@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from paramerge.checkpoints.modules import COMPONENTS, MODEL, ModuleName
-from paramerge.checkpoints.unet_keys import ldm_to_diffusers
+from paramerge.models.names import COMPONENTS, MODEL, ModuleName
+from paramerge.models.unet_keys import ldm_to_diffusers
 
 __all__ = [
     "Spelled",

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paramerge.checkpoints.architecture import MODELSPEC_NAMES
-from paramerge.checkpoints.dtypes import NUMPY
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.writer import write_safetensors
 from paramerge.errors import NonFiniteError, ShapeError, UsageError
+from paramerge.files.dtypes import NUMPY
+from paramerge.files.writer import write_safetensors
 from paramerge.formats.layers import underscored_layer
+from paramerge.models.architecture import MODELSPEC_NAMES
+from paramerge.models.names import ModuleName
 
 __all__ = [
     "LORA_DTYPES",

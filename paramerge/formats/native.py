@@ -15,15 +15,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from paramerge.adapters import Leftover, ParaModule
-from paramerge.checkpoints.architecture import MODELSPEC_NAMES
-from paramerge.checkpoints.dtypes import NUMPY, is_float
-from paramerge.checkpoints.header import Header
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.tensors import StoredTensor, stored
-from paramerge.checkpoints.writer import write_safetensors
 from paramerge.errors import AdapterError, FileFormatError, NonFiniteError, ShapeError, UsageError
+from paramerge.files.dtypes import NUMPY, is_float
+from paramerge.files.header import Header
+from paramerge.files.tensors import StoredTensor, stored
+from paramerge.files.writer import write_safetensors
 from paramerge.formats.layers import stated_layer, strays
 from paramerge.formats.listing import listed
+from paramerge.models.architecture import MODELSPEC_NAMES
+from paramerge.models.names import ModuleName
 from paramerge.strict_json import object_from
 
 __all__ = ["ARCHITECTURE_KEY", "BASE_HASH_KEY", "FORMAT_VERSION", "read_modules", "write_para"]

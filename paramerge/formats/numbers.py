@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from paramerge.checkpoints.dtypes import NUMPY
-from paramerge.checkpoints.tensors import StoredTensor
 from paramerge.errors import AdapterError, NonFiniteError, ShapeError
+from paramerge.files.dtypes import NUMPY
+from paramerge.files.tensors import StoredTensor
 
 __all__ = ["read_number"]
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paramerge.adapters import Adapter, LayerModule, Leftover, LoraModule
-from paramerge.checkpoints.header import Header, read_header
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.source import Source
 from paramerge.errors import AdapterError, FamilyError, FileFormatError
+from paramerge.files.header import Header, read_header
+from paramerge.files.source import Source
 from paramerge.formats import cloneofsimo, diffusers, kohya, native, peft
 from paramerge.formats.families import (
     CHECKPOINT,
@@ -34,6 +33,7 @@ from paramerge.formats.provenance import base_hashes, guess_architecture
 from paramerge.formats.roles import read_role
 from paramerge.formats.whole_layers import whole_layers
 from paramerge.interpretation import BY_TRAINER, Interpretation
+from paramerge.models.names import ModuleName
 from paramerge.system_faults import reading
 
 __all__ = ["AdapterFiles", "find_files", "is_adapter_folder", "open_adapter", "short_names"]

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from paramerge.adapters import LoraModule
-from paramerge.checkpoints.dtypes import is_float
-from paramerge.checkpoints.header import Header
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.tensors import StoredTensor, stored
 from paramerge.errors import AdapterError, ShapeError
+from paramerge.files.dtypes import is_float
+from paramerge.files.header import Header
+from paramerge.files.tensors import StoredTensor, stored
 from paramerge.formats.listing import listed
 from paramerge.formats.numbers import read_number
+from paramerge.models.names import ModuleName
 
 __all__ = ["Part", "Scaling", "check_shapes", "collect_modules", "scale_by_rank"]
 

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from paramerge.checkpoints.header import Header
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.source import Source
 from paramerge.errors import AdapterError
+from paramerge.files.header import Header
+from paramerge.files.source import Source
 from paramerge.formats.layers import bare_layer
 from paramerge.formats.pairs import Part
+from paramerge.models.names import ModuleName
 from paramerge.strict_json import MAX_BYTES, object_from
 
 __all__ = [

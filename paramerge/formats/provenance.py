@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 
 from paramerge.adapters import LayerModule
-from paramerge.checkpoints.blueprint import BLUEPRINTS
-from paramerge.checkpoints.model_names import allows
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.formats.layers import clip_path, unet_path
 from paramerge.formats.native import ARCHITECTURE_KEY, BASE_HASH_KEY
+from paramerge.models.blueprint import BLUEPRINTS
+from paramerge.models.model_names import allows
+from paramerge.models.names import ModuleName
 
 __all__ = ["base_hashes", "guess_architecture", "possible_architectures"]
 

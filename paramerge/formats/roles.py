@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.formats import diffusers, peft
 from paramerge.formats.layers import (
     bare_layer,
@@ -21,6 +20,7 @@ from paramerge.formats.layers import (
     underscored_norm,
     without_dots,
 )
+from paramerge.models.names import ModuleName
 
 __all__ = [
     "AXES",

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from os.path import commonprefix
 
 from paramerge.adapters import LayerModule, Leftover
-from paramerge.checkpoints.modules import ModuleName, split_kind
 from paramerge.formats import peft
 from paramerge.formats.layers import folded
 from paramerge.formats.roles import place_of, read_role
+from paramerge.models.names import ModuleName, split_kind
 
 __all__ = ["whole_layers"]
 

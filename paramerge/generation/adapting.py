@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from paramerge.checkpoints.modules import ModuleName, split_kind
-from paramerge.checkpoints.source import check_unchanged
+from paramerge.apply.dense import apply_ops
+from paramerge.apply.kernel import LayerResult
+from paramerge.apply.rounding import Rounder
+from paramerge.bake.plan import Edit, Plan
 from paramerge.errors import CheckpointError, NonFiniteError
-from paramerge.merge.dense import apply_ops
-from paramerge.merge.kernel import LayerResult
-from paramerge.merge.plan import Edit, Plan
-from paramerge.merge.rounding import Rounder
+from paramerge.files.source import check_unchanged
+from paramerge.models.names import ModuleName, split_kind
 
 __all__ = ["apply_plan"]
 

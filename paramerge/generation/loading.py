@@ -16,8 +16,8 @@ from paramerge.checkpoints.layout import (
     Base,
     WeightFile,
 )
-from paramerge.checkpoints.source import check_unchanged
 from paramerge.errors import CheckpointError, UsageError
+from paramerge.files.source import check_unchanged
 from paramerge.strict_json import read_object
 
 __all__ = ["config_folder", "load_pipeline", "pick_device", "pick_dtype", "require_libraries"]

@@ -1,1 +1,1 @@
-"""Recipes, plans and bakes: adapters into checkpoints, and adapters into one another."""
+"""``merge``: adapters into one adapter."""

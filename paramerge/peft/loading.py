@@ -11,13 +11,13 @@ from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
 from paramerge.adapters import Adapter, ParaModule
-from paramerge.checkpoints.dtypes import NUMPY
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.source import check_unchanged
+from paramerge.apply.chain import orthonormal_basis
 from paramerge.errors import FamilyError, ShapeError, UnmatchedError, UsageError
+from paramerge.files.dtypes import NUMPY
+from paramerge.files.source import check_unchanged
 from paramerge.formats import open_adapter
 from paramerge.formats.listing import listed
-from paramerge.merge.chain import orthonormal_basis
+from paramerge.models.names import ModuleName
 from paramerge.peft.config import PaRaConfig
 from paramerge.peft.layer import PaRaLayer
 from paramerge.peft.places import components_of, find_layer, para_layers

@@ -9,9 +9,9 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import UsageError
 from paramerge.formats.layers import clip_path
+from paramerge.models.names import ModuleName
 from paramerge.peft.layer import PaRaLayer
 
 __all__ = ["components_of", "find_layer", "layer_name", "para_layers", "plain_path"]

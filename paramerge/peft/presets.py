@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paramerge.checkpoints.subsets import PAPER_GAMMA, subset
+from paramerge.models.subsets import PAPER_GAMMA, subset
 from paramerge.peft.config import PaRaConfig
 
 __all__ = ["paper_config"]
@@ -13,7 +13,7 @@ __all__ = ["paper_config"]
 def paper_config(
     name: str = "ex-ca", r: int = 4, *, gamma_layers: str = "conv", **settings: Any
 ) -> PaRaConfig:
-    """A :class:`PaRaConfig` for a UNet: one of :data:`~paramerge.checkpoints.subsets.SUBSETS`, gamma = 1/40.
+    """A :class:`PaRaConfig` for a UNet: one of :data:`~paramerge.models.subsets.SUBSETS`, gamma = 1/40.
 
     ``gamma_layers`` is ``conv``, as the sizes of Table 3 have it, or ``all``, as Table 5 at r = 32. Other
     settings go to the configuration, and win.

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from paramerge.algebra import orthonormalise
-from paramerge.checkpoints.architecture import UNKNOWN, detect_architecture
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import AdapterError, CheckpointError, UsageError
 from paramerge.formats import write_para
+from paramerge.models.architecture import UNKNOWN, detect_architecture
+from paramerge.models.names import ModuleName
 from paramerge.peft.bases import nearest_projector
 from paramerge.peft.layer import PaRaLayer
 from paramerge.peft.places import components_of, layer_name, para_layers, plain_path

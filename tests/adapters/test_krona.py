@@ -65,10 +65,10 @@ def test_the_shuffled_product_is_the_published_layer(
 
 
 def stored_module(folder: Path, up: np.ndarray, down: np.ndarray) -> KronaModule:
-    from paramerge.checkpoints.header import read_header
-    from paramerge.checkpoints.modules import ModuleName
-    from paramerge.checkpoints.tensors import stored
-    from paramerge.checkpoints.writer import write_safetensors
+    from paramerge.files.header import read_header
+    from paramerge.files.tensors import stored
+    from paramerge.files.writer import write_safetensors
+    from paramerge.models.names import ModuleName
 
     path = folder / "krona.safetensors"
     write_safetensors(path, {"up": up, "down": down}, {})

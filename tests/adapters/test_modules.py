@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from strategies import generators, law, norm2, projector
 
 from paramerge.adapters import LoraModule
-from paramerge.adapters.extraction import extract_para
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import FamilyError, FileFormatError, UsageError
+from paramerge.extract.from_lora import extract_para
 from paramerge.formats import open_adapter, write_para
+from paramerge.models.names import ModuleName
 
 STEM = "lora_unet_mid_block_resnets_0_conv1"
 

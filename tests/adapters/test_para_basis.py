@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from baking import plan_of, small_model
-from combining import merge
+from merging import merge
 
 from paramerge.adapters import Adapter, ParaModule
-from paramerge.analysis.compare import compare
-from paramerge.checkpoints.dtypes import NUMPY
+from paramerge.apply.chain import load_bases
+from paramerge.apply.steps import Step
+from paramerge.bake.bake import bake
+from paramerge.bake.plan import ParaOp
 from paramerge.checkpoints.layout import open_base
-from paramerge.checkpoints.writer import write_safetensors
-from paramerge.combining.resize import resize
+from paramerge.compare.compare import compare
 from paramerge.errors import AdapterError
+from paramerge.files.dtypes import NUMPY
+from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter
-from paramerge.formats.inspection import AdapterFacts, inspect_path
-from paramerge.merge.bake import bake
-from paramerge.merge.chain import load_bases
-from paramerge.merge.plan import ParaOp
-from paramerge.merge.steps import Step
+from paramerge.inspect.inspection import AdapterFacts, inspect_path
+from paramerge.resize.resize import resize
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from strategies import generators, law
 
 from paramerge.adapters.changes import Change, Difference, Hadamard, Kronecker, Product, ShuffledKronecker
-from paramerge.checkpoints.modules import ModuleName
+from paramerge.apply.chain import Chain, DeltaLink, LoraLink, ParaLink
+from paramerge.bake.plan import FamilyOp, LoraOp
 from paramerge.formats import open_adapter
-from paramerge.merge.chain import Chain, DeltaLink, LoraLink, ParaLink
-from paramerge.merge.plan import FamilyOp, LoraOp
+from paramerge.models.names import ModuleName
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -93,7 +93,7 @@ def test_a_lora_as_a_family_is_the_lora(tmp_path: Path) -> None:
     """The same module through both roads of the engine."""
     from adapter_files import kohya_layer, save
 
-    from paramerge.merge.dense import apply_ops
+    from paramerge.apply.dense import apply_ops
 
     rng = np.random.default_rng(0)
     up, down = rng.standard_normal((6, 2)).astype(np.float32), rng.standard_normal((2, 5)).astype(np.float32)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from checkpoint_files import ARCHITECTURES, Shape, blueprint, shapes_of, write_folder, write_holes
 
-from paramerge.checkpoints.architecture import detect_architecture, unet_facts
-from paramerge.checkpoints.blueprint import sd15
-from paramerge.checkpoints.blueprint_inventory import UNetConfig, unet_shapes
 from paramerge.checkpoints.layout import open_base
+from paramerge.models.architecture import detect_architecture, unet_facts
+from paramerge.models.blueprint import sd15
+from paramerge.models.blueprint_inventory import UNetConfig, unet_shapes
 
 
 def unet(architecture: str, shrink: int = 1) -> dict[str, Shape]:

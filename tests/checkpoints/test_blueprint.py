@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from checkpoint_files import ARCHITECTURES, blueprint, configs, meta_model, parameter_shapes, shapes_of
 
-from paramerge.checkpoints.blueprint import BLUEPRINTS, sd15, sdxl
-from paramerge.checkpoints.clip_keys import canonical_key
 from paramerge.errors import UsageError
+from paramerge.models.blueprint import BLUEPRINTS, sd15, sdxl
+from paramerge.models.clip_keys import canonical_key
 
 COMPONENTS = [(name, component) for name in ARCHITECTURES for component in blueprint(name).components]
 
@@ -83,8 +83,7 @@ def test_names_of_architectures_are_those_that_are_reported() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_pipeline_of_the_folder_exists_in_diffusers(architecture: str) -> None:
     import diffusers
-
-    from paramerge.checkpoints.blueprint_configs import folder_configs
+    from blueprint_configs import folder_configs
 
     index = folder_configs(blueprint(architecture))["model_index.json"]
     assert hasattr(diffusers, str(index["_class_name"]))

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import law
 
-from paramerge.checkpoints.clip_keys import canonical_key, from_openclip, to_openclip
-from paramerge.checkpoints.components import locate
+from paramerge.models.clip_keys import canonical_key, from_openclip, to_openclip
+from paramerge.models.components import locate
 
 OPENCLIP = [
     ("sdxl", "text_encoder_2", "conditioner.embedders.1.model."),

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from checkpoint_files import blueprint, shapes_of, write_folder, write_holes, write_shards
 
-from paramerge.checkpoints.folder_links import check_regular
 from paramerge.checkpoints.layout import Base, open_base
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import CheckpointError, FileFormatError
+from paramerge.files.folder_links import check_regular
+from paramerge.models.names import ModuleName
 
 STEMS = {"unet": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramerge.checkpoints.header import encode_header, read_header
 from paramerge.checkpoints.layout import open_base
 from paramerge.errors import FileFormatError
+from paramerge.files.header import encode_header, read_header
 from paramerge.formats import open_adapter
 
 

@@ -11,15 +11,15 @@ import torch
 from checkpoint_files import parameter_shapes, write_holes
 from flux_shapes import WIDTH, single_file_keys, true_shape
 
-from paramerge.checkpoints.flux_keys import (
+from paramerge.checkpoints.layout import open_base
+from paramerge.errors import CheckpointError
+from paramerge.models.flux_keys import (
     is_single_file_key,
     single_file_layer,
     single_file_path,
     split_rows,
 )
-from paramerge.checkpoints.layout import open_base
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.errors import CheckpointError
+from paramerge.models.names import ModuleName
 
 
 def by_diffusers(keys: list[str]) -> dict[str, tuple[str, list[int]]]:

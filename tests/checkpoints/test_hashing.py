@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from paramerge.checkpoints import hashing
-from paramerge.checkpoints.hashing import (
+from paramerge.files import hashing
+from paramerge.files.hashing import (
     HashBeside,
     cached_sha256,
     distrust_cache,
@@ -20,7 +20,7 @@ from paramerge.checkpoints.hashing import (
     legacy_hash,
     source_sha256,
 )
-from paramerge.checkpoints.source import Source
+from paramerge.files.source import Source
 
 
 @pytest.fixture(autouse=True)

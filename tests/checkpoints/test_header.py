@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from paramerge.checkpoints.header import encode_header, read_header
-from paramerge.checkpoints.tensors import stored
-from paramerge.checkpoints.writer import write_safetensors
 from paramerge.errors import FileFormatError
+from paramerge.files.header import encode_header, read_header
+from paramerge.files.tensors import stored
+from paramerge.files.writer import write_safetensors
 
 
 def file_of(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:

@@ -8,8 +8,8 @@ import pytest
 import safetensors
 from header_fuzz import campaign
 
-from paramerge.checkpoints.header import read_header
 from paramerge.errors import FileFormatError
+from paramerge.files.header import read_header
 
 _ENTRY = '"dtype":"F32","shape":[2],"data_offsets":[0,8]'
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from strategies import law
 
 from paramerge.checkpoints.layout import Base, open_base
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import CheckpointError, FileFormatError, ParamergeError
+from paramerge.models.names import ModuleName
 
 UNET = "model.diffusion_model."
 CLIP_L = "conditioner.embedders.0.transformer."

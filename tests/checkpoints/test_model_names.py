@@ -11,9 +11,9 @@ import torch
 from checkpoint_files import ARCHITECTURES, Shape, blueprint, shapes_of, write_folder, write_holes
 
 from paramerge.checkpoints.layout import open_base
-from paramerge.checkpoints.model_names import looks_like, recognise
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import CheckpointError
+from paramerge.models.model_names import looks_like, recognise
+from paramerge.models.names import ModuleName
 
 SMALL: dict[str, dict[str, Any]] = {
     "FluxTransformer2DModel": {"num_layers": 1, "num_single_layers": 1},

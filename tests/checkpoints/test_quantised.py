@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from baking import plan_of
 
-from paramerge.checkpoints.header import read_header
+from paramerge.apply.steps import Step
+from paramerge.bake.bake import bake
 from paramerge.checkpoints.layout import open_base
 from paramerge.checkpoints.quantised import quantised_tensors
-from paramerge.checkpoints.tensors import stored
-from paramerge.checkpoints.writer import write_safetensors
 from paramerge.errors import CheckpointError
-from paramerge.merge.bake import bake
-from paramerge.merge.steps import Step
+from paramerge.files.header import read_header
+from paramerge.files.tensors import stored
+from paramerge.files.writer import write_safetensors
 
 D = 32
 LAYERS = [f"model.layers.0.self_attn.{name}" for name in ("q_proj", "k_proj")]

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_files import blueprint, configs, meta_model, shapes_of
+from random_checkpoint import write_random_checkpoint
 
-from paramerge.checkpoints.blueprint import sd15
-from paramerge.checkpoints.clip_keys import canonical_key
-from paramerge.checkpoints.dtypes import unit_roundoff
-from paramerge.checkpoints.header import read_header
 from paramerge.checkpoints.layout import open_base
-from paramerge.checkpoints.random_checkpoint import write_random_checkpoint
-from paramerge.checkpoints.tensors import stored
 from paramerge.errors import UsageError
+from paramerge.files.dtypes import unit_roundoff
+from paramerge.files.header import read_header
+from paramerge.files.tensors import stored
+from paramerge.models.blueprint import sd15
+from paramerge.models.clip_keys import canonical_key
 
 
 def digest(path: Path) -> str:

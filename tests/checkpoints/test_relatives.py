@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from checkpoint_files import blueprint
 
-from paramerge.checkpoints.architecture import detect_architecture, plain_architecture
-from paramerge.checkpoints.blueprint_inventory import unet_shapes
+from paramerge.models.architecture import detect_architecture, plain_architecture
+from paramerge.models.blueprint_inventory import unet_shapes
 
 Shape = tuple[int, ...]
 

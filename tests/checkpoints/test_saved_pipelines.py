@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from checkpoint_files import blueprint, configs, layers
 
-from paramerge.checkpoints.blueprint import Blueprint
-from paramerge.checkpoints.clip_keys import canonical_key
 from paramerge.checkpoints.layout import open_base
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.tensors import stored
+from paramerge.files.tensors import stored
+from paramerge.models.blueprint import Blueprint
+from paramerge.models.clip_keys import canonical_key
+from paramerge.models.names import ModuleName
 
 
 def pipeline(architecture: str) -> Any:

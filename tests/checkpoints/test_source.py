@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from paramerge.checkpoints import source as module
-from paramerge.checkpoints.header import read_header
-from paramerge.checkpoints.source import Source
 from paramerge.errors import FileFormatError, InputChangedError, UnreadableError, UsageError
+from paramerge.files import source as module
+from paramerge.files.header import read_header
+from paramerge.files.source import Source
 
 CONTENT = bytes(range(256)) * 40
 

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from paramerge.checkpoints import staging, writer
-from paramerge.checkpoints.stages import stage_name
-from paramerge.checkpoints.staging import RECIPE_FILE, new_folder, restore_folder, strangers, write_recipe
-from paramerge.checkpoints.writer import new_file, write_bytes, written_outputs
 from paramerge.errors import OutputError
+from paramerge.files import staging, writer
+from paramerge.files.stages import stage_name
+from paramerge.files.staging import RECIPE_FILE, new_folder, restore_folder, strangers, write_recipe
+from paramerge.files.writer import new_file, write_bytes, written_outputs
 
 KILLED_AT_EVERY_CALL = """
 import os, sys
 from pathlib import Path
-from paramerge.checkpoints import staging, writer
-from paramerge.checkpoints.staging import RECIPE_FILE, new_folder, restore_folder, write_recipe
+from paramerge.files import staging, writer
+from paramerge.files.staging import RECIPE_FILE, new_folder, restore_folder, write_recipe
 
 place, kind, way, there = Path(sys.argv[1]), *sys.argv[2:]
 target = place / "out"
@@ -276,7 +276,7 @@ def test_a_header_that_reads_back_otherwise(tmp_path: Path, monkeypatch: pytest.
 def test_a_header_beyond_the_readers_limit_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paramerge.checkpoints.header.MAX_HEADER_BYTES", 100)
+    monkeypatch.setattr("paramerge.files.header.MAX_HEADER_BYTES", 100)
     with pytest.raises(OutputError, match="larger than any reader allows"):
         writer.write_safetensors(tmp_path / "a", {}, {"key": "x" * 100})
     assert not list(tmp_path.iterdir())

@@ -8,10 +8,10 @@ import re
 import pytest
 
 from paramerge.algebra.boundary import adjusted_rank
-from paramerge.checkpoints.blueprint import sdxl
-from paramerge.checkpoints.blueprint_inventory import unet_shapes
-from paramerge.checkpoints.subsets import PAPER_GAMMA, SUBSETS, in_subset, select, subset
 from paramerge.errors import UsageError
+from paramerge.models.blueprint import sdxl
+from paramerge.models.blueprint_inventory import unet_shapes
+from paramerge.models.subsets import PAPER_GAMMA, SUBSETS, in_subset, select, subset
 
 LAYERS = {
     key.removesuffix(".weight"): shape

@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 from checkpoint_files import ARCHITECTURES, Shape, blueprint, layers, meta_model, shapes_of
 
-from paramerge.checkpoints.clip_keys import canonical_key
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.checkpoints.targets import Target, find_targets
 from paramerge.errors import CheckpointError
+from paramerge.models.clip_keys import canonical_key
+from paramerge.models.names import ModuleName
 
 COMPONENTS = [(name, part) for name in ARCHITECTURES for part in blueprint(name).components if part != "vae"]
 

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import law
 
-from paramerge.checkpoints.unet_keys import (
+from paramerge.models.unet_keys import (
     LDM_UNET_PREFIX,
     UNetKeyMap,
     is_diffusers_unet_key,
     is_ldm_unet_key,
     ldm_to_diffusers,
 )
-from paramerge.checkpoints.unet_structure import Level, UNetStructure, infer_structure, standard_structure
+from paramerge.models.unet_structure import Level, UNetStructure, infer_structure, standard_structure
 
 COUNTS = {"sd15": 686, "sd2": 686, "sdxl": 1680, "sdxl-refiner": 1220}
 

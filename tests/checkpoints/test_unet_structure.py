@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from checkpoint_files import ARCHITECTURES, blueprint, shapes_of
 
-from paramerge.checkpoints.unet_keys import LDM_UNET_PREFIX
-from paramerge.checkpoints.unet_structure import infer_structure, standard_structure
 from paramerge.errors import CheckpointError
+from paramerge.models.unet_keys import LDM_UNET_PREFIX
+from paramerge.models.unet_structure import infer_structure, standard_structure
 
 
 def keys_of(architecture: str, naming: str) -> list[str]:

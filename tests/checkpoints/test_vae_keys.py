@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from checkpoint_files import blueprint, configs, meta_model, parameter_shapes
 
-from paramerge.checkpoints.vae_keys import LDM_VAE_PREFIX, vae_to_ldm
+from paramerge.models.vae_keys import LDM_VAE_PREFIX, vae_to_ldm
 
 
 def converted_by_diffusers(keys: list[str], architecture: str) -> dict[str, str]:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paramerge.checkpoints import positioned, writer
-from paramerge.checkpoints.positioned import ALIGNMENT, PositionedWriter, aligned_buffer
-from paramerge.checkpoints.writer import exchange_names, new_file, write_bytes
 from paramerge.errors import OutputError
+from paramerge.files import positioned, writer
+from paramerge.files.positioned import ALIGNMENT, PositionedWriter, aligned_buffer
+from paramerge.files.writer import exchange_names, new_file, write_bytes
 
 
 @pytest.fixture(params=["unnamed", "named"])

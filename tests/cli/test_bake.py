@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from baking import load, lora_file, para_file, random_bases, random_factors, shapes_of, small_model
 
-from paramerge.checkpoints.writer import write_safetensors
 from paramerge.cli.main import COMMANDS, main
+from paramerge.files.writer import write_safetensors
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from paramerge import shipped
-from paramerge.checkpoints.header import read_header
 from paramerge.checkpoints.layout import open_base
 from paramerge.cli.main import cli
-from paramerge.formats.inspection import inspect_path
+from paramerge.files.header import read_header
+from paramerge.inspect.inspection import inspect_path
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from strategies import norm2, projector
 
 from paramerge.adapters import LoraModule, ParaModule
 from paramerge.algebra import orthonormalise
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.cli.main import main
 from paramerge.formats import open_adapter, write_para
+from paramerge.models.names import ModuleName
 
 STEM = "lora_unet_mid_block_attentions_0_proj_in"
 OTHER = "lora_unet_mid_block_attentions_0_proj_out"

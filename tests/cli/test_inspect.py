@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from adapter_files import REAL_LOKRS, REAL_LORAS, Array, factors, kohya_layer, product_norm, save
 from family_cases import CASES
+from random_checkpoint import write_random_checkpoint
 from safetensors.numpy import load_file
 
 from paramerge.adapters import LoraModule
-from paramerge.checkpoints.blueprint import sd15, sdxl
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.random_checkpoint import write_random_checkpoint
 from paramerge.cli.main import main
 from paramerge.errors import ParamergeError
 from paramerge.formats import open_adapter, write_para
-from paramerge.formats.inspection import RECIPE_KEY
-from paramerge.formats.training_notes import training_notes
+from paramerge.inspect.inspection import RECIPE_KEY
+from paramerge.inspect.training_notes import training_notes
+from paramerge.models.blueprint import sd15, sdxl
+from paramerge.models.names import ModuleName
 
 TO_Q = ModuleName("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
 Capture = pytest.CaptureFixture[str]
@@ -297,7 +297,7 @@ def test_a_bake_shows_its_recipe(recipe: str, small_sd15: Path, tmp_path: Path, 
 
 
 def test_the_recipe_is_found_where_bake_puts_it() -> None:
-    from paramerge.merge import recipe
+    from paramerge.bake import recipe
 
     assert recipe.RECIPE_KEY == RECIPE_KEY
 
@@ -410,7 +410,7 @@ def test_notes_survive_any_text() -> None:
 
 
 def test_the_error_tree_is_all_that_is_raised(tmp_path: Path) -> None:
-    from paramerge.formats.inspection import inspect_path
+    from paramerge.inspect.inspection import inspect_path
 
     with pytest.raises(ParamergeError):
         inspect_path(tmp_path / "none")

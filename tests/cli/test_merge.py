@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from baking import load, lora_file, para_file, random_bases, random_factors, shapes_of, small_model
 
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.cli.main import main
 from paramerge.formats import open_adapter, write_para
+from paramerge.models.names import ModuleName
 
 
 @pytest.fixture(scope="module")

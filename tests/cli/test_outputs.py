@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from baking import lora_file, para_file, random_bases, random_factors, shapes_of, small_model
 
-from paramerge.checkpoints import writer
-from paramerge.checkpoints.staging import write_recipe
 from paramerge.cli.main import main
+from paramerge.files import writer
+from paramerge.files.staging import write_recipe
 
 BASE, FOLDER, PARA, LORA, OTHER, PEFT = (
     "base.safetensors",
@@ -280,6 +280,6 @@ def test_a_stop_says_what_was_written(
     assert call(VERBS["merge"], "out.safetensors") == 130
     assert f"stopped; written: {place / 'out.safetensors'}" in capfd.readouterr().err
     monkeypatch.setattr(writer, "_placed", {})
-    monkeypatch.setattr("paramerge.combining.combine.write_lora", stop)
+    monkeypatch.setattr("paramerge.merge.combine.write_lora", stop)
     assert call(VERBS["merge"], "other.safetensors") == 130
     assert "stopped; nothing was written" in capfd.readouterr().err

@@ -16,9 +16,9 @@ from lora_oracles import small_unet
 from lycoris_networks import lycoris_network, saved
 from strategies import law
 
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import AdapterError, FamilyError, FileFormatError, ParamergeError
 from paramerge.formats import open_adapter, write_para
+from paramerge.models.names import ModuleName
 
 TO_Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 STEM = f"lora_unet_{TO_Q.replace('.', '_')}"

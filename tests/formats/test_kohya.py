@@ -21,14 +21,14 @@ from adapter_files import (
 )
 from lora_oracles import by_diffusers
 from lycoris.modules.locon import LoConModule
+from random_checkpoint import write_random_checkpoint
 
 from paramerge.adapters import LoraModule
-from paramerge.checkpoints.blueprint import sdxl
 from paramerge.checkpoints.layout import open_base
-from paramerge.checkpoints.random_checkpoint import write_random_checkpoint
-from paramerge.checkpoints.unet_keys import UNetKeyMap
-from paramerge.checkpoints.unet_structure import standard_structure
 from paramerge.formats import open_adapter
+from paramerge.models.blueprint import sdxl
+from paramerge.models.unet_keys import UNetKeyMap
+from paramerge.models.unet_structure import standard_structure
 
 RANK = 2
 SGM_LISTS = ("sdxl_kohya_lora_unet_keys", "sdxl_kohya_locon_unet_keys", "sdxl_kohya_lora_clip_keys")

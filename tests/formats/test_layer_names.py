@@ -10,10 +10,10 @@ from baking import plan_of
 from checkpoint_files import blueprint, shapes_of, write_holes
 from safetensors.torch import save_file
 
-from paramerge.checkpoints.modules import ModuleName
+from paramerge.apply.steps import Step
 from paramerge.formats import open_adapter
 from paramerge.formats.layers import bare_layer, dotted_layer, stated_layer, strays, underscored_layer
-from paramerge.merge.steps import Step
+from paramerge.models.names import ModuleName
 
 TO_Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paramerge.checkpoints.header import TensorInfo
+from paramerge.files.header import TensorInfo
 from paramerge.formats import families, peft
 from paramerge.formats.roles import read_role
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from paramerge.errors import AdapterError, NonFiniteError, ParamergeError, ShapeError
 from paramerge.formats import open_adapter
-from paramerge.formats.inspection import AdapterFacts, inspect_path
+from paramerge.inspect.inspection import AdapterFacts, inspect_path
 
 STEM = "lora_unet_mid_block_attentions_0_proj_in"
 SHAPES = ((), (1,), (7,), (2, 0), (0, 10**12), (1, 1), (2, 3, 4), (1, 2, 3, 3), (2, 1, 1, 1, 1), (1,) * 6)

@@ -20,7 +20,6 @@ from strategies import ROUNDOFF, columns, generators, invertible, law, norm2, pr
 
 from paramerge.adapters import ParaModule
 from paramerge.algebra import orthonormalise
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import (
     AdapterError,
     FileFormatError,
@@ -31,6 +30,7 @@ from paramerge.errors import (
     UsageError,
 )
 from paramerge.formats import open_adapter, write_para
+from paramerge.models.names import ModuleName
 
 SPECIFICATION = Path(__file__).resolve().parents[2] / "docs" / "para-format.md"
 TO_Q = ModuleName("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q")

@@ -11,17 +11,17 @@ from baking import load, plan_of, shapes_of, small_model
 from family_cases import CASES
 from safetensors.numpy import load_file
 
+from paramerge.apply.steps import Step
+from paramerge.bake.bake import bake
 from paramerge.checkpoints.layout import open_base
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.writer import write_safetensors
-from paramerge.combining.combine import combine
-from paramerge.combining.request import CombineOptions, Input
-from paramerge.conversion.convert import ConvertOptions, convert
+from paramerge.convert.convert import ConvertOptions, convert
 from paramerge.errors import AdapterError
+from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter
 from paramerge.formats.roles import place_of
-from paramerge.merge.bake import bake
-from paramerge.merge.steps import Step
+from paramerge.merge.combine import combine
+from paramerge.merge.request import CombineOptions, Input
+from paramerge.models.names import ModuleName
 
 TO_Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 LDM_Q = "input_blocks.4.1.transformer_blocks.0.attn1.to_q"

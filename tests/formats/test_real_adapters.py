@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from paramerge.adapters import Adapter, LoraModule
-from paramerge.checkpoints.header import read_header
 from paramerge.errors import FamilyError
+from paramerge.files.header import read_header
 from paramerge.formats import open_adapter
 
 EXACT = 1e-12

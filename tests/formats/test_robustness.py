@@ -14,7 +14,7 @@ from strategies import law
 
 from paramerge.errors import AdapterError, NonFiniteError, ParamergeError, ShapeError
 from paramerge.formats import open_adapter
-from paramerge.formats.inspection import AdapterFacts, inspect_path
+from paramerge.inspect.inspection import AdapterFacts, inspect_path
 
 TO_Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 STEM = f"lora_unet_{TO_Q.replace('.', '_')}"

@@ -12,15 +12,15 @@ from family_cases import CASES
 from safetensors.numpy import load_file
 
 from paramerge.adapters import DoraModule
-from paramerge.adapters.extraction import extract_para
-from paramerge.analysis.compare import compare
-from paramerge.combining.combine import combine
-from paramerge.combining.request import CombineOptions, Input
-from paramerge.combining.resize import resize
-from paramerge.conversion.convert import ConvertOptions, convert
+from paramerge.compare.compare import compare
+from paramerge.convert.convert import ConvertOptions, convert
 from paramerge.errors import ParamergeError, UnmatchedError
+from paramerge.extract.from_lora import extract_para
 from paramerge.formats import open_adapter
-from paramerge.formats.inspection import ForeignFacts, inspect_path
+from paramerge.inspect.inspection import ForeignFacts, inspect_path
+from paramerge.merge.combine import combine
+from paramerge.merge.request import CombineOptions, Input
+from paramerge.resize.resize import resize
 
 PATHS = ("down_blocks.0.attentions.0.proj_in", "mid_block.attentions.0.proj_in")
 KOHYA = tuple(f"lora_unet_{path.replace('.', '_')}" for path in PATHS)

@@ -10,17 +10,17 @@ import pytest
 from baking import small_model
 from checkpoint_files import blueprint, shapes_of, write_holes
 
-from paramerge.checkpoints.architecture import MODELSPEC_NAMES
+from paramerge.apply.steps import BakeOptions, Step
+from paramerge.bake.plan import make_plan
 from paramerge.checkpoints.layout import open_base
-from paramerge.checkpoints.writer import write_safetensors
-from paramerge.combining.combine import combine
-from paramerge.combining.request import CombineOptions, Input
-from paramerge.combining.resize import resize
 from paramerge.errors import AdapterError, CheckpointError, ParamergeError, ShapeError, UnmatchedError
+from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter
-from paramerge.formats.inspection import AdapterFacts, CheckpointFacts, inspect_path
-from paramerge.merge.plan import make_plan
-from paramerge.merge.steps import BakeOptions, Step
+from paramerge.inspect.inspection import AdapterFacts, CheckpointFacts, inspect_path
+from paramerge.merge.combine import combine
+from paramerge.merge.request import CombineOptions, Input
+from paramerge.models.architecture import MODELSPEC_NAMES
+from paramerge.resize.resize import resize
 
 UNET = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
 TEXT = "lora_te_text_model_encoder_layers_3_mlp_fc1"

@@ -12,13 +12,13 @@ from baking import lora_file, para_file, plan_of, random_bases, random_factors, 
 from family_cases import CASES
 from tiny_pipelines import sd_pipeline, sdxl_pipeline
 
+from paramerge.apply.steps import Step
+from paramerge.bake.bake import bake
 from paramerge.checkpoints.layout import open_base
-from paramerge.checkpoints.writer import write_safetensors
 from paramerge.errors import CheckpointError, NonFiniteError
+from paramerge.files.writer import write_safetensors
 from paramerge.generation.adapting import apply_plan
 from paramerge.generation.loading import load_pipeline
-from paramerge.merge.bake import bake
-from paramerge.merge.steps import Step
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 

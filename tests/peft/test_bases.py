@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from peft import inject_adapter_in_model
 from small_models import distance, inputs, outputs_with, random_para, reduced, small, weights, with_para
 
-from paramerge.checkpoints.subsets import SUBSETS, subset
 from paramerge.errors import NonFiniteError, UsageError
+from paramerge.models.subsets import SUBSETS, subset
 from paramerge.peft import (
     PaRaConfig,
     harden,

@@ -17,13 +17,13 @@ from small_models import distance
 from tiny_pipelines import sd_pipeline, sdxl_pipeline
 from torch import nn
 
+from paramerge.apply.steps import Step
+from paramerge.bake.bake import bake
 from paramerge.checkpoints.layout import open_base
-from paramerge.checkpoints.modules import ModuleName
 from paramerge.errors import FamilyError, ShapeError, UnmatchedError, UsageError
 from paramerge.formats import open_adapter
 from paramerge.generation.loading import load_pipeline
-from paramerge.merge.bake import bake
-from paramerge.merge.steps import Step
+from paramerge.models.names import ModuleName
 from paramerge.peft import (
     PaRaConfig,
     fuse,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from training_runs import settings
 
-from paramerge.checkpoints import writer
 from paramerge.errors import FileFormatError, NonFiniteError, OutputError, UsageError
+from paramerge.files import writer
 from paramerge.training import loop
 from paramerge.training.loop import train
 from paramerge.training.state import latest_checkpoint

@@ -18,13 +18,13 @@ from rounding import dot_error, spectral_error
 from safetensors.torch import load_file
 from training_runs import OPTIONS, same, settings, tensors_of
 
+from paramerge.apply.steps import Step
+from paramerge.bake.bake import bake
 from paramerge.checkpoints.layout import open_base
 from paramerge.cli.main import main
 from paramerge.errors import FamilyError
 from paramerge.formats import open_adapter
 from paramerge.generation.loading import load_pipeline
-from paramerge.merge.bake import bake
-from paramerge.merge.steps import Step
 from paramerge.training import loop
 from paramerge.training.config import METHODS, TrainConfig, config_from_toml
 from paramerge.training.loop import train

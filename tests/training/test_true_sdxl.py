@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from blueprint_configs import folder_configs
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from paramerge.checkpoints.blueprint import sdxl
-from paramerge.checkpoints.blueprint_configs import folder_configs
 from paramerge.formats import open_adapter
+from paramerge.models.blueprint import sdxl
 from paramerge.peft import paper_config, para_layers, save_para
 from paramerge.training.config import TrainConfig
 from paramerge.training.examples import Batch, Prompts

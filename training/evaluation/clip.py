@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from paramerge import shipped
-from paramerge.checkpoints.header import PICKLE_SUFFIXES
 from paramerge.errors import CheckpointError, UsageError
+from paramerge.files.header import PICKLE_SUFFIXES
 from paramerge.formats.listing import listed
 
 __all__ = ["Clip", "load_clip"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paramerge.checkpoints.writer import make_folder, write_bytes
+from paramerge.files.writer import make_folder, write_bytes
 from paramerge.training.evaluation.processes import Processes
 
 __all__ = ["PictureJob", "Sampling", "draw_missing", "picture_file"]

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paramerge.apply.steps import BakeOptions, Step
+from paramerge.bake.plan import make_plan
 from paramerge.checkpoints.layout import open_base
-from paramerge.checkpoints.outputs import inputs_of
-from paramerge.checkpoints.writer import write_bytes
 from paramerge.errors import UsageError
+from paramerge.files.outputs import inputs_of
+from paramerge.files.writer import write_bytes
 from paramerge.formats import open_adapter
 from paramerge.generation.adapting import apply_plan
 from paramerge.generation.loading import load_pipeline, pick_dtype
-from paramerge.merge.plan import make_plan
-from paramerge.merge.steps import BakeOptions, Step
 from paramerge.training.evaluation.drawing import PictureJob, Sampling, draw_missing
 from paramerge.training.evaluation.measuring import Measures, SetScores, measure
 from paramerge.training.evaluation.plot import bars

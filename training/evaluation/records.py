@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from paramerge.checkpoints.outputs import check_output_folder
-from paramerge.checkpoints.writer import make_folder, output_error, write_bytes
 from paramerge.errors import FileFormatError, UsageError
+from paramerge.files.outputs import check_output_folder
+from paramerge.files.writer import make_folder, output_error, write_bytes
 
 __all__ = ["Records", "claim_folder", "json_lines"]
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from paramerge.adapters.extraction import extract_para
+from paramerge.apply.steps import BakeOptions, Step
+from paramerge.bake.plan import make_plan
 from paramerge.checkpoints.layout import open_base
 from paramerge.errors import UsageError
+from paramerge.extract.from_lora import extract_para
 from paramerge.formats import open_adapter, write_para
 from paramerge.generation.adapting import apply_plan
 from paramerge.generation.loading import load_pipeline
-from paramerge.merge.plan import make_plan
-from paramerge.merge.steps import BakeOptions, Step
 from paramerge.training.experiments.plan import PLACEHOLDER, Plan, Use, Variant
 from paramerge.training.experiments.trained import kept
 from paramerge.training.methods.krona import KronaChange

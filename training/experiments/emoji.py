@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from paramerge.checkpoints.writer import make_folder, write_bytes
+from paramerge.files.writer import make_folder, write_bytes
 from paramerge.training.shown_errors import shown_errors
 from paramerge.training.tiny.pictures import Gallery, emoji_gallery
 from paramerge.training.tiny.scenes import Composer, Scene, random_generator

@@ -83,8 +83,8 @@ def _derive(lines: list[Line], plan: Plan, output: Path) -> list[Line]:
 def predicted_loss(para: Path, lora: Path) -> float:
     """``||Q^T B A|| / ||B A||`` over all layers of the LoRA; where there is no PaRa nothing is lost."""
     from paramerge.algebra import lora_loss
+    from paramerge.apply.chain import orthonormal_basis
     from paramerge.formats import open_adapter
-    from paramerge.merge.chain import orthonormal_basis
 
     removed = total = 0.0
     paras = open_adapter(para, family="para").modules

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paramerge.checkpoints.outputs import check_output_folder
-from paramerge.checkpoints.writer import make_folder, write_bytes
+from paramerge.files.outputs import check_output_folder
+from paramerge.files.writer import make_folder, write_bytes
 from paramerge.generation.loading import pick_dtype
 from paramerge.training.evaluation.drawing import draw_missing
 from paramerge.training.evaluation.measuring import Measures, SetScores, measure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paramerge.checkpoints.subsets import SUBSETS
+from paramerge.models.subsets import SUBSETS
 from paramerge.training.experiments.dataset import Dataset
 from paramerge.training.experiments.parts import adapted, cells_of, limited, subjects_of, trained
 from paramerge.training.experiments.plan import Budget, Cell, Experiment

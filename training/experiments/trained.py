@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paramerge.checkpoints.writer import make_folder, write_bytes
 from paramerge.errors import FileFormatError, NonFiniteError, ParamergeError
+from paramerge.files.writer import make_folder, write_bytes
 from paramerge.training.config import config_to_toml
 from paramerge.training.evaluation.processes import Processes
 from paramerge.training.experiments.plan import Plan, Training

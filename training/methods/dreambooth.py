@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paramerge.checkpoints.writer import write_bytes
 from paramerge.errors import OutputError
+from paramerge.files.writer import write_bytes
 from paramerge.training.config import TrainConfig
 from paramerge.training.methods import text_encoders
 from paramerge.training.methods.trained import Trained, trainable

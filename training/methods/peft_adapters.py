@@ -16,10 +16,10 @@ import numpy as np
 from peft import BOFTConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
-from paramerge.checkpoints.modules import ModuleName
-from paramerge.checkpoints.writer import write_bytes, write_safetensors
 from paramerge.errors import OutputError, UsageError
+from paramerge.files.writer import write_bytes, write_safetensors
 from paramerge.formats.lora_writer import LoraFactors, write_lora
+from paramerge.models.names import ModuleName
 from paramerge.peft.places import layer_name
 from paramerge.peft.saving import architecture_of
 from paramerge.training.config import TrainConfig

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paramerge.checkpoints.writer import write_safetensors
+from paramerge.files.writer import write_safetensors
 from paramerge.training.config import TrainConfig
 from paramerge.training.methods.parametrized import parametrized
 from paramerge.training.methods.trained import Trained, layers_of, unet_layers

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paramerge.checkpoints.writer import write_safetensors
 from paramerge.errors import UsageError
+from paramerge.files.writer import write_safetensors
 from paramerge.training.config import TrainConfig
 from paramerge.training.methods import text_encoders
 from paramerge.training.methods.trained import Trained

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from paramerge.checkpoints.subsets import subset
+from paramerge.models.subsets import subset
 from paramerge.training.config import TrainConfig
 
 __all__ = ["TEXT_LAYERS", "Trained", "layers_of", "trainable", "unet_layers"]

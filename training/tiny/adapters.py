@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from paramerge import shipped
-from paramerge.checkpoints.writer import make_folder, write_bytes
+from paramerge.files.writer import make_folder, write_bytes
 from paramerge.training.config import TrainConfig
 from paramerge.training.loop import train
 from paramerge.training.shown_errors import shown_errors

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from paramerge.checkpoints.writer import write_bytes
+from paramerge.files.writer import write_bytes
 from paramerge.training.tiny.checkpoint import TrainingState
 from paramerge.training.tiny.measure import Measured, Samples
 from paramerge.training.tiny.settings import Settings

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from paramerge.checkpoints.writer import write_bytes
+from paramerge.files.writer import write_bytes
 from paramerge.training.checkpoint_file import CheckpointFile, open_checkpoint
 
 __all__ = ["TrainingState", "load_state", "save_state"]

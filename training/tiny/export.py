@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from paramerge.checkpoints.writer import write_bytes
+from paramerge.files.writer import write_bytes
 from paramerge.training.tiny.libraries import (
     AutoencoderKL,
     CLIPTextModel,

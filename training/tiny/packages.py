@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from paramerge.checkpoints.writer import write_bytes
 from paramerge.errors import FileFormatError, OutputError
+from paramerge.files.writer import write_bytes
 
 __all__ = ["CREDITS", "FLUENT", "NOTO", "PACKAGES", "TWEMOJI", "Package", "fetch", "read_members"]
 

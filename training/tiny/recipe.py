@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from paramerge.checkpoints.single_file import write_single_file
-from paramerge.checkpoints.writer import write_bytes
+from paramerge.files.writer import write_bytes
 from paramerge.training.tiny import models
 from paramerge.training.tiny.autoencoder import AutoencoderPart, fold_latent_scale
 from paramerge.training.tiny.card import write_card

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from paramerge.checkpoints.writer import write_bytes
+from paramerge.files.writer import write_bytes
 from paramerge.training.tiny.subjects import STYLES, Subject
 
 __all__ = ["Split", "make_split", "write_split"]

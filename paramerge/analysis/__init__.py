@@ -1,1 +1,0 @@
-"""What adapters do to each other: comparisons layer by layer, and the report on them."""

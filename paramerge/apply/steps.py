@@ -1,0 +1,129 @@
+"""What the user asks for: an ordered list of steps and the options of the whole bake."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from paramerge.apply.strengths import check_strength
+from paramerge.errors import UsageError
+from paramerge.interpretation import BY_TRAINER, Interpretation
+from paramerge.resolve.blocks import BlockWeights, parse_blocks
+
+__all__ = ["BakeOptions", "DTypeChoice", "Kind", "MergeChoice", "Step", "check_gamma", "parse_step"]
+
+Kind = Literal["para", "lora", "adapter"]
+"""How an adapter was given: as one of any family, or strictly as a PaRa or a LoRA."""
+
+MergeChoice = Literal["joint", "sequential"]
+DTypeChoice = Literal["keep", "fp16", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One adapter to apply: a PaRa with a strength in [0, 1], or one of another family with any finite scale.
+
+    A plan names the kind by what the file is: ``para``, ``lora``, or ``adapter`` for every other family.
+    """
+
+    kind: Kind
+    path: Path
+    strength: float = 1.0
+    blocks: BlockWeights | None = None
+    """What multiplies the strength, by block of the UNet."""
+
+    def __post_init__(self) -> None:
+        name = "strength" if self.kind == "para" else "scale"
+        check_strength(self.strength, self.path, name)
+        strengths = [self.strength * weight for weight in (self.blocks.values if self.blocks else ())]
+        for value in strengths:
+            check_strength(value, f"{self.path}: block weights", f"{name} in a block")
+        wrong = [value for value in (self.strength, *strengths) if not 0 <= value <= 1]
+        if self.kind == "para" and wrong:
+            raise UsageError(
+                "a PaRa's strength lies between 0 and 1",
+                where=self.path,
+                expected="0 (nothing removed) to 1 (the directions are gone)",
+                found=wrong[0],
+                hint="above 1 the layer would be reflected, below 0 amplified: neither reduces its rank",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class BakeOptions:
+    """The options that hold for the whole bake (the flags of ``paramerge bake``).
+
+    Attributes
+    ----------
+    merge:
+        How neighbouring PaRas are combined: ``joint`` (projector onto the sum of their spans,
+        order-free) or ``sequential`` (paper's equation 7, one after the other).
+    gamma:
+        The rank boundary of the paper's equation 8, in (0, 1], or None.
+    only:
+        Components (``unet``) or patterns of layer names (``unet.*attn2*``); empty for everything.
+    dtype:
+        Dtype of the output's UNet, text encoders and VAE; ``keep`` leaves each tensor's own.
+    allow_unmatched:
+        Go on where keys of an adapter land nowhere; they are counted and shown.
+    private:
+        Leave the names of the inputs out of the recipe; their hashes stay.
+    interpretation:
+        What the user decided where trainers disagree; the adapters were opened with it.
+    """
+
+    merge: MergeChoice = "joint"
+    gamma: float | None = None
+    only: tuple[str, ...] = ()
+    dtype: DTypeChoice = "keep"
+    allow_unmatched: bool = False
+    private: bool = False
+    interpretation: Interpretation = BY_TRAINER
+
+    def __post_init__(self) -> None:
+        check_gamma(self.gamma)
+        for name, value, choice in (
+            ("--merge", self.merge, MergeChoice),
+            ("--dtype", self.dtype, DTypeChoice),
+        ):
+            if value not in get_args(choice):
+                raise UsageError(
+                    "no such choice", where=name, expected=", ".join(get_args(choice)), found=value
+                )
+
+
+def check_gamma(gamma: float | None) -> None:
+    """Refuse a rank boundary outside (0, 1]; None is none."""
+    if gamma is not None and not 0 < gamma <= 1:
+        raise UsageError(
+            "gamma is a share of a layer's rank",
+            where="--gamma",
+            expected="a number above 0 and at most 1, such as 0.025 (the paper's 1/40)",
+            found=gamma,
+        )
+
+
+def parse_step(kind: Kind, text: str) -> Step:
+    """Read ``FILE``, ``FILE@STRENGTH`` or ``FILE@STRENGTH:BLOCKS``.
+
+    A file whose own name holds the ``@`` is taken as it is. Blocks are named (``IN04=0.5,OUT00=0``) or
+    a vector.
+    """
+    if os.path.exists(text):  # noqa: PTH110 (Path.exists raises where text is too long for a name)
+        return Step(kind, Path(text))
+    name, at, number = text.rpartition("@")
+    if not at:
+        return Step(kind, Path(text))
+    number, colon, blocks = number.partition(":")
+    try:
+        strength = float(number)
+    except ValueError:
+        raise UsageError(
+            "the strength is not a number",
+            where=f"--{kind} {text}",
+            expected="FILE, FILE@NUMBER or FILE@NUMBER:BLOCKS, such as style.safetensors@0.8",
+            found=repr(number),
+        ) from None
+    return Step(kind, Path(name), strength, parse_blocks(blocks) if colon else None)

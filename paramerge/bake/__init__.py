@@ -1,0 +1,1 @@
+"""``bake``: adapters into a checkpoint."""

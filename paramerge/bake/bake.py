@@ -1,0 +1,285 @@
+"""Carrying out a plan: from the base's files to the output, in one pass, nothing half done left behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from paramerge.adapters.overflow import overflowing
+from paramerge.apply.kernel import LayerResult
+from paramerge.bake.history import public_metadata
+from paramerge.bake.output import check_output, write_companions
+from paramerge.bake.plan import FilePlan, Plan
+from paramerge.bake.recipe import InputFile, build_recipe, output_metadata
+from paramerge.bake.stream import TensorStream
+from paramerge.bake.tasks import WORKERS, Task, make_tasks
+from paramerge.errors import CheckpointError
+from paramerge.files.hashing import HashBeside, cached_sha256
+from paramerge.files.header import encode_header
+from paramerge.files.positioned import PositionedWriter, write_all_at
+from paramerge.files.source import Source, check_unchanged
+from paramerge.files.staging import new_folder
+from paramerge.files.writer import check_written, new_file, output_error
+
+__all__ = ["BakeReport", "Progress", "bake"]
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all; from several threads, but never from two at once."""
+
+_UNKNOWN_HASH = "0" * 64
+"""Stands in the header for a hash that is computed during the pass: same length, so no byte moves."""
+
+
+@dataclass(frozen=True)
+class BakeReport:
+    """What a bake did.
+
+    Attributes
+    ----------
+    output:
+        The file or folder written.
+    layers:
+        Each changed layer, in file order: directions removed and rank of the change.
+    recipe:
+        The recipe as it stands in the output.
+    seconds:
+        Wall time of the work, without the start of Python.
+    output_bytes:
+        Bytes of the weights written.
+    direct_writes:
+        Whether the file system took direct writes.
+    """
+
+    output: Path
+    layers: tuple[LayerResult, ...] = field(repr=False)
+    recipe: dict[str, object] = field(repr=False)
+    seconds: float
+    output_bytes: int
+    direct_writes: bool
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready data."""
+        return {**asdict(self), "output": str(self.output)}
+
+
+def bake(
+    plan: Plan,
+    output: str | os.PathLike[str],
+    progress: Progress | None = None,
+    *,
+    overwrite: bool = False,
+    base_sha256: Collection[str] = (),
+) -> BakeReport:
+    """Write the checkpoint that ``plan`` describes to ``output`` (a file, or a folder for a diffusers base).
+
+    Arithmetic is in float32 or better with one rounding; tensors that the plan does not name keep their
+    bytes. The same inputs, versions and options give the same bytes on processors of one kind.
+    Every hash in the recipe is that of the bytes that were used.
+
+    Parameters
+    ----------
+    base_sha256:
+        SHA-256 (hex) of the base that is meant, where it was looked for by hash: one of its files must have
+        one of these. None given, any base will do.
+
+    Parameters
+    ----------
+    overwrite:
+        Whether a file at ``output`` may be replaced, or a folder that paramerge wrote.
+
+    Raises
+    ------
+    InputChangedError
+        An input was written to or replaced since it was opened.
+    CheckpointError
+        No file of the base has a hash of ``base_sha256``.
+    OutputError
+        ``output`` is one of the inputs, stands there already, cannot be written, or the disk is full.
+    NonFiniteError
+        NaN or Inf in an adapter or in a result. In every case of an error ``output`` is as it was.
+    """
+    began = time.perf_counter()
+    output = check_output(plan, Path(output), overwrite=overwrite)
+    job = _Job(plan, progress, base_sha256)
+    if plan.base.is_folder:
+        layers, recipe = _bake_folder(job, output, overwrite)
+    else:
+        layers, recipe = _bake_file(job, output, overwrite)
+    return BakeReport(
+        output=output,
+        layers=tuple(layers),
+        recipe=recipe,
+        seconds=time.perf_counter() - began,
+        output_bytes=plan.output_bytes,
+        direct_writes=job.direct,
+    )
+
+
+def _bake_file(job: _Job, output: Path, overwrite: bool) -> tuple[list[LayerResult], dict[str, object]]:
+    (file,) = job.plan.files
+    with new_file(output, overwrite=overwrite) as descriptor:
+        layers = job.stream(file, descriptor)
+        recipe = job.recipe()
+        job.write_header(file, descriptor, recipe)
+        job.check_inputs()
+    return layers, recipe
+
+
+def _bake_folder(job: _Job, output: Path, overwrite: bool) -> tuple[list[LayerResult], dict[str, object]]:
+    layers: list[LayerResult] = []
+    with new_folder(output, overwrite=overwrite) as folder:
+        for file in job.plan.files:
+            layers += _in_folder(job, file, folder, lambda fd, file=file: job.stream(file, fd))  # type: ignore[misc]
+        recipe = job.recipe()
+        for file in job.plan.files:
+            _in_folder(job, file, folder, lambda fd, file=file: job.write_header(file, fd, recipe))  # type: ignore[misc]
+        write_companions(job.plan, folder, recipe)
+        job.check_inputs()
+    return layers, recipe
+
+
+_T = TypeVar("_T")
+
+
+def _in_folder(job: _Job, file: FilePlan, folder: Path, action: Callable[[int], _T]) -> _T:
+    path = folder / file.relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            result = action(descriptor)
+            os.fsync(descriptor)
+            return result
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise output_error(error, path) from error
+
+
+class _Job:
+    """The state of one bake: hashes known so far, bytes done, and the header each file will get."""
+
+    def __init__(self, plan: Plan, progress: Progress | None, base_sha256: Collection[str]) -> None:
+        self.plan = plan
+        self.direct = False
+        self._progress = progress
+        self._total = sum(tensor.info.nbytes for file in plan.files for tensor in file.tensors)
+        self._done = 0
+        self._lock = threading.Lock()
+        self._wanted = frozenset(base_sha256)
+        self._hashes = {
+            # a base that was found by its hash is not believed to have it because the cache says so
+            source: None if self._wanted else cached_sha256(source)
+            for source in plan.base.weight_sources
+        }
+        self._step_files = [
+            [InputFile.of(source, source.sha256()) for source in step.adapter.opened] for step in plan.steps
+        ]
+
+    def stream(self, file: FilePlan, descriptor: int) -> list[LayerResult]:
+        """Write all tensors of ``file`` at their places, and learn the source's SHA-256 on the way."""
+        source = file.source.header.source
+        data_start = len(self._header(file, self.recipe()))
+        tasks = iter(make_tasks(file.tensors, data_start))
+        size = data_start + sum(tensor.nbytes for tensor in file.tensors)
+        writer = PositionedWriter(descriptor, size)
+        self.direct = self.direct or writer.is_direct
+        before = self._done
+        hasher = None if self._hashes[source] else HashBeside(source, lambda: self._done - before)
+        try:
+            layers = self._run_workers(source, writer, tasks)
+            if hasher is not None:
+                self._hashes[source] = hasher.result()
+        finally:
+            if hasher is not None:
+                hasher.stop()
+            writer.close()
+        order = {name: index for index, name in enumerate(str(e.target.module) for e in self.plan.edits)}
+        return sorted(layers, key=lambda layer: order[layer.name])
+
+    def recipe(self) -> dict[str, object]:
+        """The recipe, with zeros for hashes that are not known yet."""
+        base_files = []
+        for file in self.plan.files:
+            source = file.source.header.source
+            digest = self._hashes[source] or _UNKNOWN_HASH
+            base_files.append(InputFile.of(source, digest, str(file.relative)))
+        return build_recipe(self.plan, base_files, self._step_files)
+
+    def write_header(self, file: FilePlan, descriptor: int, recipe: dict[str, object]) -> None:
+        """Write the header, last, when every hash is known; its length was fixed before."""
+        header = self._header(file, recipe)
+        write_all_at(descriptor, header, 0)
+        size = len(header) + sum(tensor.nbytes for tensor in file.tensors)
+        check_written(descriptor, header, size, file.relative)
+
+    def check_inputs(self) -> None:
+        """Refuse inputs that changed since they were opened, and a base that is not the one looked for."""
+        check_unchanged(self.plan.base, *(step.adapter for step in self.plan.steps))
+        if self._wanted and self._wanted.isdisjoint(digest for digest in self._hashes.values() if digest):
+            raise CheckpointError(
+                "the base that was found is not the one that was looked for",
+                where=self.plan.base.path,
+                expected="a file with the SHA-256 " + " or ".join(sorted(self._wanted)),
+                found=", ".join(sorted(digest for digest in self._hashes.values() if digest)),
+                hint="give the base that is meant: --base model.safetensors",
+            )
+
+    def _header(self, file: FilePlan, recipe: dict[str, object]) -> bytes:
+        source = file.source.header
+        entries = [(t.info.key, t.dtype, t.info.shape, t.nbytes) for t in file.tensors]
+        if not file.touched and self.plan.base.is_folder:
+            public = public_metadata(source.metadata)
+            if not self.plan.options.private or public == source.metadata:
+                return source.source.read(0, source.data_start)  # an untouched component keeps every byte
+            return encode_header(entries, public)
+        return encode_header(entries, output_metadata(source.metadata, self.plan, recipe))
+
+    def _run_workers(
+        self, source: Source, writer: PositionedWriter, tasks: Iterator[Task]
+    ) -> list[LayerResult]:
+        stop = threading.Event()
+
+        def work() -> list[LayerResult]:
+            torch.set_num_threads(1)  # the workers are the parallelism; more threads would only contend
+            layers: list[LayerResult] = []
+            stream = TensorStream(source, writer, self._report)
+            try:
+                while not stop.is_set():
+                    with self._lock:
+                        task = next(tasks, None)
+                    if task is None:
+                        break
+                    with overflowing():
+                        layers += stream.run(task)
+            except BaseException:
+                stop.set()
+                raise
+            return layers
+
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(WORKERS, thread_name_prefix="bake") as pool:
+                futures = [pool.submit(work) for _ in range(WORKERS)]
+                try:
+                    wait(futures, return_when=FIRST_EXCEPTION)
+                except BaseException:  # Ctrl-C: let the workers end their task, then leave
+                    stop.set()
+                    raise
+                return [layer for future in futures for layer in future.result()]
+        finally:
+            torch.set_num_threads(threads)
+
+    def _report(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            if self._progress is not None:
+                self._progress(self._done, self._total)

@@ -1,0 +1,138 @@
+"""Finding the base that an adapter was made for, by its hash, among the models the user has."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from paramerge.adapters import Adapter
+from paramerge.checkpoints.component_folder import is_shard
+from paramerge.errors import FileFormatError, ParamergeError, UsageError
+from paramerge.files.hashing import cached_sha256, legacy_hash, source_sha256
+from paramerge.files.header import read_header
+from paramerge.files.source import Source
+
+__all__ = ["MODELS_VARIABLE", "find_base", "model_folders", "named_hashes"]
+
+MODELS_VARIABLE = "PARAMERGE_MODELS"
+
+_SHA256_LENGTH = 64
+_SMALLEST_BASE = 1 << 20
+"""Files below this are no checkpoints; they are not hashed."""
+
+
+def model_folders() -> list[Path]:
+    """The folders of the environment variable ``PARAMERGE_MODELS`` (separated as in ``PATH``)."""
+    return [Path(part).expanduser() for part in os.environ.get(MODELS_VARIABLE, "").split(os.pathsep) if part]
+
+
+def named_hashes(adapters: Iterable[Adapter]) -> list[str]:
+    """Every SHA-256 (lower-case hex) that the adapters give for the base that they were made for."""
+    hashes = [hash_.lower() for adapter in adapters for hash_ in adapter.base_hashes]
+    return [hash_ for hash_ in dict.fromkeys(hashes) if len(hash_) == _SHA256_LENGTH]
+
+
+def find_base(adapters: Sequence[Adapter], note: Callable[[str], None] = lambda _: None) -> Path:
+    """The checkpoint that the first adapter which names one was made for.
+
+    Looked for in the huggingface_hub cache (whose files are named by their SHA-256) and in the folders of
+    ``PARAMERGE_MODELS``: known hashes first, then the short hashes of older trainers as a filter, and only
+    then by hashing. A file inside a diffusers folder stands for the folder. ``note`` is told what takes long.
+
+    A known hash and a name are believed here, and may be out of date: give :func:`named_hashes` to
+    :func:`paramerge.bake.bake.bake`, which hashes the base that it reads.
+
+    Raises
+    ------
+    UsageError
+        No adapter names its base, or no file has the hash.
+    """
+    wanted = [hash_ for adapter in adapters for hash_ in adapter.base_hashes]
+    exact = named_hashes(adapters)
+    short = [hash_.lower() for hash_ in wanted if len(hash_) < _SHA256_LENGTH]
+    if not wanted:
+        raise UsageError(
+            "no base was given, and none of the adapters says which one it was made for",
+            where=", ".join(adapter.path.name for adapter in adapters),
+            hint="give it: --base model.safetensors",
+        )
+    for digest in exact:
+        found = _in_hub_cache(digest)
+        if found is not None:
+            return _as_base(found)
+    candidates = list(_candidates(model_folders()))
+    found = _by_sha256(candidates, exact, note) if exact else _by_short_hash(candidates, short)
+    if found is not None:
+        return _as_base(found)
+    folders = os.environ.get(MODELS_VARIABLE)
+    raise UsageError(
+        "no base was given, and the one the adapters were made for was not found",
+        where=f"{MODELS_VARIABLE}={folders}" if folders else f"{MODELS_VARIABLE} is not set",
+        expected="a checkpoint with the hash " + (exact or short)[0],
+        found=f"{len(candidates)} checkpoints there, none with that hash",
+        hint=f"give it with --base, or put its folder into {MODELS_VARIABLE} (separated by '{os.pathsep}')",
+    )
+
+
+def _candidates(folders: Iterable[Path]) -> Iterator[Path]:
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(
+                "a folder of models does not exist",
+                where=f"{MODELS_VARIABLE}: {folder}",
+                hint="correct the variable, or give --base",
+            )
+        for path in sorted(folder.rglob("*.safetensors")):
+            if path.is_file() and path.stat().st_size >= _SMALLEST_BASE:
+                yield path
+
+
+def _by_sha256(candidates: Sequence[Path], wanted: Sequence[str], note: Callable[[str], None]) -> Path | None:
+    unknown = []
+    for path in candidates:
+        source = _readable(path)
+        known = None if source is None else cached_sha256(source)
+        if known in wanted:
+            return path
+        if source is not None and known is None:
+            unknown.append(path)
+    for path in unknown:
+        note(f"hashing {path.name} to find the base")
+        with contextlib.suppress(FileFormatError):  # it went away, or cannot be read
+            if source_sha256(Source.open(path)) in wanted:
+                return path
+    return None
+
+
+def _by_short_hash(candidates: Sequence[Path], wanted: Sequence[str]) -> Path | None:
+    """The one file with a short hash; two of them decide nothing."""
+    found = [path for path in candidates if _readable(path) and legacy_hash(path) in wanted]
+    return found[0] if len(found) == 1 else None
+
+
+def _readable(path: Path) -> Source | None:
+    """The file, opened, if it is safetensors; else None."""
+    try:
+        return read_header(path).source
+    except ParamergeError:
+        return None
+
+
+def _in_hub_cache(digest: str) -> Path | None:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for blob in Path(HF_HUB_CACHE).glob(f"models--*/blobs/{digest}"):
+        for path in sorted((blob.parent.parent / "snapshots").rglob("*.safetensors")):
+            if path.resolve() == blob.resolve():
+                return path
+    return None
+
+
+def _as_base(path: Path) -> Path:
+    """The diffusers folder that a component's file lies in, the folder of a shard, or the file itself."""
+    folder = path.parent.parent
+    if (folder / "model_index.json").is_file():
+        return folder
+    return path.parent if is_shard(path) and (path.parent / "config.json").is_file() else path

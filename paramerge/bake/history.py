@@ -1,0 +1,123 @@
+"""What a base says of its own past: the recipe of an earlier bake and other metadata, all from outside.
+
+A recipe is kept whole if it is one that every reader of JSON can take; under ``--private`` what is not known
+to be free of names is left out of it, and of the metadata, as far back as they go.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from paramerge.adapters import FAMILIES
+from paramerge.checkpoints.layout import Base
+from paramerge.files.recipe_text import RECIPE_KEY, parsed_recipe
+from paramerge.strict_json import parse
+
+__all__ = ["EarlierRecipe", "earlier_recipe", "public_metadata", "without_paths"]
+
+
+@dataclass(frozen=True)
+class EarlierRecipe:
+    """The recipe that a base carries, or why it cannot be kept; neither for a base that is no bake."""
+
+    recipe: dict[str, object] | None = None
+    fault: str | None = None
+
+
+def earlier_recipe(base: Base, *, private: bool = False) -> EarlierRecipe:
+    """The recipe of a base that is itself a bake; ``private`` for all but its names."""
+    found = EarlierRecipe()
+    for file in base.files:
+        text = file.header.metadata.get(RECIPE_KEY)
+        if text is None:
+            continue
+        try:
+            recipe = parsed_recipe(text)
+        except ValueError as error:
+            found = EarlierRecipe(
+                fault=f"the recipe of an earlier bake in {file.relative} is left out: {error}"
+            )
+            continue
+        return EarlierRecipe(_without_names(recipe) if private else recipe)
+    return found
+
+
+def public_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The entries that say what a model is, and not whose: none in which names or paths could stand."""
+    return {
+        key: value for key, value in metadata.items() if key in _PUBLIC and _PUBLIC_VALUE.fullmatch(value)
+    }
+
+
+def without_paths(config: bytes) -> bytes:
+    """A configuration (JSON) without the entries that say where a model was loaded from."""
+    try:
+        content = parse(config)
+    except ValueError:
+        return config
+    if not isinstance(content, dict) or not content.keys() & _LOADED_FROM:
+        return config
+    kept = {key: value for key, value in content.items() if key not in _LOADED_FROM}
+    return (json.dumps(kept, indent=2) + "\n").encode()
+
+
+_LOADED_FROM = {"_name_or_path", "name_or_path"}
+_PUBLIC = {
+    "format",
+    "modelspec.sai_model_spec",
+    "modelspec.architecture",
+    "modelspec.implementation",
+    "modelspec.resolution",
+    "modelspec.prediction_type",
+    "modelspec.timestep_range",
+    "modelspec.encoder_layer",
+}
+_PUBLIC_VALUE = re.compile(r"[A-Za-z0-9_.,/+-]{0,64}")
+
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+_WORD = re.compile(r"[A-Za-z0-9_.+-]{1,40}")
+_BLOCK = re.compile(r"[A-Z]{2,4}[0-9]{0,2}")
+_WORDS = {
+    *("versions", "paramerge", "torch", "numpy", "ml_dtypes", "kernel"),
+    *("layout", "architecture", "kind", "family", "dialect", "merge", "dtype", "krona"),
+}
+_INSIDE = {"base", "steps", "files", "options", "versions", "base_recipe"}
+_NUMBERS = {
+    *("recipe", "bytes", "strength", "layers", "layers_excluded", "layers_unmatched", "keys_left_over"),
+    *("gamma", "allow_unmatched", "private", "lokr_scale", "weight"),
+}
+
+
+def _without_names(recipe: Mapping[str, object]) -> dict[str, object]:
+    """The entries that a recipe of paramerge has, in the form that they have there, without names."""
+    return {key: kept for key, value in recipe.items() if (kept := _kept(key, value)) is not _NOTHING}
+
+
+_NOTHING = object()
+
+
+def _kept(key: str, value: object) -> object:
+    if key in _INSIDE and isinstance(value, dict):
+        return _without_names(value)
+    if key in _INSIDE and isinstance(value, list):
+        return [_without_names(item) for item in value if isinstance(item, dict)]
+    if key == "families" and isinstance(value, dict):
+        return {name: count for name, count in value.items() if name in FAMILIES.values() and _number(count)}
+    if key == "blocks" and isinstance(value, dict):
+        return {
+            name: _without_names(use)
+            for name, use in value.items()
+            if _BLOCK.fullmatch(name) and isinstance(use, dict)
+        }
+    if isinstance(value, str):
+        known = _HEX.fullmatch(value) if key == "sha256" else key in _WORDS and _WORD.fullmatch(value)
+        return value if known else _NOTHING
+    return value if key in _NUMBERS and _number(value) else _NOTHING
+
+
+def _number(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float)

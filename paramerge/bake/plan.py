@@ -1,0 +1,438 @@
+"""From headers to a plan: what will happen to each tensor, before any tensor is read.
+
+The plan is plain data. It can be printed (``--dry-run``), tested, and written into the output as the recipe;
+:mod:`paramerge.bake.bake` only carries it out.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+
+from paramerge.adapters import Adapter, LayerModule, Leftover, LoraModule, ParaModule
+from paramerge.algebra import adjusted_rank
+from paramerge.apply.cautions import already_baked, given_twice, lost_in_fp8, unusual_strengths
+from paramerge.apply.steps import BakeOptions, Kind, Step
+from paramerge.bake.history import earlier_recipe
+from paramerge.checkpoints.layout import Base, WeightFile
+from paramerge.checkpoints.quantised import quantised_layer
+from paramerge.checkpoints.targets import Target
+from paramerge.errors import CheckpointError, UsageError
+from paramerge.files.dtypes import BITS, is_float
+from paramerge.files.header import TensorInfo
+from paramerge.models.names import COMPONENTS, ModuleName
+from paramerge.resolve.blocks import BlockUse, used_blocks
+from paramerge.resolve.matching import check_family, check_shape, check_unmatched
+from paramerge.resolve.naming import homes_of, in_names_of
+from paramerge.resolve.row_order import refuse_unknown_rows
+
+__all__ = [
+    "Edit",
+    "FamilyOp",
+    "FilePlan",
+    "LoraOp",
+    "Op",
+    "ParaOp",
+    "ParaPart",
+    "Plan",
+    "PlannedStep",
+    "TensorPlan",
+    "make_plan",
+]
+
+_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
+
+
+@dataclass(frozen=True, slots=True)
+class ParaPart:
+    """One PaRa's basis for a layer; ``step`` is its place among the steps."""
+
+    step: int
+    module: ParaModule
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParaOp:
+    """One PaRa, or several merged jointly, on a layer; ``limit`` is the rank boundary (None: no gamma)."""
+
+    parts: tuple[ParaPart, ...]
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoraOp:
+    """One LoRA on a layer; ``strength`` is the user's scale, without ``alpha / rank``."""
+
+    step: int
+    module: LoraModule
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyOp:
+    """An adapter of any other family on a layer, a norm, a bias or an embedding."""
+
+    step: int
+    module: LayerModule
+    strength: float
+
+
+Op = ParaOp | LoraOp | FamilyOp
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What happens to one layer: its place in the checkpoint and the operations in order."""
+
+    target: Target
+    ops: tuple[Op, ...]
+
+    @property
+    def needs_whole(self) -> bool:
+        """Whether an operation depends on the weight beyond ``Q^T W``: it must be in memory as a whole."""
+        return any(isinstance(op, FamilyOp) and op.module.depends_on_weight for op in self.ops)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """What happens to one stored tensor. Without edits and with the same dtype its bytes are copied."""
+
+    info: TensorInfo
+    component: str
+    dtype: str
+    edits: tuple[Edit, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor in the output."""
+        return self.info.elements * BITS[self.dtype] // 8 if self.converted else self.info.nbytes
+
+    @property
+    def converted(self) -> bool:
+        """Whether the output has another dtype."""
+        return self.dtype != self.info.dtype
+
+    @property
+    def touched(self) -> bool:
+        """Whether the tensor's values are worked on at all."""
+        return bool(self.edits) or self.converted
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """One file of weights: its tensors in the order of their bytes."""
+
+    source: WeightFile
+    tensors: tuple[TensorPlan, ...] = field(repr=False)
+
+    @property
+    def relative(self) -> PurePosixPath:
+        """Where the file stands in the output folder (its name, for a single file)."""
+        return self.source.relative
+
+    @property
+    def touched(self) -> bool:
+        """Whether any tensor of the file changes."""
+        return any(tensor.touched for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step with its adapter opened: which of its layers are applied and which are not."""
+
+    step: Step
+    adapter: Adapter = field(repr=False)
+    matched: tuple[ModuleName, ...] = field(repr=False)
+    excluded: tuple[ModuleName, ...] = field(repr=False, default=())
+    unmatched: tuple[ModuleName, ...] = field(repr=False, default=())
+    weights: Mapping[ModuleName, float] = field(repr=False, default_factory=dict)
+    """What multiplies the strength on each layer, where the step has block weights."""
+    blocks: tuple[BlockUse, ...] = ()
+    """The weights by block, with the layers that each holds."""
+
+    def strength_at(self, name: ModuleName) -> float:
+        """The step's strength on the layer ``name``."""
+        return self.step.strength * self.weights.get(name, 1.0)
+
+    @property
+    def largest_strength(self) -> float:
+        """The strength that is farthest from 0, over all layers."""
+        return max((self.step.strength, *map(self.strength_at, self.weights)), key=abs)
+
+    @property
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Keys of the file that are no layer of the adapter."""
+        return self.adapter.leftovers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a bake will do."""
+
+    base: Base
+    steps: tuple[PlannedStep, ...]
+    options: BakeOptions
+    files: tuple[FilePlan, ...] = field(repr=False)
+    left_alone: tuple[ModuleName, ...] = field(repr=False, default=())
+    warnings: tuple[str, ...] = ()
+    order_warnings: tuple[str, ...] = ()
+    """On LoRAs before PaRas; :mod:`paramerge.bake.diagnose` puts a number to them."""
+
+    @property
+    def edits(self) -> list[Edit]:
+        """All edited layers, in file order."""
+        return [edit for file in self.files for tensor in file.tensors for edit in tensor.edits]
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of all weights in the output (headers and companion files not counted)."""
+        return sum(tensor.nbytes for file in self.files for tensor in file.tensors)
+
+
+def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOptions) -> Plan:
+    """Decide what happens to every tensor of ``base``. Only headers have been read.
+
+    Raises
+    ------
+    ArchitectureError, UnmatchedError, ShapeError
+        An adapter does not belong to this base, or not all of it does.
+    CheckpointError
+        A layer that should change is stored in a form that cannot be computed on.
+    """
+    targets = {
+        name: target for file in base.files for name, target in ({**file.targets, **file.parameters}).items()
+    }
+    planned = [_match(base, targets, _resolved(step, adapter), adapter, options) for step, adapter in steps]
+    ops, left_alone = _operations(targets, planned, options)
+    files = tuple(_plan_file(file, ops, options) for file in base.files)
+    earlier = earlier_recipe(base)
+    adapters = [adapter for _, adapter in steps]
+    warnings = (
+        *base.warnings,
+        *([earlier.fault] if earlier.fault else []),
+        *unusual_strengths([(step.adapter.path.name, step.largest_strength) for step in planned]),
+        *given_twice(adapters),
+        *already_baked(earlier.recipe, adapters),
+        *lost_in_fp8(files, planned),
+        *_left_alone_warnings(left_alone, options),
+    )
+    return Plan(base, tuple(planned), options, files, left_alone, warnings, _order_warnings(planned))
+
+
+def _resolved(step: Step, adapter: Adapter) -> Step:
+    """The step with the kind that the file is, whichever option it was given to."""
+    kind: Kind = "adapter"
+    if adapter.family in ("para", "lora"):
+        kind = "para" if adapter.family == "para" else "lora"
+    return replace(step, kind=kind)
+
+
+def is_selected(name: ModuleName, only: Iterable[str]) -> bool:
+    """Whether ``name`` is within ``--only`` (component names and patterns; nothing given selects all)."""
+    patterns = tuple(only)
+    return not patterns or any(
+        name.component == pattern or fnmatch.fnmatchcase(str(name), pattern) for pattern in patterns
+    )
+
+
+def _is_excluded(
+    name: ModuleName, targets: Mapping[ModuleName, Target], present: Iterable[str], only: Iterable[str]
+) -> bool:
+    """Whether ``--only`` leaves the layer out: one that the base has, or of a model that the base has not.
+
+    A layer that is not found in a model that is there is none of either, whatever was selected.
+    """
+    if is_selected(name, only):
+        return False
+    return name in targets or not homes_of(name, present)
+
+
+def _match(
+    base: Base, targets: Mapping[ModuleName, Target], step: Step, adapter: Adapter, options: BakeOptions
+) -> PlannedStep:
+    check_family(base, targets, adapter)
+    adapter = in_names_of(base, targets, adapter, lambda name: is_selected(name, options.only))
+    present = {name.component for name in targets}
+    excluded = tuple(n for n in adapter.modules if _is_excluded(n, targets, present, options.only))
+    left_out = set(excluded)
+    wanted = [name for name in adapter.modules if name not in left_out]
+    matched = tuple(name for name in wanted if name in targets)
+    unmatched = tuple(n for n in wanted if n not in targets and not adapter.modules[n].optional)
+    if options.only and not any(is_selected(name, options.only) for name in adapter.modules):
+        raise UsageError(
+            "nothing of this adapter is selected",
+            where=adapter.path,
+            expected=f"layers that match --only {' '.join(options.only)}",
+            found=", ".join(sorted({name.component for name in adapter.modules})),
+            hint="give a component (unet, text_encoder ...) or a pattern such as 'unet.*attn2*'",
+        )
+    check_unmatched(base, targets, adapter, matched, unmatched, allowed=options.allow_unmatched)
+    refuse_unknown_rows(base, adapter, matched)
+    for name in matched:
+        check_shape(base, targets[name], adapter, adapter.modules[name])
+    weights: Mapping[ModuleName, float] = {}
+    blocks: tuple[BlockUse, ...] = ()
+    if step.blocks is not None:
+        weights, blocks = used_blocks(step.blocks, matched, base.architecture, adapter.path)
+    return PlannedStep(step, adapter, matched, excluded, unmatched, weights, blocks)
+
+
+def _operations(
+    targets: Mapping[ModuleName, Target], planned: Sequence[PlannedStep], options: BakeOptions
+) -> tuple[dict[ModuleName, tuple[Op, ...]], tuple[ModuleName, ...]]:
+    """The operations on each layer, and the layers a step leaves alone (rank boundary, strength 0)."""
+    modules = dict.fromkeys(name for step in planned for name in step.matched)
+    matched = [frozenset(step.matched) for step in planned]
+    result: dict[ModuleName, tuple[Op, ...]] = {}
+    left_alone: list[ModuleName] = []
+    for name in modules:
+        ops: list[Op] = []
+        for run in _runs(planned, options):
+            at_layer = [index for index in run if name in matched[index]]
+            if not at_layer:
+                continue
+            op = _operation(targets[name], planned, at_layer, name, options)
+            if op is None:
+                left_alone.append(name)
+            else:
+                ops.append(op)
+        if ops:
+            result[name] = tuple(ops)
+    return result, tuple(dict.fromkeys(left_alone))
+
+
+def _runs(planned: Sequence[PlannedStep], options: BakeOptions) -> list[list[int]]:
+    """Steps that act together: neighbouring PaRas in a joint merge; every other step alone."""
+    runs: list[list[int]] = []
+    for index, step in enumerate(planned):
+        joins = (
+            options.merge == "joint"
+            and step.step.kind == "para"
+            and index > 0
+            and planned[index - 1].step.kind == "para"
+        )
+        if joins:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return runs
+
+
+def _operation(
+    target: Target,
+    planned: Sequence[PlannedStep],
+    indices: Sequence[int],
+    name: ModuleName,
+    options: BakeOptions,
+) -> Op | None:
+    first = planned[indices[0]]
+    module = first.adapter.modules[name]
+    strength = first.strength_at(name)
+    if module.scale == 0 and not module.depends_on_weight:  # an alpha of 0
+        return None
+    if isinstance(module, LoraModule):
+        return LoraOp(indices[0], module, strength) if strength else None
+    if not isinstance(module, ParaModule):
+        return FamilyOp(indices[0], module, strength) if strength else None
+    parts = []
+    for index in indices:
+        module = planned[index].adapter.modules[name]
+        strength = planned[index].strength_at(name)
+        if isinstance(module, ParaModule) and strength != 0:
+            parts.append(ParaPart(index, module, strength))
+    if not parts:
+        return None
+    limit = None
+    if options.gamma is not None:
+        # A trained weight has full rank, and stored in 16 bits always (T14): rank(W0) = min(d, k).
+        full = min(target.shape[0], math.prod(target.shape[1:]))
+        limit = adjusted_rank(sum(part.module.rank for part in parts), options.gamma, full)
+        if limit == 0:
+            return None
+    return ParaOp(tuple(parts), limit)
+
+
+def _plan_file(file: WeightFile, ops: Mapping[ModuleName, tuple[Op, ...]], options: BakeOptions) -> FilePlan:
+    edits: dict[str, list[Edit]] = {}
+    for name, target in ({**file.targets, **file.parameters}).items():
+        if name in ops:
+            edits.setdefault(target.key, []).append(Edit(target, ops[name]))
+    _check_convertible(file, options)
+    tensors = []
+    for key, info in file.header.tensors.items():
+        component = file.components[key]
+        at_key = tuple(edits.get(key, ()))
+        if at_key:
+            _check_stack(file, at_key)
+            _check_editable(file, info)
+        tensors.append(TensorPlan(info, component, _output_dtype(info, component, options), at_key))
+    return FilePlan(file, tuple(tensors))
+
+
+def _check_stack(file: WeightFile, edits: Sequence[Edit]) -> None:
+    """Refuse to change stacked projections as one layer and one by one: nothing says which comes first."""
+    if len(edits) > 1 and any(edit.target.stack for edit in edits):
+        raise UsageError(
+            "one adapter changes stacked projections as one layer, another changes them one by one",
+            where=f"{file.header.path}: {edits[0].target.key}",
+            found=", ".join(str(edit.target.module) for edit in edits),
+            hint="bake them one after the other, each into the output of the one before",
+        )
+
+
+def _check_editable(file: WeightFile, info: TensorInfo) -> None:
+    scheme = file.quantised.get(info.key)
+    if scheme is not None or not is_float(info.dtype):
+        raise quantised_layer(f"{file.header.path}: {info.key}", scheme or f"codes of {info.dtype}")
+
+
+def _check_convertible(file: WeightFile, options: BakeOptions) -> None:
+    """Refuse another dtype for a component with quantised layers: it is not theirs to be cast."""
+    if options.dtype == "keep":
+        return
+    found = [
+        key for key in file.quantised if file.components[key] in COMPONENTS or key.endswith("scaled_fp8")
+    ]
+    if found:
+        raise CheckpointError(
+            f"this checkpoint is quantised ({file.quantised[found[0]]}): its codes and scales have no other "
+            "dtype",
+            where=f"{file.header.path}: {found[0]}",
+            expected="--dtype keep",
+            found=f"{options.dtype}, and {len(found)} tensors of quantised layers",
+            hint="take the fp16 or bf16 checkpoint, or leave --dtype away",
+        )
+
+
+def _output_dtype(info: TensorInfo, component: str, options: BakeOptions) -> str:
+    if options.dtype == "keep" or component not in COMPONENTS or not is_float(info.dtype):
+        return info.dtype
+    return _DTYPES[options.dtype]
+
+
+def _order_warnings(planned: Sequence[PlannedStep]) -> tuple[str, ...]:
+    warnings = []
+    for index, later in enumerate(planned):
+        earlier = [
+            p for p in planned[:index] if p.step.kind != "para" and set(p.matched) & set(later.matched)
+        ]
+        if later.step.kind == "para" and later.step.strength and earlier:
+            names = ", ".join(p.adapter.path.name for p in earlier)
+            warnings.append(
+                f"{names} comes before the PaRa {later.adapter.path.name}, which removes what of it lies in "
+                "its directions; the paper asks for PaRa first"
+            )
+    return tuple(dict.fromkeys(warnings))
+
+
+def _left_alone_warnings(left_alone: Sequence[ModuleName], options: BakeOptions) -> tuple[str, ...]:
+    if not left_alone:
+        return ()
+    reason = "their strength or their alpha is 0"
+    if options.gamma is not None:
+        reason = f"gamma {options.gamma:g} of their rank is less than one direction, or {reason}"
+    return (f"{len(left_alone)} layers are left alone by a step: {reason}",)

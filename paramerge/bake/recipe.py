@@ -1,0 +1,174 @@
+"""What the output says about itself: the recipe, and the fields that user interfaces read.
+
+The recipe (JSON in the metadata key ``paramerge.recipe``) names every input by its SHA-256, never by a path,
+with the steps in order, their strengths, all options and the versions: enough to do it again and to check it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import ml_dtypes
+import numpy as np
+
+from paramerge.bake.history import earlier_recipe, public_metadata
+from paramerge.bake.plan import Plan, PlannedStep
+from paramerge.checkpoints.layout import DIFFUSERS_FOLDER
+from paramerge.files.file_names import readable_name
+from paramerge.files.recipe_text import RECIPE_KEY
+from paramerge.files.source import Source
+from paramerge.models.architecture import MODELSPEC_NAMES
+from paramerge.resolve.blocks import BlockUse
+from paramerge.version import __version__
+
+__all__ = ["RECIPE_KEY", "RECIPE_VERSION", "InputFile", "build_recipe", "output_metadata"]
+
+RECIPE_VERSION = 1
+
+_RESOLUTION = {"sd15": "512x512", "sdxl": "1024x1024"}
+_STALE = (
+    "modelspec.hash_sha256",
+    "modelspec.date",
+    "modelspec.merged_from",
+    "sshs_model_hash",
+    "sshs_legacy_hash",
+)
+"""Fields of the base that would be untrue of the output."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """An input as the recipe knows it: its name (no path), SHA-256 (hex) and size in bytes."""
+
+    name: str
+    sha256: str
+    size: int
+
+    @classmethod
+    def of(cls, source: Source, sha256: str, name: str | None = None) -> InputFile:
+        """Describe a file that was opened."""
+        return cls(readable_name(name or source.path.name), sha256, source.size)
+
+
+def build_recipe(
+    plan: Plan, base_files: Sequence[InputFile], step_files: Sequence[Sequence[InputFile]]
+) -> dict[str, object]:
+    """The recipe as JSON-ready data.
+
+    ``base_files`` are the base's weight files and ``step_files`` the files of each step, in order.
+    """
+    import torch
+
+    options = plan.options
+    recipe: dict[str, object] = {
+        "recipe": RECIPE_VERSION,
+        "versions": {
+            "paramerge": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "ml_dtypes": ml_dtypes.__version__,
+            "kernel": torch.backends.cpu.get_cpu_capability(),
+        },
+        "base": {
+            "layout": plan.base.layout,
+            "architecture": plan.base.architecture,
+            "files": [_file(file, options.private and not plan.base.is_folder) for file in base_files],
+        },
+        "steps": [
+            _step(step, files, options.private) for step, files in zip(plan.steps, step_files, strict=True)
+        ],
+        "options": {
+            "merge": options.merge,
+            "gamma": options.gamma,
+            "only": list(options.only),
+            "dtype": options.dtype,
+            "allow_unmatched": options.allow_unmatched,
+            "private": options.private,
+            **{name: value for name, value in asdict(options.interpretation).items() if value is not None},
+        },
+    }
+    earlier = earlier_recipe(plan.base, private=options.private).recipe
+    if earlier is not None:
+        recipe["base_recipe"] = earlier
+    return recipe
+
+
+def output_metadata(base: Mapping[str, str], plan: Plan, recipe: Mapping[str, object]) -> dict[str, str]:
+    """The metadata of an output file: the base's own, less what is no longer true, plus the recipe.
+
+    A private bake keeps of the base's own only what says what kind of model it is.
+    """
+    base = public_metadata(base) if plan.options.private else base
+    metadata = {key: value for key, value in base.items() if key not in _STALE and key != RECIPE_KEY}
+    metadata.update(_modelspec(metadata, plan))
+    metadata.setdefault("format", "pt")
+    metadata[RECIPE_KEY] = json.dumps(recipe, separators=(",", ":"), sort_keys=True)
+    return metadata
+
+
+def _modelspec(base: Mapping[str, str], plan: Plan) -> dict[str, str]:
+    fields = {"modelspec.sai_model_spec": base.get("modelspec.sai_model_spec", "1.0.0")}
+    architecture = base.get("modelspec.architecture") or MODELSPEC_NAMES.get(plan.base.architecture)
+    if architecture:
+        fields["modelspec.architecture"] = architecture
+    implementation = base.get("modelspec.implementation") or _implementation(plan)
+    if implementation:
+        fields["modelspec.implementation"] = implementation
+    resolution = base.get("modelspec.resolution") or _RESOLUTION.get(plan.base.architecture)
+    if resolution:
+        fields["modelspec.resolution"] = resolution
+    names = [readable_name(name) for name in _names(plan)]
+    fields["modelspec.title"] = "merged model" if plan.options.private else _title(plan)
+    fields["modelspec.description"] = f"Baked with paramerge {__version__}; see {RECIPE_KEY}."
+    if not plan.options.private:
+        fields["modelspec.merged_from"] = ", ".join(names)
+    return fields
+
+
+def _implementation(plan: Plan) -> str | None:
+    """Whose names the keys have; None for a file of a model that has no name for them."""
+    if plan.base.layout == DIFFUSERS_FOLDER:
+        return "diffusers"
+    unet = any(name.component == "unet" for file in plan.base.files for name in file.targets)
+    return "sgm" if unet else None
+
+
+def _title(plan: Plan) -> str:
+    base, *names = (readable_name(name).removesuffix(".safetensors") for name in _names(plan))
+    strengths = [step.step.strength for step in plan.steps]
+    steps = [
+        name if strength == 1 else f"{name} @ {strength:g}"
+        for name, strength in zip(names, strengths, strict=True)
+    ]
+    return " + ".join([base, *steps])
+
+
+def _names(plan: Plan) -> list[str]:
+    return [plan.base.path.name, *(step.adapter.path.name for step in plan.steps)]
+
+
+def _file(file: InputFile, private: bool) -> dict[str, object]:
+    entry: dict[str, object] = {"sha256": file.sha256, "bytes": file.size}
+    return entry if private else {"name": file.name, **entry}
+
+
+def _step(step: PlannedStep, files: Sequence[InputFile], private: bool) -> dict[str, object]:
+    return {
+        "kind": step.step.kind,
+        "strength": step.step.strength,
+        "family": step.adapter.family,
+        **({} if step.step.kind != "adapter" else {"families": dict(step.adapter.families)}),
+        "dialect": step.adapter.dialect,
+        **({"blocks": {use.block: _block(use) for use in step.blocks}} if step.blocks else {}),
+        "files": [_file(file, private) for file in files],
+        "layers": len(step.matched),
+        "layers_excluded": len(step.excluded),
+        "layers_unmatched": len(step.unmatched),
+        "keys_left_over": sum(len(leftover.keys) for leftover in step.leftovers),
+    }
+
+
+def _block(use: BlockUse) -> dict[str, object]:
+    return {"weight": use.weight, "layers": use.layers}

@@ -1,0 +1,121 @@
+"""One worker: reads a piece of the source, has its tensors edited, writes it at its place in the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from paramerge.apply.dense import room_for
+from paramerge.apply.kernel import Blocks, LayerResult, TensorEditor, as_matrix, matrix_shape
+from paramerge.bake.tasks import BUFFER_BYTES, Placed, Task, held_bytes
+from paramerge.files.positioned import ALIGNMENT, PositionedWriter, aligned_buffer
+from paramerge.files.source import Source
+
+__all__ = ["TensorStream"]
+
+
+class TensorStream:
+    """A worker's buffers and its hands on the source and the output. Not shared between threads.
+
+    Memory does not grow with the tensors: a weight larger than the buffer is read twice when a step depends
+    on it, once to look at and once to write.
+    """
+
+    def __init__(self, source: Source, writer: PositionedWriter, report: Callable[[int], None]) -> None:
+        self._source = source
+        self._writer = writer
+        self._report = report
+        self._input = _buffer()
+        self._output: memoryview | None = None
+        self._blocks = Blocks()
+
+    def run(self, task: Task) -> list[LayerResult]:
+        """Do one task; returns what was done to its layers."""
+        if not task.large:
+            return self._run_group(task.tensors)
+        if task.tensors[0].plan.touched:
+            with room_for(task.tensors[0].plan):
+                return self._run_large(task.tensors[0])
+        self._copy_large(task.tensors[0])
+        return []
+
+    def _run_group(self, tensors: Sequence[Placed]) -> list[LayerResult]:
+        first, last = tensors[0], tensors[-1]
+        converted = any(placed.plan.converted for placed in tensors)
+        data = self._read(first.plan.info.start, last.plan.info.stop, first.position)
+        size = last.position + last.plan.nbytes - first.position
+        out = self._output_view(size, first.position) if converted else data
+        results = []
+        for placed in tensors:
+            start = placed.plan.info.start - first.plan.info.start
+            source = data[start : start + placed.plan.info.nbytes]
+            target = out[placed.position - first.position :][: placed.plan.nbytes]
+            if placed.plan.touched and source:
+                with room_for(placed.plan):
+                    results += self._edit(placed, source, target)
+            elif converted:
+                target[:] = source
+        self._writer.write(out, first.position)
+        self._report(len(data))
+        return results
+
+    def _edit(self, placed: Placed, source: memoryview, target: memoryview) -> list[LayerResult]:
+        plan = placed.plan
+        columns = matrix_shape(plan)[1]
+        weight = as_matrix(source, plan.info.dtype, columns)
+        editor = TensorEditor(plan, self._blocks)
+        if editor.must_look:
+            editor.look(weight, 0)
+        editor.write(weight, as_matrix(target, plan.dtype, columns), 0)
+        return editor.results
+
+    def _run_large(self, placed: Placed) -> list[LayerResult]:
+        """A tensor larger than the buffer, by runs of whole rows."""
+        plan = placed.plan
+        rows, columns = matrix_shape(plan)
+        read_row, written_row = plan.info.nbytes // rows, plan.nbytes // rows
+        step = max(1, BUFFER_BYTES // held_bytes(read_row, written_row, plan.converted))
+        runs = [(start, min(start + step, rows)) for start in range(0, rows, step)]
+        editor = TensorEditor(plan, self._blocks)
+
+        def read(start: int, stop: int, position: int) -> memoryview:
+            return self._read(plan.info.start + start * read_row, plan.info.start + stop * read_row, position)
+
+        if editor.must_look:
+            for start, stop in runs:
+                editor.look(as_matrix(read(start, stop, 0), plan.info.dtype, columns), start)
+        for start, stop in runs:
+            position = placed.position + start * written_row
+            data = read(start, stop, position)
+            out = self._output_view((stop - start) * written_row, position) if plan.converted else data
+            weight = as_matrix(data, plan.info.dtype, columns)
+            editor.write(weight, as_matrix(out, plan.dtype, columns), start)
+            self._writer.write(out, position)
+            self._report(len(data))
+        return editor.results
+
+    def _copy_large(self, placed: Placed) -> None:
+        info = placed.plan.info
+        for start in range(0, info.nbytes, BUFFER_BYTES):
+            stop = min(start + BUFFER_BYTES, info.nbytes)
+            data = self._read(info.start + start, info.start + stop, placed.position + start)
+            self._writer.write(data, placed.position + start)
+            self._report(len(data))
+
+    def _read(self, start: int, stop: int, position: int) -> memoryview:
+        """Bytes ``start`` to ``stop`` of the source, aligned in memory as ``position`` is in the output."""
+        shift = position % ALIGNMENT
+        if stop - start > len(self._input) - ALIGNMENT:  # a single row may exceed the buffer
+            self._input = _buffer(stop - start)
+        view = self._input[shift : shift + stop - start]
+        self._source.read_into(view, start)
+        return view
+
+    def _output_view(self, size: int, position: int) -> memoryview:
+        shift = position % ALIGNMENT
+        if self._output is None or size > len(self._output) - ALIGNMENT:
+            self._output = _buffer(size)
+        return self._output[shift : shift + size]
+
+
+def _buffer(size: int = BUFFER_BYTES) -> memoryview:
+    return memoryview(aligned_buffer(max(size, BUFFER_BYTES) + ALIGNMENT))

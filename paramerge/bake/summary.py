@@ -1,0 +1,210 @@
+"""A plan in figures: what ``--dry-run`` prints and ``--json`` gives to programs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from paramerge.adapters import ParaModule
+from paramerge.bake.plan import Edit, FamilyOp, LoraOp, Op, ParaOp, Plan, PlannedStep, TensorPlan
+from paramerge.bake.tasks import BUFFER_BYTES, WORKERS
+from paramerge.resolve.blocks import BlockUse
+
+__all__ = ["ComponentSummary", "PlanSummary", "StepSummary", "summarise"]
+
+_RUNTIME_BYTES = 235 << 20
+"""Python with torch (CPU build) loaded and its work areas touched."""
+
+_WORKER_BYTES = BUFFER_BYTES + (4 << 20)
+
+_COPIES = 4
+_MORE_COPIES = {"boft": 6, "svdiff": 7}
+"""Matrices of a whole layer's size, at most, while a step that depends on the weight is worked out."""
+
+
+@dataclass(frozen=True)
+class StepSummary:
+    """One step: what it is and how much of it is applied."""
+
+    kind: str
+    file: str
+    strength: float
+    dialect: str
+    layers: int
+    layers_by_component: dict[str, int]
+    layers_excluded: int
+    ranks: dict[int, int]
+    family: str
+    families: dict[str, int]
+    depends_on_weight: int
+    """Layers that it changes by what the steps before it left there."""
+    blocks: tuple[BlockUse, ...]
+    unmatched: tuple[str, ...]
+    leftovers: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class ComponentSummary:
+    """One component of the base: its tensors and bytes, and what each step does in it (layers, by step)."""
+
+    component: str
+    tensors: int
+    edited: int
+    converted: int
+    bytes_in: int
+    bytes_out: int
+    dtypes_in: dict[str, int]
+    dtypes_out: dict[str, int]
+    layers_by_step: tuple[int, ...]
+    largest_rank: int
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """The whole plan in figures."""
+
+    base: str
+    layout: str
+    architecture: str
+    steps: tuple[StepSummary, ...]
+    components: tuple[ComponentSummary, ...]
+    options: dict[str, object]
+    companions: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+    layers_left_alone: tuple[str, ...]
+    layers_held_whole: int
+    """Layers that are in memory as a whole, one at a time, since a step depends on all of the weight."""
+    bytes_in: int
+    bytes_out: int
+    peak_memory_bytes: int
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready data."""
+        return asdict(self)
+
+
+def summarise(plan: Plan) -> PlanSummary:
+    """Count what a plan does, from the plan alone."""
+    tensors = [tensor for file in plan.files for tensor in file.tensors]
+    order = list(dict.fromkeys(tensor.component for tensor in tensors))
+    components = tuple(
+        _component(name, [t for t in tensors if t.component == name], len(plan.steps)) for name in order
+    )
+    options = asdict(plan.options)
+    return PlanSummary(
+        base=plan.base.path.name,
+        layout=plan.base.layout,
+        architecture=plan.base.architecture,
+        steps=tuple(_step(step) for step in plan.steps),
+        components=components,
+        options=options,
+        companions=tuple(map(str, plan.base.companions)),
+        left_out=tuple((str(path), reason) for path, reason in plan.base.left_out),
+        warnings=(*plan.order_warnings, *plan.warnings),
+        layers_left_alone=tuple(map(str, plan.left_alone)),
+        layers_held_whole=sum(edit.needs_whole for edit in plan.edits),
+        bytes_in=sum(tensor.info.nbytes for tensor in tensors),
+        bytes_out=plan.output_bytes,
+        peak_memory_bytes=_peak_memory(plan, tensors),
+    )
+
+
+def _step(step: PlannedStep) -> StepSummary:
+    ranks = Counter(step.adapter.modules[name].rank for name in step.matched)
+    return StepSummary(
+        kind=step.step.kind,
+        file=step.adapter.path.name,
+        strength=step.step.strength,
+        dialect=step.adapter.dialect,
+        layers=len(step.matched),
+        layers_by_component=dict(Counter(name.component for name in step.matched)),
+        layers_excluded=len(step.excluded),
+        ranks=dict(sorted(ranks.items())),
+        family=step.adapter.family,
+        families=dict(step.adapter.families),
+        depends_on_weight=sum(
+            module.depends_on_weight
+            for name in step.matched
+            if not isinstance(module := step.adapter.modules[name], ParaModule)
+        ),
+        blocks=step.blocks,
+        unmatched=tuple(map(str, step.unmatched)),
+        leftovers=tuple((key, leftover.reason) for leftover in step.leftovers for key in leftover.keys),
+    )
+
+
+def _component(name: str, tensors: Sequence[TensorPlan], steps: int) -> ComponentSummary:
+    edits = [edit for tensor in tensors for edit in tensor.edits]
+    by_step = Counter(step for edit in edits for op in edit.ops for step in _steps_of(op))
+    return ComponentSummary(
+        component=name,
+        tensors=len(tensors),
+        edited=sum(bool(tensor.edits) for tensor in tensors),
+        converted=sum(tensor.converted for tensor in tensors),
+        bytes_in=sum(tensor.info.nbytes for tensor in tensors),
+        bytes_out=sum(tensor.nbytes for tensor in tensors),
+        dtypes_in=dict(Counter(tensor.info.dtype for tensor in tensors)),
+        dtypes_out=dict(Counter(tensor.dtype for tensor in tensors)),
+        layers_by_step=tuple(by_step[step] for step in range(steps)),
+        largest_rank=max((_rank_of_all(edit) for edit in edits), default=0),
+    )
+
+
+def _steps_of(op: Op) -> list[int]:
+    return [part.step for part in op.parts] if isinstance(op, ParaOp) else [op.step]
+
+
+def _rank_of_all(edit: Edit) -> int:
+    """The ranks of a layer's operations together; no more than the layer's own where one is not low."""
+    full = min(edit.target.shape[0], math.prod(edit.target.shape[1:]))
+    ranks = [_rank_of(op) for op in edit.ops]
+    known = sum(rank for rank in ranks if rank is not None)
+    return full if None in ranks else known if not _has_family(edit) else min(known, full)
+
+
+def _has_family(edit: Edit) -> bool:
+    return any(isinstance(op, FamilyOp) for op in edit.ops)
+
+
+def _rank_of(op: Op) -> int | None:
+    if isinstance(op, LoraOp):
+        return op.module.rank
+    if isinstance(op, FamilyOp):
+        return op.module.rank_bound
+    rank = sum(part.module.rank for part in op.parts)
+    return rank if op.limit is None else min(rank, op.limit)
+
+
+def _peak_memory(plan: Plan, tensors: Sequence[TensorPlan]) -> int:
+    """An estimate: the runtime, and for each worker its buffers and the largest layer's factors."""
+    largest = max((_factor_bytes(edit.ops) for tensor in tensors for edit in tensor.edits), default=0)
+    row = max((t.info.nbytes // max(1, t.info.shape[0]) for t in tensors if t.info.shape), default=0)
+    headers = 2_000 * len(tensors)
+    worker = _WORKER_BYTES + 3 * largest + max(0, row - BUFFER_BYTES)
+    whole = max((_whole_bytes(edit) for tensor in tensors for edit in tensor.edits), default=0)
+    return _RUNTIME_BYTES + headers + WORKERS * worker + whole
+
+
+def _whole_bytes(edit: Edit) -> int:
+    """What a layer takes that is held as a whole in float64: itself, its result, and what lies between."""
+    if not edit.needs_whole:
+        return 0
+    elements = math.prod(edit.target.shape)
+    families = [op.module.family for op in edit.ops if isinstance(op, FamilyOp)]
+    return 8 * elements * max(_MORE_COPIES.get(family, _COPIES) for family in families)
+
+
+def _factor_bytes(ops: Sequence[Op]) -> int:
+    total = 0
+    for op in ops:
+        if isinstance(op, LoraOp):
+            module = op.module
+            total += 8 * module.rank * (module.out_features + module.in_features)
+        elif isinstance(op, FamilyOp):
+            total += 8 * sum(tensor.info.elements for tensor in op.module.tensors)
+        else:
+            total += 8 * sum(2 * part.module.out_features * part.module.rank for part in op.parts)
+    return total

@@ -1,0 +1,1 @@
+"""``compare``: what adapters do to each other."""

@@ -1,0 +1,157 @@
+"""Where a layer is in its model: the row and the column of a heat map, and names that fit a terminal."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from paramerge.formats.layers import layer_kind
+from paramerge.models.names import COMPONENTS, ModuleName
+
+__all__ = [
+    "Place",
+    "columns_in_order",
+    "component_title",
+    "group_of",
+    "place_of",
+    "short_name",
+    "sorted_rows",
+]
+
+_TITLES = {
+    "unet": "UNet",
+    "transformer": "Transformer",
+    "transformer_2": "Transformer 2",
+    "model": "Model",
+    "text_encoder": "Text encoder 1",
+    "text_encoder_2": "Text encoder 2",
+    "text_encoder_3": "Text encoder 3",
+}
+_SHORT = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2", "text_encoder_3": "te3"}
+
+_COLUMNS = {
+    "conv_in": "conv",
+    "conv_out": "conv",
+    "linear_1": "fc1",
+    "linear_2": "fc2",
+    "conv1": "conv1",
+    "conv2": "conv2",
+    "time_emb_proj": "time",
+    "conv_shortcut": "skip",
+    "downsamplers.0.conv": "resample",
+    "upsamplers.0.conv": "resample",
+    "proj_in": "proj in",
+    "attn1.to_q": "self q",
+    "attn1.to_k": "self k",
+    "attn1.to_v": "self v",
+    "attn1.to_out.0": "self out",
+    "attn2.to_q": "cross q",
+    "attn2.to_k": "cross k",
+    "attn2.to_v": "cross v",
+    "attn2.to_out.0": "cross out",
+    "ff.net.0.proj": "ff 1",
+    "ff.net.2": "ff 2",
+    "proj_out": "proj out",
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.out_proj": "out",
+    "mlp.fc1": "fc1",
+    "mlp.fc2": "fc2",
+    "text_projection": "proj",
+    "attn.to_q": "q",
+    "attn.to_k": "k",
+    "attn.to_v": "v",
+    "attn.to_out.0": "out",
+    "attn.add_q_proj": "text q",
+    "attn.add_k_proj": "text k",
+    "attn.add_v_proj": "text v",
+    "attn.to_add_out": "text out",
+    "self_attn.o_proj": "out",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+    "ff_context.net.0.proj": "text ff 1",
+    "ff_context.net.2": "text ff 2",
+    "proj_mlp": "ff 1",
+}
+"""The end of a layer's path and its column, in the order of the columns."""
+
+_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.")
+_NUMBERED = re.compile(r"(?:\w+\.)*?(?P<blocks>\w*(?:blocks?|layers?)|h)\.(?P<number>\d+)\.")
+_TEXT_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
+
+_ABBREVIATIONS = (
+    ("down_blocks.", "down."),
+    ("up_blocks.", "up."),
+    ("mid_block.", "mid."),
+    ("attentions.", "att."),
+    ("resnets.", "res."),
+    ("transformer_blocks.", "tb."),
+    ("text_model.encoder.", ""),
+)
+
+
+class Place(NamedTuple):
+    """A layer's cell: its component, the row (block) and the column (kind of layer)."""
+
+    component: str
+    row: str
+    column: str
+
+
+def place_of(name: ModuleName) -> Place:
+    """The cell that a layer belongs to; the transformer blocks of one attention share theirs."""
+    column = next((short for end, short in _COLUMNS.items() if f".{name.path}".endswith(f".{end}")), "other")
+    return Place(name.component, _row(name.path), column)
+
+
+def columns_in_order(columns: set[str]) -> list[str]:
+    """The columns that are there, from a block's beginning to its end."""
+    return [column for column in dict.fromkeys((*_COLUMNS.values(), "other")) if column in columns]
+
+
+def sorted_rows(rows: Sequence[str]) -> list[str]:
+    """Rows in the order in which data go through the model."""
+    return sorted(set(rows), key=_row_order)
+
+
+def group_of(name: ModuleName) -> tuple[int, str]:
+    """What tables group by, in their order: component and kind, as ``(0, "unet self-attention")``."""
+    kind = layer_kind(name).replace("transformer in/out", "proj in/out")
+    return COMPONENTS.index(name.component), f"{_SHORT.get(name.component, name.component)} {kind}"
+
+
+def component_title(component: str) -> str:
+    """The component's name for people."""
+    return _TITLES.get(component, component)
+
+
+def short_name(name: ModuleName) -> str:
+    """A name of about 40 characters: ``up.3.att.1.tb.0.attn1.to_v``, ``te1.layers.0.mlp.fc1``."""
+    path = name.path
+    for long, short in _ABBREVIATIONS:
+        path = path.replace(long, short)
+    return path if name.component == "unet" else f"{_SHORT.get(name.component, name.component)}.{path}"
+
+
+def _row(path: str) -> str:
+    if match := _BLOCK.match(path):
+        way, level, what, index = match.groups()
+        return f"{way} {level} sampler" if what.endswith("samplers") else f"{way} {level}.{index}"
+    if match := _TEXT_LAYER.match(path):
+        return f"layer {match[1]}"
+    if path.startswith("mid_block."):
+        return "mid"
+    if match := _NUMBERED.match(path):
+        return f"{match['blocks'].replace('_', ' ')} {match['number']}"
+    return path.partition(".")[0].replace("_", " ")
+
+
+def _row_order(row: str) -> tuple[int, list[float]]:
+    stages = {"time": 0, "add": 0, "class": 0, "conv in": 1, "down": 2, "layer": 2, "mid": 3, "up": 4}
+    stage = next((place for word, place in stages.items() if row.startswith(word)), 5)
+    numbers = [float(text) for text in re.findall(r"\d+", row)]
+    return stage, [*numbers, *([math.inf] if row.endswith("sampler") else [])]

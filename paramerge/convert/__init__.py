@@ -1,0 +1,1 @@
+"""``convert``: an adapter in another format."""

@@ -1,0 +1,126 @@
+"""PEFT's DEFT folders, read as a PaRa and written from one: ``DeftConfig(para=True, ... "qr")``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from paramerge import algebra
+from paramerge.adapters import Adapter, LayerModule, ParaModule
+from paramerge.convert.parts import Part
+from paramerge.convert.peft_folder import one_rank
+from paramerge.errors import AdapterError, FamilyError
+from paramerge.files.header import read_header
+from paramerge.files.source import Source
+from paramerge.files.tensors import stored
+from paramerge.formats import peft
+from paramerge.formats.layers import bare_layer
+from paramerge.formats.listing import listed
+from paramerge.formats.provenance import base_hashes, guess_architecture
+from paramerge.models.names import ModuleName
+
+__all__ = ["deft_config", "is_deft", "open_deft"]
+
+_SUFFIX = ".deft_P"
+_CONVOLUTIONS = ("conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut")
+
+
+def is_deft(path: Path) -> bool:
+    """Whether the folder ``path`` is PEFT's and says DEFT."""
+    config = path / peft.CONFIG_NAME
+    return (
+        path.is_dir()
+        and config.is_file()
+        and peft.read_config(Source.open(config)).get("peft_type") == "DEFT"
+    )
+
+
+def open_deft(folder: Path) -> Adapter:
+    """The PaRa in a DEFT folder, unread.
+
+    Raises
+    ------
+    FamilyError
+        A DEFT that is no PaRa, or keys that are no PaRa's.
+    AdapterError
+        The name of no layer.
+    """
+    from peft import DeftConfig
+
+    from paramerge.peft.deft import para_config
+
+    config = Source.open(folder / peft.CONFIG_NAME)  # before peft reads it: a change then shows
+    para_config(DeftConfig.from_pretrained(str(folder)))  # refuses one that is no orthogonal projection
+    header = read_header(folder / peft.WEIGHTS_NAME)
+    if other := [key for key in header.tensors if not key.endswith(_SUFFIX)]:
+        raise FamilyError(
+            "this DEFT adapter holds more than a PaRa",
+            where=header.path,
+            expected=f"keys that end in {_SUFFIX}",
+            found=listed(other),
+        )
+    modules: dict[ModuleName, LayerModule] = {}
+    for key in header.tensors:
+        name = bare_layer(key.removeprefix(peft.PREFIX).removesuffix(_SUFFIX))
+        if name is None:
+            raise AdapterError("a key names no layer", where=f"{header.path}: {key}")
+        modules[name] = ParaModule(name, stored(header, key))
+    return Adapter(
+        header.path,
+        (header.source, config),
+        "para",
+        "peft-deft",
+        modules,
+        (),
+        header.metadata,
+        guess_architecture(modules, header.metadata),
+        base_hashes(header.metadata),
+    )
+
+
+def deft_config(parts: Sequence[Part], linear: dict[ModuleName, bool] | None) -> dict[str, object]:
+    """``adapter_config.json`` of one model's PaRa.
+
+    Parameters
+    ----------
+    linear:
+        Whether each layer is linear, where a base was there to tell.
+
+    Raises
+    ------
+    UsageError
+        Several ranks.
+    FamilyError
+        A convolution: DEFT is for linear layers.
+    AdapterError
+        Dependent columns, out of which DEFT's QR would make directions.
+    """
+    from paramerge.peft.config import PaRaConfig
+    from paramerge.peft.deft import deft_config as renamed
+
+    for part in parts:
+        told = None if linear is None else linear.get(part.name)
+        if told is False or (told is None and part.name.path.split(".")[-1] in _CONVOLUTIONS):
+            raise FamilyError(
+                "DEFT is for linear layers",
+                where=part.name,
+                found="a convolution",
+                hint="keep the PaRa's own format, which paramerge.peft loads with its convolutions",
+            )
+        _refuse_dependent(part)
+    targets = sorted(part.name.path for part in parts)
+    config = renamed(PaRaConfig(r=one_rank(parts), target_modules=targets)).to_dict()
+    return {**config, "target_modules": targets, "inference_mode": True}
+
+
+def _refuse_dependent(part: Part) -> None:
+    basis = part.tensors["basis"]
+    cut = algebra.storage_tolerance(basis.dtype.name, basis.shape[1])
+    if algebra.orthonormalise(basis.astype(np.float64), rtol=cut).deficiency:
+        raise AdapterError(
+            "columns of this basis depend on each other, and DEFT would make directions of their rounding",
+            where=part.name,
+            hint="write it anew first: paramerge merge FILE -o CLEAN",
+        )

@@ -1,0 +1,175 @@
+"""What ``convert`` is asked for, and whether it can be: checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramerge.adapters import Adapter
+from paramerge.checkpoints.layout import Base
+from paramerge.convert.parts import HOLDS
+from paramerge.errors import FamilyError, UsageError
+from paramerge.files.outputs import check_output_file, check_output_folder, inputs_of
+from paramerge.formats.layers import bare_norm, clip_path, unet_path
+from paramerge.formats.listing import listed
+from paramerge.formats.lora_writer import LORA_DTYPES
+from paramerge.merge.request import Input
+from paramerge.models.flux_keys import single_file_path
+from paramerge.models.names import MODEL, ModuleName, split_kind
+
+__all__ = [
+    "FOLDERS",
+    "FORMATS",
+    "ConvertOptions",
+    "check_output",
+    "check_request",
+    "refuse_other_names",
+    "refuse_unread_names",
+]
+
+FORMATS = tuple(HOLDS)
+FOLDERS = ("peft", "deft")
+"""The formats whose adapters are folders."""
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """The options of ``paramerge convert``.
+
+    Attributes
+    ----------
+    to:
+        One of :data:`FORMATS`.
+    dtype:
+        ``F16``, ``BF16`` or ``F32``; None to keep each tensor's (of a PaRa that becomes a LoRA: F16).
+    partial:
+        Leave out what the format cannot hold, and keys that are no layer's, instead of refusing.
+    """
+
+    to: str
+    dtype: str | None = None
+    partial: bool = False
+
+    def __post_init__(self) -> None:
+        if self.to not in FORMATS:
+            raise UsageError("no such format", where="--to", expected=", ".join(FORMATS), found=self.to)
+        if self.dtype is not None and self.dtype not in LORA_DTYPES:
+            raise UsageError(
+                "an adapter is not stored so",
+                where="--dtype",
+                expected=", ".join(LORA_DTYPES),
+                found=self.dtype,
+            )
+
+
+def check_request(
+    inputs: Sequence[Input], adapters: Sequence[Adapter], options: ConvertOptions, base: Base | None
+) -> bool:
+    """Whether PaRas become a LoRA; refuses inputs that do not go together."""
+    families = {adapter.family for adapter in adapters}
+    to_lora = "para" in families and options.to not in ("para", "deft")
+    for given, adapter in zip(inputs, adapters, strict=True):
+        if given.scale != 1 and (adapter.family == "para" or not to_lora):
+            raise UsageError(
+                "a conversion keeps the strength of its input",
+                where=given.path,
+                expected="the file alone",
+                found=f"@{given.scale:g}",
+                hint="give the strength where the adapter is used",
+            )
+    if len(adapters) > 1 and not to_lora:
+        raise UsageError(
+            "several adapters are converted one by one",
+            where=", ".join(str(given.path) for given in inputs),
+            expected="one adapter, or PaRas and LoRAs for a LoRA's format",
+            hint="make them one first: paramerge merge A B -o BOTH",
+        )
+    if not to_lora:
+        return False
+    if others := sorted(families - {"para", "lora"}):
+        raise FamilyError(
+            "only PaRas and LoRAs become one LoRA", where=options.to, found=", ".join(others),
+            hint="bake them all, and extract a LoRA: paramerge extract --from BAKED --base BASE",
+        )  # fmt: skip
+    if base is None:
+        raise FamilyError(
+            "a PaRa is a LoRA for one base only: it takes away what that base would do",
+            where=f"--to {options.to}",
+            expected="--base",
+            found="no base",
+            hint="give the checkpoint that the LoRA will be used with, or convert --to para or deft",
+        )
+    return True
+
+
+def refuse_unread_names(adapters: Sequence[Adapter]) -> None:
+    """kohya's names of other models: which underscores are dots, only the checkpoint tells."""
+    for adapter in adapters:
+        if not adapter.dialect.startswith("kohya"):
+            continue
+        unread = [
+            str(name)
+            for name in adapter.modules
+            if "." not in name.path and not (unet_path(name.path) or clip_path(name.path))
+        ]
+        if unread:
+            raise UsageError(
+                "these names have underscores that may be dots",
+                where=adapter.path,
+                expected="--base, whose keys tell",
+                found=listed(unread, 3),
+            )
+
+
+def refuse_other_names(adapter: Adapter, base: Base | None) -> None:
+    """Refuse layers whose names in diffusers' implementation of the model are not known.
+
+    They are Stable Diffusion's, FLUX's, those of a base that is a folder, and those of an adapter that names
+    a pipeline's component or that PEFT saved from the model itself. Other names are of the model's original
+    implementation (``diffusion_model.``, kohya's), and diffusers would load nothing of them.
+
+    Raises
+    ------
+    UsageError
+    """
+    if base is not None and base.is_folder:
+        return
+    spelled = base is None and adapter.dialect in ("diffusers", "diffusers-old", "peft", "peft-deft")
+    unknown = [
+        str(name)
+        for name, module in adapter.modules.items()
+        if not _is_known_to_diffusers(name)
+        and not (spelled and (adapter.dialect.startswith("peft") or _names_component(module.keys[0], name)))
+    ]
+    if unknown:
+        raise UsageError(
+            "diffusers' names for layers of this adapter are not known",
+            where=adapter.path,
+            expected="layers of Stable Diffusion or FLUX, or --base with a folder in diffusers' layout",
+            found=listed(unknown, 3),
+            hint="these are the names of the model's original implementation: give that folder as --base, or "
+            "keep the file for the programs that read such names",
+        )
+
+
+def _is_known_to_diffusers(name: ModuleName) -> bool:
+    path = split_kind(name.path)[0]
+    if name.component.startswith("text_encoder"):
+        return "." in path
+    return bool(unet_path(path) or clip_path(path) or bare_norm(path) or single_file_path(path))
+
+
+def _names_component(key: str, name: ModuleName) -> bool:
+    """Whether the key begins with the component of a pipeline, and not with ComfyUI's prefix or nothing."""
+    return name.component != MODEL and key.startswith(f"{name.component}.")
+
+
+def check_output(
+    output: Path, to: str, adapters: Sequence[Adapter], base: Base | None, *, overwrite: bool
+) -> Path:
+    """Refuse an output that may not be written, and give it with its ending; raises OutputError."""
+    inputs = inputs_of(base, *adapters)
+    if to in FOLDERS:
+        return check_output_folder(output, inputs, overwrite=overwrite)
+    return check_output_file(output, inputs, overwrite=overwrite)

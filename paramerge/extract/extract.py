@@ -1,0 +1,311 @@
+"""``extract --from TUNED --base BASE``: the adapter that comes nearest to what was done to a base."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from paramerge.checkpoints.layout import Base
+from paramerge.convert.spelling import ENDINGS, spelling_of
+from paramerge.errors import FamilyError, UsageError
+from paramerge.extract.difference import Differences
+from paramerge.extract.families import EXTRACTORS, Extracted, ExtractOptions, holds
+from paramerge.extract.whole import WHOLE_FAMILIES, completed_norms, whole_difference
+from paramerge.files.dtypes import NUMPY
+from paramerge.files.hashing import source_sha256
+from paramerge.files.outputs import check_output_file, inputs_of
+from paramerge.files.source import check_unchanged
+from paramerge.files.writer import write_safetensors
+from paramerge.formats import write_para
+from paramerge.formats.listing import listed
+from paramerge.formats.lora_writer import LORA_DTYPES, kohya_metadata
+from paramerge.formats.native import BASE_HASH_KEY
+from paramerge.models.architecture import plain_architecture
+from paramerge.models.names import ModuleName
+from paramerge.version import __version__
+
+__all__ = ["EXTRACTION_KEY", "ExtractedLayer", "ExtractionReport", "extract"]
+
+EXTRACTION_KEY = "extraction.recipe"
+"""Metadata key of the output: both checkpoints by SHA-256, and the options, as JSON."""
+
+
+@dataclass(frozen=True)
+class ExtractedLayer:
+    """What became of a layer that was changed; see :class:`~paramerge.extract.families.Extracted`."""
+
+    name: ModuleName
+    rank: int
+    norm: float
+    error: float
+    excess: float
+    exact: bool
+    rounding: float
+    strength: float
+
+
+@dataclass(frozen=True)
+class ExtractionReport:
+    """What was extracted and written.
+
+    Attributes
+    ----------
+    unchanged:
+        Layers that are the same in both checkpoints, or differ by no more than rounding.
+    left_out:
+        What was changed and is not in the output, each with the reason.
+    """
+
+    family: str
+    output: Path
+    architecture: str
+    layers: tuple[ExtractedLayer, ...] = field(repr=False)
+    unchanged: int
+    left_out: dict[str, str]
+    whole: int = 0
+    """Norms, biases and embeddings that are in the output as whole differences."""
+    unlike: dict[str, str] = field(default_factory=dict)
+    """Layers that have another shape in each checkpoint, and are in no output."""
+
+    @property
+    def error(self) -> float:
+        """What the output misses of all layers' differences together, relative in Frobenius norm."""
+        total = math.hypot(*(layer.norm for layer in self.layers))
+        return math.hypot(*(layer.error * layer.norm for layer in self.layers)) / total if total else 0.0
+
+    @property
+    def excess(self) -> float:
+        """The largest bound of a layer: how much nearer the family could have come."""
+        return max((layer.excess for layer in self.layers), default=0.0)
+
+
+def extract(
+    tuned: Base,
+    base: Base,
+    output: Path,
+    options: ExtractOptions,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    overwrite: bool = False,
+) -> ExtractionReport:
+    """Write the adapter that turns ``base`` into ``tuned`` as nearly as its family can.
+
+    Layers are read, decomposed and rounded one at a time. Without ``rank``, ``energy`` and ``gamma`` a PaRa
+    must be exact: every changed layer a projection of the base's, to the rounding of the tuned one.
+
+    Raises
+    ------
+    UsageError
+        Options that the family has not, or none where it needs one; no difference at all.
+    ArchitectureError, UnmatchedError, ShapeError
+        The checkpoints are not of one kind.
+    FamilyError
+        A change that the family cannot hold (without ``partial``); a difference that is no PaRa.
+    NonFiniteError
+        A weight, or a factor in the output's dtype, that is not finite.
+    InputChangedError
+        A checkpoint was written to or replaced since it was opened.
+    OutputError
+        ``output`` is an input, stands there already (without ``overwrite``), or cannot be written.
+    """
+    _check(options)
+    output = check_output_file(output, inputs_of(tuned, base), overwrite=overwrite)
+    differences = Differences(base, tuned, options.only)
+    architecture = _named_architecture(base)
+    whole, left_out = _whole(differences, architecture, options)
+    if left_out and not options.partial:
+        raise _unheld(options, left_out)
+    found: dict[ModuleName, Extracted] = {}
+    unchanged = 0
+    for done, layer in enumerate(differences.changed()):
+        progress(done, len(differences.layers))
+        if layer is None:
+            unchanged += 1
+            continue
+        if reason := holds(layer, options):
+            left_out[str(layer.name)] = reason
+            if not options.partial:
+                raise _unheld(options, left_out)
+            continue
+        _stem(layer.name, options.family, architecture)  # a layer without a name is refused before the work
+        extracted = EXTRACTORS[options.family](layer, options)
+        if extracted is None:
+            unchanged += 1
+            continue
+        if options.family == "para" and not extracted.exact and _must_be_exact(options):
+            raise _no_para(layer.name, extracted)
+        found[layer.name] = extracted
+    progress(len(differences.layers), len(differences.layers))
+    if not found and not whole:
+        raise UsageError(
+            "there is nothing to extract",
+            where=tuned.path,
+            expected=f"a checkpoint whose layers differ from {base.path.name}'s",
+            found=f"{unchanged} layers that are the same"
+            + (f", {len(left_out)} left out" if left_out else ""),
+        )
+    _write(found, whole, tuned, base, output, options, overwrite)
+    layers = tuple(
+        ExtractedLayer(name, e.rank, e.norm, e.error, e.excess, e.exact, e.rounding, e.strength)
+        for name, e in found.items()
+    )
+    return ExtractionReport(
+        options.family, output, base.architecture, layers, unchanged, left_out, len(whole), differences.unlike
+    )
+
+
+def _named_architecture(base: Base) -> str | None:
+    """The architecture by whose names and sizes an adapter goes: the same for inpainting and plain."""
+    return None if base.architecture == "unknown" else plain_architecture(base.architecture)
+
+
+def _whole(
+    differences: Differences, architecture: str | None, options: ExtractOptions
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors for the norms, biases and embeddings that changed; what else changed, each with the reason."""
+    tensors: dict[str, np.ndarray] = {}
+    left_out = differences.changed_beside()
+    for name, difference in differences.changed_parameters():
+        here: dict[str, np.ndarray] = {}
+        if options.family in WHOLE_FAMILIES:
+            dialect = _dialect(name, options.family, architecture)
+            here = whole_difference(name, difference, dialect, architecture, options)
+        tensors |= here
+        if not here:
+            left_out[str(name)] = "a norm, bias or embedding"
+    return tensors, left_out
+
+
+def _write(
+    found: dict[ModuleName, Extracted],
+    whole: dict[str, np.ndarray],
+    tuned: Base,
+    base: Base,
+    output: Path,
+    options: ExtractOptions,
+    overwrite: bool,
+) -> None:
+    hashes = [source_sha256(source) for source in base.weight_sources]
+    recipe = {
+        "paramerge": __version__,
+        "tuned_sha256": [source_sha256(source) for source in tuned.weight_sources],
+        "base_sha256": hashes,
+        "family": options.family,
+        **{key: value for key in ("rank", "energy", "gamma") if (value := getattr(options, key)) is not None},
+    }
+    check_unchanged(tuned, base)
+    metadata = {EXTRACTION_KEY: json.dumps(recipe, separators=(",", ":"), sort_keys=True)}
+    architecture = _named_architecture(base)
+    if options.family == "para":
+        bases = {name: layer.tensors["basis"] for name, layer in found.items()}
+        write_para(
+            output, bases, architecture=architecture, base_sha256=hashes, gamma=options.gamma,
+            dtype=options.dtype, metadata=metadata, overwrite=overwrite,
+        )  # fmt: skip
+        return
+    tensors = completed_norms(whole)
+    for name, layer in found.items():
+        tensors |= _named(name, layer, options.family, architecture)
+    entry = "ss_new_sd_model_hash" if len(hashes) == 1 else BASE_HASH_KEY
+    metadata[entry] = ",".join(hashes)
+    if options.family != "krona":
+        sizes = [(layer.rank, float(layer.rank)) for layer in found.values()]
+        metadata = kohya_metadata(sizes, architecture, ()) | metadata
+    if options.family == "lokr" or whole:
+        metadata["ss_network_module"] = "lycoris.kohya"
+    ordered = dict(sorted(tensors.items(), key=lambda i: (-i[1].itemsize, i[0])))
+    write_safetensors(output, ordered, metadata, overwrite=overwrite)
+
+
+def _named(
+    name: ModuleName, layer: Extracted, family: str, architecture: str | None
+) -> dict[str, np.ndarray]:
+    stem, dialect = _stem(name, family, architecture)
+    if family == "krona":
+        return {f"{stem}.{role}.weight": value for role, value in layer.tensors.items()}
+    endings = ENDINGS[dialect]
+    tensors = {f"{stem}.{endings.get(role, role)}": value for role, value in layer.tensors.items()}
+    if dialect == "kohya":
+        whole = "lokr_w1" in layer.tensors and "lokr_w2" in layer.tensors
+        tensors[f"{stem}.alpha"] = np.asarray(1 if whole else layer.rank, NUMPY["F16"])
+    return tensors
+
+
+def _stem(name: ModuleName, family: str, architecture: str | None) -> tuple[str, str]:
+    """What the layer's keys begin with, and the format that is so; raises UsageError where there is none."""
+    if family == "para":
+        return str(name), "para"
+    if family == "krona":
+        # the names of the published code: those of attention processors
+        attention, _, last = name.path.removesuffix(".0").rpartition(".")
+        return f"{name.component}.{attention}.processor.{last}_lora", "diffusers-old"
+    dialect = _dialect(name, family, architecture)
+    return spelling_of(dialect, architecture)(name), dialect
+
+
+def _dialect(name: ModuleName, family: str, architecture: str | None) -> str:
+    """The format of a LoRA's or a LoKr's names: kohya's, or for LoRAs of other models diffusers'."""
+    other = architecture is None or name.component not in ("unet", "text_encoder", "text_encoder_2")
+    return "diffusers" if other and family == "lora" else "kohya"
+
+
+def _must_be_exact(options: ExtractOptions) -> bool:
+    return options.rank is None and options.energy is None and options.gamma is None
+
+
+def _check(options: ExtractOptions) -> None:
+    given = {"--rank": options.rank, "--energy": options.energy, "--gamma": options.gamma}
+    told = [name for name, value in given.items() if value is not None]
+    if options.family not in EXTRACTORS:
+        raise UsageError(
+            "no such family can be extracted",
+            where="--family",
+            expected=", ".join(EXTRACTORS),
+            found=options.family,
+        )
+    if options.dtype not in LORA_DTYPES:
+        raise UsageError("an adapter is not stored so", where="--dtype", found=options.dtype)
+    if options.rank is not None and options.rank < 1:
+        raise UsageError("a rank counts directions", where="--rank", expected="above 0", found=options.rank)
+    for name, value in (("--energy", options.energy), ("--gamma", options.gamma)):
+        if value is not None and not 0 < value <= 1:
+            raise UsageError("this is a share", where=name, expected="a number in (0, 1]", found=value)
+    wrong = [name for name in told if name == "--gamma"] if options.family != "para" else []
+    wrong = told if options.family == "krona" else wrong
+    if wrong:
+        raise UsageError(
+            f"{' and '.join(wrong)} says nothing about this family", where=f"--family {options.family}"
+        )
+    if options.family == "lora" and len(told) != 1:
+        raise UsageError(
+            "say how large the LoRA may be, in one way",
+            where="--rank, --energy",
+            expected="--rank with a number, or --energy with a share",
+            found=" and ".join(told) or "neither",
+        )
+
+
+def _unheld(options: ExtractOptions, left_out: dict[str, str]) -> FamilyError:
+    return FamilyError(
+        f"what was changed here is not all of a kind that a {options.family} can hold",
+        where=listed(list(left_out), 3),
+        found="; ".join(dict.fromkeys(left_out.values())),
+        hint="to extract the rest without them, add --partial",
+    )
+
+
+def _no_para(name: ModuleName, layer: Extracted) -> FamilyError:
+    near = layer.error < 0.9 and abs(layer.strength - 1) > 0.01
+    return FamilyError(
+        "this difference is no PaRa: no directions were taken away from the layer, or not only that",
+        where=name,
+        expected=f"an error of at most {layer.rounding:.1e}, which rounding explains",
+        found=f"{layer.error:.1e} for the nearest, of rank {layer.rank}"
+        + (f", at strength {layer.strength:.2f}" if near else ""),
+        hint="extract a LoRA (--family lora --rank R), or the nearest PaRa of at most a rank (--rank R)",
+    )

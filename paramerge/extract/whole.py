@@ -1,0 +1,57 @@
+"""Norms, biases and embeddings: what a LoRA file holds of them, as whole differences.
+
+Under kohya's names a norm is LyCORIS' ``w_norm`` and ``b_norm``, which readers want together; the bias of a
+layer is ``diff_b``, an embedding ``diff``. Under dotted names all are ``diff`` and ``diff_b``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from paramerge.convert.spelling import spelling_of
+from paramerge.errors import UsageError
+from paramerge.extract.families import ExtractOptions
+from paramerge.formats.layers import dotted_norm
+from paramerge.formats.lora_writer import rounded
+from paramerge.models.names import ModuleName
+
+__all__ = ["WHOLE_FAMILIES", "completed_norms", "whole_difference"]
+
+WHOLE_FAMILIES = ("lora", "lokr")
+"""Families whose files have places for whole differences."""
+
+_PARTNERS = {"w_norm": "b_norm", "b_norm": "w_norm"}
+
+
+def whole_difference(
+    name: ModuleName, difference: np.ndarray, dialect: str, architecture: str | None, options: ExtractOptions
+) -> dict[str, np.ndarray]:
+    """The tensor for ``name``, which ends in ``.weight`` or ``.bias``; empty where the format has no place.
+
+    A vector is stored as F32: it takes little room, and the tuned one comes back to its own rounding.
+    """
+    path, _, kind = name.path.rpartition(".")
+    module = ModuleName(name.component, path)
+    try:
+        stem = spelling_of(dialect, architecture)(module)
+    except UsageError:
+        return {}
+    vector = difference.shape[1] == 1
+    norm = dialect == "kohya" and vector and dotted_norm(str(module)) is not None
+    role = (
+        {"weight": "w_norm", "bias": "b_norm"}[kind] if norm else {"weight": "diff", "bias": "diff_b"}[kind]
+    )
+    value = rounded(name, difference, "F32" if vector else options.dtype)
+    return {f"{stem}.{role}": value.reshape(-1) if vector else value}
+
+
+def completed_norms(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``tensors``, with zeros for the half of a norm that was not changed."""
+    found = dict(tensors)
+    for key, value in tensors.items():
+        stem, _, role = key.rpartition(".")
+        if role in _PARTNERS:
+            found.setdefault(f"{stem}.{_PARTNERS[role]}", np.zeros_like(value))
+    return found

@@ -1,0 +1,1 @@
+"""Safetensors on disk: checked headers, dtypes, tensors, the writer, hashes."""

@@ -1,0 +1,326 @@
+"""What a file is, as data: an adapter, one of a family that cannot be baked, a checkpoint, or neither.
+
+Headers decide; only of adapters that can be baked are the tensors read, for their norms and ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from paramerge.adapters import Adapter, LayerModule, ParaModule
+from paramerge.adapters.overflow import overflowing
+from paramerge.checkpoints.layout import Base, open_base
+from paramerge.errors import CheckpointError, FamilyError, NonFiniteError
+from paramerge.files.dtypes import NUMPY
+from paramerge.files.header import Header, read_header
+from paramerge.files.recipe_text import RECIPE_KEY, parsed_recipe
+from paramerge.files.tensors import stored
+from paramerge.formats import peft
+from paramerge.formats.families import CHECKPOINT, Survey, survey
+from paramerge.formats.layers import (
+    bare_layer,
+    clip_path,
+    dotted_layer,
+    layer_kind,
+    underscored_layer,
+    unet_path,
+)
+from paramerge.formats.opening import find_files, is_adapter_folder, open_adapter, short_names
+from paramerge.formats.provenance import possible_architectures
+from paramerge.interpretation import BY_TRAINER, Interpretation
+from paramerge.models.model_names import looks_like
+from paramerge.models.names import COMPONENTS, ModuleName
+from paramerge.system_faults import reading
+
+__all__ = [
+    "RECIPE_KEY",
+    "AdapterFacts",
+    "CheckpointFacts",
+    "ComponentFacts",
+    "ForeignFacts",
+    "LayerFacts",
+    "UnknownFacts",
+    "inspect_path",
+    "read_recipe",
+]
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One layer of an adapter.
+
+    Attributes
+    ----------
+    shape:
+        (out, in) of the change, a convolution flattened; (out,) for a PaRa and where the file does not
+        tell the inputs, () where it tells neither.
+    alpha, scale:
+        Of families with factors: what the file says (None: alpha = rank), and what their product is
+        multiplied by.
+    norm:
+        ``||W' - W||``, Frobenius, of families that do not depend on the weight; NaN where a tensor is not
+        finite.
+    directions:
+        Of a PaRa: the numerical rank of B, at most ``rank``; 0 where B is not finite.
+    family, form:
+        The family, and how it is represented here, in words.
+    rank_bound:
+        The most that the rank of the change can be; None where the file alone does not tell.
+    """
+
+    name: ModuleName
+    rank: int
+    shape: tuple[int, ...]
+    dtype: str
+    alpha: float | None = None
+    scale: float | None = None
+    norm: float | None = None
+    directions: int | None = None
+    family: str = "lora"
+    form: str = ""
+    rank_bound: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """``self-attention``, ``feed-forward`` ..."""
+        return layer_kind(self.name)
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """An adapter that ``bake`` takes."""
+
+    adapter: Adapter
+    layers: tuple[LayerFacts, ...] = field(repr=False)
+    size: int
+    """Bytes of its weights' file."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The file's own metadata."""
+        return self.adapter.metadata
+
+    @property
+    def possible(self) -> tuple[str, ...]:
+        """The architectures that have all its layers, where it does not tell which one it is for."""
+        return () if self.adapter.architecture else possible_architectures(self.adapter.modules)
+
+    @property
+    def looks_like(self) -> str | None:
+        """What the names of its layers remind of, where they are none of Stable Diffusion's."""
+        return looks_like(
+            name.path for name in self.adapter.modules if not (unet_path(name.path) or clip_path(name.path))
+        )
+
+
+@dataclass(frozen=True)
+class ForeignFacts:
+    """An adapter of a family that is known by name and cannot be baked, with the refusal of ``bake``."""
+
+    path: Path
+    reason: str
+    hint: str | None
+    families: Mapping[str, int]
+    """Modules of each family."""
+    components: Mapping[tuple[str, str], int]
+    """Modules by component and kind of layer, as far as their names are known."""
+    unnamed: int
+    """Modules whose names are not known."""
+    alphas: Mapping[float, int]
+    dtypes: Mapping[str, int]
+    tensors: int
+    size: int
+    metadata: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ComponentFacts:
+    """One component of a checkpoint."""
+
+    component: str
+    tensors: int
+    layers: int
+    """Layers that adapters can reach."""
+    size: int
+    dtypes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """A base checkpoint, or a baked one."""
+
+    base: Base
+    components: tuple[ComponentFacts, ...]
+    metadata: Mapping[str, str] = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(component.size for component in self.components)
+
+
+@dataclass(frozen=True)
+class UnknownFacts:
+    """A safetensors file that is neither, with the reason why not."""
+
+    path: Path
+    reason: str
+    keys: tuple[str, ...] = field(repr=False)
+    dtypes: Mapping[str, int]
+    size: int
+    metadata: Mapping[str, str] = field(repr=False)
+
+
+def inspect_path(
+    path: str | os.PathLike[str], interpretation: Interpretation = BY_TRAINER
+) -> AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts:
+    """Find out what the file or folder at ``path`` is; ``interpretation`` where trainers disagree.
+
+    Raises
+    ------
+    FileFormatError
+        It is missing, damaged, or a pickle.
+    AdapterError
+        It is an adapter that is incomplete or contradicts itself.
+    CheckpointError
+        It is a folder that is neither an adapter nor a checkpoint.
+    """
+    path = Path(path)
+    with reading(path):
+        is_folder = path.is_dir()
+    if is_folder and not is_adapter_folder(path):
+        return _checkpoint(open_base(path))
+    header = read_header(find_files(path).weights)
+    named, _ = short_names(header)
+    found = survey(named)
+    if CHECKPOINT in found.modules or not found.modules:
+        try:
+            return _checkpoint(open_base(header.path))
+        except CheckpointError as error:
+            if not set(found.modules) - {CHECKPOINT}:
+                return _unknown(header, error)
+    try:
+        adapter = open_adapter(path, interpretation=interpretation)
+    except FamilyError as error:
+        return _foreign(named, found, error)
+    layers = tuple(_layer(module) for module in adapter.modules.values())
+    return AdapterFacts(adapter, layers, header.file_size)
+
+
+def read_recipe(metadata: Mapping[str, str]) -> object:
+    """The recipe that ``bake`` left in ``metadata``; None without one, the text itself if it is no JSON."""
+    text = metadata.get(RECIPE_KEY)
+    if text is None:
+        return None
+    try:
+        return parsed_recipe(text)
+    except ValueError:
+        return text
+
+
+def _layer(module: LayerModule) -> LayerFacts:
+    if isinstance(module, ParaModule):
+        try:
+            directions = module.directions().rank
+        except NonFiniteError:
+            directions = 0
+        size = (module.out_features,)
+        return LayerFacts(
+            module.name,
+            module.rank,
+            size,
+            module.basis.dtype,
+            directions=directions,
+            family="para",
+            rank_bound=module.rank_bound,
+        )
+    shape = tuple(size for size in (module.out_features, module.in_features) if size is not None)
+    with overflowing():
+        norm = module.norm()
+    alpha: float | None = getattr(module, "alpha", None)
+    return LayerFacts(
+        module.name,
+        module.rank,
+        shape,
+        module.dtype,
+        alpha,
+        module.scale,
+        norm,
+        family=module.family,
+        form=module.form,
+        rank_bound=module.rank_bound,
+    )
+
+
+def _checkpoint(base: Base) -> CheckpointFacts:
+    tensors: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    layers: Counter[str] = Counter()
+    dtypes: dict[str, Counter[str]] = {}
+    for file in base.files:
+        layers.update(name.component for name, target in file.targets.items() if not target.stack)
+        for key, info in file.header.tensors.items():
+            component = file.components[key]
+            tensors[component] += 1
+            sizes[component] += info.nbytes
+            dtypes.setdefault(component, Counter())[info.dtype] += 1
+    order = {name: place for place, name in enumerate((*COMPONENTS, "other"))}
+    components = tuple(
+        ComponentFacts(name, tensors[name], layers[name], sizes[name], dict(dtypes[name].most_common()))
+        for name in sorted(tensors, key=lambda name: (order.get(name, len(order)), name))
+    )
+    headers = [file.header.metadata for file in base.files]
+    recipes = [metadata for metadata in headers if RECIPE_KEY in metadata]
+    return CheckpointFacts(base, components, next(iter([*recipes, *headers]), {}))
+
+
+def _foreign(header: Header, found: Survey, error: FamilyError) -> ForeignFacts:
+    names = [_layer_of(module) for modules in found.modules.values() for module in modules]
+    components = Counter((name.component, layer_kind(name)) for name in names if name is not None)
+    return ForeignFacts(
+        path=header.path,
+        reason=error.what,
+        hint=error.hint,
+        families={family: len(modules) for family, modules in found.modules.items()},
+        components=components,
+        unnamed=sum(name is None for name in names),
+        alphas=_alphas(header),
+        dtypes=_dtypes(header),
+        tensors=len(header.tensors),
+        size=header.file_size,
+        metadata=header.metadata,
+    )
+
+
+def _layer_of(module: str) -> ModuleName | None:
+    """The layer that a module of any family stands for, if its name is one that is known."""
+    spelled = underscored_layer(module)
+    if spelled is not None:
+        return spelled.name
+    path = module.removeprefix(peft.PREFIX).replace(".processor.", ".")
+    return dotted_layer(path) or bare_layer(path)
+
+
+def _alphas(header: Header) -> dict[float, int]:
+    alphas: Counter[float] = Counter()
+    for key, info in header.tensors.items():
+        if key.endswith(".alpha") and math.prod(info.shape) == 1 and info.dtype in NUMPY:
+            alphas[float(stored(header, key).read().reshape(()).astype(np.float64))] += 1
+    return dict(alphas.most_common())
+
+
+def _dtypes(header: Header) -> dict[str, int]:
+    return dict(Counter(info.dtype for info in header.tensors.values()).most_common())
+
+
+def _unknown(header: Header, error: CheckpointError) -> UnknownFacts:
+    return UnknownFacts(
+        header.path, error.what, tuple(header.tensors), _dtypes(header), header.file_size, header.metadata
+    )

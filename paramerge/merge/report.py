@@ -1,0 +1,86 @@
+"""What a merge of adapters reports: inputs, layers, and what truncation and rounding cost over them all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from paramerge.merge.request import CombineOptions
+from paramerge.models.names import ModuleName
+
+__all__ = ["MergeReport", "MergedInput", "MergedLayer"]
+
+
+@dataclass(frozen=True)
+class MergedInput:
+    """An input of the merge, and how many layers it brought."""
+
+    path: Path
+    family: str
+    dialect: str
+    scale: float
+    layers: int
+    sha256: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MergedLayer:
+    """What became of one layer.
+
+    ``ranks`` are those of the inputs (0: no such layer), ``full_rank`` the joint rank of PaRas or the sum of
+    LoRA ranks, ``limit`` the rank boundary, ``rank`` what was written (0: the layer was left out). ``error``
+    and ``rounding`` are relative to ``norm``, the Frobenius norm of a LoRA's change. ``kept_energy`` is the
+    share of the removed energy that a boundary kept.
+    """
+
+    name: ModuleName
+    ranks: tuple[int, ...]
+    full_rank: int
+    rank: int
+    limit: int | None = None
+    dependent: int = 0
+    kept_energy: float | None = None
+    norm: float | None = None
+    error: float = 0.0
+    rounding: float = 0.0
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What was merged and written."""
+
+    family: str
+    output: Path
+    bytes: int
+    architecture: str | None
+    inputs: tuple[MergedInput, ...]
+    layers: tuple[MergedLayer, ...] = field(repr=False)
+    options: CombineOptions
+    warnings: tuple[str, ...]
+
+    @property
+    def left_out(self) -> list[ModuleName]:
+        """Layers of which nothing was left to write."""
+        return [layer.name for layer in self.layers if layer.rank == 0]
+
+    @property
+    def error(self) -> float:
+        """What truncation lost of all layers together, relative in Frobenius norm."""
+        return _overall(self.layers, [layer.error for layer in self.layers])
+
+    @property
+    def rounding(self) -> float:
+        """What rounding to the output's dtype lost of all layers together, relative in Frobenius norm."""
+        return _overall(self.layers, [layer.rounding for layer in self.layers])
+
+
+def _overall(layers: Sequence[MergedLayer], errors: Sequence[float]) -> float:
+    norms = [layer.norm or 0.0 for layer in layers]
+    total = math.hypot(*norms)
+    return (
+        math.hypot(*(error * norm for error, norm in zip(errors, norms, strict=True))) / total
+        if total
+        else 0.0
+    )

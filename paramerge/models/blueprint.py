@@ -1,0 +1,289 @@
+"""Whole checkpoints from hyperparameters: each key, shape and dtype, as single file and as diffusers folder.
+
+A blueprint is the true layout of a published architecture. With ``shrink`` every width is divided by it
+while blocks, depths and keys stay, so that a file of a few megabytes has all the keys of the real one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from paramerge.errors import UsageError
+from paramerge.files.dtypes import BITS
+from paramerge.models.blueprint_inventory import (
+    ClipConfig,
+    UNetConfig,
+    VaeConfig,
+    clip_shapes,
+    unet_shapes,
+    vae_shapes,
+)
+from paramerge.models.clip_keys import from_openclip, to_openclip
+from paramerge.models.unet_keys import LDM_UNET_PREFIX, UNetKeyMap
+from paramerge.models.vae_keys import LDM_VAE_PREFIX, vae_to_ldm
+
+__all__ = ["BLUEPRINTS", "Blueprint", "Encoder", "TensorSpec", "sd2", "sd15", "sdxl", "sdxl_refiner"]
+
+SCHEDULE_BUFFERS = (
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "betas",
+    "log_one_minus_alphas_cumprod",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "posterior_variance",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+)
+"""The noise schedule that single files of SD1 and SD2 carry, 1000 float32 numbers each."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor of a file before there is a file.
+
+    ``parts`` name what it holds independently of the layout (``unet.conv_in.weight``), stacked along the
+    rows and ``transposed`` if so; empty for buffers, whose values are given by their key.
+    """
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """A text encoder of a checkpoint: its component and where single files have it."""
+
+    component: str
+    prefix: str
+    config: ClipConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """A checkpoint's hyperparameters; ``architecture`` is the name that paramerge reports for it."""
+
+    architecture: str
+    unet: UNetConfig
+    encoders: tuple[Encoder, ...]
+    vae: VaeConfig
+    schedule: bool
+    """Whether single files carry the noise schedule."""
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components with weights, as a diffusers folder names its subfolders."""
+        return ("unet", *(encoder.component for encoder in self.encoders), "vae")
+
+    def component(self, name: str, dtype: str = "F16", *, text_model_prefix: bool = True) -> list[TensorSpec]:
+        """The tensors of one component's file in a diffusers folder, in file order.
+
+        Text encoders without projection are saved by transformers 5 without the ``text_model.`` prefix
+        (``text_model_prefix=False``).
+        """
+        shapes = self._shapes(name)
+        bare = not text_model_prefix and "text_projection.weight" not in shapes
+        specs = [
+            TensorSpec(
+                key.removeprefix("text_model.") if bare else key, dtype, shape, ((f"{name}.{key}", shape),)
+            )
+            for key, shape in shapes.items()
+        ]
+        if self.schedule and name == "text_encoder" and text_model_prefix:
+            positions = self._encoder(name).config.positions
+            specs.append(TensorSpec("text_model.embeddings.position_ids", "I64", (1, positions)))
+        return _file_order(specs)
+
+    def single_file(self, dtype: str = "F16") -> list[TensorSpec]:
+        """The tensors of the single file (LDM), in file order. Buffers keep their own dtype."""
+        specs = [*self._ldm_unet(dtype), *self._ldm_vae(dtype)]
+        for encoder in self.encoders:
+            specs += self._openclip(encoder, dtype) if encoder.config.openclip else self._clip(encoder, dtype)
+        if self.schedule:
+            specs += [TensorSpec(key, "F32", (1000,)) for key in SCHEDULE_BUFFERS]
+        return _file_order(specs)
+
+    def _encoder(self, name: str) -> Encoder:
+        return next(encoder for encoder in self.encoders if encoder.component == name)
+
+    def _shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        if name == "unet":
+            return dict(unet_shapes(self.unet))
+        if name == "vae":
+            return dict(vae_shapes(self.vae))
+        config = self._encoder(name).config
+        if name == "text_encoder":  # a CLIPTextModel, whatever the single file has besides
+            config = replace(config, projection=0)
+        return dict(clip_shapes(config, config.layers - config.unused_layers))
+
+    def _ldm_unet(self, dtype: str) -> Iterator[TensorSpec]:
+        names = UNetKeyMap(self.unet.structure)
+        for key, shape in self._shapes("unet").items():
+            ldm = names.to_ldm(key)
+            yield TensorSpec(f"{LDM_UNET_PREFIX}{ldm}", dtype, shape, ((f"unet.{key}", shape),))
+
+    def _ldm_vae(self, dtype: str) -> Iterator[TensorSpec]:
+        for key, shape in self._shapes("vae").items():
+            # LDM has the attention's Linear layers as 1x1 convolutions: the same numbers, two more axes
+            convolution = ".attentions." in key and len(shape) == 2
+            stored = (*shape, 1, 1) if convolution else shape
+            ldm = vae_to_ldm(key, len(self.vae.channels))
+            yield TensorSpec(f"{LDM_VAE_PREFIX}{ldm}", dtype, stored, ((f"vae.{key}", shape),))
+
+    def _clip(self, encoder: Encoder, dtype: str) -> Iterator[TensorSpec]:
+        for key, shape in clip_shapes(encoder.config):
+            yield TensorSpec(encoder.prefix + key, dtype, shape, ((f"{encoder.component}.{key}", shape),))
+        ids = f"{encoder.prefix}text_model.embeddings.position_ids"
+        yield TensorSpec(ids, "I64", (1, encoder.config.positions))
+
+    def _openclip(self, encoder: Encoder, dtype: str) -> Iterator[TensorSpec]:
+        shapes = dict(clip_shapes(encoder.config))
+        for key in dict.fromkeys(to_openclip(key) for key in shapes):
+            tensor = from_openclip(key or "")
+            if key is None or tensor is None:
+                continue
+            parts = tuple((f"{encoder.component}.{part}", shapes[part]) for part in tensor.parts)
+            first = parts[0][1]
+            shape = first[::-1] if tensor.transposed else (len(parts) * first[0], *first[1:])
+            yield TensorSpec(encoder.prefix + key, dtype, shape, parts, tensor.transposed)
+        yield TensorSpec(f"{encoder.prefix}logit_scale", dtype, ())
+
+
+def _file_order(specs: list[TensorSpec]) -> list[TensorSpec]:
+    """The order in which safetensors' own writer lays tensors out: wide dtypes first, then by key."""
+    return sorted(specs, key=lambda spec: (-BITS[spec.dtype], spec.key))
+
+
+def _divide(size: int, shrink: int) -> int:
+    if shrink < 1 or size % shrink:
+        raise UsageError(
+            "the widths cannot be divided by this", expected="1, 2, 4, 8, 16 or 32", found=shrink
+        )
+    return size // shrink
+
+
+def _shrunk(blueprint: Blueprint, shrink: int, vocabulary: int) -> Blueprint:
+    """Divide every width by ``shrink``; blocks, depths and keys stay, and heads while they divide it."""
+
+    def small(sizes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(_divide(size, shrink) for size in sizes)
+
+    unet, vae = blueprint.unet, blueprint.vae
+    encoders = tuple(
+        replace(
+            encoder,
+            config=replace(
+                encoder.config,
+                width=_divide(encoder.config.width, shrink),
+                projection=_divide(encoder.config.projection, shrink),
+                vocabulary=vocabulary,
+            ),
+        )
+        for encoder in blueprint.encoders
+    )
+    return replace(
+        blueprint,
+        unet=replace(
+            unet,
+            channels=small(unet.channels),
+            heads=tuple(math.gcd(h, c) for h, c in zip(unet.heads, small(unet.channels), strict=True)),
+            groups=_divide(unet.groups, shrink),
+            context=_divide(unet.context, shrink),
+            pooled=_divide(unet.pooled, shrink),
+            time_id_width=_divide(unet.time_id_width, shrink),
+        ),
+        encoders=encoders,
+        vae=replace(vae, channels=small(vae.channels), groups=_divide(vae.groups, shrink)),
+    )
+
+
+def _bigg(prefix: str, component: str = "text_encoder_2") -> Encoder:
+    return Encoder(component, prefix, ClipConfig(1280, 32, 20, 1280, "gelu", openclip=True))
+
+
+def sd15(shrink: int = 1, *, vocabulary: int = 49408, inpainting: bool = False) -> Blueprint:
+    """Stable Diffusion 1.5; ``inpainting`` adds the mask and the masked image to the UNet's input."""
+    return _shrunk(
+        Blueprint(
+            "sd15-inpainting" if inpainting else "sd15",
+            UNetConfig(
+                (320, 640, 1280, 1280), (1, 1, 1, 0), 1, 768, (8, 8, 8, 8), in_channels=9 if inpainting else 4
+            ),
+            (Encoder("text_encoder", "cond_stage_model.transformer.", ClipConfig(768, 12, 12)),),
+            VaeConfig(),
+            schedule=True,
+        ),
+        shrink,
+        vocabulary,
+    )
+
+
+def sd2(shrink: int = 1, *, vocabulary: int = 49408) -> Blueprint:
+    """Stable Diffusion 2.0 and 2.1, at 512 and at 768 pixels: their tensors look the same."""
+    clip_h = ClipConfig(1024, 24, 16, 1024, "gelu", openclip=True, unused_layers=1)
+    unet = UNetConfig((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 1024, (5, 10, 20, 20), linear_projection=True)
+    encoder = Encoder("text_encoder", "cond_stage_model.model.", clip_h)
+    return _shrunk(Blueprint("sd2", unet, (encoder,), VaeConfig(), schedule=True), shrink, vocabulary)
+
+
+def sdxl(shrink: int = 1, *, vocabulary: int = 49408) -> Blueprint:
+    """Stable Diffusion XL base 1.0."""
+    return _shrunk(
+        Blueprint(
+            "sdxl",
+            UNetConfig(
+                (320, 640, 1280),
+                (0, 2, 10),
+                10,
+                2048,
+                (5, 10, 20),
+                linear_projection=True,
+                time_ids=6,
+                pooled=1280,
+            ),
+            (
+                Encoder("text_encoder", "conditioner.embedders.0.transformer.", ClipConfig(768, 12, 12)),
+                _bigg("conditioner.embedders.1.model."),
+            ),
+            VaeConfig(scaling_factor=0.13025),
+            schedule=False,
+        ),
+        shrink,
+        vocabulary,
+    )
+
+
+def sdxl_refiner(shrink: int = 1, *, vocabulary: int = 49408) -> Blueprint:
+    """Stable Diffusion XL refiner 1.0."""
+    return _shrunk(
+        Blueprint(
+            "sdxl-refiner",
+            UNetConfig(
+                (384, 768, 1536, 1536),
+                (0, 4, 4, 0),
+                4,
+                1280,
+                (6, 12, 24, 24),
+                linear_projection=True,
+                time_ids=5,
+                pooled=1280,
+            ),
+            (_bigg("conditioner.embedders.0.model."),),
+            VaeConfig(scaling_factor=0.13025),
+            schedule=False,
+        ),
+        shrink,
+        vocabulary,
+    )
+
+
+BLUEPRINTS = {"sd15": sd15, "sd2": sd2, "sdxl": sdxl, "sdxl-refiner": sdxl_refiner}
+"""The architectures by name."""

@@ -1,0 +1,1 @@
+"""Where an adapter's names meet a base's layers, and whether they belong together."""

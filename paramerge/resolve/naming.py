@@ -1,0 +1,226 @@
+"""From the names that an adapter has for its layers to those that the base has.
+
+For Stable Diffusion both speak one language already. For other models the names are the checkpoint's own,
+but adapters leave out the component (PEFT), write underscores for dots (kohya), or, for FLUX, use the single
+file's names for a diffusers folder and the reverse. The base decides: a name is changed only where exactly
+one of its layers can be meant, and what is not found stays as it is, to be refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, cast
+
+from paramerge.adapters import Adapter, LayerModule
+from paramerge.checkpoints.layout import Base
+from paramerge.checkpoints.targets import Target
+from paramerge.errors import AdapterError, ShapeError, UnmatchedError
+from paramerge.models.flux_keys import single_file_layer, single_file_path
+from paramerge.models.names import MODEL, ModuleName, split_kind
+
+__all__ = ["homes_of", "in_names_of"]
+
+Targets = Mapping[ModuleName, Target]
+
+
+def in_names_of(
+    base: Base,
+    targets: Targets,
+    adapter: Adapter,
+    selected: Callable[[ModuleName], bool] = lambda _: True,
+) -> Adapter:
+    """``adapter`` with the names that ``base`` has for its layers, norms and biases.
+
+    What is for projections that the base knows one by one is divided into its rows, where its family changes
+    each row by itself. ``selected`` says which of the base's layers may be meant, where several could be.
+
+    Raises
+    ------
+    UnmatchedError
+        Layers of several of the base's models could be meant.
+    AdapterError
+        Two layers of the adapter are the same layer of the base.
+    ShapeError
+        A layer for stacked projections does not have their rows.
+    """
+    if all(name in targets and not targets[name].stack for name in adapter.modules):
+        return adapter
+    names = _BaseNames(targets, flux=base.architecture == "flux")
+    modules: dict[ModuleName, LayerModule] = {}
+    for module in adapter.modules.values():
+        for renamed in _placed(module, names.find(module, adapter, selected), targets, adapter):
+            if renamed.name in modules:
+                raise AdapterError(
+                    "two layers of this adapter are the same layer of the base",
+                    where=f"{adapter.path}: {renamed.name}",
+                    found=f"{modules[renamed.name].keys[0]} and {renamed.keys[0]}",
+                    hint="the file was probably joined from two: take one of its parts",
+                )
+            modules[renamed.name] = renamed
+    return replace(adapter, modules=modules)
+
+
+def homes_of(name: ModuleName, components: Iterable[str]) -> list[str]:
+    """Those of the base's ``components`` that an adapter may mean by the component of ``name``."""
+    present = list(components)
+    if name.component == MODEL:
+        return present
+    if name.component in present:
+        return [name.component]
+    if present == [MODEL]:
+        return [MODEL]
+    others: tuple[str, ...] = ()
+    if name.component in ("unet", "transformer"):
+        # kohya and ComfyUI say "unet" and "diffusion_model" for whatever removes the noise
+        others = ("unet", "transformer", "prior")
+    elif name.component == "text_encoder_3" and "block" in name.path:
+        # kohya numbers T5 as the third encoder, also where there are only two (FLUX)
+        others = ("text_encoder_2", "text_encoder")
+    return [other for other in others if other in present]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a name means in the base.
+
+    Attributes
+    ----------
+    parts:
+        The base's layers, stacked along the rows in this order.
+    whole:
+        The one target that is all of it as it stands, for families that cannot be divided; None without.
+    swapped:
+        Whether the halves of the rows are the other way round in the base.
+    """
+
+    parts: tuple[ModuleName, ...]
+    whole: ModuleName | None
+    swapped: bool = False
+
+
+def _placed(
+    module: LayerModule, place: _Place | None, targets: Targets, adapter: Adapter
+) -> Iterator[LayerModule]:
+    """The module under the base's name: several where it is divided, itself if it is not there."""
+    if place is None:
+        yield module
+        return
+    if place.whole is not None and len(place.parts) == 1:
+        yield _renamed(module, place.whole)
+        return
+    sizes = [targets[name].shape[0] for name in place.parts]
+    parts = [module.part(name, runs) for name, runs in zip(place.parts, _runs(place, sizes), strict=True)]
+    divided = [part for part in parts if part is not None]
+    if not divided:
+        yield module if place.whole is None else _renamed(module, place.whole)
+        return
+    if module.out_features != sum(sizes):
+        raise ShapeError(
+            "a layer of this adapter does not have the rows of the projections that it is meant for",
+            where=f"{adapter.path}: {module.name}",
+            expected=", ".join(f"{name.path}: {size}" for name, size in zip(place.parts, sizes, strict=True)),
+            found=f"{module.out_features} rows",
+        )
+    yield from divided
+
+
+def _runs(place: _Place, sizes: Sequence[int]) -> list[tuple[tuple[int, int], ...]]:
+    """The rows of each part, of ``sizes``, in what is stacked or swapped."""
+    if place.swapped:
+        half = sizes[0] // 2
+        return [((half, 2 * half), (0, half))]
+    ends = list(accumulate(sizes))
+    return [((end - size, end),) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _renamed(module: LayerModule, name: ModuleName) -> LayerModule:
+    renamed: LayerModule = replace(cast(Any, module), name=name)  # every family's module is a dataclass
+    return renamed
+
+
+class _BaseNames:
+    """The base's layers by all the names that adapters may have for them, component by component."""
+
+    def __init__(self, targets: Targets, *, flux: bool) -> None:
+        self._places: dict[str, dict[str, _Place]] = {}
+        spelled: dict[str, dict[str, set[_Place]]] = {}
+        for name, target in targets.items():
+            places = self._places.setdefault(name.component, {})
+            parts = _parts_of(name) if target.stack else (name,)
+            places[name.path] = _Place(parts, name)
+        if flux:
+            for name in targets:
+                self._add_flux_names(name, targets)
+        for component, places in self._places.items():
+            for path, place in places.items():
+                spelled.setdefault(component, {}).setdefault(_underscored(path), set()).add(place)
+        for component, folded in spelled.items():
+            for path, meant in folded.items():
+                if len(meant) == 1:  # underscores that could stand for two layers name neither
+                    self._places[component].setdefault(path, *meant)
+
+    def _add_flux_names(self, name: ModuleName, targets: Targets) -> None:
+        """The single file's names for a folder's layers, and diffusers' for the file's swapped one."""
+        places = self._places[name.component]
+        stem, kind = split_kind(name.path)
+        layer = single_file_layer(stem)
+        if layer is not None and layer.swapped:
+            places.setdefault(layer.parts[0] + kind, _Place((name,), None, swapped=True))
+        path = single_file_path(stem)
+        layer = single_file_layer(path) if path else None
+        if path is None or layer is None:
+            return
+        parts = tuple(ModuleName(name.component, part + kind) for part in layer.parts)
+        if all(part in targets for part in parts):
+            alone = len(parts) == 1 and not layer.swapped
+            places.setdefault(path + kind, _Place(parts, parts[0] if alone else None, layer.swapped))
+
+    def find(
+        self, module: LayerModule, adapter: Adapter, selected: Callable[[ModuleName], bool]
+    ) -> _Place | None:
+        """What the module's name means.
+
+        Raises
+        ------
+        UnmatchedError
+            Layers of several components.
+        """
+        places = (self._place(component, module.name) for component in homes_of(module.name, self._places))
+        found = [place for place in places if place is not None]
+        if len(found) > 1:
+            found = [place for place in found if all(map(selected, place.parts))] or found
+        if len(found) > 1:
+            owners = [place.parts[0].component for place in found]
+            raise UnmatchedError(
+                "this adapter does not say which of the base's models it is for",
+                where=f"{adapter.path}: {module.keys[0]}",
+                expected="a layer that one of them has",
+                found=f"{module.name.path} in {' and in '.join(owners)}",
+                hint=f"choose one: --only {owners[0]}",
+            )
+        return found[0] if found else None
+
+    def _place(self, component: str, name: ModuleName) -> _Place | None:
+        places = (self._places[component].get(path) for path in _spellings(name))
+        return next((place for place in places if place is not None), None)
+
+
+def _parts_of(stack: ModuleName) -> tuple[ModuleName, ...]:
+    stem, kind = split_kind(stack.path)
+    layer = single_file_layer(stem)
+    return tuple(ModuleName(stack.component, part + kind) for part in layer.parts) if layer else (stack,)
+
+
+def _underscored(path: str) -> str:
+    """A path as kohya spells it; what a norm's or a bias's name ends in is no part of the spelling."""
+    stem, kind = split_kind(path)
+    return stem.replace(".", "_") + kind
+
+
+def _spellings(name: ModuleName) -> Iterable[str]:
+    """A path, and for a CLIP text encoder on its own the one without ``text_model.``."""
+    yield name.path
+    if name.path.startswith("text_model."):
+        yield name.path.removeprefix("text_model.")

@@ -1,0 +1,1 @@
+"""``sizes``: parameters and bytes of every family."""

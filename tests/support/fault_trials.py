@@ -1,0 +1,324 @@
+"""Trials of every verb with a system call that fails, comes up short, or is where a signal arrives.
+
+``fault_shim.c`` is compiled into a temporary folder and preloaded into ``fault_server.py``. A trial is a verb
+(or format), a call's number on files below its folder, and a fault; afterwards all files are compared.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from random_checkpoint import write_random_checkpoint
+
+from paramerge.files.writer import write_safetensors
+from paramerge.models.blueprint import sd15
+from paramerge.system_faults import meaning
+
+SHIM = Path(__file__).parents[2] / "tools" / "fault_shim.c"
+HOWS = {"once": 0, "sticky": 1, "short": 2, "signal": 3}
+VERBS = {
+    "bake-file": "bake --base in/base.safetensors --lora in/a.safetensors -o out/o.safetensors",
+    "bake-folder": "bake --base in/model --lora in/lora.safetensors -o out/o",
+    "convert-kohya": "convert in/a.safetensors --to kohya -o out/o.safetensors",
+    "convert-peft": "convert in/a.safetensors --to peft -o out/o",
+    "merge": "merge in/a.safetensors in/b.safetensors -o out/o.safetensors",
+    "extract": "extract --from in/tuned --base in/model --family lora --rank 2 -o out/o.safetensors",
+    "resize": "resize in/a.safetensors --rank 1 -o out/o.safetensors",
+    "compare": "compare in/a.safetensors in/b.safetensors --report out/o.html",
+    "inspect": "inspect in/lora.safetensors",
+}
+ERRORS = {
+    "open": ("EIO", "EMFILE", "ENFILE", "EACCES", "ESTALE", "ENOMEM", "EINTR"),
+    "read": ("EIO", "ESTALE", "EINTR", "ENOMEM"),
+    "write": ("ENOSPC", "EDQUOT", "EIO", "EINTR", "EFBIG"),
+    "stat": ("EIO", "EACCES", "ESTALE"),
+    "fsync": ("EIO", "ENOSPC", "EDQUOT"),
+    "close": ("EIO", "ENOSPC", "EDQUOT"),
+    "rename": ("ENOSPC", "EROFS", "EACCES", "EIO"),
+    "link": ("ENOSPC", "EROFS", "EACCES", "EMFILE"),
+    "mkdir": ("ENOSPC", "EROFS", "EACCES"),
+    "unlink": ("EROFS", "EIO", "EACCES"),
+    "truncate": ("ENOSPC", "EFBIG", "EIO"),
+    "allocate": ("ENOSPC", "EDQUOT", "EFBIG"),
+    "mmap": ("ENOMEM", "EACCES"),
+    "copy": ("EIO", "ENOSPC"),
+    "chmod": ("EROFS", "EACCES"),
+    "statvfs": ("EIO", "EACCES"),
+}
+"""The errors that each kind of call can end with, by the manual pages."""
+_CUT = ("read", "write", "copy")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A verb, whether an output stands there before, and the fault: at which call, how, which error."""
+
+    verb: str
+    existing: bool
+    at: int
+    call: str
+    how: str
+    number: int
+
+    def __str__(self) -> str:
+        names = {"signal": signal.Signals, "short": lambda _: "short"}
+        name = names.get(self.how, lambda n: errno.errorcode.get(n, n))(self.number)
+        kind = getattr(name, "name", name)
+        return f"{self.verb}{' onto one' if self.existing else ''}: {self.call} #{self.at} {self.how} {kind}"
+
+
+@dataclass
+class Tally:
+    """What the trials came to: how many there were, how they ended, and each fault found with its trial."""
+
+    ends: Counter[str] = field(default_factory=Counter)
+    found: list[tuple[str, str, str]] = field(default_factory=list)
+
+    @property
+    def runs(self) -> int:
+        """The number of trials."""
+        return sum(self.ends.values())
+
+    def faults(self) -> Counter[str]:
+        """The faults found, by kind."""
+        return Counter(kind for kind, _, _ in self.found)
+
+
+def build_shim(folder: Path) -> Path | None:
+    """Compile the shim; None where there is no compiler, or it is not made for this system."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        return None
+    library = folder / "fault_shim.so"
+    command = [compiler, "-O1", "-shared", "-fPIC", "-o", str(library), str(SHIM), "-ldl"]
+    return library if subprocess.run(command, check=False, capture_output=True).returncode == 0 else None
+
+
+class Server:
+    """A process that carries out trials in ``folder``."""
+
+    def __init__(self, shim: Path, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self._aside = self.folder.with_name(self.folder.name + "-said")
+        self._aside.mkdir(exist_ok=True)
+        environment = os.environ | {"LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("fault_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait()
+
+    def run(self, arguments: Sequence[str], trial: Trial | None = None, *, count: bool = False) -> Any:
+        """Carry out a command line; gives its exit code (see ``fault_server._run``)."""
+        fault = {"how": None, "at": 0, "number": 0}
+        if trial is not None:
+            fault = {"how": HOWS[trial.how], "at": trial.at, "number": trial.number}
+        elif count:
+            fault["how"] = 0
+        places = {name: str(self._aside / name) for name in ("out", "err", "log")}
+        request = {"folder": str(self.folder), "arguments": list(arguments), **fault, **places}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def said(self, name: str) -> str:
+        """What the last run printed (``out``, ``err``) or called (``log``)."""
+        return (self._aside / name).read_text(errors="replace")
+
+    def calls(self) -> list[tuple[bool, str, str]]:
+        """The calls of the last run: whether the fault was there, which call, on which file."""
+        lines = (line.split(" ", 2) for line in self.said("log").splitlines())
+        return [(line[0] == "!", line[1], line[2]) for line in lines]
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+class Bench:
+    """Tiny inputs, each verb's right output, and trials on them, in ``folder``."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.folder = server.folder
+        write_inputs(self.folder / "in")
+        self._inputs = contents(self.folder / "in")
+        self._right: dict[str, dict[str, str]] = {}
+
+    def arguments(self, verb: str, existing: bool) -> list[str]:
+        """The verb's command line."""
+        words = VERBS[verb].split()
+        if existing and verb != "inspect":
+            words.append("--overwrite")
+        return words
+
+    def prepare(self, verb: str, existing: bool) -> dict[str, str]:
+        """Put the place of the output in order: empty, or with an earlier output; gives what is there."""
+        shutil.rmtree(self.folder / "out", ignore_errors=True)
+        shutil.rmtree(self.folder / "cache", ignore_errors=True)
+        (self.folder / "out").mkdir()
+        if existing and verb != "inspect":
+            old = self.folder / "old" / verb
+            if not old.exists():
+                self._make_old(verb, old)
+            shutil.copytree(old, self.folder / "out", dirs_exist_ok=True)
+        return contents(self.folder / "out")
+
+    def right(self, verb: str) -> dict[str, str]:
+        """What a run without a fault leaves."""
+        if verb not in self._right:
+            self.prepare(verb, False)
+            code = self.server.run(self.arguments(verb, False))
+            assert code == 0, self.server.said("err")
+            self._right[verb] = contents(self.folder / "out")
+        return self._right[verb]
+
+    def trials(self, verb: str, existing: bool, signals: Sequence[int] = ()) -> Iterator[Trial]:
+        """All trials of a verb: each call with each of its errors, or with each of ``signals``."""
+        self.right(verb)
+        self.prepare(verb, existing)
+        assert self.server.run(self.arguments(verb, existing), count=True) == 0, self.server.said("err")
+        for at, (_, call, _) in enumerate(self.server.calls(), start=1):
+            if signals:
+                yield from (Trial(verb, existing, at, call, "signal", number) for number in signals)
+                continue
+            for name in ERRORS[call]:
+                for how in ("once", "sticky"):
+                    if not (name == "EINTR" and how == "sticky"):
+                        yield Trial(verb, existing, at, call, how, getattr(errno, name))
+            if call in _CUT:
+                yield Trial(verb, existing, at, call, "short", 0)
+
+    def carry_out(self, trial: Trial, tally: Tally) -> None:
+        """Run a trial and note all that is wrong afterwards."""
+        right = self.right(trial.verb)
+        before = self.prepare(trial.verb, trial.existing)
+        code = self.server.run(self.arguments(trial.verb, trial.existing), trial)
+        text = self.server.said("err") + self.server.said("out")
+        hit = any(there for there, _, _ in self.server.calls())
+        tally.ends[str(code)] += 1
+
+        def wrong(kind: str, what: object = "") -> None:
+            tally.found.append((kind, str(trial), f"{what}\n{text}"))
+
+        if code == "hang":
+            wrong("hang")
+        elif "Traceback" in text or code in (1, 70, 99):
+            wrong("traceback")
+        elif code < 0 and not (trial.how == "signal" and code == -trial.number):
+            wrong("crash", code)
+        elif hit and code > 0 and trial.how in ("once", "sticky"):
+            words = (meaning(OSError(trial.number, "", "x"))[0], os.strerror(trial.number))
+            if not any(word in text for word in words) and not _says_it_otherwise(trial, text):
+                wrong("unsaid", words)
+        elif hit and code > 0 and trial.how == "short":
+            wrong("short count is not repeated")
+        if contents(self.folder / "in") != self._inputs:
+            wrong("input changed")
+            shutil.rmtree(self.folder / "in")
+            write_inputs(self.folder / "in")
+        found = contents(self.folder / "out")
+        if code == 0 and outputs(found) != right:
+            wrong("success with another output", sorted(found))
+        elif code != 0 and outputs(found) not in (before, right):
+            wrong("torn output", sorted(found))
+        if found.keys() - right.keys() - before.keys():
+            self._check_litter(trial, wrong)
+
+    def _check_litter(self, trial: Trial, wrong: Any) -> None:
+        """Something else stands beside the output: a next run without a fault clears it away."""
+        code = self.server.run(self.arguments(trial.verb, True))
+        if code != 0:
+            wrong("the next run fails", self.server.said("err"))
+        elif (left := contents(self.folder / "out").keys() - self.right(trial.verb).keys()) and code == 0:
+            wrong("litter", sorted(left))
+
+    def _make_old(self, verb: str, old: Path) -> None:
+        """An output of ours that differs: of the same verb on other inputs."""
+        words = [
+            "in/b.safetensors" if word == "in/a.safetensors" else word for word in self.arguments(verb, False)
+        ]
+        words += ["--gamma", "1/2"] if verb == "bake-folder" else []
+        code = self.server.run(words)
+        assert code == 0, self.server.said("err")
+        shutil.copytree(self.folder / "out", old)
+        shutil.rmtree(self.folder / "out")
+        (self.folder / "out").mkdir()
+
+
+def _says_it_otherwise(trial: Trial, text: str) -> bool:
+    words = {
+        errno.EACCES: ("permission", "may not be"),
+        errno.ENOSPC: ("room", "full"),
+    }.get(trial.number, ())
+    return any(word in text for word in words)
+
+
+def outputs(found: dict[str, str]) -> dict[str, str]:
+    """What is no temporary file or folder: names that begin with a dot are."""
+    return {name: value for name, value in found.items() if not name.startswith(".")}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Each file below ``folder`` with the hash of its bytes, and each folder."""
+    return {
+        str(path.relative_to(folder)): "folder"
+        if path.is_dir()
+        else hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def sample(trials: Sequence[Trial], count: int, seed: int) -> list[Trial]:
+    """So many trials by chance, or all."""
+    return random.Random(seed).sample(list(trials), count) if 0 < count < len(trials) else list(trials)
+
+
+def write_inputs(folder: Path) -> None:
+    """A small UNet, a tiny model of three layers with a tuned twin, and LoRAs for them."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    write_random_checkpoint(sd15(32, vocabulary=8), folder / "base.safetensors", layout="unet-file", seed=1)
+    weights = {f"stage.{i}.mix.weight": rng.standard_normal((16, 16)).astype(np.float32) for i in range(3)}
+    tuned = {key: value + np.outer(value[0], value[:, 1]) for key, value in weights.items()}
+    for name, tensors in (("model", weights), ("tuned", tuned)):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text('{"_class_name": "SomeTransformerModel"}')
+        write_safetensors(folder / name / "diffusion_pytorch_model.safetensors", tensors)
+    factors = {}
+    for i in range(2):
+        factors[f"stage.{i}.mix.lora_A.weight"] = rng.standard_normal((2, 16)).astype(np.float16)
+        factors[f"stage.{i}.mix.lora_B.weight"] = rng.standard_normal((16, 2)).astype(np.float16)
+    write_safetensors(folder / "lora.safetensors", factors)
+    layer, width = "lora_unet_mid_block_attentions_0_proj_in", 1280 // 32
+    for name in ("a", "b"):
+        factors = {
+            f"{layer}.lora_up.weight": rng.standard_normal((width, 2, 1, 1)).astype(np.float16),
+            f"{layer}.lora_down.weight": rng.standard_normal((2, width, 1, 1)).astype(np.float16),
+            f"{layer}.alpha": np.array(2, np.float16),
+        }
+        write_safetensors(folder / f"{name}.safetensors", factors)
