@@ -183,7 +183,7 @@ def test_the_dtype_of_a_folder_changes_with_its_configuration(name: str, made: A
         model = LlamaForCausalLM.from_pretrained(tmp_path / "out")
         assert torch.equal(model.state_dict()["lm_head.weight"], found["lm_head.weight"])
     # and once more over the first output, which is a folder that paramerge wrote
-    bake(plan_of(folder, Step("lora", adapter), dtype="fp16"), tmp_path / "out")
+    bake(plan_of(folder, Step("lora", adapter), dtype="fp16"), tmp_path / "out", overwrite=True)
     assert {tensor.dtype for tensor in read(tmp_path / "out").values()} == {torch.float16}
 
 

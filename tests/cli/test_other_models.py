@@ -106,7 +106,7 @@ def test_bake_and_compare(name: str, files: Path, tmp_path: Path, capsys: Captur
     assert answer(capsys, "inspect", tmp_path / "out")["recipe"] is not None
     pages = tmp_path / "page.html"
     for base in ((), ("--base", files / name)):
-        (pair,) = answer(capsys, "compare", *adapters, *base, "--report", pages)["pairs"]
+        (pair,) = answer(capsys, "compare", *adapters, *base, "--report", pages, "--overwrite")["pairs"]
         assert len(pair["layers"]) == len(report["layers"])
     assert call("compare", *adapters) == 0
     page = pages.read_text()
