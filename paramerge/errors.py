@@ -17,6 +17,7 @@ __all__ = [
     "NonFiniteError",
     "OutputError",
     "ParamergeError",
+    "PluginError",
     "ShapeError",
     "StoppedError",
     "SystemFaultError",
@@ -163,6 +164,12 @@ class SystemFaultError(ParamergeError):
     """The system refuses something that is no single file's fault: memory, threads, open files."""
 
     exit_code = 7
+
+
+class PluginError(ParamergeError):
+    """What another package adds (a family, a dialect, an architecture) cannot be loaded, or is none."""
+
+    exit_code = 8
 
 
 class InternalError(ParamergeError):
