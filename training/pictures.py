@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from paramerge.errors import FileFormatError, UsageError
-from paramerge.formats.listing import listed
+from paramerge.listing import listed
 
 __all__ = [
     "CAPTION_SUFFIX",

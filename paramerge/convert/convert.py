@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paramerge.adapters import Adapter, LoraModule, ParaModule
+from paramerge.adapters.folding import folded
 from paramerge.adapters.overflow import overflowing
+from paramerge.adapters.rounding import rounded
 from paramerge.adapters.unread import refuse_unread
 from paramerge.checkpoints.layout import Base
 from paramerge.convert.diffusers_metadata import SEVERAL_RANKS, has_several_ranks
-from paramerge.convert.folding import folded
 from paramerge.convert.parts import Part, part_of
 from paramerge.convert.request import (
     FORMATS,
@@ -28,7 +29,6 @@ from paramerge.convert.request import (
 from paramerge.convert.writing import CONVERSION_KEY, Writing, counted_notes
 from paramerge.errors import AdapterError, FamilyError
 from paramerge.files.header import Header, read_header
-from paramerge.formats.lora_writer import rounded
 from paramerge.merge.mixed import as_one_lora
 from paramerge.merge.request import CombineOptions, Input
 from paramerge.models.names import COMPONENTS, ModuleName

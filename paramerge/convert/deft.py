@@ -17,8 +17,8 @@ from paramerge.files.source import Source
 from paramerge.files.tensors import stored
 from paramerge.formats import peft
 from paramerge.formats.layers import bare_layer
-from paramerge.formats.listing import listed
 from paramerge.formats.provenance import base_hashes, guess_architecture
+from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 
 __all__ = ["deft_config", "is_deft", "open_deft"]

@@ -27,12 +27,12 @@ from paramerge.adapters import (
 )
 from paramerge.adapters.changes import product_norm
 from paramerge.adapters.contract import read_stored
-from paramerge.convert.folding import folded
+from paramerge.adapters.folding import folded
+from paramerge.adapters.rounding import rounded
 from paramerge.errors import FamilyError
 from paramerge.files.dtypes import NUMPY
 from paramerge.files.header import Header
 from paramerge.files.tensors import StoredTensor, stored
-from paramerge.formats.lora_writer import rounded
 from paramerge.formats.roles import read_role
 from paramerge.models.names import ModuleName
 

@@ -12,8 +12,8 @@ from paramerge.convert.parts import HOLDS
 from paramerge.errors import FamilyError, UsageError
 from paramerge.files.outputs import check_output_file, check_output_folder, inputs_of
 from paramerge.formats.layers import bare_norm, clip_path, unet_path
-from paramerge.formats.listing import listed
 from paramerge.formats.lora_writer import LORA_DTYPES
+from paramerge.listing import listed
 from paramerge.merge.request import Input
 from paramerge.models.flux_keys import single_file_path
 from paramerge.models.names import MODEL, ModuleName, split_kind

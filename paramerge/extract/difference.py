@@ -12,7 +12,7 @@ from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
 from paramerge.extract.rounding import coarser, only_rounded
 from paramerge.files.dtypes import is_float
 from paramerge.files.tensors import StoredTensor, stored
-from paramerge.formats.listing import listed
+from paramerge.listing import listed
 from paramerge.models.architecture import plain_architecture
 from paramerge.models.names import COMPONENTS, ModuleName
 from paramerge.resolve.weights import BaseWeights

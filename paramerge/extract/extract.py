@@ -22,9 +22,9 @@ from paramerge.files.outputs import check_output_file, inputs_of
 from paramerge.files.source import check_unchanged
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import write_para
-from paramerge.formats.listing import listed
 from paramerge.formats.lora_writer import LORA_DTYPES, kohya_metadata
 from paramerge.formats.native import BASE_HASH_KEY
+from paramerge.listing import listed
 from paramerge.models.architecture import plain_architecture
 from paramerge.models.names import ModuleName
 from paramerge.version import __version__

@@ -10,13 +10,13 @@ from fractions import Fraction
 import numpy as np
 
 from paramerge import algebra
+from paramerge.adapters.rounding import rounded
 from paramerge.adapters.sizes import factor_pair
 from paramerge.extract.difference import ChangedLayer
 from paramerge.extract.kronecker import nearest_kronecker
 from paramerge.extract.lowrank import leading
 from paramerge.extract.projector import nearest_para
 from paramerge.files.dtypes import NUMPY
-from paramerge.formats.lora_writer import rounded
 
 __all__ = ["EXTRACTORS", "ExtractOptions", "Extracted", "holds"]
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from paramerge.adapters.rounding import rounded
 from paramerge.convert.spelling import spelling_of
 from paramerge.errors import UsageError
 from paramerge.extract.families import ExtractOptions
 from paramerge.formats.layers import dotted_norm
-from paramerge.formats.lora_writer import rounded
 from paramerge.models.names import ModuleName
 
 __all__ = ["WHOLE_FAMILIES", "completed_norms", "whole_difference"]

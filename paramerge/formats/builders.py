@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Literal
 
 from paramerge.adapters import (
@@ -25,38 +24,18 @@ from paramerge.adapters import (
     PeftOftModule,
     SvdiffModule,
 )
+from paramerge.adapters.group import Group
 from paramerge.adapters.oft import block_size
+from paramerge.adapters.rules import Rules
 from paramerge.errors import AdapterError
 from paramerge.files.tensors import StoredTensor
-from paramerge.formats.groups import Group
-from paramerge.formats.pairs import Scaling, check_shapes, scale_by_rank
-from paramerge.formats.peft_tuners import TunerSettings
-from paramerge.interpretation import BY_TRAINER, Interpretation
-from paramerge.models.names import MODEL, ModuleName
+from paramerge.formats.pairs import check_shapes
+from paramerge.models.names import MODEL
 
-__all__ = ["Rules", "build"]
+__all__ = ["build"]
 
 _LYCORIS_EPS = 2.0**-23
 """What LyCORIS adds to DoRA's norms: the distance from 1 to the next float32."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What decides the meaning of tensors beside the tensors themselves.
-
-    Attributes
-    ----------
-    krona:
-        Keys of Kronecker factors that look like a LoRA's.
-    paper_order:
-        Whether a DiffuseKronA is the paper's plain ``A (x) B``.
-    """
-
-    scaling: Callable[[ModuleName, int], Scaling] = scale_by_rank
-    tuner: TunerSettings | None = None
-    interpretation: Interpretation = BY_TRAINER
-    krona: frozenset[str] = field(default=frozenset(), repr=False)
-    paper_order: bool = False
 
 
 def build(group: Group, rules: Rules) -> list[LayerModule]:
@@ -117,7 +96,7 @@ def _loha(group: Group, rules: Rules) -> Iterator[LayerModule]:
     if t1 is not None and t2 is not None:
         fits = fits and t1.shape[2:] == t2.shape[2:] and _is_matrix(w1_b)
     group.check(fits, "w_a (out, r) and w_b (r, in) twice; with t (r, r, kh, kw) w_a is (r, out)")
-    alpha, key = _alpha(group, rules, w1_b.shape[0])
+    alpha, key = rules.alpha(group, w1_b.shape[0])
     yield _with_magnitude(group, LohaModule(group.name, w1_a, w1_b, w2_a, w2_b, t1, t2, alpha, key))
 
 
@@ -130,10 +109,8 @@ def _lokr(group: Group, rules: Rules) -> Iterator[LayerModule]:
     w1, w2 = _lokr_factor(group, "lokr_w1", None), _lokr_factor(group, "lokr_w2", group.take("lokr_t2"))
     group.check(w1.whole is None or len(w1.whole.shape) == 2, "a first factor that is a matrix")
     rank = w2.rank or w1.rank
-    configured = None
-    if rules.tuner is not None and rules.tuner.scaling is not None:
-        configured = rules.tuner.scaling.rank_of(group.name.path)
-    alpha, key = _alpha(group, rules, rank if rank is not None else configured)
+    configured = None if rules.configuration is None else rules.configuration.rank_of(group.name.path)
+    alpha, key = rules.alpha(group, rank if rank is not None else configured)
     whole_scale = rules.interpretation.lokr_scale
     module = LokrModule(group.name, w1, w2, alpha, key, configured, whole_scale)
     yield _with_magnitude(group, module)
@@ -172,12 +149,12 @@ def _peft_oft(group: Group, rules: Rules) -> Iterator[LayerModule]:
     weight = group.need("oft_R")
     size = block_size(weight.shape[1]) if len(weight.shape) == 2 else 0
     group.check(size > 1 and size * (size - 1) // 2 == weight.shape[1], "vectors (n, b (b - 1) / 2)")
-    if rules.tuner is None and group.name.component != MODEL:
+    if rules.configuration is None and group.name.component != MODEL:
         # OneTrainer saves PEFT's tensors under names of its own and without a configuration: PEFT's series,
         # and one block for all where there is but one
         yield PeftOftModule(group.name, weight, weight.shape[0] == 1)
         return
-    tuner = _tuner(group, rules, "OFT")
+    tuner = rules.tuner(group, "OFT")
     yield PeftOftModule(group.name, weight, tuner.shared_block, tuner.series_terms)
 
 
@@ -186,7 +163,7 @@ def _peft_boft(group: Group, rules: Rules) -> Iterator[LayerModule]:
     square = len(blocks.shape) == 4 and blocks.shape[-1] == blocks.shape[-2]
     group.check(square and max(s.shape) == math.prod(s.shape), "blocks (m, n, b, b) and s (out, 1)")
     _check_butterfly(group, blocks)
-    _tuner(group, rules, "BOFT")
+    rules.tuner(group, "BOFT")
     yield PeftBoftModule(group.name, blocks, s)
 
 
@@ -211,7 +188,7 @@ def _glora(group: Group, rules: Rules) -> Iterator[LayerModule]:
         and b2.shape[1] == a1.shape[0]
     )
     group.check(fits, "a1 (in, r), a2 (r, in), b1 (out, r), b2 (r, in), a kernel in b2 or bm only")
-    alpha, key = _alpha(group, rules, a2.shape[0])
+    alpha, key = rules.alpha(group, a2.shape[0])
     yield GloraModule(group.name, a1, a2, b1, b2, core, alpha, key)
 
 
@@ -227,7 +204,7 @@ def _ia3(group: Group, rules: Rules) -> Iterator[LayerModule]:
 def _peft_ia3(group: Group, rules: Rules) -> Iterator[LayerModule]:
     vector = group.need("ia3_l")
     _check_vector(group, vector)
-    tuner = _tuner(group, rules, "IA3")
+    tuner = rules.tuner(group, "IA3")
     linear = len(vector.shape) == 2
     scales_inputs = tuner.scales_inputs(group.name.path)
     if linear and vector.shape[0] != vector.shape[1]:
@@ -274,30 +251,6 @@ def _with_magnitude(group: Group, inner: AdditiveModule) -> LayerModule:
         return inner
     group.check(math.prod(magnitude.shape) == inner.out_features, "one magnitude for each row")
     return DoraModule(group.name, inner, magnitude)
-
-
-def _alpha(group: Group, rules: Rules, rank: int | None) -> tuple[float | None, str | None]:
-    """The file's alpha and its key, or the configuration's."""
-    stated = group.number("alpha")
-    if stated is not None or rank is None:
-        return stated, group.key_of("alpha")
-    alpha, rslora = rules.scaling(group.name, rank)
-    if rslora:
-        raise AdapterError("rank-stabilised scaling is not known for this family", where=group.name)
-    return alpha, None
-
-
-def _tuner(group: Group, rules: Rules, name: str) -> TunerSettings:
-    """The configuration, where tensors have no meaning without it."""
-    if rules.tuner is None or rules.tuner.tuner != name:
-        raise AdapterError(
-            f"these are PEFT's tensors of {name}, and the configuration that belongs to them is missing",
-            where=group.name,
-            expected=f"adapter_config.json with peft_type {name}",
-            found="none" if rules.tuner is None else f"peft_type {rules.tuner.tuner}",
-            hint="give the folder that holds adapter_model.safetensors and adapter_config.json",
-        )
-    return rules.tuner
 
 
 _Builder = Callable[[Group, Rules], Iterator[LayerModule]]

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from paramerge.errors import AdapterError, ShapeError
 from paramerge.files.header import Header
-from paramerge.formats.listing import listed
 from paramerge.formats.pairs import Part
+from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 from paramerge.strict_json import parse
 

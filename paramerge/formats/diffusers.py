@@ -22,9 +22,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from paramerge.adapters.rules import Scaling, scale_by_rank
 from paramerge.errors import AdapterError, FamilyError
 from paramerge.formats.layers import bare_layer, dotted_layer
-from paramerge.formats.pairs import Part, Scaling, scale_by_rank
+from paramerge.formats.pairs import Part
 from paramerge.formats.peft_config import LoraSettings, read_settings
 from paramerge.models.names import COMPONENTS, ModuleName
 from paramerge.strict_json import object_from

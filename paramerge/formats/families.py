@@ -14,7 +14,7 @@ from pathlib import Path
 from paramerge.adapters.contract import FAMILIES
 from paramerge.errors import AdapterError, FamilyError, ParamergeError
 from paramerge.files.header import Header, TensorInfo
-from paramerge.formats.listing import listed
+from paramerge.listing import listed
 
 __all__ = [
     "CHECKPOINT",

@@ -6,18 +6,18 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from paramerge.adapters import FAMILIES, DoraModule, LayerModule
+from paramerge.adapters.group import ANY_VECTOR, Group
+from paramerge.adapters.rules import Rules, scale_by_rank
 from paramerge.errors import AdapterError
 from paramerge.files.header import Header
 from paramerge.formats import diffusers, peft
-from paramerge.formats.builders import Rules, build
+from paramerge.formats.builders import build
 from paramerge.formats.families import DIFFUSE_KRONA, SVDIFF, Survey, several_dialects
-from paramerge.formats.groups import group_by_layer
 from paramerge.formats.layers import strays
-from paramerge.formats.listing import listed
-from paramerge.formats.pairs import scale_by_rank
 from paramerge.formats.peft_tuners import TunerSettings
-from paramerge.formats.roles import Role, dialects_of, read_role
+from paramerge.formats.roles import AXES, Role, dialects_of, read_role
 from paramerge.interpretation import KRONA_KEY, Interpretation
+from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 
 __all__ = ["read_family_file"]
@@ -43,7 +43,7 @@ def read_family_file(
         raise peft.missing_config(header.path)
     rules = _rules(header, found, tuner, interpretation)
     modules: dict[ModuleName, LayerModule] = {}
-    for group in group_by_layer(header, roles):
+    for group in _by_layer(header, roles):
         for module in build(group, rules):
             modules[module.name] = module
     if dialect == "peft":
@@ -54,6 +54,15 @@ def read_family_file(
         dialect = "svdiff"
     used = {role.key for role in roles}
     return dialect, modules, used
+
+
+def _by_layer(header: Header, roles: Iterable[Role]) -> list[Group]:
+    """The groups of a file, in the order in which the layers first appear."""
+    groups: dict[ModuleName, Group] = {}
+    for place, role, key in roles:
+        group = groups.setdefault(place.name, Group(header, place.name, place.layer))
+        group.add(role, key, AXES.get(role, ANY_VECTOR))
+    return list(groups.values())
 
 
 def _understood(header: Header) -> list[Role]:

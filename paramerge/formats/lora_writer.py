@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paramerge.adapters.rounding import rounded
 from paramerge.errors import NonFiniteError, ShapeError, UsageError
 from paramerge.files.dtypes import NUMPY
 from paramerge.files.writer import write_safetensors
@@ -25,7 +26,6 @@ __all__ = [
     "LoraFactors",
     "kohya_metadata",
     "kohya_stem",
-    "rounded",
     "stored_alpha",
     "write_lora",
 ]
@@ -140,26 +140,6 @@ def write_lora(
     sizes = [(factors.rank, factors.alpha) for factors in layers.values()]
     entries = kohya_metadata(sizes, architecture, base_sha256) | dict(metadata or {})
     write_safetensors(path, ordered, entries, overwrite=overwrite)
-
-
-def rounded(name: ModuleName, factor: np.ndarray, dtype: str) -> np.ndarray:
-    """The factor in ``dtype``.
-
-    Raises
-    ------
-    NonFiniteError
-        It holds NaN or Inf, or a number beyond the range of ``dtype``.
-    """
-    with np.errstate(over="ignore", under="ignore"):  # what overflows is refused just below
-        stored = np.asarray(factor).astype(NUMPY[dtype])
-    if not np.isfinite(stored.astype(np.float32)).all():
-        finite = np.isfinite(np.asarray(factor, np.float64)).all()
-        raise NonFiniteError(
-            f"a factor is beyond the range of {dtype}" if finite else "a factor holds NaN or Inf",
-            where=name,
-            hint="store it with --dtype bf16 or fp32" if finite else "the adapter's training diverged",
-        )
-    return stored
 
 
 def _check(name: ModuleName, factors: LoraFactors) -> None:

@@ -21,7 +21,7 @@ from paramerge.files.header import Header
 from paramerge.files.tensors import StoredTensor, stored
 from paramerge.files.writer import write_safetensors
 from paramerge.formats.layers import stated_layer, strays
-from paramerge.formats.listing import listed
+from paramerge.listing import listed
 from paramerge.models.architecture import MODELSPEC_NAMES
 from paramerge.models.names import ModuleName
 from paramerge.strict_json import object_from

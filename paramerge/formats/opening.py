@@ -25,7 +25,6 @@ from paramerge.formats.families import (
 )
 from paramerge.formats.family_files import read_family_file
 from paramerge.formats.layers import strays
-from paramerge.formats.listing import listed
 from paramerge.formats.pairs import Part, collect_modules
 from paramerge.formats.peft_config import LoraSettings
 from paramerge.formats.peft_tuners import TunerSettings, read_tuner
@@ -33,6 +32,7 @@ from paramerge.formats.provenance import base_hashes, guess_architecture
 from paramerge.formats.roles import read_role
 from paramerge.formats.whole_layers import whole_layers
 from paramerge.interpretation import BY_TRAINER, Interpretation
+from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 from paramerge.system_faults import reading
 

@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from paramerge.adapters import LoraModule
+from paramerge.adapters.numbers import read_number
+from paramerge.adapters.rules import Scaling, scale_by_rank
 from paramerge.errors import AdapterError, ShapeError
 from paramerge.files.dtypes import is_float
 from paramerge.files.header import Header
 from paramerge.files.tensors import StoredTensor, stored
-from paramerge.formats.listing import listed
-from paramerge.formats.numbers import read_number
+from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 
-__all__ = ["Part", "Scaling", "check_shapes", "collect_modules", "scale_by_rank"]
+__all__ = ["Part", "check_shapes", "collect_modules"]
 
 
 class Part(NamedTuple):
@@ -23,18 +24,6 @@ class Part(NamedTuple):
     name: ModuleName
     role: str
     key: str
-
-
-class Scaling(NamedTuple):
-    """How a layer is scaled where the file has no alpha of its own for it: see :class:`LoraModule`."""
-
-    alpha: float | None = None
-    rslora: bool = False
-
-
-def scale_by_rank(name: ModuleName, rank: int) -> Scaling:
-    """alpha = rank: the rule of every dialect for a layer without alpha."""
-    return Scaling()
 
 
 def collect_modules(

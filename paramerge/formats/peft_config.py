@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from reprlib import repr as repr_of
 
+from paramerge.adapters.rules import Scaling
 from paramerge.errors import AdapterError, FamilyError, shortened
 from paramerge.formats.layer_patterns import check_patterns, first_match
-from paramerge.formats.pairs import Scaling
 
 __all__ = ["LoraSettings", "bad_option", "flag", "read_settings"]
 

@@ -41,6 +41,10 @@ class TunerSettings:
     series_terms: int | None = None
     feedforward: str | tuple[str, ...] = ()
 
+    def rank_of(self, path: str) -> int | None:
+        """The rank that is configured for the layer ``path``; None for tuners without ranks."""
+        return None if self.scaling is None else self.scaling.rank_of(path)
+
     def scales_inputs(self, path: str) -> bool:
         """Whether IA3 scales the inputs of the layer ``path``, as PEFT tells it by the module's name."""
         for spelling in (path, path.removeprefix("text_model.")):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from paramerge.adapters.group import NUMBER
 from paramerge.formats import diffusers, peft
 from paramerge.formats.layers import (
     bare_layer,
@@ -24,8 +25,6 @@ from paramerge.models.names import ModuleName
 
 __all__ = [
     "AXES",
-    "NUMBERS",
-    "VECTOR_OR_MORE",
     "Place",
     "Role",
     "dialects_of",
@@ -59,23 +58,18 @@ _ROLES = {
     "delta": "delta",
     "weight": "weight",
 }
-NUMBERS = frozenset({"alpha", "on_input"})
-"""Roles that are a single number, however many axes it has."""
-
-VECTOR_OR_MORE, _MATRIX, _FACTOR, _CORE = range(1, 6), range(2, 3), range(2, 6), range(3, 6)
+_MATRIX, _FACTOR, _CORE = range(2, 3), range(2, 6), range(3, 6)
 AXES: Mapping[str, range] = {
     **dict.fromkeys(("up", "down", "a1", "a2", "b1", "b2", "lokr_w2", "lokr_w1_b", "lokr_w2_b"), _FACTOR),
     **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), _FACTOR),
     **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w2_a", "oft_R"), _MATRIX),
     **dict.fromkeys(("mid", "bm", "hada_t1", "hada_t2", "lokr_t1", "lokr_t2"), _CORE),
+    **dict.fromkeys(("alpha", "on_input"), NUMBER),
     **dict.fromkeys(("diff_b", "w_norm", "b_norm", "delta"), range(1, 2)),
     "oft_blocks": range(3, 5),
     "boft_R": range(4, 5),
 }
-"""How many axes the tensor of a role can have; :data:`VECTOR_OR_MORE` where nothing is said.
-
-This is looked at before a family sees a tensor, so that it may ask for the sizes that every one has.
-"""
+"""How many axes the tensor of a role can have, where something is said of it."""
 
 _KEY = re.compile(
     rf"(?P<stem>.+?)\.(?P<role>{'|'.join(map(re.escape, sorted(_ROLES, key=len, reverse=True)))})"

@@ -12,7 +12,7 @@ from peft import DeftConfig
 from torch import Tensor
 
 from paramerge.errors import FamilyError, UsageError
-from paramerge.formats.listing import listed
+from paramerge.listing import listed
 from paramerge.peft.config import PaRaConfig
 
 __all__ = ["deft_config", "deft_state_dict", "para_config", "para_state_dict"]

@@ -16,7 +16,7 @@ from paramerge.errors import FamilyError, ShapeError, UnmatchedError, UsageError
 from paramerge.files.dtypes import NUMPY
 from paramerge.files.source import check_unchanged
 from paramerge.formats import open_adapter
-from paramerge.formats.listing import listed
+from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 from paramerge.peft.config import PaRaConfig
 from paramerge.peft.layer import PaRaLayer

@@ -10,7 +10,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from paramerge.errors import UsageError
-from paramerge.formats.listing import listed
+from paramerge.listing import listed
 from paramerge.peft.config import PaRaConfig
 from paramerge.peft.layer import PaRaConv2d, PaRaLayer, PaRaLinear
 from paramerge.peft.nesting import wrap

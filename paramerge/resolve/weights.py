@@ -16,7 +16,7 @@ from paramerge.errors import NonFiniteError, UnmatchedError, UsageError
 from paramerge.files.dtypes import is_float
 from paramerge.files.source import Source
 from paramerge.files.tensors import stored
-from paramerge.formats.listing import listed
+from paramerge.listing import listed
 from paramerge.models.blueprint import BLUEPRINTS
 from paramerge.models.names import ModuleName
 from paramerge.resolve.matching import check_family, check_shape

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import law
 
+from paramerge.adapters.folding import folded
 from paramerge.convert.convert import ConvertOptions, convert
-from paramerge.convert.folding import folded
 from paramerge.files.dtypes import FLOATS, NUMPY
 from paramerge.formats import open_adapter
 from paramerge.merge.request import Input

@@ -15,7 +15,7 @@ from torch import Tensor
 from paramerge import shipped
 from paramerge.errors import CheckpointError, UsageError
 from paramerge.files.header import PICKLE_SUFFIXES
-from paramerge.formats.listing import listed
+from paramerge.listing import listed
 
 __all__ = ["Clip", "load_clip"]
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
+from paramerge.adapters.numbers import read_number
 from paramerge.errors import AdapterError, ShapeError
 from paramerge.files.dtypes import is_float
 from paramerge.files.header import Header
 from paramerge.files.tensors import StoredTensor, stored
-from paramerge.formats.listing import listed
-from paramerge.formats.numbers import read_number
-from paramerge.formats.roles import AXES, NUMBERS, VECTOR_OR_MORE, Role
+from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 
-__all__ = ["Group", "group_by_layer"]
+__all__ = ["ANY_VECTOR", "NUMBER", "Group"]
+
+ANY_VECTOR = range(1, 6)
+"""Axes of a tensor of which nothing more is said."""
+NUMBER = range(0)
+"""In place of axes: the tensor is a single number, however many axes it has."""
 
 
 class Group:
@@ -25,6 +27,7 @@ class Group:
         self._header = header
         self._keys: dict[str, str] = {}
         self._taken: dict[str, str] = {}
+        self._axes: dict[str, range] = {}
 
     @property
     def roles(self) -> frozenset[str]:
@@ -46,23 +49,30 @@ class Group:
         """The name of its bias."""
         return ModuleName(self.name.component, f"{self.name.path}.bias")
 
-    def add(self, role: Role) -> None:
+    def add(self, role: str, key: str, axes: range = ANY_VECTOR) -> None:
         """Put a key to its layer.
+
+        Parameters
+        ----------
+        axes:
+            How many axes its tensor can have, or :data:`NUMBER`. This is looked at before a family sees the
+            tensor, so that it may ask for the sizes that every one has.
 
         Raises
         ------
         AdapterError
             Another key has the same role.
         """
-        if role.role in self._keys:
+        if role in self._keys:
             raise AdapterError(
                 "two keys of this file name the same tensor of the same layer",
                 where=f"{self._header.path}: {self.name}",
                 expected="one key",
-                found=f"{self._keys[role.role]} and {role.key}",
+                found=f"{self._keys[role]} and {key}",
                 hint="the file was probably joined from two: take one of its parts",
             )
-        self._keys[role.role] = role.key
+        self._keys[role] = key
+        self._axes[role] = axes
 
     def has(self, role: str) -> bool:
         """Whether there is such a key that nobody has taken yet."""
@@ -83,7 +93,8 @@ class Group:
             return None
         self._taken[role] = key
         tensor = stored(self._header, key)
-        if role in NUMBERS:
+        axes = self._axes[role]
+        if axes == NUMBER:
             return tensor
         if not is_float(tensor.dtype):
             raise AdapterError(
@@ -96,7 +107,6 @@ class Group:
             raise AdapterError(
                 "a layer of rank or size 0", where=f"{tensor.path}: {key}", found=list(tensor.shape)
             )
-        axes = AXES.get(role, VECTOR_OR_MORE)
         if len(tensor.shape) not in axes:
             raise ShapeError(
                 f"a tensor of this adapter has {len(tensor.shape)} dimensions, which no {role} has",
@@ -130,7 +140,7 @@ class Group:
         return self._taken.get(role) or self._keys.get(role)
 
     def number(self, role: str, *, positive: bool = False) -> float | None:
-        """The number of this role, or None; see :func:`read_number`."""
+        """The number of this role, or None; see :func:`~paramerge.adapters.numbers.read_number`."""
         tensor = self.take(role)
         return None if tensor is None else read_number(tensor, role, positive=positive)
 
@@ -142,7 +152,7 @@ class Group:
         ShapeError
         """
         if not fits:
-            keys = [key for role, key in self._taken.items() if role not in NUMBERS]
+            keys = [key for role, key in self._taken.items() if self._axes[role] != NUMBER]
             raise ShapeError(
                 "the tensors of a layer do not fit together",
                 where=f"{self._header.path}: {self.name}",
@@ -165,13 +175,3 @@ class Group:
                 found=listed(list(self._keys.values())),
                 hint="the file was joined from several, or comes from a trainer that is not known here",
             )
-
-
-def group_by_layer(header: Header, roles: Iterable[Role]) -> list[Group]:
-    """The groups of a file, in the order in which the layers first appear."""
-    groups: dict[ModuleName, Group] = {}
-    for role in roles:
-        place = role.place
-        group = groups.setdefault(place.name, Group(header, place.name, place.layer))
-        group.add(role)
-    return list(groups.values())
