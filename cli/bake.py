@@ -7,10 +7,11 @@ from typing import get_args
 
 import click
 
-from paramerge.apply.steps import BakeOptions, DTypeChoice, MergeChoice, Step
+from paramerge.apply.steps import BakeOptions, MergeChoice, Step
 from paramerge.cli.bake_view import show_diagnosis, show_plan, show_report
 from paramerge.cli.options import (
     OrderedSteps,
+    dtype_option,
     gamma_option,
     interpretation_options,
     json_option,
@@ -48,7 +49,7 @@ __all__ = ["bake"]
 @click.option(
     "--only", multiple=True, metavar="WHAT", help="A component (unet), or a pattern of layer names."
 )
-@click.option("--dtype", type=click.Choice(get_args(DTypeChoice)), default="keep", show_default=True)
+@dtype_option(default="keep", keep=True)
 @click.option("--variant", metavar="NAME", help="Which weights of a diffusers folder, such as fp16.")
 @unmatched_option
 @click.option("--private", is_flag=True, help="Leave the inputs' names out of the recipe.")
@@ -67,7 +68,7 @@ def bake(
     lokr_scale: float | None,
     krona: KronaOrder | None,
     only: tuple[str, ...],
-    dtype: DTypeChoice,
+    dtype: str,
     variant: str | None,
     allow_unmatched: bool,
     private: bool,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramerge.cli.options import json_option, overwrite_option, rehash_option
+from paramerge.cli.options import dtype_option, json_option, overwrite_option, rehash_option
 from paramerge.cli.render import Progress, gigabytes, note, note_ending, out, shown, warn
 from paramerge.strict_json import dump
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["convert"]
 
-_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 _FORMATS = ("kohya", "kohya-sgm", "lycoris", "diffusers", "peft", "para", "deft")
 
 
@@ -41,7 +40,7 @@ _FORMATS = ("kohya", "kohya-sgm", "lycoris", "diffusers", "peft", "para", "deft"
     type=click.Path(path_type=Path),
     help="The checkpoint that a PaRa becomes a LoRA for; also what tells other models' names.",
 )
-@click.option("--dtype", type=click.Choice(list(_DTYPES)), help="Default: as stored (a PaRa's LoRA: fp16).")
+@dtype_option(help="Default: as stored (a PaRa's LoRA: fp16).")
 @click.option(
     "--partial",
     "--allow-unmatched",
@@ -76,7 +75,7 @@ def convert(
     from paramerge.convert.request import FOLDERS
     from paramerge.merge.request import parse_input
 
-    options = ConvertOptions("kohya" if to == "lycoris" else to, _DTYPES.get(dtype or ""), partial)
+    options = ConvertOptions("kohya" if to == "lycoris" else to, dtype, partial)
     inputs = [parse_input(text) for text in adapters]
     opened = [_opened(given.path) for given in inputs]
     with Progress("converting", quiet=as_json, unit="layers") as progress:

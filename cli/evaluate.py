@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from paramerge import shipped
-from paramerge.cli.options import OrderedSteps, gamma_option, json_option, step_options, steps_of
+from paramerge.cli.options import (
+    OrderedSteps,
+    dtype_option,
+    gamma_option,
+    json_option,
+    step_options,
+    steps_of,
+)
 from paramerge.cli.render import Progress, note
 from paramerge.cli.stopping import resumable
 from paramerge.cli.threads import threads_for_model
@@ -72,9 +79,7 @@ download_option = click.option(
 @click.option("--width", type=int, help="Default: the model's own size.")
 @click.option("--height", type=int)
 @gamma_option
-@click.option(
-    "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: fp32 on a CPU, else fp16."
-)
+@dtype_option(help="Default: fp32 on a CPU, else fp16.")
 @click.option("--device", help="Such as cpu or cuda. Default: the GPU if there is one.")
 @click.option("--variant", metavar="NAME", help="Which weights of a diffusers folder, such as fp16.")
 @click.option("--config", type=click.Path(path_type=Path), help="As for generate.")

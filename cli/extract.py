@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paramerge.cli.options import (
+    dtype_option,
     gamma_option,
     json_option,
     overwrite_option,
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from paramerge.extract.from_lora import ExtractedLayer, Extraction
 
 __all__ = ["extract"]
-
-_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 
 
 @click.command()
@@ -61,7 +60,7 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 @click.option("--lokr-factor", type=int, metavar="N", default=-1, show_default=True)
 @click.option("--only", "only", multiple=True, metavar="COMPONENT", help="unet ... May be repeated.")
 @click.option("--partial", is_flag=True, help="Leave out changes that the family cannot hold, and say which.")
-@click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
+@dtype_option(default="fp16")
 @unmatched_option
 @click.option("--layers", "all_layers", is_flag=True, help="List every layer.")
 @overwrite_option
@@ -109,7 +108,7 @@ def extract(
         from paramerge.extract.families import ExtractOptions
 
         options = ExtractOptions(
-            family, rank, energy, gamma, lokr_factor, kronecker_pair(krona), only, partial, _DTYPES[dtype]
+            family, rank, energy, gamma, lokr_factor, kronecker_pair(krona), only, partial, dtype
         )
         extract_tuned(
             tuned, base, output, options, overwrite=overwrite, all_layers=all_layers, as_json=as_json
@@ -155,7 +154,7 @@ def _extract_from_lora(
         {layer.name: layer.directions for layer in extraction.layers},
         architecture=adapter.architecture,
         base_sha256=[text for text in adapter.base_hashes if len(text) == 64],
-        dtype=_DTYPES[dtype],
+        dtype=dtype,
         metadata=origin,
         overwrite=overwrite,
     )

@@ -11,6 +11,7 @@ from paramerge import shipped
 from paramerge.apply.steps import BakeOptions, Step
 from paramerge.cli.options import (
     OrderedSteps,
+    dtype_option,
     gamma_option,
     interpretation_options,
     json_option,
@@ -56,9 +57,7 @@ _SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
 @click.option("--compare", is_flag=True, help="First the same pictures without the adapters.")
 @gamma_option
 @interpretation_options
-@click.option(
-    "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: fp32 on a CPU, else fp16."
-)
+@dtype_option(help="Default: fp32 on a CPU, else fp16.")
 @click.option("--device", help="Such as cpu or cuda. Default: the GPU if there is one.")
 @click.option("--variant", metavar="NAME", help="Which weights of a diffusers folder, such as fp16.")
 @click.option(

@@ -18,6 +18,7 @@ from paramerge.cli.ending import (
     stopped_by_signals,
     stopping_signal,
 )
+from paramerge.cli.flags import with_flags
 from paramerge.cli.threads import choose_threads
 from paramerge.errors import OutputError, ParamergeError, printable
 from paramerge.strict_json import dump
@@ -128,12 +129,14 @@ def _show_any(error: Exception, *, as_json: bool) -> int:
 def show_error(error: ParamergeError, *, as_json: bool) -> None:
     """Print an error: its parts a line each to stderr, or one JSON object to stdout."""
     if as_json:
-        parts = {"kind": type(error).__name__, "what": error.what, **dict(error.lines())}
+        parts = {"kind": type(error).__name__} | {
+            label: with_flags(text) for label, text in [("what", error.what), *error.lines()]
+        }
         click.echo(dump({"error": parts}))
         return
-    click.echo(click.style("error: ", fg="red", bold=True) + printable(error.what), err=True)
+    click.echo(click.style("error: ", fg="red", bold=True) + printable(with_flags(error.what)), err=True)
     for label, text in error.lines():
-        click.echo(click.style(f"{label + ':':>10} ", dim=True) + printable(text), err=True)
+        click.echo(click.style(f"{label + ':':>10} ", dim=True) + printable(with_flags(text)), err=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from paramerge.cli.options import (
+    dtype_option,
     gamma_option,
     json_option,
     overwrite_option,
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from paramerge.merge.combine import MergeReport
 
 __all__ = ["as_data", "merge"]
-
-_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 
 
 @click.command(name="merge")
@@ -50,7 +49,7 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 )
 @click.option("--rank", type=int, metavar="R", help="PaRas: cap the joint rank. LoRAs: truncate to it.")
 @click.option("--energy", type=float, metavar="E", help="LoRAs: truncate to this share of the squared norm.")
-@click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
+@dtype_option(default="fp16")
 @unmatched_option
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
 @overwrite_option
@@ -86,7 +85,7 @@ def merge(
     from paramerge.merge.combine import combine
 
     inputs = [parse_input(text) for text in adapters]
-    options = CombineOptions(how, gamma, keep, rank, energy, _DTYPES[dtype], allow_unmatched)
+    options = CombineOptions(how, gamma, keep, rank, energy, dtype, allow_unmatched)
     opened = [open_adapter(given.path) for given in inputs]
     with Progress("merging", quiet=as_json, unit="layers") as progress:
         report = combine(

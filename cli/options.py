@@ -10,10 +10,12 @@ import click
 
 from paramerge.apply.steps import Kind, Step, parse_step
 from paramerge.cli.stopping import RememberedCommand
+from paramerge.files.dtype_names import KEEP, WRITTEN, dtype_named, short_name
 from paramerge.interpretation import KronaOrder
 
 __all__ = [
     "OrderedSteps",
+    "dtype_option",
     "gamma_option",
     "interpretation_options",
     "json_option",
@@ -114,6 +116,25 @@ gamma_option = click.option(
     metavar="SHARE",
     help="Rank boundary: a PaRa removes at most this share of a layer's rank (the paper: 1/40).",
 )
+
+
+class DtypeChoice(click.Choice[str]):
+    """The dtypes that are written, in any of their spellings (``fp16``, ``F16``, ``float16``)."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The short name of the dtype."""
+        known = short_name(dtype_named(value))
+        return super().convert(known if known in self.choices else value, param, ctx)
+
+
+def dtype_option(
+    *, default: str | None = None, keep: bool = False, help: str | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--dtype``, of every verb that has one."""
+    names = [*([KEEP] if keep else []), *map(short_name, WRITTEN)]
+    return click.option(
+        "--dtype", type=DtypeChoice(names), default=default, show_default=default is not None, help=help
+    )
 
 
 unmatched_option = click.option(

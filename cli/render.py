@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from paramerge.cli.flags import with_flags
 from paramerge.errors import printable
 
 __all__ = ["Progress", "err", "gigabytes", "note", "note_ending", "out", "shown", "warn"]
@@ -78,7 +79,7 @@ class Progress:
 
 def shown(text: object) -> str:
     """Text from outside, safe to print: neither rich's markup nor a terminal's control sequences act."""
-    return escape(printable(str(text)))
+    return escape(printable(with_flags(str(text) if not isinstance(text, str) else text)))
 
 
 def gigabytes(count: int) -> str:

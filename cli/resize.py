@@ -7,13 +7,11 @@ from pathlib import Path
 import click
 
 from paramerge.cli.merge import as_data
-from paramerge.cli.options import json_option, overwrite_option, rehash_option, unmatched_option
+from paramerge.cli.options import dtype_option, json_option, overwrite_option, rehash_option, unmatched_option
 from paramerge.cli.render import Progress, note_ending, warn
 from paramerge.strict_json import dump
 
 __all__ = ["resize"]
-
-_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 
 
 @click.command(name="resize")
@@ -24,7 +22,7 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
     "--energy", type=float, metavar="E", help="Or: of each layer the least rank with this share (0 to 1)."
 )
 @click.option("--base", type=click.Path(path_type=Path), help="PaRa: tells which directions matter.")
-@click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
+@dtype_option(default="fp16")
 @unmatched_option
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
 @overwrite_option
@@ -55,7 +53,7 @@ def resize(
     opened, checkpoint = open_adapter(adapter), open_base(base) if base is not None else None
     with Progress("resizing", quiet=as_json, unit="layers") as progress:
         report = run(
-            opened, output, rank=rank, energy=energy, dtype=_DTYPES[dtype], base=checkpoint,
+            opened, output, rank=rank, energy=energy, dtype=dtype, base=checkpoint,
             progress=progress.update, overwrite=overwrite, allow_unmatched=allow_unmatched,
         )  # fmt: skip
     note_ending(output, report.output, quiet=as_json)

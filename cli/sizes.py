@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paramerge.adapters.sizes import RULES
-from paramerge.cli.options import gamma_option, json_option
+from paramerge.cli.options import dtype_option, gamma_option, json_option
 from paramerge.errors import UsageError
 from paramerge.models.blueprint import BLUEPRINTS
 from paramerge.strict_json import dump
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from paramerge.sizes.sizes import BoundaryChoice, Size
 
 __all__ = ["kronecker_pair", "sizes"]
-
-_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 
 
 @click.command(name="sizes")
@@ -61,7 +59,7 @@ _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
     help="The shape of DiffuseKronA's first factor; 64,4, 64,8 and 32,16 are its code's.",
 )
 @click.option("--lokr-factor", type=int, metavar="N", default=-1, show_default=True)
-@click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp16", show_default=True)
+@dtype_option(default="fp16")
 @json_option
 def sizes(
     arch: str,
@@ -93,7 +91,7 @@ def sizes(
         boundary=boundary,
         kronecker=kronecker_pair(krona),
         lokr_factor=lokr_factor,
-        dtype=_DTYPES[dtype],
+        dtype=dtype,
     )
     if as_json:
         options = {"gamma": gamma, "gamma_on": boundary, "krona": krona, "lokr_factor": lokr_factor}

@@ -1,10 +1,13 @@
 """The errors of paramerge: one tree, one shape.
 
 Every error says *what* is wrong, *where*, what was *expected*, what was *found*, and a *hint*: what
-to do next. The command line prints exactly these lines and exits with :attr:`ParamergeError.exit_code`.
+to do next. Arguments are marked by :func:`paramerge.wording.option`. The command line prints exactly these
+lines, with its flags for the arguments, and exits with :attr:`ParamergeError.exit_code`.
 """
 
 from __future__ import annotations
+
+from paramerge.wording import Worded
 
 __all__ = [
     "AdapterError",
@@ -59,7 +62,7 @@ class ParamergeError(Exception):
     what:
         One sentence: what is wrong.
     where:
-        The file, tensor, layer or option it is about.
+        The file, tensor, layer or argument it is about.
     expected, found:
         What should have been there and what was.
     hint:
@@ -77,16 +80,16 @@ class ParamergeError(Exception):
         found: object = None,
         hint: str | None = None,
     ) -> None:
-        self.what = shortened(what, LONGEST_PART)
+        self.what = _worded(what)
         self.where, self.expected, self.found = (
-            None if part is None else shortened(str(part), LONGEST_PART) for part in (where, expected, found)
+            None if part is None else _worded(part) for part in (where, expected, found)
         )
         if self.found == self.expected:  # says nothing: the fault lies elsewhere
             self.found = None
-        self.hint = hint
+        self.hint = None if hint is None else Worded(getattr(hint, "raw", hint))
         super().__init__(str(self))
 
-    def lines(self) -> list[tuple[str, str]]:
+    def lines(self) -> list[tuple[str, Worded]]:
         """The labelled parts that are present, in reading order, without ``what``."""
         parts = [
             ("where", self.where),
@@ -98,6 +101,10 @@ class ParamergeError(Exception):
 
     def __str__(self) -> str:
         return "\n".join([self.what, *(f"  {label}: {text}" for label, text in self.lines())])
+
+
+def _worded(part: object) -> Worded:
+    return Worded(shortened(getattr(part, "raw", str(part)), LONGEST_PART))
 
 
 class UsageError(ParamergeError):

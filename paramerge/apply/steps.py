@@ -9,16 +9,17 @@ from typing import Literal, get_args
 
 from paramerge.apply.strengths import check_strength
 from paramerge.errors import UsageError
+from paramerge.files.dtype_names import KEEP, WRITTEN, parse_dtype, short_name
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.resolve.blocks import BlockWeights, parse_blocks
+from paramerge.wording import option
 
-__all__ = ["BakeOptions", "DTypeChoice", "Kind", "MergeChoice", "Step", "check_gamma", "parse_step"]
+__all__ = ["BakeOptions", "Kind", "MergeChoice", "Step", "check_gamma", "parse_step"]
 
 Kind = Literal["para", "lora", "adapter"]
 """How an adapter was given: as one of any family, or strictly as a PaRa or a LoRA."""
 
 MergeChoice = Literal["joint", "sequential"]
-DTypeChoice = Literal["keep", "fp16", "bf16", "fp32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ class BakeOptions:
     only:
         Components (``unet``) or patterns of layer names (``unet.*attn2*``); empty for everything.
     dtype:
-        Dtype of the output's UNet, text encoders and VAE; ``keep`` leaves each tensor's own.
+        Dtype of the output's UNet, text encoders and VAE, in any spelling (``fp16``, ``F16`` ...); ``keep``
+        leaves each tensor's own.
     allow_unmatched:
         Go on where keys of an adapter land nowhere; they are counted and shown.
     private:
@@ -77,21 +79,21 @@ class BakeOptions:
     merge: MergeChoice = "joint"
     gamma: float | None = None
     only: tuple[str, ...] = ()
-    dtype: DTypeChoice = "keep"
+    dtype: str = "keep"
     allow_unmatched: bool = False
     private: bool = False
     interpretation: Interpretation = BY_TRAINER
 
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
-        for name, value, choice in (
-            ("--merge", self.merge, MergeChoice),
-            ("--dtype", self.dtype, DTypeChoice),
-        ):
-            if value not in get_args(choice):
-                raise UsageError(
-                    "no such choice", where=name, expected=", ".join(get_args(choice)), found=value
-                )
+        object.__setattr__(self, "dtype", short_name(parse_dtype(self.dtype, (KEEP, *WRITTEN))))
+        if self.merge not in get_args(MergeChoice):
+            raise UsageError(
+                "no such choice",
+                where=option("merge"),
+                expected=", ".join(get_args(MergeChoice)),
+                found=self.merge,
+            )
 
 
 def check_gamma(gamma: float | None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from paramerge.bake.history import without_paths
 from paramerge.bake.plan import Plan
 from paramerge.errors import OutputError
+from paramerge.files.dtype_names import library_name, parse_dtype
 from paramerge.files.file_names import cut_name
 from paramerge.files.outputs import check_output_file, check_output_folder, inputs_of
 from paramerge.files.source import Source
@@ -25,8 +26,6 @@ __all__ = ["check_output", "default_output", "write_companions"]
 _VARIANT = re.compile(r"\.(\w+)(?:-\d+-of-\d+)?\.safetensors$")
 _NO_NAME = re.compile(r"[^\w.@-]")
 """Characters that stand for something else in a shell or a path."""
-
-_CONFIG_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
 def default_output(plan: Plan) -> Path:
@@ -123,7 +122,7 @@ def _adjusted(plan: Plan, relative: PurePosixPath, source: Source) -> bytes | No
     elif relative.name == "config.json":
         content = _object(source)
         for key in {"torch_dtype", "dtype"} & content.keys():
-            content[key] = _CONFIG_DTYPES[plan.options.dtype]
+            content[key] = library_name(parse_dtype(plan.options.dtype))
     else:
         return None
     return (json.dumps(content, indent=2) + "\n").encode()

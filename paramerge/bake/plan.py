@@ -21,6 +21,7 @@ from paramerge.checkpoints.layout import Base, WeightFile
 from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import CheckpointError, UsageError
+from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.dtypes import BITS, is_float
 from paramerge.files.header import TensorInfo
 from paramerge.models.names import COMPONENTS, ModuleName
@@ -42,8 +43,6 @@ __all__ = [
     "TensorPlan",
     "make_plan",
 ]
-
-_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +410,7 @@ def _check_convertible(file: WeightFile, options: BakeOptions) -> None:
 def _output_dtype(info: TensorInfo, component: str, options: BakeOptions) -> str:
     if options.dtype == "keep" or component not in COMPONENTS or not is_float(info.dtype):
         return info.dtype
-    return _DTYPES[options.dtype]
+    return parse_dtype(options.dtype)
 
 
 def _order_warnings(planned: Sequence[PlannedStep]) -> tuple[str, ...]:

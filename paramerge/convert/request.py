@@ -10,9 +10,9 @@ from paramerge.adapters import Adapter
 from paramerge.checkpoints.layout import Base
 from paramerge.convert.parts import HOLDS
 from paramerge.errors import FamilyError, UsageError
+from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.outputs import check_output_file, check_output_folder, inputs_of
 from paramerge.formats.layers import bare_norm, clip_path, unet_path
-from paramerge.formats.lora_writer import LORA_DTYPES
 from paramerge.listing import listed
 from paramerge.merge.request import Input
 from paramerge.models.flux_keys import single_file_path
@@ -54,13 +54,8 @@ class ConvertOptions:
     def __post_init__(self) -> None:
         if self.to not in FORMATS:
             raise UsageError("no such format", where="--to", expected=", ".join(FORMATS), found=self.to)
-        if self.dtype is not None and self.dtype not in LORA_DTYPES:
-            raise UsageError(
-                "an adapter is not stored so",
-                where="--dtype",
-                expected=", ".join(LORA_DTYPES),
-                found=self.dtype,
-            )
+        if self.dtype is not None:
+            object.__setattr__(self, "dtype", parse_dtype(self.dtype))
 
 
 def check_request(

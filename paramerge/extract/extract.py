@@ -22,7 +22,7 @@ from paramerge.files.outputs import check_output_file, inputs_of
 from paramerge.files.source import check_unchanged
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import write_para
-from paramerge.formats.lora_writer import LORA_DTYPES, kohya_metadata
+from paramerge.formats.lora_writer import kohya_metadata
 from paramerge.formats.native import BASE_HASH_KEY
 from paramerge.listing import listed
 from paramerge.models.architecture import plain_architecture
@@ -268,8 +268,6 @@ def _check(options: ExtractOptions) -> None:
             expected=", ".join(EXTRACTORS),
             found=options.family,
         )
-    if options.dtype not in LORA_DTYPES:
-        raise UsageError("an adapter is not stored so", where="--dtype", found=options.dtype)
     if options.rank is not None and options.rank < 1:
         raise UsageError("a rank counts directions", where="--rank", expected="above 0", found=options.rank)
     for name, value in (("--energy", options.energy), ("--gamma", options.gamma)):

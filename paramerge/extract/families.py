@@ -16,6 +16,7 @@ from paramerge.extract.difference import ChangedLayer
 from paramerge.extract.kronecker import nearest_kronecker
 from paramerge.extract.lowrank import leading
 from paramerge.extract.projector import nearest_para
+from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.dtypes import NUMPY
 
 __all__ = ["EXTRACTORS", "ExtractOptions", "Extracted", "holds"]
@@ -56,6 +57,9 @@ class ExtractOptions:
     only: tuple[str, ...] = ()
     partial: bool = False
     dtype: str = "F16"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", parse_dtype(self.dtype))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from paramerge.adapters.rounding import rounded
 from paramerge.errors import NonFiniteError, ShapeError, UsageError
+from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.dtypes import NUMPY
 from paramerge.files.writer import write_safetensors
 from paramerge.formats.layers import underscored_layer
@@ -22,7 +23,6 @@ from paramerge.models.architecture import MODELSPEC_NAMES
 from paramerge.models.names import ModuleName
 
 __all__ = [
-    "LORA_DTYPES",
     "LoraFactors",
     "kohya_metadata",
     "kohya_stem",
@@ -30,7 +30,6 @@ __all__ = [
     "write_lora",
 ]
 
-LORA_DTYPES = ("F16", "BF16", "F32")
 
 _BASE_VERSIONS = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
@@ -117,10 +116,7 @@ def write_lora(
     OutputError
         The file cannot be written.
     """
-    if dtype not in LORA_DTYPES:
-        raise UsageError(
-            "a LoRA is not stored so", where="dtype", expected=", ".join(LORA_DTYPES), found=dtype
-        )
+    dtype = parse_dtype(dtype)
     if not layers:
         raise UsageError("there is no layer to write", where=path, expected="at least one layer")
     alphas: dict[str, np.ndarray] = {}

@@ -16,6 +16,7 @@ import numpy as np
 
 from paramerge.adapters import Leftover, ParaModule
 from paramerge.errors import AdapterError, FileFormatError, NonFiniteError, ShapeError, UsageError
+from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.dtypes import NUMPY, is_float
 from paramerge.files.header import Header
 from paramerge.files.tensors import StoredTensor, stored
@@ -41,7 +42,6 @@ TARGETS_KEY = "paramerge.targets"
 
 _MAJOR = int(FORMAT_VERSION.partition(".")[0])
 _VERSION = re.compile(r"(?P<major>[0-9]{1,4})(?:\.[0-9]{1,4})?")
-_DTYPES = ("F16", "BF16", "F32")
 
 
 def read_modules(header: Header) -> tuple[dict[ModuleName, ParaModule], tuple[Leftover, ...]]:
@@ -121,8 +121,7 @@ def write_para(
     OutputError
         The file cannot be written.
     """
-    if dtype not in _DTYPES:
-        raise UsageError("a PaRa is not stored so", where="dtype", expected=", ".join(_DTYPES), found=dtype)
+    dtype = parse_dtype(dtype)
     if not modules:
         raise UsageError("there is no layer to write", where=path, expected="at least one layer")
     if reserved := [key for key in metadata or {} if key.startswith("paramerge.")]:

@@ -17,6 +17,7 @@ from paramerge.checkpoints.layout import (
     WeightFile,
 )
 from paramerge.errors import CheckpointError, UsageError
+from paramerge.files.dtype_names import library_name, parse_dtype
 from paramerge.files.source import check_unchanged
 from paramerge.strict_json import read_object
 
@@ -27,7 +28,6 @@ _PACKAGES = {"diffusers": "diffusers", "transformers": "transformers", "PIL": "p
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _BY_ARCHITECTURE = {"sd15": _PIPELINES[0], "sd2": _PIPELINES[0], "sdxl": _PIPELINES[1]}
 _VARIANT = re.compile(r"diffusion_pytorch_model\.(?P<variant>[\w-]+?)(-\d+-of-\d+)?\.safetensors")
-_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def require_libraries() -> None:
@@ -77,10 +77,10 @@ def pick_device(name: str | None) -> str:
 
 
 def pick_dtype(name: str | None, device: str) -> Any:
-    """The torch dtype for ``name`` (fp32, fp16, bf16): by default fp32 on a CPU and fp16 elsewhere."""
+    """The torch dtype for ``name``, in any spelling: by default fp32 on a CPU and fp16 elsewhere."""
     import torch
 
-    return getattr(torch, _DTYPES[name or ("fp32" if device == "cpu" else "fp16")])
+    return getattr(torch, library_name(parse_dtype(name or ("F32" if device == "cpu" else "F16"))))
 
 
 def load_pipeline(base: Base, dtype: Any, config: Path | None = None) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from paramerge.apply.steps import check_gamma, parse_step
 from paramerge.apply.strengths import check_strength
 from paramerge.errors import FamilyError, UsageError
+from paramerge.files.dtype_names import parse_dtype
 
 if TYPE_CHECKING:  # reading options must not import NumPy
     from paramerge.adapters import Adapter
@@ -62,6 +63,7 @@ class CombineOptions:
     allow_unmatched: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", parse_dtype(self.dtype))
         check_gamma(self.gamma)
         if self.energy is not None and not 0 < self.energy <= 1:
             raise UsageError(

@@ -14,6 +14,7 @@ from typing import Literal
 from paramerge.adapters.sizes import RULES, SizeSettings, stored_numbers
 from paramerge.algebra import adjusted_rank
 from paramerge.errors import UsageError
+from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.dtypes import BITS
 from paramerge.models.blueprint import BLUEPRINTS
 from paramerge.models.blueprint_inventory import unet_shapes
@@ -145,14 +146,15 @@ def adapter_size(
         The rank boundary: ``min(r, floor(gamma * min(d, k)))`` in place of r, for families with a rank; the
         paper has it for PaRa and, in its Table 3, for LoRA too (section 3.2).
     dtype:
-        A dtype by safetensors' name.
+        A dtype, by any of its names.
 
     Raises
     ------
     UsageError
         An unknown family, subset or dtype, a rank below 1, or a subset without layers.
     """
-    _check(family, settings, dtype)
+    _check(family, settings)
+    dtype = parse_dtype(dtype, tuple(BITS))
     parameters = counted = capped = left_alone = not_possible = 0
     paths = _selected(subset, layers)
     for path in paths:
@@ -182,7 +184,7 @@ def adapter_size(
     )
 
 
-def _check(family: str, settings: SizeSettings, dtype: str) -> None:
+def _check(family: str, settings: SizeSettings) -> None:
     if family not in RULES:
         raise UsageError("unknown family", where="--family", expected=", ".join(RULES), found=family)
     if settings.rank < 1:
@@ -191,8 +193,6 @@ def _check(family: str, settings: SizeSettings, dtype: str) -> None:
         )
     if min(settings.kronecker) < 1:
         raise UsageError("a factor has at least one row", where="--krona", found=settings.kronecker)
-    if dtype not in BITS:
-        raise UsageError("unknown dtype", where="--dtype", expected=", ".join(BITS), found=dtype)
 
 
 def _selected(subset: str, layers: Layers) -> list[str]:
