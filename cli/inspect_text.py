@@ -12,6 +12,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from paramerge.adapters.registry import family
 from paramerge.cli.render import gigabytes, shown
 from paramerge.inspect.inspection import (
     RECIPE_KEY,
@@ -31,15 +32,6 @@ _LARGEST = 5
 _KEYS = 8
 _SIZES = re.compile(r"\b\d+ x \d+ (?:of )?|\b\d+ (?=blocks)")
 _COLUMNS = ("norm", "rank", "scale", "directions")
-_COUNTED = {
-    "oft": "block sizes",
-    "boft": "block sizes",
-    "ia3": "numbers",
-    "svdiff": "singular values",
-    "full": "",
-    "norm": "",
-}
-"""What the number of a family is that has no ranks; nothing where it says no more than the shapes."""
 
 
 def show(
@@ -97,7 +89,7 @@ def _rank_pairs(layers: Sequence[LayerFacts]) -> Iterator[tuple[str, str]]:
     """What each family counts, under its own word; whole differences have nothing to count."""
     counts: dict[str, Counter[int]] = {}
     for layer in layers:
-        if word := _COUNTED.get(layer.family, "ranks"):
+        if word := family(layer.family).counted:
             counts.setdefault(word, Counter())[layer.rank] += 1
     for word, ranks in counts.items():
         yield word, _counts(ranks)

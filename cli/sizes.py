@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramerge.adapters.sizes import RULES
+from paramerge.adapters.registry import sized
 from paramerge.cli.options import dtype_option, gamma_option, json_option
 from paramerge.errors import UsageError
 from paramerge.models.blueprint import BLUEPRINTS
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from paramerge.sizes.sizes import BoundaryChoice, Size
 
 __all__ = ["kronecker_pair", "sizes"]
+
+
+class _SizedFamily(click.Choice[str]):
+    """The families whose size can be told, asked for when they are needed: a package may add one."""
+
+    def __init__(self) -> None:
+        self.case_sensitive = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(sized())
 
 
 @click.command(name="sizes")
@@ -37,7 +48,7 @@ __all__ = ["kronecker_pair", "sizes"]
     "--family",
     "families",
     multiple=True,
-    type=click.Choice(list(RULES)),
+    type=_SizedFamily(),
     default=("para", "lora"),
     show_default=True,
     help="May be repeated.",

@@ -2,7 +2,7 @@
 
 from paramerge.adapters.adapter import Adapter, Leftover
 from paramerge.adapters.boft import BoftModule, PeftBoftModule
-from paramerge.adapters.contract import FAMILIES, AdditiveModule, DependentModule, LayerModule, RowsModule
+from paramerge.adapters.contract import AdditiveModule, DependentModule, LayerModule, RowsModule
 from paramerge.adapters.dora import DoraModule
 from paramerge.adapters.full import DifferenceModule
 from paramerge.adapters.glora import GloraModule
@@ -16,7 +16,6 @@ from paramerge.adapters.para import ParaModule
 from paramerge.adapters.svdiff import SvdiffModule
 
 __all__ = [
-    "FAMILIES",
     "Adapter",
     "AdditiveModule",
     "BoftModule",

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from paramerge.adapters.contract import FAMILIES, LayerModule
+from paramerge.adapters.contract import LayerModule
+from paramerge.adapters.registry import label
 from paramerge.files.source import Source
 from paramerge.models.names import ModuleName
 
@@ -33,7 +34,7 @@ class Adapter:
     opened:
         Every file that decided what it means, open: the weights, and ``adapter_config.json`` if there is one.
     family:
-        The family of all its layers, a key of :data:`~paramerge.adapters.contract.FAMILIES`; ``mixed`` where
+        The family of all its layers, a key of :mod:`~paramerge.adapters.registry`; ``mixed`` where
         they are of several.
     dialect:
         ``paramerge``, ``kohya`` (LyCORIS too), ``kohya-sgm``, ``diffusers``, ``diffusers-old``, ``peft``,
@@ -64,5 +65,5 @@ class Adapter:
     @property
     def families(self) -> Mapping[str, int]:
         """Layers (and norms and biases) of each family, by its name for people; the commonest first."""
-        counts = Counter(FAMILIES[module.family] for module in self.modules.values())
+        counts = Counter(label(module.family) for module in self.modules.values())
         return dict(counts.most_common())

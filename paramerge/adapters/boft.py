@@ -7,16 +7,21 @@ Stage i mixes rows that lie 2^i half blocks apart; the two order them differentl
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from paramerge.adapters.contract import DependentModule, read_finite
-from paramerge.adapters.oft import cayley, constrained_skew
+from paramerge.adapters.family import Family, Form
+from paramerge.adapters.group import Group
+from paramerge.adapters.oft import build_rotation, cayley, constrained_skew
+from paramerge.adapters.rules import Rules
+from paramerge.adapters.sizes import SizeSettings, butterfly_blocks
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["BoftModule", "PeftBoftModule"]
+__all__ = ["FAMILY", "BoftModule", "PeftBoftModule"]
 
 
 @dataclass(frozen=True)
@@ -134,3 +139,56 @@ def _butterfly(X: np.ndarray, R: np.ndarray, interleaved: bool) -> np.ndarray:
         mixed = R[stage] @ blocks.reshape(count, size, columns)
         X = mixed.reshape(-1, apart, 2, unit, columns).transpose(0, 2, 1, 3, 4).reshape(-1, columns)
     return X
+
+
+def _build(group: Group, rules: Rules) -> Iterator[BoftModule]:
+    module = build_rotation(group, BoftModule)
+    group.check(module.rank % 2 == 0, "blocks with two halves")
+    _check_butterfly(group, module.blocks)
+    yield module
+
+
+def _build_peft(group: Group, rules: Rules) -> Iterator[PeftBoftModule]:
+    blocks, s = group.need("boft_R"), group.need("boft_s")
+    square = len(blocks.shape) == 4 and blocks.shape[-1] == blocks.shape[-2]
+    group.check(square and max(s.shape) == math.prod(s.shape), "blocks (m, n, b, b) and s (out, 1)")
+    _check_butterfly(group, blocks)
+    rules.tuner(group, "BOFT")
+    yield PeftBoftModule(group.name, blocks, s)
+
+
+def _check_butterfly(group: Group, blocks: StoredTensor) -> None:
+    stages, count, size, _ = blocks.shape
+    fits = stages == 1 or (size % 2 == 0 and (count * size) % (2**stages * (size // 2)) == 0)
+    group.check(fits, "stages that a butterfly of this size has")
+
+
+def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int | None:
+    blocks = butterfly_blocks(shape[0], settings.rank)
+    if blocks is None:
+        return None
+    size, count = blocks
+    return (1 + (count - 1).bit_count()) * count * size * size
+
+
+FAMILY = Family(
+    key="boft",
+    label="BOFT",
+    forms=(
+        Form(
+            "BOFT",
+            {"oft_blocks": "oft_blocks", "rescale": "rescale"},
+            _build,
+            {"oft_blocks": range(4, 5)},
+        ),
+        Form(
+            "BOFT of PEFT",
+            {"boft_R.<name>": "boft_R", "boft_s.<name>": "boft_s"},
+            _build_peft,
+            {"boft_R": range(4, 5)},
+        ),
+    ),
+    stored=_stored,
+    counted="block sizes",
+    tuner="BOFT",
+)

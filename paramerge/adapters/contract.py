@@ -20,7 +20,6 @@ from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
 __all__ = [
-    "FAMILIES",
     "AdditiveModule",
     "DependentModule",
     "LayerModule",
@@ -29,23 +28,6 @@ __all__ = [
     "read_stored",
 ]
 
-FAMILIES = {
-    "para": "PaRa",
-    "lora": "LoRA",
-    "loha": "LoHa",
-    "lokr": "LoKr",
-    "krona": "DiffuseKronA",
-    "dora": "DoRA",
-    "ia3": "IA3",
-    "oft": "OFT",
-    "boft": "BOFT",
-    "glora": "GLoRA",
-    "full": "full difference",
-    "norm": "norm",
-    "svdiff": "SVDiff",
-}
-"""Every family that can be baked, and its name for people."""
-
 
 class LayerModule(ABC):
     """One layer of an adapter, still in its file: ``W -> W'``.
@@ -53,7 +35,7 @@ class LayerModule(ABC):
     Attributes
     ----------
     family:
-        A key of :data:`FAMILIES`.
+        The key of its :class:`~paramerge.adapters.family.Family`.
     depends_on_weight:
         Whether ``W' - W`` depends on ``W``: such a module acts on the weight as it is at its step.
     """

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from paramerge.adapters.contract import FAMILIES, AdditiveModule, DependentModule, read_finite
+from paramerge.adapters import loha, lokr, lora
+from paramerge.adapters.contract import AdditiveModule, DependentModule, LayerModule, read_finite
+from paramerge.adapters.family import Family, Form
+from paramerge.adapters.group import Group
+from paramerge.adapters.loha import LohaModule
+from paramerge.adapters.lokr import LokrModule
+from paramerge.adapters.lora import LoraModule, stored_of_lora
+from paramerge.adapters.rules import Rules
+from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["DoraModule"]
+__all__ = ["FAMILY", "DoraModule"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,9 @@ class DoraModule(DependentModule):
 
     @property
     def form(self) -> str:
-        return f"{FAMILIES[self.inner.family]} by {'rows' if self.axis == 'out' else 'input channels'}"
+        from paramerge.adapters.registry import label  # which lists this family, too
+
+        return f"{label(self.inner.family)} by {'rows' if self.axis == 'out' else 'input channels'}"
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
@@ -106,3 +117,56 @@ class DoraModule(DependentModule):
         channels = V.reshape(len(V), len(m), -1)
         lengths = np.sqrt(np.einsum("oik,oik->i", channels, channels)) + self.eps
         return np.asarray(channels * (m / lengths)[:, None]).reshape(V.shape)
+
+
+_LYCORIS_EPS = 2.0**-23
+"""What LyCORIS adds to norms: the distance from 1 to the next float32."""
+
+_INNER = (lora.FORM, loha.FORM, lokr.FORM)
+
+
+def _build(group: Group, rules: Rules) -> Iterator[LayerModule]:
+    form = next((form for form in _INNER if group.roles & form.own), lora.FORM)
+    for inner in () if form.build is None else form.build(group, rules):
+        within = isinstance(inner, LoraModule | LohaModule | LokrModule)
+        yield _with_magnitude(group, inner) if within else inner  # else it is left, and refused
+
+
+def _with_magnitude(group: Group, inner: LoraModule | LohaModule | LokrModule) -> LayerModule:
+    """``inner``, or the DoRA that it is part of."""
+    if scale := group.take("dora_scale"):  # a second kind of magnitude beside it is left, and refused
+        by_input = len(scale.shape) > 1 and scale.shape[0] == 1 < scale.shape[1]
+        axis: Literal["out", "in"] = "in" if by_input else "out"
+        group.check(max(scale.shape) == math.prod(scale.shape), "one magnitude for each row or input channel")
+        return DoraModule(group.name, inner, scale, axis, _LYCORIS_EPS)
+    magnitude = group.take("magnitude")
+    if magnitude is None:
+        return inner
+    group.check(math.prod(magnitude.shape) == inner.out_features, "one magnitude for each row")
+    return DoraModule(group.name, inner, magnitude)
+
+
+def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
+    return stored_of_lora(shape, settings) + shape[0]
+
+
+FAMILY = Family(
+    key="dora",
+    label="DoRA",
+    forms=(
+        Form(
+            "DoRA",
+            {
+                "dora_scale": "dora_scale",
+                "lora_magnitude_vector.<name>": "magnitude",
+                "lora_magnitude_vector.<name>.weight": "magnitude",
+            },
+            _build,
+            around=frozenset().union(*(form.own for form in _INNER)),
+            unread=("magnitude.<name>",),  # ai-toolkit's, whose scale its files do not tell
+        ),
+    ),
+    stored=_stored,
+    ranked=True,
+    tuner="LORA",
+)

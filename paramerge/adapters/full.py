@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from paramerge.adapters.changes import Difference
 from paramerge.adapters.contract import AdditiveModule, read_finite
+from paramerge.adapters.family import VECTOR, Family, Form
+from paramerge.adapters.group import Group
+from paramerge.adapters.rules import Rules
+from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["DifferenceModule"]
+__all__ = ["FAMILY", "DifferenceModule"]
 
 
 @dataclass(frozen=True)
@@ -57,3 +62,32 @@ class DifferenceModule(AdditiveModule):
     def change(self) -> Difference:
         """Read it."""
         return Difference(read_finite(self.diff).reshape(self.out_features, -1))
+
+
+def _build(group: Group, rules: Rules) -> Iterator[DifferenceModule]:
+    if diff := group.take("diff"):
+        # a vector is a norm's, also in models whose norms are not known by their names
+        yield DifferenceModule(group.weight if len(diff.shape) == 1 else group.parameter, diff)
+    if bias := group.take("diff_b"):
+        yield DifferenceModule(group.bias, bias)
+
+
+def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
+    return math.prod(shape)
+
+
+FAMILY = Family(
+    key="full",
+    label="full difference",
+    forms=(
+        Form(
+            "full difference",
+            {"diff": "diff", "diff_b": "diff_b"},
+            _build,
+            {"diff_b": VECTOR},
+            beside=frozenset({"diff_b"}),
+        ),
+    ),
+    stored=_stored,
+    counted="",
+)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from paramerge.adapters.contract import DependentModule, read_finite
+from paramerge.adapters.family import CORE, FACTOR, Family, Form
+from paramerge.adapters.group import Group
 from paramerge.adapters.loha import tucker
+from paramerge.adapters.lora import stored_of_lora
+from paramerge.adapters.rules import Rules
+from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["GloraModule"]
+__all__ = ["FAMILY", "GloraModule"]
 
 
 @dataclass(frozen=True)
@@ -84,3 +90,37 @@ class GloraModule(DependentModule):
 def _matrix(tensor: StoredTensor) -> np.ndarray:
     values = read_finite(tensor)
     return values.reshape(values.shape[0], -1)
+
+
+def _build(group: Group, rules: Rules) -> Iterator[GloraModule]:
+    a1, a2 = group.need("a1"), group.need("a2")
+    b1, b2, core = group.need("b1"), group.need("b2"), group.take("bm")
+    today = a1.shape[1] == a2.shape[0] == b1.shape[1] == b2.shape[0]
+    early = a1.shape[0] == a2.shape[1] == b1.shape[0] == b2.shape[1]
+    if early and (not today or a1.shape[0] < a1.shape[1]):  # in a square layer the rank is the smaller size
+        a1, a2, b1, b2 = a2, a1, b2, b1  # early files: the outer factor is the second
+    fits = (
+        a1.shape[:2] == a2.shape[1::-1]
+        and b1.shape[1] == b2.shape[0]
+        and all(math.prod(t.shape[2:]) == 1 for t in (a1, a2, b1))
+        and (core is None or (core.shape[:2] == (b1.shape[1], b2.shape[0]) and math.prod(b2.shape[2:]) == 1))
+        and b2.shape[1] == a1.shape[0]
+    )
+    group.check(fits, "a1 (in, r), a2 (r, in), b1 (out, r), b2 (r, in), a kernel in b2 or bm only")
+    alpha, key = rules.alpha(group, a2.shape[0])
+    yield GloraModule(group.name, a1, a2, b1, b2, core, alpha, key)
+
+
+def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
+    return settings.rank * 2 * shape[1] + stored_of_lora(shape, settings)
+
+
+_AXES = {"a1": FACTOR, "a2": FACTOR, "b1": FACTOR, "b2": FACTOR, "bm": CORE}
+_ROLES = {f"{role}.weight": role for role in _AXES}
+FAMILY = Family(
+    key="glora",
+    label="GLoRA",
+    forms=(Form("GLoRA", _ROLES, _build, _AXES, unread=("bm1.weight", "bm2.weight")),),
+    stored=_stored,
+    ranked=True,
+)

@@ -74,6 +74,10 @@ class Group:
         self._keys[role] = key
         self._axes[role] = axes
 
+    def axes_of(self, role: str) -> int:
+        """How many axes the tensor of a role has, taken or not; KeyError where there is none."""
+        return len(self._header.tensors[self._taken.get(role) or self._keys[role]].shape)
+
     def has(self, role: str) -> bool:
         """Whether there is such a key that nobody has taken yet."""
         return role in self._keys

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from paramerge.adapters.contract import DependentModule, read_finite
+from paramerge.adapters.family import Family, Form
+from paramerge.adapters.group import NUMBER, Group
+from paramerge.adapters.rules import Rules
+from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["Ia3Module"]
+__all__ = ["FAMILY", "Ia3Module"]
 
 
 @dataclass(frozen=True)
@@ -80,3 +85,52 @@ class Ia3Module(DependentModule):
         if self.axis == "out":
             return np.asarray(W * factors[:, None])
         return np.asarray(W * np.repeat(factors, W.shape[1] // len(factors)))
+
+
+def _build(group: Group, rules: Rules) -> Iterator[Ia3Module]:
+    vector, on_input = group.need("weight"), group.number("on_input", positive=True)
+    if on_input is None:
+        group.need("on_input")
+    _check_vector(group, vector)
+    axis: Literal["out", "in"] = "in" if on_input else "out"
+    yield Ia3Module(group.name, vector, axis, around_one=True)
+
+
+def _build_peft(group: Group, rules: Rules) -> Iterator[Ia3Module]:
+    vector = group.need("ia3_l")
+    _check_vector(group, vector)
+    tuner = rules.tuner(group, "IA3")
+    linear = len(vector.shape) == 2
+    scales_inputs = tuner.scales_inputs(group.name.path)
+    if linear and vector.shape[0] != vector.shape[1]:
+        group.check(scales_inputs == (vector.shape[0] == 1), "(1, in) for feedforward_modules, else (out, 1)")
+    yield Ia3Module(group.name, vector, "in" if scales_inputs else "out", around_one=False)
+    if not scales_inputs:  # PEFT scales the outputs, and with them the bias
+        yield Ia3Module(group.bias, vector, "out", around_one=False, on_bias=True)
+
+
+def _check_vector(group: Group, vector: StoredTensor) -> None:
+    group.check(max(vector.shape, default=0) == math.prod(vector.shape), "one number for each channel")
+
+
+def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
+    return shape[0]
+
+
+FAMILY = Family(
+    key="ia3",
+    label="IA3",
+    forms=(
+        Form(
+            "IA3",
+            {"weight": "weight", "on_input": "on_input"},
+            _build,
+            {"on_input": NUMBER},
+            vague=frozenset({"weight"}),  # whole weights saved along have this ending, too
+        ),
+        Form("IA3 of PEFT", {"ia3_l.<name>": "ia3_l"}, _build_peft),
+    ),
+    stored=_stored,
+    counted="numbers",
+    tuner="IA3",
+)

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 
 from paramerge.adapters.changes import Kronecker, ShuffledKronecker
 from paramerge.adapters.contract import AdditiveModule, read_finite
+from paramerge.adapters.family import Family
+from paramerge.adapters.group import Group
+from paramerge.adapters.rules import Rules
+from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["KronaModule"]
+__all__ = ["FAMILY", "KronaModule", "build_krona"]
 
 
 @dataclass(frozen=True)
@@ -69,3 +73,20 @@ class KronaModule(AdditiveModule):
         """Read both factors."""
         kind = ShuffledKronecker if self.shuffled else Kronecker
         return kind(read_finite(self.down).T, read_finite(self.up), 1.0)
+
+
+def build_krona(group: Group, rules: Rules) -> KronaModule:
+    """The layer of a file whose keys are a LoRA's: :attr:`Rules.krona` names them."""
+    up, down = group.need("up"), group.need("down")
+    group.check(len(up.shape) == len(down.shape) == 2, "two matrices, down (a2, a1) and up (b1, b2)")
+    return KronaModule(group.name, up, down, shuffled=not rules.paper_order)
+
+
+def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int | None:
+    a1, a2 = settings.kronecker
+    if len(shape) != 2 or shape[0] % a1 or shape[1] % a2:
+        return None
+    return a1 * a2 + (shape[0] // a1) * (shape[1] // a2)
+
+
+FAMILY = Family(key="krona", label="DiffuseKronA", stored=_stored)

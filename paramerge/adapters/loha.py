@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from paramerge.adapters.changes import Hadamard
 from paramerge.adapters.contract import AdditiveModule, read_finite
+from paramerge.adapters.family import CORE, FACTOR, Family, Form
+from paramerge.adapters.group import Group
+from paramerge.adapters.lora import stored_of_lora
+from paramerge.adapters.rules import Rules
+from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["LohaModule", "tucker"]
+__all__ = ["FAMILY", "FORM", "LohaModule", "tucker"]
 
 
 @dataclass(frozen=True)
@@ -97,3 +103,39 @@ def _matrix(factor: np.ndarray) -> np.ndarray:
 def tucker(core: np.ndarray, inputs: np.ndarray) -> np.ndarray:
     """A core (r, s, kh, kw) with the input factor (s, in) in it: (r, in * kh * kw)."""
     return np.asarray(np.einsum("ij...,jk->ik...", core, inputs).reshape(core.shape[0], -1))
+
+
+def _build(group: Group, rules: Rules) -> Iterator[LohaModule]:
+    w1_a, w1_b = group.need("hada_w1_a"), group.need("hada_w1_b")
+    w2_a, w2_b = group.need("hada_w2_a"), group.need("hada_w2_b")
+    t1, t2 = group.take("hada_t1"), group.take("hada_t2")
+    inner = 1 if t1 is None else 0
+    fits = (t1 is None) == (t2 is None) and _is_matrix(w1_a) and _is_matrix(w2_a)
+    fits = fits and w1_a.shape[1 - inner] == w2_a.shape[1 - inner] and w1_b.shape[1:] == w2_b.shape[1:]
+    for a, b, core in ((w1_a, w1_b, t1), (w2_a, w2_b, t2)):
+        ranks = (a.shape[inner], b.shape[0]) if fits else ()
+        fits = fits and (len(set(ranks)) == 1 if core is None else core.shape[:2] == ranks)
+    if t1 is not None and t2 is not None:
+        fits = fits and t1.shape[2:] == t2.shape[2:] and _is_matrix(w1_b)
+    group.check(fits, "w_a (out, r) and w_b (r, in) twice; with t (r, r, kh, kw) w_a is (r, out)")
+    alpha, key = rules.alpha(group, w1_b.shape[0])
+    yield LohaModule(group.name, w1_a, w1_b, w2_a, w2_b, t1, t2, alpha, key)
+
+
+def _is_matrix(tensor: StoredTensor) -> bool:
+    """Whether it has rows and columns, and at most a kernel of one element beside them."""
+    return len(tensor.shape) >= 2 and math.prod(tensor.shape[2:]) == 1
+
+
+def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
+    return 2 * stored_of_lora(shape, settings)
+
+
+_PAIRS, _CORES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), ("hada_t1", "hada_t2")
+FORM = Form(
+    "LoHa",
+    {f"{role}.<name>": role for role in (*_PAIRS, *_CORES)},
+    _build,
+    {**dict.fromkeys(_PAIRS, FACTOR), **dict.fromkeys(_CORES, CORE)},
+)
+FAMILY = Family(key="loha", label="LoHa", forms=(FORM,), stored=_stored, ranked=True, tuner="LOHA")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from paramerge.adapters.changes import Kronecker
 from paramerge.adapters.contract import AdditiveModule, read_finite
+from paramerge.adapters.family import CORE, FACTOR, MATRIX, Family, Form
+from paramerge.adapters.group import Group
 from paramerge.adapters.loha import tucker
+from paramerge.adapters.rules import Rules
+from paramerge.adapters.sizes import SizeSettings, factor_pair
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["LokrFactor", "LokrModule"]
+__all__ = ["FAMILY", "FORM", "LokrFactor", "LokrModule"]
 
 
 @dataclass(frozen=True)
@@ -161,3 +166,44 @@ class LokrModule(AdditiveModule):
     def change(self) -> Kronecker:
         """Read both factors."""
         return Kronecker(self.w1.read(), self.w2.read(), self.scale)
+
+
+def _build(group: Group, rules: Rules) -> Iterator[LokrModule]:
+    w1, w2 = _factor(group, "lokr_w1", None), _factor(group, "lokr_w2", group.take("lokr_t2"))
+    group.check(w1.whole is None or len(w1.whole.shape) == 2, "a first factor that is a matrix")
+    rank = w2.rank or w1.rank
+    configured = None if rules.configuration is None else rules.configuration.rank_of(group.name.path)
+    alpha, key = rules.alpha(group, rank if rank is not None else configured)
+    whole_scale = rules.interpretation.lokr_scale
+    yield LokrModule(group.name, w1, w2, alpha, key, configured, whole_scale)
+
+
+def _factor(group: Group, stem: str, core: StoredTensor | None) -> LokrFactor:
+    whole = group.take(stem)
+    if whole is not None and core is None and not group.has(f"{stem}_a") and not group.has(f"{stem}_b"):
+        return LokrFactor(whole)
+    a, b = group.need(f"{stem}_a"), group.need(f"{stem}_b")
+    fits = whole is None and len(a.shape) == 2
+    inner = (a.shape[-1 if core is None else 0], b.shape[0])
+    fits = fits and (inner[0] == inner[1] if core is None else core.shape[:2] == inner and len(b.shape) == 2)
+    group.check(fits, f"{stem} whole, or a (rows, r), b (r, columns); with t (r, r, kh, kw) a is (r, rows)")
+    return LokrFactor(None, a, b, core)
+
+
+def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
+    """A small full factor, and a large one that is full, too, where the rank is at least half its side."""
+    out_small, out_large = factor_pair(shape[0], settings.lokr_factor)
+    in_small, in_large = factor_pair(shape[1], settings.lokr_factor)
+    kernel = math.prod(shape[2:])
+    if settings.rank >= max(out_large, in_large) / 2:
+        return out_small * in_small + out_large * in_large * kernel
+    return out_small * in_small + settings.rank * (out_large + in_large * kernel)
+
+
+_AXES = {
+    **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w2_a"), MATRIX),
+    **dict.fromkeys(("lokr_w2", "lokr_w1_b", "lokr_w2_b"), FACTOR),
+    **dict.fromkeys(("lokr_t1", "lokr_t2"), CORE),
+}
+FORM = Form("LoKr", {f"{role}.<name>": role for role in _AXES}, _build, _AXES)
+FAMILY = Family(key="lokr", label="LoKr", forms=(FORM,), stored=_stored, ranked=True, tuner="LOKR")

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from paramerge.adapters.changes import Product
 from paramerge.adapters.contract import AdditiveModule, read_stored
+from paramerge.adapters.family import CORE, FACTOR, Family, Form
+from paramerge.adapters.group import Group
+from paramerge.adapters.krona import KronaModule, build_krona
+from paramerge.adapters.rules import Rules
+from paramerge.adapters.sizes import SizeSettings, sides
+from paramerge.errors import AdapterError, ShapeError
+from paramerge.files.dtypes import is_float
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["LoraModule"]
+__all__ = ["FAMILY", "FORM", "LoraModule", "check_factors", "stored_of_lora"]
 
 
 @dataclass(frozen=True)
@@ -133,3 +141,90 @@ class LoraModule(AdditiveModule):
 def _read_exact(tensor: StoredTensor) -> np.ndarray:
     """As float32, or float64 if it is stored so: no value changes."""
     return read_stored(tensor).astype(np.float64 if tensor.dtype == "F64" else np.float32)
+
+
+def _build(group: Group, rules: Rules) -> Iterator[LoraModule | KronaModule]:
+    if group.key_of("up") in rules.krona:
+        yield build_krona(group, rules)
+        return
+    up, down, mid = group.need("up"), group.need("down"), group.take("mid")
+    check_factors(up, down, mid)
+    alpha, rslora = rules.scaling(group.name, down.shape[0])
+    stated = group.number("alpha")
+    alpha = alpha if stated is None else stated
+    yield LoraModule(group.name, up, down, mid, alpha, rslora, group.key_of("alpha"))
+
+
+def check_factors(up: StoredTensor, down: StoredTensor, mid: StoredTensor | None) -> None:
+    """Refuse factors of a LoRA that do not fit together.
+
+    Raises
+    ------
+    AdapterError
+        One that is not floating or is empty.
+    ShapeError
+        Ranks that differ, a kernel where it cannot be.
+    """
+    tensors = [tensor for tensor in (up, down, mid) if tensor is not None]
+    where = f"{up.path}: {' and '.join(tensor.key for tensor in tensors)}"
+    found = ", ".join(str(list(tensor.shape)) for tensor in tensors)
+    for tensor in tensors:
+        if not is_float(tensor.dtype):
+            raise AdapterError(
+                "a factor of this adapter is not stored as floating-point numbers",
+                where=f"{tensor.path}: {tensor.key}",
+                expected="F32, F16, BF16 or another float dtype",
+                found=tensor.dtype,
+            )
+        if not 2 <= len(tensor.shape) <= 5 or (
+            len(tensor.shape) in (3, 5) and len(tensor.shape) != len(down.shape)
+        ):
+            raise ShapeError(
+                "a factor of this adapter is neither a matrix nor a convolution",
+                where=f"{tensor.path}: {tensor.key}",
+                expected="2 to 5 dimensions",
+                found=list(tensor.shape),
+            )
+        if 0 in tensor.shape:
+            raise AdapterError(
+                "a layer of rank or size 0", where=f"{tensor.path}: {tensor.key}", found=list(tensor.shape)
+            )
+    rank = down.shape[0]
+    if up.shape[1] != rank or (mid is not None and mid.shape[:2] != (rank, rank)):
+        raise ShapeError(
+            "the ranks of up and down do not agree",
+            where=where,
+            expected="up (out, r), down (r, in)" + (", mid (r, r, kh, kw)" if mid else ""),
+            found=found,
+        )
+    if set(up.shape[2:]) - {1} or (mid is not None and (len(mid.shape) != 4 or set(down.shape[2:]) - {1})):
+        raise ShapeError(
+            "the kernel sits in a factor where it cannot be",
+            where=where,
+            expected="up (out, r, 1, 1)" + (" and down (r, in, 1, 1) around mid" if mid else ""),
+            found=found,
+        )
+
+
+def stored_of_lora(shape: tuple[int, ...], settings: SizeSettings) -> int:
+    """The numbers of both factors."""
+    return settings.rank * sum(sides(shape))
+
+
+FORM = Form(
+    "LoRA",
+    {
+        "lora_up.weight": "up",
+        "lora_down.weight": "down",
+        "lora_mid.weight": "mid",
+        "lora.up.weight": "up",
+        "lora.down.weight": "down",
+        "lora_linear_layer.up.weight": "up",
+        "lora_linear_layer.down.weight": "down",
+        "lora_B.<name>.weight": "up",
+        "lora_A.<name>.weight": "down",
+    },
+    _build,
+    {"up": FACTOR, "down": FACTOR, "mid": CORE},
+)
+FAMILY = Family(key="lora", label="LoRA", forms=(FORM,), stored=stored_of_lora, ranked=True, tuner="LORA")

@@ -8,15 +8,21 @@ LyCORIS and kohya rotate outputs, ``W' = rescale o blockdiag(R)^T W``; PEFT rota
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from paramerge.adapters.contract import DependentModule, read_finite
+from paramerge.adapters.family import MATRIX, Family, Form
+from paramerge.adapters.group import Group
+from paramerge.adapters.rules import Rules
+from paramerge.adapters.sizes import SizeSettings, factor_pair
 from paramerge.files.tensors import StoredTensor
-from paramerge.models.names import ModuleName
+from paramerge.models.names import MODEL, ModuleName
 
-__all__ = ["OftModule", "PeftOftModule", "cayley", "constrained_skew"]
+__all__ = ["FAMILY", "OftModule", "PeftOftModule", "build_rotation", "cayley", "constrained_skew"]
 
 
 @dataclass(frozen=True)
@@ -161,3 +167,64 @@ def _cayley_series(Q: np.ndarray, terms: int) -> np.ndarray:
 def block_size(elements: int) -> int:
     """b with ``b (b - 1) / 2 = elements``."""
     return (1 + math.isqrt(1 + 8 * elements)) // 2
+
+
+class _Rotation(Protocol):
+    @property
+    def out_features(self) -> int: ...
+
+
+_R = TypeVar("_R", bound=_Rotation)
+
+
+def build_rotation(group: Group, kind: Callable[..., _R]) -> _R:
+    """The module ``kind`` of LyCORIS' ``oft_blocks``: Diag-OFT's, or a butterfly's."""
+    blocks, rescale = group.need("oft_blocks"), group.take("rescale")
+    constraint = group.number("alpha", positive=True)
+    square = blocks.shape[-1] == blocks.shape[-2]
+    group.check(square, "blocks (n, b, b), or (m, n, b, b) for BOFT")
+    module = kind(group.name, blocks, rescale, constraint, group.key_of("alpha"))
+    if rescale is not None:
+        count = math.prod(rescale.shape)
+        group.check(count == module.out_features == rescale.shape[0], "as many numbers as rows to rescale")
+    return module
+
+
+def _build(group: Group, rules: Rules) -> Iterator[OftModule]:
+    yield build_rotation(group, OftModule)
+
+
+def _build_peft(group: Group, rules: Rules) -> Iterator[PeftOftModule]:
+    weight = group.need("oft_R")
+    size = block_size(weight.shape[1]) if len(weight.shape) == 2 else 0
+    group.check(size > 1 and size * (size - 1) // 2 == weight.shape[1], "vectors (n, b (b - 1) / 2)")
+    if rules.configuration is None and group.name.component != MODEL:
+        # OneTrainer saves PEFT's tensors under names of its own and without a configuration: PEFT's series,
+        # and one block for all where there is but one
+        yield PeftOftModule(group.name, weight, weight.shape[0] == 1)
+        return
+    tuner = rules.tuner(group, "OFT")
+    yield PeftOftModule(group.name, weight, tuner.shared_block, tuner.series_terms)
+
+
+def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
+    size, count = factor_pair(shape[0], settings.rank)
+    return count * size * size
+
+
+FAMILY = Family(
+    key="oft",
+    label="OFT",
+    forms=(
+        Form(
+            "OFT",
+            {"oft_blocks": "oft_blocks", "rescale": "rescale"},
+            _build,
+            {"oft_blocks": range(3, 4)},
+        ),
+        Form("OFT of PEFT", {"oft_R.<name>.weight": "oft_R"}, _build_peft, {"oft_R": MATRIX}),
+    ),
+    stored=_stored,
+    counted="block sizes",
+    tuner="OFT",
+)

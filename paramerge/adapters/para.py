@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from paramerge.adapters.contract import DependentModule, read_finite
+from paramerge.adapters.family import MATRIX, Family, Form
+from paramerge.adapters.sizes import SizeSettings
 from paramerge.algebra import Orthonormal, orthonormalise, storage_tolerance
 from paramerge.errors import AdapterError
 from paramerge.files.dtypes import NUMPY
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["ParaModule", "storage_cut"]
+__all__ = ["FAMILY", "ParaModule", "storage_cut"]
 
 _EPS = 2.0**-52
 """Of float64, in which bases are worked on: what it holds is rounded by arithmetic, not by storage."""
@@ -127,3 +129,16 @@ def storage_cut(modules: Iterable[ParaModule]) -> float:
             hint="save it in F16 where it was made",
         )
     return cut
+
+
+def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
+    return shape[0] * min(settings.rank, shape[0])
+
+
+FAMILY = Family(
+    key="para",
+    label="PaRa",
+    forms=(Form("PaRa", {"para_B": "basis"}, None, {"basis": MATRIX}),),
+    stored=_stored,
+    ranked=True,
+)

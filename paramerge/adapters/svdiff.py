@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from paramerge.adapters.contract import DependentModule, read_finite
+from paramerge.adapters.family import VECTOR, Family, Form
+from paramerge.adapters.group import Group
+from paramerge.adapters.rules import Rules
+from paramerge.adapters.sizes import SizeSettings, sides
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["SvdiffModule"]
+__all__ = ["FAMILY", "SvdiffModule"]
 
 
 @dataclass(frozen=True)
@@ -70,3 +75,20 @@ class SvdiffModule(DependentModule):
         U, S, Vt = np.linalg.svd(W, full_matrices=False)
         change = np.maximum(S + strength * values, 0.0) - S
         return np.asarray(W + (U * change) @ Vt)
+
+
+def _build(group: Group, rules: Rules) -> Iterator[SvdiffModule]:
+    yield SvdiffModule(group.parameter, group.need("delta"))
+
+
+def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
+    return min(sides(shape))
+
+
+FAMILY = Family(
+    key="svdiff",
+    label="SVDiff",
+    forms=(Form("SVDiff", {"delta": "delta"}, _build, {"delta": VECTOR}),),
+    stored=_stored,
+    counted="singular values",
+)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paramerge.adapters import FAMILIES
+from paramerge.adapters.registry import families
 from paramerge.checkpoints.layout import Base
 from paramerge.files.recipe_text import RECIPE_KEY, parsed_recipe
 from paramerge.strict_json import parse
@@ -106,7 +106,8 @@ def _kept(key: str, value: object) -> object:
     if key in _INSIDE and isinstance(value, list):
         return [_without_names(item) for item in value if isinstance(item, dict)]
     if key == "families" and isinstance(value, dict):
-        return {name: count for name, count in value.items() if name in FAMILIES.values() and _number(count)}
+        labels = {family.label for family in families()}
+        return {name: count for name, count in value.items() if name in labels and _number(count)}
     if key == "blocks" and isinstance(value, dict):
         return {
             name: _without_names(use)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paramerge.adapters import FAMILIES, LayerModule, ParaModule
+from paramerge.adapters import LayerModule, ParaModule
+from paramerge.adapters.registry import label
 from paramerge.compare.pairs import MixedPair, relation_of
 from paramerge.errors import FamilyError
 from paramerge.models.names import ModuleName
@@ -89,7 +90,7 @@ def _change(module: LayerModule, W: np.ndarray | None) -> np.ndarray:
         return module.delta(W)
     if module.depends_on_weight:
         raise FamilyError(
-            f"what {FAMILIES[module.family]} changes depends on the weight that it meets",
+            f"what {label(module.family)} changes depends on the weight that it meets",
             where=module.name,
             expected="a base to compare on",
             found="adapters alone",

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from paramerge.adapters import (
-    FAMILIES,
     Adapter,
     DifferenceModule,
     DoraModule,
@@ -28,6 +27,7 @@ from paramerge.adapters import (
 from paramerge.adapters.changes import product_norm
 from paramerge.adapters.contract import read_stored
 from paramerge.adapters.folding import folded
+from paramerge.adapters.registry import label
 from paramerge.adapters.rounding import rounded
 from paramerge.errors import FamilyError
 from paramerge.files.dtypes import NUMPY
@@ -87,10 +87,10 @@ def part_of(module: LayerModule, adapter: Adapter, header: Header, to: str, dtyp
     """
     if module.family not in HOLDS[to]:
         raise FamilyError(
-            f"{to} has no way to hold {FAMILIES[module.family]}",
+            f"{to} has no way to hold {label(module.family)}",
             where=f"{adapter.path}: {module.name}",
-            expected=", ".join(FAMILIES[family] for family in HOLDS[to]),
-            found=FAMILIES[module.family],
+            expected=", ".join(label(family) for family in HOLDS[to]),
+            found=label(module.family),
             hint=_hint(module.family, to),
         )
     if to.startswith("kohya") and adapter.dialect.startswith("kohya") and not _is_cut(module):
@@ -244,10 +244,10 @@ def _cast(part: Part, dtype: str | None) -> Part:
 
 def _formless(module: LayerModule, adapter: Adapter, to: str) -> FamilyError:
     form = f" ({module.form})" if module.form else ""
-    what = "a whole difference" if isinstance(module, DifferenceModule) else FAMILIES[module.family]
+    what = "a whole difference" if isinstance(module, DifferenceModule) else label(module.family)
     return FamilyError(
         f"{to} has no way to hold this form of {what}",
         where=f"{adapter.path}: {module.name}",
-        found=f"{FAMILIES[module.family]}{form}, as {adapter.dialect} has it",
+        found=f"{label(module.family)}{form}, as {adapter.dialect} has it",
         hint="bake it, and extract a LoRA from the result: paramerge extract --from BAKED --base BASE",
     )

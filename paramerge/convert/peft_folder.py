@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from paramerge.adapters import registry
 from paramerge.adapters.sizes import factor_pair
 from paramerge.convert.parts import Part
 from paramerge.errors import FamilyError, UsageError
@@ -40,7 +41,7 @@ def peft_config(parts: Sequence[Part]) -> dict[str, object]:
     alphas = Counter(_alpha(part) for part in on)
     rank, alpha = (counts.most_common(1)[0][0] for counts in (ranks, alphas))
     config: dict[str, object] = {
-        "peft_type": {"lora": "LORA", "dora": "LORA", "loha": "LOHA", "lokr": "LOKR"}[family],
+        "peft_type": registry.family(family).tuner,
         "task_type": None,
         "base_model_name_or_path": None,
         "inference_mode": True,

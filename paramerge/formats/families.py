@@ -9,9 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-from paramerge.adapters.contract import FAMILIES
+from paramerge.adapters import krona, lora, para, registry, svdiff
+from paramerge.adapters.family import Family, ending_pattern, without_name
+from paramerge.adapters.foreign import FOREIGN, PEFT_TUNERS
 from paramerge.errors import AdapterError, FamilyError, ParamergeError
 from paramerge.files.header import Header, TensorInfo
 from paramerge.listing import listed
@@ -30,49 +34,13 @@ __all__ = [
     "wrong_family",
 ]
 
-LORA = "LoRA"
-PARA = "PaRa"
+LORA, PARA, DIFFUSE_KRONA, SVDIFF = (each.FAMILY.label for each in (lora, para, krona, svdiff))
 EMBEDDING = "textual inversion"
-DIFFUSE_KRONA = "DiffuseKronA"
-SVDIFF = "SVDiff"
 CHECKPOINT = "checkpoint"
-
-_PEFT_TUNERS = (
-    "adamss|beft|bone|c3a|deft|delora|fourierft|frod|glora|gralora|hira|hra|lily|ln_tuning|miss|osf|peanut|poly|psoft"
-    "|pvera|randlora|road|shadow|shira|supertuning|tinylora|unilora|vblora|waveft|xlora"
-)
-
-_MODULE_FAMILIES: tuple[tuple[str, str], ...] = (
-    ("LoKr", r"\.lokr_(?:w[12](?:_[ab])?|t[12])"),
-    ("LoHa", r"\.hada_(?:w[12]_[ab]|t[12])"),
-    ("DoRA", r"\.(?:dora_scale|lora_magnitude_vector|magnitude)(?:\.\w+){0,2}"),
-    ("GLoRA", r"\.(?:a1|a2|b1|b2|bm|bm1|bm2)\.weight"),
-    ("T-LoRA", r"\.(?:lambda_layer|q_layer\.weight|p_layer\.weight)"),
-    ("AdaLoRA", r"\.(?:lora_E|ranknum)(?:\.\w+)?"),
-    ("VeRA", r"\.vera_lambda_[bd](?:\.\w+)?"),
-    ("IA3", r"\.(?:on_input|ia3_l(?:\.\w+)?)"),
-    ("OFT of an early version", r"\.(?:oft_diag|oft_r(?:\.\w+){0,2}|oft_s(?:\.\w+){0,2})"),
-    ("OFT of an embedding", r"\.oft_embedding_R(?:\.\w+){0,2}"),
-    ("OFT", r"\.(?:oft_blocks|oft_R(?:\.\w+){0,2})"),
-    ("BOFT", r"\.boft_[Rs](?:\.\w+)?"),
-    (SVDIFF, r"\.delta"),
-    ("weight replacement", r"\.set_weight"),
-    ("full difference", r"\.(?:diff|diff_b)"),
-    ("norm", r"\.(?:w_norm|b_norm)"),
-    ("LoRA with a sparse residual", r"\.bias_(?:indices|values|size)"),
-    ("LoRA with a learned scalar", r"\.scalar"),
-    (PARA, r"\.para_B"),
-    (
-        LORA,
-        r"\.lora_(?:up|down|mid)\.weight|\.lora_[AB](?:\.\w+)?\.weight"
-        r"|\.(?:lora|lora_linear_layer)\.(?:up|down)\.weight",
-    ),
-)
-"""Families by the ending of their keys; the first that a module has a key of names the module."""
 
 _OLD_LORA = re.compile(r"(?P<module>.*\.to_(?:q|k|v|out)_lora)\.(?P<side>up|down)\.weight")
 _INDEXED_LORA = re.compile(r"(?P<module>(?:unet|text_encoder):\d+):(?:up|down)")
-_PEFT_TUNER = re.compile(rf"(?P<module>.*)\.(?P<tuner>{_PEFT_TUNERS})_\w+(?:\.\w+){{0,2}}")
+_PEFT_TUNER = re.compile(rf"(?P<module>.*)\.(?P<tuner>{PEFT_TUNERS})_\w+(?:\.\w+){{0,2}}")
 
 _WHOLE_FILES: tuple[tuple[str, str], ...] = (
     ("AnimateDiff motion module", r"(?s:.*\bmotion_modules\..*)"),
@@ -92,9 +60,6 @@ _WHOLE_FILES: tuple[tuple[str, str], ...] = (
 )
 """Kinds of files by keys that they alone have; the first that fits a key names it."""
 
-_MODULE_PATTERNS = [
-    (family, re.compile(f"(?P<module>.+?)(?:{ending})")) for family, ending in _MODULE_FAMILIES
-]
 _WHOLE_PATTERNS = [(kind, re.compile(pattern)) for kind, pattern in _WHOLE_FILES]
 _LONGEST_KEY = 10_000
 """Characters of the longest key that is looked at: no layer of any model has a name of this length."""
@@ -103,21 +68,45 @@ _KRONA_SIDES = {320, 640, 768, 1024, 1280, 2048}
 """Sizes of attention projections in Stable Diffusion UNets."""
 
 
-_SUPPORTED = {
-    LORA,
-    PARA,
-    DIFFUSE_KRONA,
-    SVDIFF,
-    "LoKr",
-    "LoHa",
-    "DoRA",
-    "GLoRA",
-    "IA3",
-    "OFT",
-    "BOFT",
-    "full difference",
-    "norm",
-}
+class _Kind(NamedTuple):
+    """A family by the endings of its keys, and what it says of the axes of tensors where it can be baked."""
+
+    label: str
+    pattern: re.Pattern[str]
+    family: Family | None
+
+    def has_axes(self, ending: str, count: int) -> bool:
+        """Whether the tensor of a key with this ending can have so many axes in this family."""
+        forms = () if self.family is None else self.family.forms
+        roles = [
+            (form, role)
+            for form in forms
+            for name, role in form.roles.items()
+            if without_name(name) == ending
+        ]
+        return not roles or any(form.has_axes(role, count) for form, role in roles)
+
+
+@lru_cache(maxsize=4)
+def _kinds(every: tuple[Family, ...]) -> tuple[_Kind, ...]:
+    """All families; the first that a layer has a key of names the layer.
+
+    A variant that cannot be baked comes before the family that it is a variant of.
+    """
+    kinds = [_kind(foreign.label, foreign.pattern) for foreign in FOREIGN if not foreign.of]
+    for family in reversed(every):
+        kinds += [_kind(foreign.label, foreign.pattern) for foreign in FOREIGN if foreign.of == family.key]
+        if family.forms:
+            kinds.append(_kind(family.label, ending_pattern(family.endings), family))
+    return tuple(kinds)
+
+
+def _kind(label: str, endings: str, family: Family | None = None) -> _Kind:
+    return _Kind(label, re.compile(rf"(?P<module>.+?)\.(?P<ending>{endings})"), family)
+
+
+def _supported() -> set[str]:
+    return {family.label for family in registry.families()}
 
 
 @dataclass(frozen=True)
@@ -136,7 +125,7 @@ def survey(header: Header) -> Survey:
     """Sort all keys of ``header`` into families."""
     claims: dict[str, list[str]] = {}
     families: dict[str, str] = {}
-    order = {family: rank for rank, (family, _) in enumerate(_MODULE_FAMILIES)}
+    order = {kind.label: rank for rank, kind in enumerate(_kinds(registry.families()))}
     unclaimed = []
     for key, info in header.tensors.items():
         claim = _claim(key, info)
@@ -166,8 +155,8 @@ def refuse_foreign(found: Survey, path: Path) -> None:
     families = set(found.modules)
     if beside := families & _BESIDE:
         raise _foreign_error(found, beside, path, mixed=False)
-    supported = families & _SUPPORTED
-    foreign = families - _SUPPORTED - {EMBEDDING, CHECKPOINT}
+    supported = families & _supported()
+    foreign = families - _supported() - {EMBEDDING, CHECKPOINT}
     if EMBEDDING in families and not supported:
         foreign.add(EMBEDDING)
     if foreign:
@@ -207,7 +196,7 @@ def _foreign_error(found: Survey, foreign: set[str], path: Path, *, mixed: bool)
         if mixed
         else f"{named} cannot be baked by this version",
         where=path,
-        expected=f"PaRa, or {', '.join(sorted(_SUPPORTED - {PARA}))}",
+        expected=f"PaRa, or {', '.join(sorted(_supported() - {PARA}))}",
         found=f"{found.counts()}, for example {examples}",
         hint=_HINTS.get(named, "convert it to LoRA with the tool it comes from; nothing of it was applied"),
     )
@@ -241,7 +230,8 @@ def several_dialects(spoken: Mapping[str, Sequence[str]], path: Path) -> Adapter
 
 def wrong_family(wanted: str, found: str, path: Path) -> ParamergeError:
     """The error for an adapter given to ``--para`` or ``--lora`` that is of another family."""
-    names = {key: f"{'an' if name[0] in 'OI' else 'a'} {name}" for key, name in FAMILIES.items()}
+    labels = {family.key: family.label for family in registry.families()}
+    names = {key: f"{'an' if name[0] in 'OI' else 'a'} {name}" for key, name in labels.items()}
     names["mixed"] = "an adapter of several families"
     return FamilyError(
         f"this is {names[found]}, not {names[wanted]}",
@@ -261,18 +251,25 @@ def _claim(key: str, info: TensorInfo) -> tuple[str, str] | None:
             return kind, key
     if match := _OLD_LORA.fullmatch(key) or _INDEXED_LORA.fullmatch(key):
         return LORA, match["module"]
-    for family, pattern in _MODULE_PATTERNS:
-        if match := pattern.fullmatch(key):
-            return _oft_or_boft(family, info), match["module"]
+    if found := _by_ending(key, info):
+        return found
     if match := _PEFT_TUNER.fullmatch(key):
         return match["tuner"].upper(), match["module"]
     return None
 
 
-def _oft_or_boft(family: str, info: TensorInfo) -> str:
-    """LyCORIS names the blocks of both alike: butterfly blocks have one dimension more."""
-    butterfly = family == "OFT" and info.key.endswith(".oft_blocks") and len(info.shape) == 4
-    return "BOFT" if butterfly else family
+def _by_ending(key: str, info: TensorInfo) -> tuple[str, str] | None:
+    """The family whose ending the key has, and the module; of several the one whose axes the tensor has."""
+    others = None
+    for kind in _kinds(registry.families()):
+        match = kind.pattern.fullmatch(key)
+        if match is None:
+            continue
+        found = kind.label, match["module"]
+        if kind.has_axes(match["ending"], len(info.shape)):
+            return found
+        others = others or found
+    return others
 
 
 def _tell_krona_from_lora(header: Header, claims: dict[str, list[str]]) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from paramerge.adapters import FAMILIES, DoraModule, LayerModule
-from paramerge.adapters.group import ANY_VECTOR, Group
+from paramerge.adapters import DoraModule, LayerModule, registry
+from paramerge.adapters.building import build
+from paramerge.adapters.group import Group
 from paramerge.adapters.rules import Rules, scale_by_rank
 from paramerge.errors import AdapterError
 from paramerge.files.header import Header
 from paramerge.formats import diffusers, peft
-from paramerge.formats.builders import build
 from paramerge.formats.families import DIFFUSE_KRONA, SVDIFF, Survey, several_dialects
 from paramerge.formats.layers import strays
 from paramerge.formats.peft_tuners import TunerSettings
-from paramerge.formats.roles import AXES, Role, dialects_of, read_role
+from paramerge.formats.roles import Role, dialects_of, read_role
 from paramerge.interpretation import KRONA_KEY, Interpretation
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName
@@ -61,7 +61,7 @@ def _by_layer(header: Header, roles: Iterable[Role]) -> list[Group]:
     groups: dict[ModuleName, Group] = {}
     for place, role, key in roles:
         group = groups.setdefault(place.name, Group(header, place.name, place.layer))
-        group.add(role, key, AXES.get(role, ANY_VECTOR))
+        group.add(role, key, registry.axes_of(role))
     return list(groups.values())
 
 
@@ -69,12 +69,14 @@ def _understood(header: Header) -> list[Role]:
     """The roles of the file's keys, but for what is no layer and what only looks like a part of a family."""
     roles = [role for key in header.tensors if (role := read_role(key)) is not None]
     lost = strays(role.place.name for role in roles if role.place.layer)
-    scaled = {role.place.name for role in roles if role.role == "on_input"}
+    of_layer: dict[ModuleName, set[str]] = {}
+    for role in roles:
+        of_layer.setdefault(role.place.name, set()).add(role.role)
     return [
         role
         for role in roles
-        if role.place.name not in lost
-        and (role.role != "weight" or role.place.name in scaled)  # else a whole weight saved along
+        # else a whole weight saved along
+        if role.place.name not in lost and registry.counts(role.role, of_layer[role.place.name])
     ]
 
 
@@ -108,21 +110,17 @@ def _rules(
     return Rules(scaling, tuner, interpretation, krona, paper_order=order == "paper")
 
 
-_TUNED = {"LORA": {"lora", "dora"}}
-"""The families of a tuner's layers, where they are not named as it is."""
-
-
 def _check_tuner(header: Header, tuner: TunerSettings, modules: Iterable[LayerModule]) -> None:
     """Refuse a configuration of one tuner beside the tensors of another."""
     modules = list(modules)
-    wanted = _TUNED.get(tuner.tuner, {tuner.tuner.lower()})
+    wanted = {family.key for family in registry.families() if family.tuner == tuner.tuner}
     others = [str(module.name) for module in modules if module.family not in wanted]
     if others:
         raise AdapterError(
             "the configuration and the weights do not belong together: they are of different families",
             where=f"{header.path}: {listed(others, 2)}",
             expected=f"tensors of {tuner.tuner}, as configured",
-            found=", ".join(sorted({FAMILIES[module.family] for module in modules})),
+            found=", ".join(sorted({registry.label(module.family) for module in modules})),
             hint="give the adapter_config.json that was saved with these weights",
         )
     if tuner.scaling is not None and tuner.scaling.dora:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paramerge.adapters import Adapter, LayerModule, Leftover, LoraModule
+from paramerge.adapters.registry import vague_roles
 from paramerge.errors import AdapterError, FamilyError, FileFormatError
 from paramerge.files.header import Header, read_header
 from paramerge.files.source import Source
@@ -269,7 +270,7 @@ def _leftovers(header: Header, used: Collection[str], found: Survey) -> tuple[Le
 
 def _reason(key: str) -> str:
     role = read_role(key)
-    of_a_layer = role is not None and role.role != "weight"  # a plain weight is a part of IA3 alone
+    of_a_layer = role is not None and role.role not in vague_roles()
     if of_a_layer or kohya.is_kohya(key) or diffusers.is_dotted_lora(key) or key.endswith(".alpha"):
         return _NO_LAYER
     return peft.leftover_reason(key) or _NO_PART

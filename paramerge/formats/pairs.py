@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from paramerge.adapters import LoraModule
+from paramerge.adapters.lora import check_factors
 from paramerge.adapters.numbers import read_number
 from paramerge.adapters.rules import Scaling, scale_by_rank
-from paramerge.errors import AdapterError, ShapeError
-from paramerge.files.dtypes import is_float
+from paramerge.errors import AdapterError
 from paramerge.files.header import Header
-from paramerge.files.tensors import StoredTensor, stored
+from paramerge.files.tensors import stored
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 
-__all__ = ["Part", "check_shapes", "collect_modules"]
+__all__ = ["Part", "collect_modules"]
 
 
 class Part(NamedTuple):
@@ -84,59 +84,8 @@ def _module(
 ) -> LoraModule:
     up, down = stored(header, roles["up"]), stored(header, roles["down"])
     mid = stored(header, roles["mid"]) if "mid" in roles else None
-    check_shapes(up, down, mid)
+    check_factors(up, down, mid)
     alpha, rslora = scaling(name, down.shape[0])
     if "alpha" in roles:
         alpha = read_number(stored(header, roles["alpha"]), "alpha")
     return LoraModule(name, up, down, mid, alpha, rslora, roles.get("alpha"))
-
-
-def check_shapes(up: StoredTensor, down: StoredTensor, mid: StoredTensor | None) -> None:
-    """Refuse factors of a LoRA that do not fit together.
-
-    Raises
-    ------
-    AdapterError
-        One that is not floating or is empty.
-    ShapeError
-        Ranks that differ, a kernel where it cannot be.
-    """
-    tensors = [tensor for tensor in (up, down, mid) if tensor is not None]
-    where = f"{up.path}: {' and '.join(tensor.key for tensor in tensors)}"
-    found = ", ".join(str(list(tensor.shape)) for tensor in tensors)
-    for tensor in tensors:
-        if not is_float(tensor.dtype):
-            raise AdapterError(
-                "a factor of this adapter is not stored as floating-point numbers",
-                where=f"{tensor.path}: {tensor.key}",
-                expected="F32, F16, BF16 or another float dtype",
-                found=tensor.dtype,
-            )
-        if not 2 <= len(tensor.shape) <= 5 or (
-            len(tensor.shape) in (3, 5) and len(tensor.shape) != len(down.shape)
-        ):
-            raise ShapeError(
-                "a factor of this adapter is neither a matrix nor a convolution",
-                where=f"{tensor.path}: {tensor.key}",
-                expected="2 to 5 dimensions",
-                found=list(tensor.shape),
-            )
-        if 0 in tensor.shape:
-            raise AdapterError(
-                "a layer of rank or size 0", where=f"{tensor.path}: {tensor.key}", found=list(tensor.shape)
-            )
-    rank = down.shape[0]
-    if up.shape[1] != rank or (mid is not None and mid.shape[:2] != (rank, rank)):
-        raise ShapeError(
-            "the ranks of up and down do not agree",
-            where=where,
-            expected="up (out, r), down (r, in)" + (", mid (r, r, kh, kw)" if mid else ""),
-            found=found,
-        )
-    if set(up.shape[2:]) - {1} or (mid is not None and (len(mid.shape) != 4 or set(down.shape[2:]) - {1})):
-        raise ShapeError(
-            "the kernel sits in a factor where it cannot be",
-            where=where,
-            expected="up (out, r, 1, 1)" + (" and down (r, in, 1, 1) around mid" if mid else ""),
-            found=found,
-        )

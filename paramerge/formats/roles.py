@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
-from paramerge.adapters.group import NUMBER
+from paramerge.adapters.family import Family, ending_pattern, without_name
+from paramerge.adapters.registry import endings, families
 from paramerge.formats import diffusers, peft
 from paramerge.formats.layers import (
     bare_layer,
@@ -24,7 +26,6 @@ from paramerge.formats.layers import (
 from paramerge.models.names import ModuleName
 
 __all__ = [
-    "AXES",
     "Place",
     "Role",
     "dialects_of",
@@ -32,51 +33,9 @@ __all__ = [
     "read_role",
 ]
 
-_ROLES = {
-    "lora_up.weight": "up",
-    "lora_down.weight": "down",
-    "lora_mid.weight": "mid",
-    "lora.up.weight": "up",
-    "lora.down.weight": "down",
-    "lora_linear_layer.up.weight": "up",
-    "lora_linear_layer.down.weight": "down",
-    "lora_B.weight": "up",
-    "lora_A.weight": "down",
-    "lora_magnitude_vector": "magnitude",
-    "lora_magnitude_vector.weight": "magnitude",
-    "dora_scale": "dora_scale",
-    "alpha": "alpha",
-    **{name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
-    **{name: name for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_t1")},
-    **{name: name for name in ("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
-    **{name: name for name in ("oft_blocks", "rescale", "on_input", "diff", "diff_b", "w_norm", "b_norm")},
-    **{f"{name}.weight": name for name in ("a1", "a2", "b1", "b2", "bm")},
-    "oft_R.weight": "oft_R",
-    "boft_R": "boft_R",
-    "boft_s": "boft_s",
-    "ia3_l": "ia3_l",
-    "delta": "delta",
-    "weight": "weight",
-}
-_MATRIX, _FACTOR, _CORE = range(2, 3), range(2, 6), range(3, 6)
-AXES: Mapping[str, range] = {
-    **dict.fromkeys(("up", "down", "a1", "a2", "b1", "b2", "lokr_w2", "lokr_w1_b", "lokr_w2_b"), _FACTOR),
-    **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), _FACTOR),
-    **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w2_a", "oft_R"), _MATRIX),
-    **dict.fromkeys(("mid", "bm", "hada_t1", "hada_t2", "lokr_t1", "lokr_t2"), _CORE),
-    **dict.fromkeys(("alpha", "on_input"), NUMBER),
-    **dict.fromkeys(("diff_b", "w_norm", "b_norm", "delta"), range(1, 2)),
-    "oft_blocks": range(3, 5),
-    "boft_R": range(4, 5),
-}
-"""How many axes the tensor of a role can have, where something is said of it."""
+_DEFAULT = "default"
+"""The name that PEFT gives to an adapter that has none."""
 
-_KEY = re.compile(
-    rf"(?P<stem>.+?)\.(?P<role>{'|'.join(map(re.escape, sorted(_ROLES, key=len, reverse=True)))})"
-)
-_ADAPTER_NAME = re.compile(
-    r"(\.(?:lora_[AB]|lora_magnitude_vector|hada_\w+|lokr_\w+|oft_R|boft_[Rs]|ia3_l))\.default(?=\.|$)"
-)
 _OLD_ATTENTION = re.compile(
     r"(?P<path>.+?)(?:\.processor)?\.to_(?P<layer>q|k|v|out)_lora\.(?P<side>up|down)\.weight"
 )
@@ -103,11 +62,20 @@ def read_role(key: str) -> Role | None:
     if match := _OLD_ATTENTION.fullmatch(key):
         place = _dotted(diffusers.modern_path(match["path"], match["layer"]), "diffusers-old")
         return Role(place, match["side"], key) if place else None
-    match = _KEY.fullmatch(_ADAPTER_NAME.sub(r"\1", key))
+    pattern, roles = _endings(families())
+    match = pattern.fullmatch(key)
     place = place_of(match["stem"]) if match else None
     if match is None or place is None:
         return None
-    return Role(place, _ROLES[match["role"]], key)
+    return Role(place, roles[match["role"].replace(f".{_DEFAULT}", "")], key)
+
+
+@lru_cache(maxsize=4)
+def _endings(every: tuple[Family, ...]) -> tuple[re.Pattern[str], Mapping[str, str]]:
+    """A pattern for a key of any family's, and the roles of the endings in it."""
+    roles = endings()
+    pattern = re.compile(rf"(?P<stem>.+?)\.(?P<role>{ending_pattern(roles, _DEFAULT)})")
+    return pattern, {without_name(ending): role for ending, role in roles.items()}
 
 
 def dialects_of(roles: Iterable[Role]) -> dict[str, list[str]]:

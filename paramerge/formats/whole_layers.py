@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from os.path import commonprefix
 
 from paramerge.adapters import LayerModule, Leftover
+from paramerge.adapters.registry import vague_roles
 from paramerge.formats import peft
 from paramerge.formats.layers import folded
 from paramerge.formats.roles import place_of, read_role
@@ -85,7 +86,7 @@ def _owner(key: str, owners: Mapping[str, str]) -> str | None:
 def _is_of_another(key: str, layer: str) -> bool:
     """Whether the key is a known part of a layer whose name only begins as this one's does."""
     role = read_role(key)
-    if role is None or role.role == "weight":
+    if role is None or role.role in vague_roles():
         return False
     return _layer(role.place.name).partition(":")[2] != layer.partition(":")[2]
 

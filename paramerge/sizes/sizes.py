@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Literal
 
-from paramerge.adapters.sizes import RULES, SizeSettings, stored_numbers
+from paramerge.adapters.family import Stored
+from paramerge.adapters.registry import sized
+from paramerge.adapters.sizes import SizeSettings
 from paramerge.algebra import adjusted_rank
 from paramerge.errors import UsageError
 from paramerge.files.dtype_names import parse_dtype
@@ -27,9 +29,6 @@ ALL_LAYERS = "all"
 
 BoundaryChoice = Literal["all", "conv"]
 """Whether the rank boundary holds for every layer, or for convolutions alone (as in the paper's Table 3)."""
-
-_RANKED = ("para", "lora", "dora", "loha", "lokr", "glora")
-"""Families whose rank the boundary can cap."""
 
 Layers = Mapping[str, tuple[int, ...]]
 
@@ -47,8 +46,8 @@ class Size:
     left_alone:
         Layers of the subset where the boundary leaves rank 0.
     not_possible:
-        Layers of the subset that the family cannot have: see
-        :func:`~paramerge.adapters.sizes.stored_numbers`.
+        Layers of the subset that the family cannot have: their sides are not divisible as asked, or they are
+        convolutions and the family knows linear layers only.
     parameters:
         Numbers stored.
     nbytes:
@@ -139,7 +138,7 @@ def adapter_size(
     layers:
         Path and weight's shape of each layer there is.
     family:
-        One of :data:`~paramerge.adapters.sizes.RULES`.
+        A key of :func:`~paramerge.adapters.registry.sized`.
     subset:
         A name of :data:`~paramerge.models.subsets.SUBSETS`, several joined by ``+``, or ``all``.
     gamma:
@@ -153,18 +152,18 @@ def adapter_size(
     UsageError
         An unknown family, subset or dtype, a rank below 1, or a subset without layers.
     """
-    _check(family, settings)
+    stored, ranked = _check(family, settings)
     dtype = parse_dtype(dtype, tuple(BITS))
     parameters = counted = capped = left_alone = not_possible = 0
     paths = _selected(subset, layers)
     for path in paths:
         shape = layers[path]
-        rank = _bounded(settings.rank, shape, gamma, boundary) if family in _RANKED else settings.rank
+        rank = _bounded(settings.rank, shape, gamma, boundary) if ranked else settings.rank
         if rank == 0:
             left_alone += 1
             continue
         own = SizeSettings(rank, settings.kronecker, settings.lokr_factor)
-        numbers = stored_numbers(family, shape, own)
+        numbers = stored(shape, own)
         if numbers is None:
             not_possible += 1
             continue
@@ -184,15 +183,18 @@ def adapter_size(
     )
 
 
-def _check(family: str, settings: SizeSettings) -> None:
-    if family not in RULES:
-        raise UsageError("unknown family", where="--family", expected=", ".join(RULES), found=family)
+def _check(family: str, settings: SizeSettings) -> tuple[Stored, bool]:
+    """The family's rule, and whether it has ranks; refuses what cannot be."""
+    known = sized()
+    if family not in known:
+        raise UsageError("unknown family", where="--family", expected=", ".join(known), found=family)
     if settings.rank < 1:
         raise UsageError(
             "a rank counts directions", where="--rank", expected="1 or more", found=settings.rank
         )
     if min(settings.kronecker) < 1:
         raise UsageError("a factor has at least one row", where="--krona", found=settings.kronecker)
+    return known[family]
 
 
 def _selected(subset: str, layers: Layers) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from paramerge.adapters import FAMILIES
-from paramerge.adapters.sizes import RULES, SizeSettings, factor_pair, stored_numbers
+from paramerge.adapters import registry
+from paramerge.adapters.sizes import SizeSettings, factor_pair
 from paramerge.cli.main import cli
 from paramerge.errors import UsageError
 from paramerge.models.blueprint import BLUEPRINTS
@@ -34,6 +34,11 @@ TABLE_3 = {  # size in bytes, unit of its last digit in bytes: PaRa at r = 2, 16
 RANKS = (2, 16, 128)
 OVERHEAD = {"para": (0.9, 1.25, 1.1), "lora": (1.6, 2.15, 1.1)}
 """Of the trainer's files: least and most KiB for a layer (its tensors' names and padding), and KiB a file."""
+
+
+def stored_numbers(family: str, shape: tuple[int, ...], settings: SizeSettings) -> int | None:
+    rule, _ = registry.sized()[family]
+    return rule(shape, settings)
 
 
 def printed(text: str) -> tuple[float, float]:
@@ -283,8 +288,8 @@ def test_bad_questions() -> None:
 @pytest.mark.parametrize("architecture", BLUEPRINTS)
 def test_every_family_has_a_size_on_every_architecture(architecture: str) -> None:
     layers = unet_layers(architecture)
-    found = adapter_sizes(layers, families=list(RULES), subsets=["all", "exca"], ranks=[4, 16])
-    assert len(found) == len(RULES) * 4
+    found = adapter_sizes(layers, families=list(registry.sized()), subsets=["all", "exca"], ranks=[4, 16])
+    assert len(found) == len(registry.sized()) * 4
     for size in found:
         assert size.subset != "all" or size.layers + size.not_possible == len(layers)
         assert size.nbytes == 2 * size.parameters
@@ -326,4 +331,4 @@ def test_a_factor_that_is_none() -> None:
 
 def test_every_family_has_a_size_but_norms() -> None:
     """LyCORIS trains norms beside another family's layers, never alone."""
-    assert set(RULES) == set(FAMILIES) - {"norm"}
+    assert set(registry.sized()) == {family.key for family in registry.families()} - {"norm"}

@@ -1,0 +1,138 @@
+"""The record of an adapter family: all that the rest of paramerge knows of one, in its own file.
+
+A family's file ends with ``FAMILY = Family(...)``; :mod:`paramerge.adapters.registry` lists them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from paramerge.adapters.contract import LayerModule
+from paramerge.adapters.group import ANY_VECTOR, NUMBER, Group
+from paramerge.adapters.rules import Rules
+from paramerge.adapters.sizes import SizeSettings
+
+__all__ = [
+    "COMMON",
+    "CORE",
+    "FACTOR",
+    "MATRIX",
+    "VECTOR",
+    "Family",
+    "Form",
+    "Stored",
+    "ending_pattern",
+    "without_name",
+]
+
+VECTOR, MATRIX, FACTOR, CORE = range(1, 2), range(2, 3), range(2, 6), range(3, 6)
+"""Axes of tensors: a vector; a matrix; one that may be a convolution's; a Tucker core."""
+
+COMMON = {"alpha": "alpha"}
+"""Endings and roles that go with every family, whose forms say nothing of them."""
+
+Stored = Callable[[tuple[int, ...], SizeSettings], int | None]
+"""From a weight's shape and the settings to the numbers stored; None where the layer has no such form."""
+
+_NAME = ".<name>"
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """One way in which files write a family: LyCORIS' IA3, PEFT's IA3.
+
+    Attributes
+    ----------
+    name:
+        For errors.
+    roles:
+        What stands behind a layer's name in a key, and the role that the tensor plays: ``a1.weight`` is
+        ``a1``. Where PEFT puts an adapter's name the ending says so: ``lora_A.<name>.weight``.
+    build:
+        The modules of a layer's keys, every shape checked; None where another reader does it (PaRa).
+    axes:
+        How many axes the tensors of roles have, or that they are a single number
+        (:data:`~paramerge.adapters.group.NUMBER`). Forms with the same role are told apart by it.
+    around:
+        Roles of other forms that may be there: DoRA's magnitude stands around another family's change.
+    beside:
+        Those of ``roles`` that go with any family, and are built by this form all the same: a bias.
+    vague:
+        Those of ``roles`` whose endings other keys of a file have, too: they count beside others alone.
+    unread:
+        Endings that show the family and cannot be read.
+    """
+
+    name: str
+    roles: Mapping[str, str]
+    build: Callable[[Group, Rules], Iterator[LayerModule]] | None
+    axes: Mapping[str, range] = field(default_factory=dict)
+    around: frozenset[str] = frozenset()
+    beside: frozenset[str] = frozenset()
+    vague: frozenset[str] = frozenset()
+    unread: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> frozenset[str]:
+        """Its roles."""
+        return frozenset(self.roles.values())
+
+    def has_axes(self, role: str, count: int) -> bool:
+        """Whether the tensor of ``role`` can have so many axes."""
+        axes = self.axes.get(role, ANY_VECTOR)
+        return axes == NUMBER or count in axes
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """One family of adapters.
+
+    Attributes
+    ----------
+    key:
+        Its name on the command line and in recipes: ``glora``. The modules that it builds have it as their
+        ``family``.
+    label:
+        Its name for people: ``GLoRA``.
+    forms:
+        How files write it; none where its keys are another's and the whole file tells it (DiffuseKronA).
+    stored:
+        How many numbers it stores for a weight of a shape; None of the layer where it has no such form, and
+        None altogether where this is not asked (norms).
+    ranked:
+        Whether it has a rank that a rank boundary can make smaller.
+    counted:
+        What the number is that a module's ``rank`` gives, in the plural; empty where it says no more than
+        the shapes.
+    tuner:
+        PEFT's ``peft_type``; empty where PEFT has no such tuner.
+    """
+
+    key: str
+    label: str
+    forms: tuple[Form, ...] = ()
+    stored: Stored | None = None
+    ranked: bool = False
+    counted: str = "ranks"
+    tuner: str = ""
+
+    @property
+    def endings(self) -> Iterator[str]:
+        """The endings of keys that show it."""
+        for form in self.forms:
+            yield from (ending for ending, role in form.roles.items() if role not in form.vague)
+            yield from form.unread
+
+
+def ending_pattern(endings: Iterable[str], name: str = r"\w+") -> str:
+    """A regular expression for any of the ``endings``, the longest first; ``name``: an adapter's in them."""
+    optional = rf"(?:\.{name})?"
+    ordered = sorted(endings, key=len, reverse=True)
+    return "|".join(re.escape(ending.replace(_NAME, "\0")).replace("\0", optional) for ending in ordered)
+
+
+def without_name(ending: str) -> str:
+    """The ending as it is written where no adapter's name stands in it."""
+    return ending.replace(_NAME, "")

@@ -1,0 +1,34 @@
+"""What LyCORIS trains of a norm: differences of its weight and its bias."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from paramerge.adapters.family import VECTOR, Family, Form
+from paramerge.adapters.full import DifferenceModule
+from paramerge.adapters.group import Group
+from paramerge.adapters.rules import Rules
+
+__all__ = ["FAMILY"]
+
+
+def _build(group: Group, rules: Rules) -> Iterator[DifferenceModule]:
+    weight, bias = group.need("w_norm"), group.take("b_norm")
+    yield DifferenceModule(group.weight, weight, "norm")
+    if bias is not None:
+        yield DifferenceModule(group.bias, bias, "norm")
+
+
+FAMILY = Family(
+    key="norm",
+    label="norm",
+    forms=(
+        Form(
+            "norm",
+            {"w_norm": "w_norm", "b_norm": "b_norm"},
+            _build,
+            {"w_norm": VECTOR, "b_norm": VECTOR},
+        ),
+    ),
+    counted="",
+)

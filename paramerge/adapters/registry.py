@@ -1,0 +1,259 @@
+"""The list of adapter families: those of paramerge, those of installed packages, those that were registered.
+
+A package adds one with an entry point of the group ``paramerge.families`` that names a
+:class:`~paramerge.adapters.family.Family`; see ``docs/extending.md``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+from paramerge.adapters import (
+    boft,
+    dora,
+    full,
+    glora,
+    ia3,
+    krona,
+    loha,
+    lokr,
+    lora,
+    norm,
+    oft,
+    para,
+    svdiff,
+)
+from paramerge.adapters.family import COMMON, Family, Form, Stored
+from paramerge.adapters.group import ANY_VECTOR, NUMBER, Group
+from paramerge.errors import AdapterError, PluginError
+from paramerge.plugins import plugins
+
+__all__ = [
+    "ENTRY_POINTS",
+    "axes_of",
+    "endings",
+    "families",
+    "family",
+    "form_of",
+    "label",
+    "register",
+    "sized",
+    "unregister",
+    "vague_roles",
+]
+
+ENTRY_POINTS = "paramerge.families"
+
+BUILT_IN = (
+    para.FAMILY,
+    lora.FAMILY,
+    krona.FAMILY,
+    norm.FAMILY,
+    full.FAMILY,
+    svdiff.FAMILY,
+    oft.FAMILY,
+    boft.FAMILY,
+    ia3.FAMILY,
+    glora.FAMILY,
+    dora.FAMILY,
+    loha.FAMILY,
+    lokr.FAMILY,
+)
+"""A layer with keys of several is called by the last of them: LoRA's factors are a part of other families."""
+
+_registered: list[Family] = []
+
+
+def families() -> tuple[Family, ...]:
+    """Every family that can be baked.
+
+    Raises
+    ------
+    PluginError
+        A package offers what is no family, or one that is there already.
+    """
+    return _all(tuple(_registered))
+
+
+def family(key: str) -> Family:
+    """The family ``key``; KeyError where there is none."""
+    return _by_key(families())[key]
+
+
+def label(key: str) -> str:
+    """The name for people of the family ``key``."""
+    return family(key).label
+
+
+def sized() -> dict[str, tuple[Stored, bool]]:
+    """The families whose size can be told, each with its rule and whether it has ranks."""
+    return {each.key: (each.stored, each.ranked) for each in families() if each.stored is not None}
+
+
+def register(added: Family) -> None:
+    """Add a family for this process, as an entry point does for every one.
+
+    Raises
+    ------
+    PluginError
+        Its key, its label or the endings of its keys are another's.
+    """
+    _check(added, "register()", families())
+    _registered.append(added)
+
+
+def unregister(key: str) -> None:
+    """Take a family away that was registered."""
+    _registered[:] = [each for each in _registered if each.key != key]
+
+
+@lru_cache(maxsize=4)
+def _all(registered: tuple[Family, ...]) -> tuple[Family, ...]:
+    return (*_installed(), *registered)
+
+
+@cache
+def _installed() -> tuple[Family, ...]:
+    found = BUILT_IN
+    for source, offered in plugins(ENTRY_POINTS):
+        _check(offered, source, found)
+        found = (*found, offered)
+    return found
+
+
+@lru_cache(maxsize=4)
+def _by_key(every: tuple[Family, ...]) -> Mapping[str, Family]:
+    return {each.key: each for each in every}
+
+
+def _check(added: object, source: str, known: Iterable[Family]) -> None:
+    if not isinstance(added, Family):
+        raise PluginError(
+            "what is offered as a family of adapters is none",
+            where=source,
+            expected="a paramerge.adapters.family.Family",
+            found=type(added).__name__,
+        )
+    if not re.fullmatch("[a-z][a-z0-9_]*", added.key):
+        raise PluginError(
+            "a family's key is a word of small letters and digits", where=source, found=repr(added.key)
+        )
+    for other in known:
+        clashes = [f"ending {ending}" for form in added.forms for ending in form.roles.keys() & COMMON.keys()]
+        if (
+            shared := clashes
+            + [f"key {added.key}"] * (other.key == added.key)
+            + [f"label {added.label}"] * (other.label == added.label)
+            + [f"ending {ending}" for ending in _shared_endings(added, other)]
+        ):
+            raise PluginError(
+                f"the family {added.key} cannot be told from {other.label}",
+                where=source,
+                expected="a key, a label and endings of keys that no other family has",
+                found=shared[0],
+            )
+
+
+def _shared_endings(added: Family, other: Family) -> list[str]:
+    """Endings that both have, for tensors of as many axes."""
+    return [
+        ending
+        for form in added.forms
+        for ending, role in form.roles.items()
+        for theirs in other.forms
+        if ending in theirs.roles
+        and set(form.axes.get(role, ANY_VECTOR)) & set(theirs.axes.get(theirs.roles[ending], ANY_VECTOR))
+    ]
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """The roles of all families."""
+
+    endings: Mapping[str, str]
+    owners: Mapping[str, tuple[Form, ...]]
+    axes: Mapping[str, range]
+    vague: frozenset[str]
+
+
+@lru_cache(maxsize=4)
+def _roles(every: tuple[Family, ...]) -> _Roles:
+    owners: dict[str, tuple[Form, ...]] = {}
+    for form in (form for each in every for form in each.forms):
+        for role in form.own:
+            owners[role] = (*owners.get(role, ()), form)
+    axes = {
+        role: _joined(form.axes.get(role, ANY_VECTOR) for form in forms) for role, forms in owners.items()
+    }
+    endings = {
+        ending: role
+        for each in every
+        for form in each.forms
+        if form.build is not None
+        for ending, role in form.roles.items()
+    }
+    vague = frozenset().union(*(form.vague for each in every for form in each.forms))
+    return _Roles(endings | COMMON, owners, axes | dict.fromkeys(COMMON.values(), NUMBER), vague)
+
+
+def _joined(ranges: Iterable[range]) -> range:
+    ranges = list(ranges)
+    return range(min(each.start for each in ranges), max(each.stop for each in ranges))
+
+
+def endings() -> Mapping[str, str]:
+    """What stands behind layers' names in the keys of files of layers, and the role of each tensor."""
+    return _roles(families()).endings
+
+
+def vague_roles() -> frozenset[str]:
+    """Roles whose endings other keys of a file have, too."""
+    return _roles(families()).vague
+
+
+def counts(role: str, beside: Set[str]) -> bool:
+    """Whether a role is a part of a family in a layer of these roles: a vague one beside others alone."""
+    forms = _roles(families()).owners.get(role, ())
+    return role not in vague_roles() or any((form.own - form.vague) & beside for form in forms)
+
+
+def axes_of(role: str) -> range:
+    """How many axes the tensor of a role can have, in any family."""
+    return _roles(families()).axes.get(role, ANY_VECTOR)
+
+
+def form_of(group: Group) -> Form | None:
+    """The form that a layer's keys are of; None where all of them go with any family.
+
+    Raises
+    ------
+    AdapterError
+        They are of several families.
+    """
+    owners = _roles(families()).owners
+    present = {
+        role: forms
+        for role in group.roles
+        if (forms := tuple(form for form in owners.get(role, ()) if role not in form.beside))
+    }
+    candidates = list(dict.fromkeys(form for forms in present.values() for form in forms))
+    whole = [form for form in candidates if present.keys() <= form.own | form.around]
+    if candidates and not whole:
+        raise AdapterError(
+            "one layer has keys of several families",
+            where=group.name,
+            expected="one family a layer",
+            found=", ".join(sorted({forms[0].name for forms in present.values()})),
+            hint="the file was probably joined from several: take one of its parts",
+        )
+    fitting = [form for form in whole if all(form.has_axes(role, group.axes_of(role)) for role in present)]
+    return next(iter(fitting or whole), None)
+
+
+def forms_beside(group: Group) -> list[Form]:
+    """The forms of those keys of a layer that go with any family and that nobody has taken."""
+    every = (form for each in families() for form in each.forms)
+    return [form for form in every if any(group.has(role) for role in form.beside)]
