@@ -86,23 +86,21 @@ def bake(
     \b
     paramerge bake --base sdxl.safetensors --para a.safetensors --lora b.safetensors@0.8 -o o.safetensors
     """
+    from paramerge.apply.given import opened_base
     from paramerge.bake.find_base import find_base, named_hashes
     from paramerge.bake.output import check_output, default_output
     from paramerge.bake.plan import make_plan
     from paramerge.bake.summary import summarise
-    from paramerge.checkpoints.layout import open_base
     from paramerge.formats import open_adapter
-    from paramerge.shipped import named_model
 
     steps = _at_least_one(steps_of(ctx))
-    interpretation = Interpretation(lokr_scale, krona)
-    options = BakeOptions(merge, gamma, only, dtype, allow_unmatched, private, interpretation)
-    adapters = [open_adapter(step.path, step.kind, interpretation) for step in steps]
+    options = BakeOptions(merge, gamma, only, dtype, allow_unmatched, private)
+    adapters = [open_adapter(step.path, step.kind, Interpretation(lokr_scale, krona)) for step in steps]
     looked_for = named_hashes(adapters) if base is None else []
     if base is None:
         base = find_base(adapters, note=lambda text: note(text, quiet=as_json))
         note(f"base: {base}", quiet=as_json)
-    plan = make_plan(open_base(named_model(base), variant), list(zip(steps, adapters, strict=True)), options)
+    plan = make_plan(opened_base(base, variant), list(zip(steps, adapters, strict=True)), options)
     wanted = output or default_output(plan)
     output = check_output(plan, wanted, overwrite=overwrite)
     note_ending(wanted, output, quiet=as_json)
@@ -116,7 +114,6 @@ def bake(
     for warning in () if as_json else plan.warnings:
         warn(warning)
 
-    from paramerge.bake.bake import bake as run_bake
     from paramerge.bake.diagnose import diagnose
 
     with Progress("comparing adapters", quiet=as_json, unit="layers") as progress:
@@ -124,7 +121,7 @@ def bake(
     if not as_json:
         show_diagnosis(plan, diagnosis, all_layers=all_layers)
     with Progress("baking", quiet=as_json, unit="bytes") as progress:
-        report = run_bake(plan, output, progress.update, overwrite=overwrite, base_sha256=looked_for)
+        report = plan.write(output, progress.update, overwrite=overwrite, base_sha256=looked_for)
     if as_json:
         content = {"plan": summary.as_dict(), "diagnosis": diagnosis.as_dict(), "report": report.as_dict()}
         click.echo(dump(content))

@@ -52,7 +52,7 @@ def compare(
     \b
     paramerge compare cat.safetensors dog.safetensors --report pets.html
     """
-    from paramerge.checkpoints.layout import open_base
+    from paramerge.apply.given import opened_base
     from paramerge.compare.compare import compare as run_compare
     from paramerge.compare.summary import as_dict
     from paramerge.files.outputs import check_output_file, inputs_of
@@ -60,13 +60,13 @@ def compare(
 
     interpretation = Interpretation(lokr_scale, krona)
     opened = [open_adapter(path, interpretation=interpretation) for path in adapters]
-    opened_base = open_base(base) if base is not None else None
+    checkpoint = None if base is None else opened_base(base)
     if report is not None:
-        wanted, inputs = report, inputs_of(opened_base, *opened)
+        wanted, inputs = report, inputs_of(checkpoint, *opened)
         report = check_output_file(wanted, inputs, overwrite=overwrite, suffix=".html")
         note_ending(wanted, report, quiet=as_json)
     with Progress("comparing", quiet=as_json, unit="layers") as progress:
-        comparison = run_compare(opened, opened_base, progress.update, allow_unmatched=allow_unmatched)
+        comparison = run_compare(opened, checkpoint, progress.update, allow_unmatched=allow_unmatched)
     if report is not None:
         from paramerge.compare.report import write_report
 

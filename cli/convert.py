@@ -12,7 +12,6 @@ from paramerge.cli.render import Progress, gigabytes, note, note_ending, out, sh
 from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
-    from paramerge.adapters import Adapter
     from paramerge.convert.convert import ConversionReport
 
 __all__ = ["convert"]
@@ -69,19 +68,13 @@ def convert(
     paramerge convert style.safetensors --to peft -o style/
     paramerge convert subject-para.safetensors --to kohya --base sdxl.safetensors -o subject-lora.safetensors
     """
-    from paramerge.checkpoints.layout import open_base
-    from paramerge.convert.convert import ConvertOptions
-    from paramerge.convert.convert import convert as run
+    from paramerge.convert.call import convert as run
     from paramerge.convert.request import FOLDERS
-    from paramerge.merge.request import parse_input
 
-    options = ConvertOptions("kohya" if to == "lycoris" else to, dtype, partial)
-    inputs = [parse_input(text) for text in adapters]
-    opened = [_opened(given.path) for given in inputs]
     with Progress("converting", quiet=as_json, unit="layers") as progress:
         report = run(
-            inputs, opened, output, options, open_base(base) if base else None, progress.update,
-            overwrite=overwrite,
+            adapters, output, to=to, base=base, dtype=dtype, partial=partial, overwrite=overwrite,
+            progress=progress.update,
         )  # fmt: skip
     if to not in FOLDERS:
         note_ending(output, report.outputs[0], quiet=as_json)
@@ -89,13 +82,6 @@ def convert(
         click.echo(dump(_as_data(report)))
     else:
         _show(report)
-
-
-def _opened(path: Path) -> Adapter:
-    from paramerge.convert.deft import is_deft, open_deft
-    from paramerge.formats import open_adapter
-
-    return open_deft(path) if is_deft(path) else open_adapter(path)
 
 
 def _as_data(report: ConversionReport) -> dict[str, object]:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from paramerge import shipped
-from paramerge.apply.steps import BakeOptions, Step
+from paramerge.apply.steps import Step
 from paramerge.cli.options import json_option, overwrite_option
 from paramerge.cli.render import Progress, gigabytes, note, shown
 from paramerge.cli.render import out as console
@@ -139,17 +139,12 @@ def _steps(variant: _Variant) -> list[Step]:
 
 def _bake(base: Path, variant: _Variant, output: Path, overwrite: bool) -> tuple[Path, int]:
     """The checkpoint of ``variant`` (the base itself without adapters) and how many layers changed."""
-    from paramerge.bake.bake import bake
-    from paramerge.bake.plan import make_plan
-    from paramerge.checkpoints.layout import open_base
-    from paramerge.formats import open_adapter
+    from paramerge.bake.call import bake
 
     steps = _steps(variant)
     if not steps:
         return base, 0
-    opened = [(step, open_adapter(step.path, family=step.kind)) for step in steps]
-    plan = make_plan(open_base(base), opened, BakeOptions())
-    report = bake(plan, output / f"{variant.name}.safetensors", overwrite=overwrite)
+    report = bake(base, steps, output / f"{variant.name}.safetensors", overwrite=overwrite)
     return report.output, len(report.layers)
 
 

@@ -28,12 +28,12 @@ def extract_tuned(
     as_json: bool,
 ) -> None:
     """Extract, and print the report."""
-    from paramerge.checkpoints.layout import open_base
+    from paramerge.apply.given import opened_base
     from paramerge.extract.extract import extract
 
     with Progress("extracting", quiet=as_json, unit="layers") as progress:
         report = extract(
-            open_base(tuned), open_base(base), output, options, progress.update, overwrite=overwrite
+            opened_base(tuned), opened_base(base), output, options, progress.update, overwrite=overwrite
         )
     note_ending(output, report.output, quiet=as_json)
     if as_json:

@@ -124,7 +124,7 @@ def generate(
     inputs = inputs_of(base, *(adapter for _, adapter in opened))
     inputs += [] if config is None else [config]
     output = check_output_file(output, inputs, overwrite=overwrite, suffix=".png")
-    options = BakeOptions(gamma=gamma, interpretation=interpretation)
+    options = BakeOptions(gamma=gamma)
     plan = make_plan(base, opened, options) if opened else None
     for warning in () if as_json or plan is None else plan.warnings:
         warn(warning)

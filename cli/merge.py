@@ -16,7 +16,7 @@ from paramerge.cli.options import (
     unmatched_option,
 )
 from paramerge.cli.render import Progress, note_ending, warn
-from paramerge.merge.request import CombineOptions, KeepChoice, parse_input
+from paramerge.merge.request import KeepChoice
 from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
@@ -80,17 +80,12 @@ def merge(
     paramerge merge cat.safetensors dog.safetensors -o pets.safetensors --gamma 1/40
     paramerge merge style.safetensors@0.8 detail.safetensors@-0.3 -o both.safetensors --rank 32
     """
-    from paramerge.checkpoints.layout import open_base
-    from paramerge.formats import open_adapter
-    from paramerge.merge.combine import combine
+    from paramerge.merge.call import merge as run
 
-    inputs = [parse_input(text) for text in adapters]
-    options = CombineOptions(how, gamma, keep, rank, energy, dtype, allow_unmatched)
-    opened = [open_adapter(given.path) for given in inputs]
     with Progress("merging", quiet=as_json, unit="layers") as progress:
-        report = combine(
-            inputs, opened, output, options, open_base(base) if base is not None else None, progress.update,
-            overwrite=overwrite,
+        report = run(
+            adapters, output, base=base, merge=how, gamma=gamma, keep=keep, rank=rank, energy=energy,
+            dtype=dtype, allow_unmatched=allow_unmatched, overwrite=overwrite, progress=progress.update,
         )  # fmt: skip
     note_ending(output, report.output, quiet=as_json)
     if as_json:

@@ -46,14 +46,11 @@ def resize(
     paramerge resize style.safetensors --energy 0.95 -o small.safetensors
     paramerge resize para.safetensors --rank 4 --base sdxl.safetensors -o small.safetensors
     """
-    from paramerge.checkpoints.layout import open_base
-    from paramerge.formats import open_adapter
-    from paramerge.resize.resize import resize as run
+    from paramerge.resize.call import resize as run
 
-    opened, checkpoint = open_adapter(adapter), open_base(base) if base is not None else None
     with Progress("resizing", quiet=as_json, unit="layers") as progress:
         report = run(
-            opened, output, rank=rank, energy=energy, dtype=dtype, base=checkpoint,
+            adapter, output, rank=rank, energy=energy, dtype=dtype, base=base,
             progress=progress.update, overwrite=overwrite, allow_unmatched=allow_unmatched,
         )  # fmt: skip
     note_ending(output, report.output, quiet=as_json)

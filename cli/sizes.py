@@ -90,11 +90,10 @@ def sizes(
     paramerge sizes --arch sdxl --subset exca --rank 16 --family para --family lora
     paramerge sizes --subset sao+cao --rank 4 --family lora --family krona --krona 64,4
     """
-    from paramerge.sizes.sizes import adapter_sizes, unet_layers
+    from paramerge.sizes.call import sizes as run
 
-    layers = unet_layers(arch)
-    found = adapter_sizes(
-        layers,
+    found = run(
+        arch,
         families=families,
         subsets=subsets,
         ranks=ranks,

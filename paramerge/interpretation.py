@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from paramerge.errors import UsageError
@@ -38,6 +38,11 @@ class Interpretation:
             raise UsageError("a scale is a finite number", where="--lokr-scale", found=self.lokr_scale)
         if self.krona not in (None, "code", "paper"):
             raise UsageError("no such order", where="--krona", expected="code or paper", found=self.krona)
+
+    @property
+    def decided(self) -> dict[str, object]:
+        """What is not left to the file's own trainer, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 BY_TRAINER = Interpretation()

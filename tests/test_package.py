@@ -13,7 +13,6 @@ import pytest
 from conftest import REPOSITORY
 
 import paramerge
-from paramerge import algebra
 
 
 def test_every_public_name_is_there() -> None:
@@ -22,12 +21,6 @@ def test_every_public_name_is_there() -> None:
     assert dir(paramerge) == sorted(paramerge.__all__)
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         paramerge.nothing_of_the_kind  # noqa: B018
-
-
-def test_the_algebra_is_re_exported_whole() -> None:
-    assert set(algebra.__all__) <= set(paramerge.__all__)
-    for name in algebra.__all__:
-        assert getattr(paramerge, name) is getattr(algebra, name)
 
 
 def test_every_public_function_says_what_it_is() -> None:
@@ -40,7 +33,7 @@ def test_importing_and_planning_need_neither_torch_nor_training() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import paramerge\n"
-        "paramerge.make_plan, paramerge.open_base, paramerge.open_adapter, paramerge.summarise\n"
+        "paramerge.plan_bake, paramerge.open_base, paramerge.open_adapter, paramerge.summarise\n"
         "heavy = ('paramerge.training', 'peft', 'diffusers')\n"
         "assert not any(name.startswith(heavy) for name in sys.modules)\n"
     )

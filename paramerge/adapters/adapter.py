@@ -10,6 +10,7 @@ from pathlib import Path
 from paramerge.adapters.contract import LayerModule
 from paramerge.adapters.registry import label
 from paramerge.files.source import Source
+from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.models.names import ModuleName
 
 __all__ = ["Adapter", "Leftover"]
@@ -45,6 +46,8 @@ class Adapter:
     base_hashes:
         Hashes of the checkpoint it says it was made for: SHA-256 in hex, first, then the short hashes of
         older tools.
+    interpretation:
+        What the user decided where trainers disagree, when it was opened.
     """
 
     path: Path
@@ -56,6 +59,7 @@ class Adapter:
     metadata: Mapping[str, str]
     architecture: str | None
     base_hashes: tuple[str, ...]
+    interpretation: Interpretation = BY_TRAINER
 
     @property
     def sources(self) -> tuple[Path, ...]:

@@ -10,7 +10,6 @@ from typing import Literal, get_args
 from paramerge.apply.strengths import check_strength
 from paramerge.errors import UsageError
 from paramerge.files.dtype_names import KEEP, WRITTEN, parse_dtype, short_name
-from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.resolve.blocks import BlockWeights, parse_blocks
 from paramerge.wording import option
 
@@ -72,8 +71,6 @@ class BakeOptions:
         Go on where keys of an adapter land nowhere; they are counted and shown.
     private:
         Leave the names of the inputs out of the recipe; their hashes stay.
-    interpretation:
-        What the user decided where trainers disagree; the adapters were opened with it.
     """
 
     merge: MergeChoice = "joint"
@@ -82,7 +79,6 @@ class BakeOptions:
     dtype: str = "keep"
     allow_unmatched: bool = False
     private: bool = False
-    interpretation: Interpretation = BY_TRAINER
 
     def __post_init__(self) -> None:
         check_gamma(self.gamma)

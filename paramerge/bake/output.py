@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
 from paramerge.bake.history import without_paths
@@ -56,7 +55,8 @@ def _tags(plan: Plan) -> list[str]:
         tags.append(f"gamma{_number(options.gamma)}")
     if options.merge != "joint":
         tags.append(options.merge)
-    tags += [f"{name}-{value}" for name, value in asdict(options.interpretation).items() if value is not None]
+    decided = [step.adapter.interpretation.decided.items() for step in plan.steps]
+    tags += dict.fromkeys(f"{name}-{value}" for items in decided for name, value in items)
     plain = [_NO_NAME.sub("_", tag) for tag in tags]
     return [new if new == tag else f"{new}-{_short_hash(tag)}" for new, tag in zip(plain, tags, strict=True)]
 

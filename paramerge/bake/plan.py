@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from paramerge.adapters import Adapter, LayerModule, Leftover, LoraModule, ParaModule
 from paramerge.algebra import adjusted_rank
@@ -24,11 +26,15 @@ from paramerge.errors import CheckpointError, UsageError
 from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.dtypes import BITS, is_float
 from paramerge.files.header import TensorInfo
+from paramerge.interpretation import Interpretation
 from paramerge.models.names import COMPONENTS, ModuleName
 from paramerge.resolve.blocks import BlockUse, used_blocks
 from paramerge.resolve.matching import check_family, check_shape, check_unmatched
 from paramerge.resolve.naming import homes_of, in_names_of
 from paramerge.resolve.row_order import refuse_unknown_rows
+
+if TYPE_CHECKING:  # planning needs no torch
+    from paramerge.bake.bake import BakeReport
 
 __all__ = [
     "Edit",
@@ -190,6 +196,25 @@ class Plan:
     def output_bytes(self) -> int:
         """Bytes of all weights in the output (headers and companion files not counted)."""
         return sum(tensor.nbytes for file in self.files for tensor in file.tensors)
+
+    @property
+    def interpretation(self) -> Interpretation | None:
+        """What the user decided where trainers disagree; None where the adapters were opened differently."""
+        found = {step.adapter.interpretation for step in self.steps}
+        return found.pop() if len(found) == 1 else None
+
+    def write(
+        self,
+        output: str | os.PathLike[str],
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        overwrite: bool = False,
+        base_sha256: Collection[str] = (),
+    ) -> BakeReport:
+        """Carry it out; see :func:`paramerge.bake.bake.bake`."""
+        from paramerge.bake.bake import bake
+
+        return bake(self, output, progress, overwrite=overwrite, base_sha256=base_sha256)
 
 
 def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOptions) -> Plan:

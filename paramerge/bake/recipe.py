@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -77,7 +77,8 @@ def build_recipe(
             "files": [_file(file, options.private and not plan.base.is_folder) for file in base_files],
         },
         "steps": [
-            _step(step, files, options.private) for step, files in zip(plan.steps, step_files, strict=True)
+            _step(step, files, options.private) | _own_interpretation(plan, step)
+            for step, files in zip(plan.steps, step_files, strict=True)
         ],
         "options": {
             "merge": options.merge,
@@ -86,7 +87,7 @@ def build_recipe(
             "dtype": options.dtype,
             "allow_unmatched": options.allow_unmatched,
             "private": options.private,
-            **{name: value for name, value in asdict(options.interpretation).items() if value is not None},
+            **(plan.interpretation.decided if plan.interpretation else {}),
         },
     }
     earlier = earlier_recipe(plan.base, private=options.private).recipe
@@ -168,6 +169,12 @@ def _step(step: PlannedStep, files: Sequence[InputFile], private: bool) -> dict[
         "layers_unmatched": len(step.unmatched),
         "keys_left_over": sum(len(leftover.keys) for leftover in step.leftovers),
     }
+
+
+def _own_interpretation(plan: Plan, step: PlannedStep) -> dict[str, object]:
+    """What was decided for this adapter alone; what was for all is among the options."""
+    own = step.adapter.interpretation.decided
+    return {"interpretation": own} if plan.interpretation is None and own else {}
 
 
 def _block(use: BlockUse) -> dict[str, object]:

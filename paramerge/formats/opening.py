@@ -185,6 +185,7 @@ def open_adapter(
         metadata=header.metadata,
         architecture=guess_architecture(modules, header.metadata),
         base_hashes=base_hashes(header.metadata),
+        interpretation=interpretation,
     )
 
 

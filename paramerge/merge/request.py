@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from paramerge.apply.steps import check_gamma, parse_step
+from paramerge.apply.steps import Step, check_gamma, parse_step
 from paramerge.apply.strengths import check_strength
 from paramerge.errors import FamilyError, UsageError
 from paramerge.files.dtype_names import parse_dtype
@@ -15,7 +15,7 @@ from paramerge.files.dtype_names import parse_dtype
 if TYPE_CHECKING:  # reading options must not import NumPy
     from paramerge.adapters import Adapter
 
-__all__ = ["CombineOptions", "Input", "KeepChoice", "check_request", "parse_input"]
+__all__ = ["CombineOptions", "Input", "KeepChoice", "check_request", "input_of", "parse_input"]
 
 KeepChoice = Literal["energy", "consensus", "order"]
 
@@ -84,11 +84,21 @@ class CombineOptions:
 
 def parse_input(text: str) -> Input:
     """Read ``FILE`` or ``FILE@SCALE``; a file whose own name holds the ``@`` is taken as it is."""
-    step = parse_step("lora", text)
+    return input_of(parse_step("lora", text))
+
+
+def input_of(step: Step) -> Input:
+    """A step of a list of adapters as the input of a merge.
+
+    Raises
+    ------
+    UsageError
+        It has block weights.
+    """
     if step.blocks is not None:
         raise UsageError(
             "block weights belong to a bake, not to a merge of adapters",
-            where=text,
+            where=step.path,
             expected="FILE or FILE@SCALE",
             hint="bake with them: paramerge bake --lora FILE@SCALE:BLOCKS",
         )

@@ -1,0 +1,142 @@
+"""``paramerge.bake``: adapters into a checkpoint, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from paramerge.apply.given import Adapter, PathLike, hashing, open_given, opened_base, patterns
+from paramerge.apply.steps import BakeOptions, MergeChoice, Step
+from paramerge.bake.find_base import find_base, named_hashes
+from paramerge.bake.plan import Plan, make_plan
+from paramerge.deprecation import also_takes
+from paramerge.errors import UsageError
+from paramerge.wording import option
+
+if TYPE_CHECKING:  # planning needs no torch
+    from paramerge.adapters import Adapter as OpenedAdapter
+    from paramerge.bake.bake import BakeReport, Progress
+    from paramerge.checkpoints.layout import Base
+
+__all__ = ["bake", "plan_bake"]
+
+
+def plan_bake(
+    base: PathLike | Base | None,
+    adapters: Iterable[Adapter | Step | PathLike | OpenedAdapter],
+    *,
+    merge: MergeChoice = "joint",
+    gamma: float | None = None,
+    only: Iterable[str] = (),
+    dtype: str = "keep",
+    allow_unmatched: bool = False,
+    private: bool = False,
+    variant: str | None = None,
+) -> Plan:
+    """What :func:`bake` would do to every tensor, from the headers alone; ``plan.write(output)`` does it.
+
+    Parameters
+    ----------
+    base:
+        A checkpoint (file or diffusers folder), or one that :func:`paramerge.open_base` opened; None to look
+        for the one that the adapters name, by its hash.
+    adapters:
+        :class:`~paramerge.Para`, :class:`~paramerge.Lora`, :class:`~paramerge.Adapter`, or paths, in the
+        order in which they are applied.
+    merge:
+        How neighbouring PaRas are combined: ``joint`` (onto the sum of their spans) or ``sequential``.
+    gamma:
+        The rank boundary of the paper's equation 8, in (0, 1].
+    only:
+        Components (``unet``) or patterns of layer names; all without.
+    dtype:
+        The output's dtype (``fp16``, ``bf16``, ``fp32``, in any spelling), or ``keep``.
+    allow_unmatched:
+        Go on where keys of an adapter land nowhere.
+    private:
+        Leave the names of the inputs out of the recipe.
+    variant:
+        Which weights of a diffusers folder, such as ``fp16``.
+
+    Raises
+    ------
+    UsageError
+        Options that cannot be, or no adapter at all.
+    ArchitectureError, UnmatchedError, ShapeError, FamilyError
+        An adapter does not belong to this base, or not all of it does.
+    CheckpointError, FileFormatError
+        A file that is not what it should be.
+    """
+    options = BakeOptions(merge, gamma, patterns(only), dtype, allow_unmatched, private)
+    return _planned(base, open_given(adapters), options, variant)
+
+
+def _is_plan(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return "plan" in kwargs or (bool(args) and isinstance(args[0], Plan))
+
+
+def _carry_out(plan: Plan, *args: Any, **kwargs: Any) -> BakeReport:
+    return plan.write(*args, **kwargs)
+
+
+@also_takes(_is_plan, _carry_out, "write plan.write(output), or give base and adapters")
+def bake(
+    base: PathLike | Base | None,
+    adapters: Iterable[Adapter | Step | PathLike | OpenedAdapter],
+    output: PathLike,
+    *,
+    merge: MergeChoice = "joint",
+    gamma: float | None = None,
+    only: Iterable[str] = (),
+    dtype: str = "keep",
+    allow_unmatched: bool = False,
+    private: bool = False,
+    overwrite: bool = False,
+    variant: str | None = None,
+    rehash: bool = False,
+    progress: Progress | None = None,
+) -> BakeReport:
+    """Bake adapters into a checkpoint: ``bake("sdxl.safetensors", ["a.safetensors"], "out.safetensors")``.
+
+    The output has the base's layout and keeps every byte that no adapter changes; it appears whole or not at
+    all. The options are those of :func:`plan_bake`, and:
+
+    Parameters
+    ----------
+    output:
+        A file, or a folder where the base is one.
+    overwrite:
+        Whether a file at ``output``, or a folder that paramerge wrote, may be replaced.
+    rehash:
+        Hash large files anew instead of believing hashes of earlier runs.
+    progress:
+        Called with bytes done and bytes in all.
+
+    Raises
+    ------
+    ParamergeError
+        What :func:`plan_bake` raises, and :class:`~paramerge.errors.OutputError`,
+        :class:`~paramerge.errors.NonFiniteError` and :class:`~paramerge.errors.InputChangedError`; the output
+        is then as it was.
+    """
+    options = BakeOptions(merge, gamma, patterns(only), dtype, allow_unmatched, private)
+    opened = open_given(adapters)
+    looked_for = named_hashes(adapter for _, adapter in opened) if base is None else ()
+    with hashing(rehash=rehash):
+        plan = _planned(base, opened, options, variant)
+        return plan.write(output, progress, overwrite=overwrite, base_sha256=looked_for)
+
+
+def _planned(
+    base: PathLike | Base | None,
+    opened: list[tuple[Step, OpenedAdapter]],
+    options: BakeOptions,
+    variant: str | None,
+) -> Plan:
+    if not opened:
+        raise UsageError(
+            "there is nothing to bake", where=option("adapters"), expected="at least one adapter"
+        )
+    if base is None:
+        base = find_base([adapter for _, adapter in opened])
+    return make_plan(opened_base(base, variant), opened, options)

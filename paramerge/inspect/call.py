@@ -1,0 +1,28 @@
+"""``paramerge.inspect``: what a file or folder is."""
+
+from __future__ import annotations
+
+from paramerge.apply.given import PathLike
+from paramerge.inspect.inspection import (
+    AdapterFacts,
+    CheckpointFacts,
+    ForeignFacts,
+    UnknownFacts,
+    inspect_path,
+)
+from paramerge.interpretation import BY_TRAINER, Interpretation
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    path: PathLike, interpretation: Interpretation = BY_TRAINER
+) -> AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts:
+    """Find out what the file or folder at ``path`` is: an adapter, a checkpoint, or neither.
+
+    Raises
+    ------
+    ParamergeError
+        See :func:`paramerge.inspect.inspection.inspect_path`.
+    """
+    return inspect_path(path, interpretation)

@@ -1,0 +1,43 @@
+"""Names that the top of the package had in the last version, each with a DeprecationWarning."""
+
+from __future__ import annotations
+
+import importlib
+
+from paramerge.deprecation import deprecated
+
+__all__ = ["old_name"]
+
+_BY_NAME = "give the options by name"
+_PLACES = {
+    "BakeOptions": ("apply.steps", _BY_NAME),
+    "CombineOptions": ("merge.request", _BY_NAME),
+    "ConvertOptions": ("convert.request", _BY_NAME),
+    "ExtractOptions": ("extract.families", _BY_NAME),
+    "Input": ("merge.request", "use paramerge.Lora, or a path"),
+    "Step": ("apply.steps", "use paramerge.Para, Lora or Adapter"),
+    "adapter_sizes": ("sizes.sizes", "use paramerge.sizes"),
+    "combine": ("merge.combine", "use paramerge.merge"),
+    "make_plan": ("bake.plan", "use paramerge.plan_bake"),
+}
+"""Where each one is, and what takes its place."""
+
+
+def old_name(name: str) -> object:
+    """What ``paramerge.name`` was, the linear algebra among it.
+
+    Raises
+    ------
+    AttributeError
+        There was no such name.
+    """
+    if name in _PLACES:
+        place, instead = _PLACES[name]
+        deprecated(f"paramerge.{name}", instead, level=4)
+        return getattr(importlib.import_module(f"paramerge.{place}"), name)
+    from paramerge import algebra
+
+    if name not in algebra.__all__:
+        raise AttributeError(f"module 'paramerge' has no attribute {name!r}")
+    deprecated(f"paramerge.{name}", f"use paramerge.algebra.{name}", level=4)
+    return getattr(algebra, name)
