@@ -15,6 +15,7 @@ __all__ = [
     "CheckpointError",
     "FamilyError",
     "FileFormatError",
+    "IncompleteLayerError",
     "InputChangedError",
     "InternalError",
     "NonFiniteError",
@@ -137,6 +138,10 @@ class AdapterError(ParamergeError):
     """An adapter file is incomplete or its tensors do not fit together."""
 
     exit_code = 4
+
+
+class IncompleteLayerError(AdapterError):
+    """A layer of an adapter lacks a tensor that its family is nothing without."""
 
 
 class FamilyError(AdapterError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paramerge.adapters.numbers import read_number
-from paramerge.errors import AdapterError, ShapeError
+from paramerge.errors import AdapterError, IncompleteLayerError, ShapeError
 from paramerge.files.dtypes import is_float
 from paramerge.files.header import Header
 from paramerge.files.tensors import StoredTensor, stored
@@ -125,15 +125,15 @@ class Group:
 
         Raises
         ------
-        AdapterError
+        IncompleteLayerError
             It is missing.
         """
         tensor = self.take(role)
         if tensor is None:
-            raise AdapterError(
+            raise IncompleteLayerError(
                 "a layer of this adapter is incomplete",
                 where=f"{self._header.path}: {self.name}",
-                expected=f"its {role}",
+                expected=role,
                 found=listed([*self._taken.values(), *self._keys.values()]),
                 hint="the file is damaged or was cut: get it from its source again",
             )

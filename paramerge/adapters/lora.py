@@ -15,8 +15,7 @@ from paramerge.adapters.group import Group
 from paramerge.adapters.krona import KronaModule, build_krona
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings, sides
-from paramerge.errors import AdapterError, ShapeError
-from paramerge.files.dtypes import is_float
+from paramerge.errors import ShapeError
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
@@ -160,35 +159,19 @@ def check_factors(up: StoredTensor, down: StoredTensor, mid: StoredTensor | None
 
     Raises
     ------
-    AdapterError
-        One that is not floating or is empty.
     ShapeError
         Ranks that differ, a kernel where it cannot be.
     """
     tensors = [tensor for tensor in (up, down, mid) if tensor is not None]
     where = f"{up.path}: {' and '.join(tensor.key for tensor in tensors)}"
     found = ", ".join(str(list(tensor.shape)) for tensor in tensors)
-    for tensor in tensors:
-        if not is_float(tensor.dtype):
-            raise AdapterError(
-                "a factor of this adapter is not stored as floating-point numbers",
-                where=f"{tensor.path}: {tensor.key}",
-                expected="F32, F16, BF16 or another float dtype",
-                found=tensor.dtype,
-            )
-        if not 2 <= len(tensor.shape) <= 5 or (
-            len(tensor.shape) in (3, 5) and len(tensor.shape) != len(down.shape)
-        ):
-            raise ShapeError(
-                "a factor of this adapter is neither a matrix nor a convolution",
-                where=f"{tensor.path}: {tensor.key}",
-                expected="2 to 5 dimensions",
-                found=list(tensor.shape),
-            )
-        if 0 in tensor.shape:
-            raise AdapterError(
-                "a layer of rank or size 0", where=f"{tensor.path}: {tensor.key}", found=list(tensor.shape)
-            )
+    if odd := [t for t in tensors if len(t.shape) in (3, 5) and len(t.shape) != len(down.shape)]:
+        raise ShapeError(
+            "a factor of this adapter is neither a matrix nor a convolution",
+            where=f"{up.path}: {odd[0].key}",
+            expected="2 to 5 dimensions",
+            found=list(odd[0].shape),
+        )
     rank = down.shape[0]
     if up.shape[1] != rank or (mid is not None and mid.shape[:2] != (rank, rank)):
         raise ShapeError(

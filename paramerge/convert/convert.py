@@ -16,7 +16,6 @@ from paramerge.adapters.overflow import overflowing
 from paramerge.adapters.rounding import rounded
 from paramerge.adapters.unread import refuse_unread
 from paramerge.checkpoints.layout import Base
-from paramerge.convert.diffusers_metadata import SEVERAL_RANKS, has_several_ranks
 from paramerge.convert.parts import Part, part_of
 from paramerge.convert.request import (
     FORMATS,
@@ -29,6 +28,7 @@ from paramerge.convert.request import (
 from paramerge.convert.writing import CONVERSION_KEY, Writing, counted_notes
 from paramerge.errors import AdapterError, FamilyError
 from paramerge.files.header import Header, read_header
+from paramerge.formats.diffusers import SEVERAL_RANKS, has_several_ranks
 from paramerge.merge.mixed import as_one_lora
 from paramerge.merge.request import CombineOptions, Input
 from paramerge.models.names import COMPONENTS, ModuleName

@@ -10,19 +10,18 @@ import numpy as np
 
 from paramerge.adapters import Adapter
 from paramerge.convert.deft import deft_config
-from paramerge.convert.diffusers_metadata import lora_metadata
 from paramerge.convert.parts import Part
 from paramerge.convert.peft_folder import peft_config
 from paramerge.convert.request import ConvertOptions
-from paramerge.convert.spelling import ENDINGS, spelling_of
 from paramerge.errors import UsageError
 from paramerge.files.hashing import source_sha256
 from paramerge.files.source import check_unchanged
 from paramerge.files.staging import new_folder, write_recipe
 from paramerge.files.writer import write_bytes, write_safetensors
 from paramerge.formats import peft, write_para
-from paramerge.formats.lora_writer import kohya_metadata, stored_alpha
+from paramerge.formats.lora_writer import stored_alpha
 from paramerge.formats.native import BASE_HASH_KEY
+from paramerge.formats.registry import named_dialect
 from paramerge.models.names import ModuleName
 from paramerge.resolve.checks import common_architecture
 from paramerge.resolve.weights import BaseWeights
@@ -58,6 +57,7 @@ class Writing:
         self.overwrite = overwrite
         self.output = output
         self.to = options.to
+        self.dialect = named_dialect(options.to)
         self.adapters = adapters
         self.weights = weights
         self.to_lora = to_lora
@@ -72,16 +72,10 @@ class Writing:
             raise UsageError("nothing is left to write", where=self.output)
         if self.to == "para":
             self._write_para(parts)
-        elif self.to in ("peft", "deft"):
+        elif self.dialect.folder:
             self._write_folders(parts)
         else:
-            sizes = [(part.rank, float(part.rank) if part.alpha is None else part.alpha) for part in parts]
-            metadata = kohya_metadata(sizes, self.architecture, ()) if self.to.startswith("kohya") else {}
-            if {part.family for part in parts} - {"lora"}:
-                metadata |= {"ss_network_module": "lycoris.kohya"} if metadata else {}
-            if self.to == "diffusers":
-                metadata |= lora_metadata(parts)
-            metadata |= self._kept() | self._metadata(parts)
+            metadata = self.dialect.metadata(parts, self.architecture) | self._kept() | self._metadata(parts)
             self._check_inputs()
             write_safetensors(self.output, self._tensors(parts), metadata, overwrite=self.overwrite)
             self.files.append(self.output)
@@ -138,15 +132,14 @@ class Writing:
         return {name: not self.weights.kernel(name) for name in names}
 
     def _tensors(self, parts: Sequence[Part]) -> dict[str, np.ndarray]:
-        spelled, endings = spelling_of(self.to, self.architecture), ENDINGS[self.to]
         tensors: dict[str, np.ndarray] = {}
         for part in parts:
-            stem = spelled(part.name)
-            found = {f"{stem}.{endings.get(role, role)}": value for role, value in part.tensors.items()}
-            if part.alpha is not None and self.to.startswith("kohya"):
+            stem = self.dialect.stem(part.name, self.architecture)
+            found = {self.dialect.written(stem, role): value for role, value in part.tensors.items()}
+            if part.alpha is not None and self.dialect.alpha == "tensor":
                 value = next(iter(part.tensors.values()))
                 narrow = "F32" if value.dtype.itemsize > 2 else "F16"
-                found[f"{stem}.alpha"] = stored_alpha(part.name, part.alpha, narrow)
+                found[self.dialect.written(stem, "alpha")] = stored_alpha(part.name, part.alpha, narrow)
             if again := sorted(found.keys() & tensors.keys()):
                 raise UsageError("two layers would have one name", where=part.name, found=again[0])
             tensors |= found
@@ -156,7 +149,7 @@ class Writing:
         """The input's metadata that are still true: of a single input that is what it was."""
         if self.to_lora:
             return {}
-        dropped = (*_OF_THE_FILE, *(() if self.to.startswith("kohya") else ("modelspec.architecture",)))
+        dropped = (*_OF_THE_FILE, *(() if self.dialect.base == "kohya" else ("modelspec.architecture",)))
         return {
             key: value
             for key, value in self.adapters[0].metadata.items()

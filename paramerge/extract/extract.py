@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from paramerge.checkpoints.layout import Base
-from paramerge.convert.spelling import ENDINGS, spelling_of
 from paramerge.errors import FamilyError, UsageError
 from paramerge.extract.difference import Differences
 from paramerge.extract.families import EXTRACTORS, Extracted, ExtractOptions, holds
@@ -22,8 +21,10 @@ from paramerge.files.outputs import check_output_file, inputs_of
 from paramerge.files.source import check_unchanged
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import write_para
-from paramerge.formats.lora_writer import kohya_metadata
-from paramerge.formats.native import BASE_HASH_KEY
+from paramerge.formats.dialect import Dialect
+from paramerge.formats.diffusers import DIFFUSERS, DIFFUSERS_OLD
+from paramerge.formats.kohya import KOHYA, kohya_metadata
+from paramerge.formats.native import BASE_HASH_KEY, PARA
 from paramerge.listing import listed
 from paramerge.models.architecture import plain_architecture
 from paramerge.models.names import ModuleName
@@ -132,7 +133,8 @@ def extract(
             if not options.partial:
                 raise _unheld(options, left_out)
             continue
-        _stem(layer.name, options.family, architecture)  # a layer without a name is refused before the work
+        # a layer without a name is refused before the work
+        _dialect(layer.name, options.family, architecture).stem(layer.name, architecture)
         extracted = EXTRACTORS[options.family](layer, options)
         if extracted is None:
             unchanged += 1
@@ -225,33 +227,23 @@ def _write(
 def _named(
     name: ModuleName, layer: Extracted, family: str, architecture: str | None
 ) -> dict[str, np.ndarray]:
-    stem, dialect = _stem(name, family, architecture)
-    if family == "krona":
-        return {f"{stem}.{role}.weight": value for role, value in layer.tensors.items()}
-    endings = ENDINGS[dialect]
-    tensors = {f"{stem}.{endings.get(role, role)}": value for role, value in layer.tensors.items()}
-    if dialect == "kohya":
+    dialect = _dialect(name, family, architecture)
+    stem = dialect.stem(name, architecture)
+    tensors = {dialect.written(stem, role): value for role, value in layer.tensors.items()}
+    if dialect is KOHYA:
         whole = "lokr_w1" in layer.tensors and "lokr_w2" in layer.tensors
-        tensors[f"{stem}.alpha"] = np.asarray(1 if whole else layer.rank, NUMPY["F16"])
+        tensors[dialect.written(stem, "alpha")] = np.asarray(1 if whole else layer.rank, NUMPY["F16"])
     return tensors
 
 
-def _stem(name: ModuleName, family: str, architecture: str | None) -> tuple[str, str]:
-    """What the layer's keys begin with, and the format that is so; raises UsageError where there is none."""
+def _dialect(name: ModuleName, family: str, architecture: str | None) -> Dialect:
+    """The dialect of the file: kohya's, or for LoRAs of other models diffusers'."""
     if family == "para":
-        return str(name), "para"
+        return PARA
     if family == "krona":
-        # the names of the published code: those of attention processors
-        attention, _, last = name.path.removesuffix(".0").rpartition(".")
-        return f"{name.component}.{attention}.processor.{last}_lora", "diffusers-old"
-    dialect = _dialect(name, family, architecture)
-    return spelling_of(dialect, architecture)(name), dialect
-
-
-def _dialect(name: ModuleName, family: str, architecture: str | None) -> str:
-    """The format of a LoRA's or a LoKr's names: kohya's, or for LoRAs of other models diffusers'."""
+        return DIFFUSERS_OLD  # that of the published code
     other = architecture is None or name.component not in ("unet", "text_encoder", "text_encoder_2")
-    return "diffusers" if other and family == "lora" else "kohya"
+    return DIFFUSERS if other and family == "lora" else KOHYA
 
 
 def _must_be_exact(options: ExtractOptions) -> bool:

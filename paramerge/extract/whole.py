@@ -11,9 +11,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from paramerge.adapters.rounding import rounded
-from paramerge.convert.spelling import spelling_of
 from paramerge.errors import UsageError
 from paramerge.extract.families import ExtractOptions
+from paramerge.formats.dialect import Dialect
+from paramerge.formats.kohya import KOHYA
 from paramerge.formats.layers import dotted_norm
 from paramerge.models.names import ModuleName
 
@@ -26,7 +27,11 @@ _PARTNERS = {"w_norm": "b_norm", "b_norm": "w_norm"}
 
 
 def whole_difference(
-    name: ModuleName, difference: np.ndarray, dialect: str, architecture: str | None, options: ExtractOptions
+    name: ModuleName,
+    difference: np.ndarray,
+    dialect: Dialect,
+    architecture: str | None,
+    options: ExtractOptions,
 ) -> dict[str, np.ndarray]:
     """The tensor for ``name``, which ends in ``.weight`` or ``.bias``; empty where the format has no place.
 
@@ -35,11 +40,11 @@ def whole_difference(
     path, _, kind = name.path.rpartition(".")
     module = ModuleName(name.component, path)
     try:
-        stem = spelling_of(dialect, architecture)(module)
+        stem = dialect.stem(module, architecture)
     except UsageError:
         return {}
     vector = difference.shape[1] == 1
-    norm = dialect == "kohya" and vector and dotted_norm(str(module)) is not None
+    norm = dialect is KOHYA and vector and dotted_norm(str(module)) is not None
     role = (
         {"weight": "w_norm", "bias": "b_norm"}[kind] if norm else {"weight": "diff", "bias": "diff_b"}[kind]
     )

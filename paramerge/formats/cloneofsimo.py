@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 from paramerge.errors import AdapterError, ShapeError
 from paramerge.files.header import Header
-from paramerge.formats.pairs import Part
+from paramerge.formats.dialect import Dialect, Place
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 from paramerge.strict_json import parse
 
-__all__ = ["is_indexed", "read_keys", "token_embeddings"]
+__all__ = ["CLONEOFSIMO", "token_embeddings"]
 
 _KEY = re.compile(r"(?P<component>unet|text_encoder):(?P<index>[0-9]{1,5}):(?P<side>up|down)")
 
@@ -39,9 +39,13 @@ class _Layer(NamedTuple):
     """(out, in)"""
 
 
-def is_indexed(key: str) -> bool:
-    """Whether ``key`` has this dialect's form."""
-    return _KEY.fullmatch(key) is not None
+def _claims(key: str) -> bool:
+    return key.startswith(("unet:", "text_encoder:"))
+
+
+def _unnumbered(stem: str) -> Place | None:
+    """No layer: a number alone does not tell one."""
+    return None
 
 
 def token_embeddings(header: Header) -> tuple[str, ...]:
@@ -49,8 +53,8 @@ def token_embeddings(header: Header) -> tuple[str, ...]:
     return tuple(key for key in header.tensors if header.metadata.get(key) == "<embed>")
 
 
-def read_keys(header: Header) -> list[Part]:
-    """Understand all numbered keys of a file.
+def _places(header: Header) -> dict[str, Place]:
+    """The layer of every numbered stem of a file.
 
     Raises
     ------
@@ -59,18 +63,18 @@ def read_keys(header: Header) -> list[Part]:
     ShapeError
         The shapes fit no known walk.
     """
-    indices: dict[str, dict[int, list[re.Match[str]]]] = {}
+    indices: dict[str, set[int]] = {}
     for key in header.tensors:
         if match := _KEY.fullmatch(key):
-            indices.setdefault(match["component"], {}).setdefault(int(match["index"]), []).append(match)
-    parts = []
+            indices.setdefault(match["component"], set()).add(int(match["index"]))
+    places = {}
     for component, layers in indices.items():
         found = [_shape(header, component, index) for index in range(len(layers))]
         walk = _walk_that_fits(header, component, found)
-        for index, matches in sorted(layers.items()):
+        for index in sorted(layers):
             name = ModuleName(component, walk[index].path)
-            parts += [Part(name, match["side"], match.string) for match in matches]
-    return parts
+            places[f"{component}:{index}"] = Place(name, True, "cloneofsimo")
+    return places
 
 
 def _walk_that_fits(header: Header, component: str, found: list[tuple[int, int]]) -> list[_Layer]:
@@ -175,3 +179,14 @@ def _attention(path: str, width: int, source: int) -> Iterator[_Layer]:
     yield _Layer(f"{path}.to_k", (width, source))
     yield _Layer(f"{path}.to_v", (width, source))
     yield _Layer(f"{path}.to_out.0", (width, width))
+
+
+CLONEOFSIMO = Dialect(
+    key="cloneofsimo",
+    names="numbers, which only a walk over a model gives",
+    claims=_claims,
+    place=_unnumbered,
+    separator=":",
+    endings={"up": "up", "down": "down"},
+    indexed=_places,
+)

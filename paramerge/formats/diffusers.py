@@ -12,63 +12,78 @@ New::
     text_encoder.text_model....self_attn.q_proj.lora_linear_layer.down.weight
     unet.down_blocks.0....attn1.to_q.lora_down.weight                  as OneTrainer names it
 
-There is no alpha (scale 1), or one beside the layer (``....to_q.alpha``), or since diffusers 0.34 the PEFT
-configuration in the file's metadata under ``lora_adapter_metadata``.
+There is no alpha (scale 1), or one beside the layer (``....to_q.alpha``) or one of its factors, or since
+diffusers 0.34 the PEFT configuration in the file's metadata under ``lora_adapter_metadata``.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from paramerge.adapters.rules import Scaling, scale_by_rank
 from paramerge.errors import AdapterError, FamilyError
-from paramerge.formats.layers import bare_layer, dotted_layer
-from paramerge.formats.pairs import Part
+from paramerge.formats.dialect import Dialect, Place, WrittenLayer
+from paramerge.formats.layers import bare_layer, bare_norm, dotted_layer, dotted_norm
 from paramerge.formats.peft_config import LoraSettings, read_settings
-from paramerge.models.names import COMPONENTS, ModuleName
+from paramerge.models.names import COMPONENTS, MODEL, ModuleName
 from paramerge.strict_json import object_from
 
-__all__ = ["METADATA_KEY", "dialect_of", "is_dotted_lora", "modern_path", "read_key", "scaling_from_metadata"]
+__all__ = [
+    "DIFFUSERS",
+    "DIFFUSERS_OLD",
+    "METADATA_KEY",
+    "SEVERAL_RANKS",
+    "has_several_ranks",
+    "scaling_from_metadata",
+]
 
 METADATA_KEY = "lora_adapter_metadata"
 
-_NEW = re.compile(
-    r"(?P<path>.+)\.(?:(?:lora\.|lora_linear_layer\.|lora_)(?P<side>up|down|mid)|lora_(?P<peft>[AB])(?:\.\w+)?)"
-    r"\.weight"
-)
-_OLD = re.compile(
-    r"(?P<path>.+?)(?:\.processor)?\.to_(?P<layer>q|k|v|out)_lora\.(?:(?P<side>up|down)\.weight|alpha)"
-)
-_ALPHA = re.compile(r"(?P<of>.+)\.alpha")
+_OLD_STEM = re.compile(r"(?P<path>.+?)(?:\.processor)?\.to_(?P<layer>q|k|v|out)_lora")
+_OLD_ENDINGS = {"up": "up.weight", "down": "down.weight"}
+_OLD_ROLES = {**{ending: role for role, ending in _OLD_ENDINGS.items()}, "alpha": "alpha"}
+_OLD_KEY = re.compile(rf"(?P<stem>.+\.to_(?:q|k|v|out)_lora)\.(?P<ending>{'|'.join(_OLD_ROLES)})")
 
 
-def is_dotted_lora(key: str) -> bool:
-    """Whether ``key`` has a form of these dialects (or PEFT's); its layer need not be known."""
-    return _NEW.fullmatch(key) is not None or _OLD.fullmatch(key) is not None
+def _claims_old(key: str) -> bool:
+    return "_lora" in key and (_OLD_KEY.fullmatch(key) or _OLD_STEM.fullmatch(key)) is not None
 
 
-def read_key(key: str) -> Part | None:
-    """Understand one key; None if it names no layer or no part of a LoRA."""
-    if match := _OLD.fullmatch(key):
-        name = _layer(modern_path(match["path"], match["layer"]))
-        return Part(name, match["side"] or "alpha", key) if name else None
-    if match := _ALPHA.fullmatch(key):
-        # diffusers' converters hang an alpha on a layer, or on the whole key of one of its factors
-        of = read_key(match["of"])
-        name = of.name if of else _layer(match["of"])
-        return Part(name, "alpha", key) if name else None
-    if match := _NEW.fullmatch(key):
-        name = _layer(match["path"])
-        side = match["side"] or {"A": "down", "B": "up"}[match["peft"]]
-        return Part(name, side, key) if name else None
-    return None
+def _cut_old(key: str) -> tuple[str, str] | None:
+    match = _OLD_KEY.fullmatch(key)
+    return (match["stem"], _OLD_ROLES[match["ending"]]) if match else None
 
 
-def dialect_of(keys: Iterable[str]) -> str:
-    """``diffusers-old`` if any layer is named through its attention processor, else ``diffusers``."""
-    return "diffusers-old" if any(_OLD.fullmatch(key) for key in keys) else "diffusers"
+def _old_place(stem: str) -> Place | None:
+    match = _OLD_STEM.fullmatch(stem)
+    return _place(_modern_path(match["path"], match["layer"]), "diffusers-old") if match else None
+
+
+def _old_stem(name: ModuleName, architecture: str | None) -> str:
+    attention, _, last = name.path.removesuffix(".0").rpartition(".")
+    return f"{name.component}.{attention}.processor.{last}_lora"
+
+
+def _any(key: str) -> bool:
+    """Whatever no other dialect claims is a dotted name, or none."""
+    return True
+
+
+def _place(path: str, dialect: str = "diffusers") -> Place | None:
+    path = path.replace(".processor.", ".")
+    if norm := dotted_norm(path) or bare_norm(path):
+        return Place(norm, False, dialect)
+    layer = dotted_layer(path) or bare_layer(path)
+    return Place(layer, True, dialect) if layer else None
+
+
+def _stem(name: ModuleName, architecture: str | None) -> str:
+    # a model that is no component of a pipeline has its own names alone
+    return name.path if name.component == MODEL else str(name)
 
 
 def scaling_from_metadata(
@@ -125,13 +140,87 @@ def _unpacked(entries: Mapping[str, object], component: str) -> dict[str, object
     return {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
 
 
-def _layer(path: str) -> ModuleName | None:
-    path = path.replace(".processor.", ".")
-    return dotted_layer(path) or bare_layer(path)
-
-
-def modern_path(attention: str, layer: str) -> str:
+def _modern_path(attention: str, layer: str) -> str:
     """The path of an attention's layer from the old name of its LoRA."""
     if attention.endswith("self_attn"):
         return f"{attention}.{layer}_proj"
     return f"{attention}.to_out.0" if layer == "out" else f"{attention}.to_{layer}"
+
+
+SEVERAL_RANKS = (
+    "ranks differ: written with lora_adapter_metadata, which diffusers reads from 0.34 on; older versions "
+    "scale such layers wrongly"
+)
+
+
+_TEXT_MODEL = "text_model."
+"""What transformers 5 leaves out before a text encoder's layers; PEFT matches the end of a path."""
+
+
+def has_several_ranks(parts: Sequence[WrittenLayer]) -> bool:
+    """Whether layers of one model differ in their ranks."""
+    ranks: dict[str, set[int]] = {}
+    for part in parts:
+        ranks.setdefault(part.name.component, set()).add(part.rank)
+    return any(len(found) > 1 for found in ranks.values())
+
+
+def lora_metadata(parts: Sequence[WrittenLayer], architecture: str | None) -> dict[str, str]:
+    """The configuration of each model for the file's metadata; empty where all its layers have one rank.
+
+    Without it diffusers makes the configuration out of the tensors. Before August 2026 it then took the rank
+    of the first layer as the alpha of all, so that layers of other ranks were scaled wrongly.
+    """
+    if not has_several_ranks(parts):
+        return {}
+    entries: dict[str, object] = {}
+    for component in dict.fromkeys(part.name.component for part in parts):
+        own = [part for part in parts if part.name.component == component]
+        prefix = "" if component == MODEL else f"{component}."
+        entries |= {f"{prefix}{option}": value for option, value in _configuration(own).items()}
+    return {METADATA_KEY: json.dumps(entries, sort_keys=True)}
+
+
+def _configuration(parts: Sequence[WrittenLayer]) -> dict[str, object]:
+    """Of one model: scale 1 in every layer, since alphas are in the factors."""
+    rank = Counter(part.rank for part in parts).most_common(1)[0][0]
+    others = {_pattern(part): part.rank for part in parts if part.rank != rank}
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(part.name.path.removeprefix(_TEXT_MODEL) for part in parts),
+        "use_dora": any(part.family == "dora" for part in parts),
+        "bias": "none",
+    }
+
+
+def _pattern(part: WrittenLayer) -> str:
+    """PEFT's regular expression for the layer, which it looks for at the end of a path."""
+    path = part.name.path
+    return ("" if path.startswith(_TEXT_MODEL) else "^") + re.escape(path.removeprefix(_TEXT_MODEL))
+
+
+DIFFUSERS_OLD = Dialect(
+    key="diffusers-old",
+    names="diffusers' old names, which are those of attention processors",
+    claims=_claims_old,
+    place=_old_place,
+    cut=_cut_old,
+    endings=_OLD_ENDINGS,
+    spell=_old_stem,
+    variant_of="diffusers",
+)
+DIFFUSERS = Dialect(
+    key="diffusers",
+    names="a component of a pipeline and the path of a module; give --base",
+    claims=_any,
+    place=_place,
+    endings={"up": "lora_B.weight", "down": "lora_A.weight", "magnitude": "lora_magnitude_vector"},
+    spell=_stem,
+    holds=("lora", "dora"),
+    alpha="folded",
+    metadata=lora_metadata,
+)

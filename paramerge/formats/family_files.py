@@ -1,31 +1,32 @@
-"""Files of every family but PaRa and plain LoRA: their dialect, their modules, and what is left over."""
+"""The layers of a file of any family but PaRa: its dialect, its modules, and the keys that they are of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 
 from paramerge.adapters import DoraModule, LayerModule, registry
 from paramerge.adapters.building import build
 from paramerge.adapters.group import Group
 from paramerge.adapters.rules import Rules, scale_by_rank
-from paramerge.errors import AdapterError
+from paramerge.errors import AdapterError, IncompleteLayerError
 from paramerge.files.header import Header
 from paramerge.formats import diffusers, peft
+from paramerge.formats.diffusers import DIFFUSERS, DIFFUSERS_OLD
 from paramerge.formats.families import DIFFUSE_KRONA, SVDIFF, Survey, several_dialects
+from paramerge.formats.kohya import KOHYA
 from paramerge.formats.layers import strays
+from paramerge.formats.peft import PEFT
 from paramerge.formats.peft_tuners import TunerSettings
-from paramerge.formats.roles import Role, dialects_of, read_role
+from paramerge.formats.registry import dialects
+from paramerge.formats.roles import Role, dialects_of, read_roles
 from paramerge.interpretation import KRONA_KEY, Interpretation
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 
-__all__ = ["read_family_file"]
-
-_SPELLINGS = {"kohya-sgm": "kohya", "diffusers-old": "diffusers"}
+__all__ = ["read_layers"]
 
 
-def read_family_file(
+def read_layers(
     header: Header, found: Survey, tuner: TunerSettings | None, interpretation: Interpretation
 ) -> tuple[str, dict[ModuleName, LayerModule], set[str]]:
     """The dialect, the modules, and the keys that became part of one.
@@ -37,23 +38,19 @@ def read_family_file(
     ShapeError
         Tensors that do not fit together.
     """
-    roles = _understood(header)
-    dialect = _dialect(header, roles)
-    if dialect == "peft" and tuner is None:
+    roles = _understood(header, configured=tuner is not None)
+    dialect, roles = _in_one_dialect(header, roles)
+    if dialect == PEFT.key and tuner is None:
         raise peft.missing_config(header.path)
-    rules = _rules(header, found, tuner, interpretation)
-    modules: dict[ModuleName, LayerModule] = {}
-    for group in _by_layer(header, roles):
-        for module in build(group, rules):
-            modules[module.name] = module
-    if dialect == "peft":
-        modules = _with_second_encoder(modules)
+    rules = _rules(header, found, dialect, tuner, interpretation)
+    modules = _built(header, _by_layer(header, roles), rules)
+    if dialect == PEFT.key:
+        modules = peft.text_encoders_by_width(modules)
         if tuner is not None:
             _check_tuner(header, tuner, modules.values())
     if found.modules.keys() == {SVDIFF}:
         dialect = "svdiff"
-    used = {role.key for role in roles}
-    return dialect, modules, used
+    return dialect, modules, {role.key for role in roles}
 
 
 def _by_layer(header: Header, roles: Iterable[Role]) -> list[Group]:
@@ -65,10 +62,13 @@ def _by_layer(header: Header, roles: Iterable[Role]) -> list[Group]:
     return list(groups.values())
 
 
-def _understood(header: Header) -> list[Role]:
+def _understood(header: Header, *, configured: bool) -> list[Role]:
     """The roles of the file's keys, but for what is no layer and what only looks like a part of a family."""
-    roles = [role for key in header.tensors if (role := read_role(key)) is not None]
-    lost = strays(role.place.name for role in roles if role.place.layer)
+    roles = read_roles(header, configured=configured)
+    # a norm or an embedding has no inputs that factors could reduce
+    lost = strays(role.place.name for role in roles if role.place.layer) | {
+        role.place.name for role in roles if role.role in ("up", "down") and not role.place.layer
+    }
     of_layer: dict[ModuleName, set[str]] = {}
     for role in roles:
         of_layer.setdefault(role.place.name, set()).add(role.role)
@@ -80,21 +80,47 @@ def _understood(header: Header) -> list[Role]:
     ]
 
 
-def _dialect(header: Header, roles: Iterable[Role]) -> str:
-    spoken = dialects_of(roles)
-    if len({_SPELLINGS.get(name, name) for name in spoken}) > 1:
+def _in_one_dialect(header: Header, roles: Sequence[Role]) -> tuple[str, list[Role]]:
+    """The dialect of all parts of layers, and the roles in it.
+
+    A number alone (an alpha of something else, whatever it is called) does not speak for a dialect.
+    """
+    spoken = dialects_of(role for role in roles if role.role != "alpha") or dialects_of(roles)
+    known = {dialect.key: dialect.base for dialect in dialects()}
+    bases = {known[name] for name in spoken}
+    if len(bases) > 1:
         raise several_dialects(spoken, header.path)
     # the more particular spelling names the file
-    return next((name for name in _SPELLINGS if name in spoken), next(iter(spoken), "kohya"))
+    particular = next((name for name in spoken if known[name] != name), next(iter(spoken), KOHYA.key))
+    return particular, [role for role in roles if known[role.place.dialect] in bases]
+
+
+def _built(header: Header, groups: Sequence[Group], rules: Rules) -> dict[ModuleName, LayerModule]:
+    modules: dict[ModuleName, LayerModule] = {}
+    incomplete = []
+    for group in groups:
+        try:
+            modules |= {module.name: module for module in build(group, rules)}
+        except IncompleteLayerError as error:
+            incomplete.append(f"{error.found} without {error.expected}")
+    if incomplete:
+        raise AdapterError(
+            f"{len(incomplete)} of {len(groups)} layers are incomplete",
+            where=header.path,
+            expected="all tensors of every layer",
+            found=listed(incomplete),
+            hint="the file is damaged or was cut: get it from its source again",
+        )
+    return modules
 
 
 def _rules(
-    header: Header, found: Survey, tuner: TunerSettings | None, interpretation: Interpretation
+    header: Header, found: Survey, dialect: str, tuner: TunerSettings | None, interpretation: Interpretation
 ) -> Rules:
     if tuner is not None and tuner.scaling is not None:
         settings = tuner.scaling
         scaling = lambda name, rank: settings.scaling(name.path, rank)  # noqa: E731
-    elif tuner is None and diffusers.METADATA_KEY in header.metadata:
+    elif dialect in (DIFFUSERS.key, DIFFUSERS_OLD.key):
         scaling = diffusers.scaling_from_metadata(header.metadata, header.path, dora="DoRA" in found.modules)
     else:
         scaling = scale_by_rank
@@ -136,24 +162,3 @@ def _check_magnitudes(header: Header, modules: Iterable[LayerModule]) -> None:
             expected="lora_magnitude_vector for every layer",
             found=listed(without),
         )
-
-
-def _with_second_encoder(modules: dict[ModuleName, LayerModule]) -> dict[ModuleName, LayerModule]:
-    """PEFT's names have no component: a text encoder as wide as SDXL's second is that one."""
-    of_text = [module for name, module in modules.items() if name.component == "text_encoder"]
-    if not any(_width(module) == peft.WIDTH_OF_SECOND_ENCODER for module in of_text):
-        return modules
-    renamed: dict[ModuleName, LayerModule] = {}
-    for name, module in modules.items():
-        if name.component == "text_encoder":
-            name = ModuleName("text_encoder_2", name.path)  # noqa: PLW2901
-            module = replace(module, name=name)  # type: ignore[type-var]  # noqa: PLW2901
-        renamed[name] = module
-    return renamed
-
-
-def _width(module: LayerModule) -> int | None:
-    """The text encoder's width, where a layer of its attention shows it."""
-    if ".self_attn." not in module.name.path or not module.name.path.endswith("_proj"):
-        return None
-    return module.in_features or module.out_features

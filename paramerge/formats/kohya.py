@@ -2,39 +2,158 @@
 
 Text encoders are ``lora_te_`` (SD1, SD2) or ``lora_te1_`` and ``lora_te2_`` (SDXL). The UNet's names come in
 two spellings: diffusers' (``down_blocks_0_attentions_0``) and, for SDXL, LDM's (``input_blocks_4_1``), which
-tools call "sgm". LoCon adds convolutions and LyCORIS the Tucker core ``lora_mid``; LyCORIS around a bare UNet
-writes ``lycoris_`` for ``lora_unet_``.
+tools call "sgm". LoCon adds convolutions and LyCORIS the Tucker core ``lora_mid`` and all of its families;
+LyCORIS around a bare UNet writes ``lycoris_`` for ``lora_unet_``.
+
+Files are written in diffusers' numbering, also for SDXL, unless LDM's is asked for: diffusers does not read
+convolutions from it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache
 
-from paramerge.formats.layers import underscored_layer
-from paramerge.formats.pairs import Part
+from paramerge.errors import UsageError
+from paramerge.formats.dialect import Dialect, Place, WrittenLayer
+from paramerge.formats.layers import Spelled, underscored_layer, underscored_norm, without_dots
+from paramerge.models.architecture import MODELSPEC_NAMES
+from paramerge.models.names import ModuleName
+from paramerge.models.unet_keys import UNetKeyMap
+from paramerge.models.unet_structure import standard_structure
 
-__all__ = ["dialect_of", "is_kohya", "read_key"]
+__all__ = ["KOHYA", "KOHYA_SGM", "kohya_metadata"]
 
-_KEY = re.compile(r"(?P<stem>[^.]+)\.(?:lora_(?P<role>up|down|mid)\.weight|(?P<alpha>alpha))")
+_BEGINNINGS = ("lora_", "lycoris_", "oft_unet_")
+_NAMES = "kohya's names, which are those of a UNet and its CLIP text encoders"
 
+_BASE_VERSIONS = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
-def is_kohya(key: str) -> bool:
-    """Whether ``key`` has this dialect's form; its layer need not be known."""
-    match = _KEY.fullmatch(key)
-    return match is not None and match["stem"].startswith(("lora_", "lycoris_"))
-
-
-def read_key(key: str) -> Part | None:
-    """Understand one key; None if it names no layer or no part of a LoRA."""
-    match = _KEY.fullmatch(key)
-    spelled = underscored_layer(match["stem"]) if match else None
-    if match is None or spelled is None:
-        return None
-    return Part(spelled.name, match["role"] or "alpha", key)
+_LEVELS = {
+    "sd15": (True, True, True, False),
+    "sd2": (True, True, True, False),
+    "sdxl": (False, True, True),
+    "sdxl-refiner": (False, True, True, False),
+}
+"""Which levels of a UNet, from the finest, have attention."""
 
 
-def dialect_of(keys: Iterable[str]) -> str:
-    """``kohya-sgm`` if any layer is spelled in LDM's numbering, else ``kohya``."""
-    layers = (underscored_layer(key.partition(".")[0]) for key in keys)
-    return "kohya-sgm" if any(layer is not None and layer.ldm for layer in layers) else "kohya"
+def _claims(key: str) -> bool:
+    return key.startswith(_BEGINNINGS)
+
+
+def _place(stem: str) -> Place | None:
+    stem = without_dots(stem)
+    # norms first: what is neither's may still be a layer of another model
+    if spelled := underscored_norm(stem):
+        return Place(spelled.name, False, _spelling(spelled))
+    if spelled := underscored_layer(stem):
+        return Place(spelled.name, True, _spelling(spelled))
+    return None
+
+
+def _spelling(spelled: Spelled) -> str:
+    return "kohya-sgm" if spelled.ldm else "kohya"
+
+
+def _stem(name: ModuleName, architecture: str | None) -> str:
+    first = "lora_te1_" if architecture == "sdxl" else "lora_te_"
+    prefixes = {"unet": "lora_unet_", "text_encoder": first, "text_encoder_2": "lora_te2_"}
+    return prefixes.get(name.component, "") + name.path.replace(".", "_")
+
+
+def _stem_in_ldm_blocks(name: ModuleName, architecture: str | None) -> str:
+    if name.component == "unet":
+        name = name._replace(path=_ldm_blocks(architecture).to_ldm(name.path) or "")
+    return _stem(name, architecture)
+
+
+@cache
+def _ldm_blocks(architecture: str | None) -> UNetKeyMap:
+    if architecture not in _LEVELS:
+        raise UsageError(
+            "LDM's numbering depends on the architecture, and this adapter does not tell it",
+            where="--to kohya-sgm",
+            expected=", ".join(_LEVELS),
+            found=architecture or "unknown",
+            hint="give --base, or convert to kohya",
+        )
+    label = "add_embedding" if architecture.startswith("sdxl") else "class_embedding"
+    return UNetKeyMap(standard_structure(_LEVELS[architecture], label=label))
+
+
+def _metadata(layers: Sequence[WrittenLayer], architecture: str | None) -> dict[str, str]:
+    sizes = [(layer.rank, float(layer.rank) if layer.alpha is None else layer.alpha) for layer in layers]
+    entries = kohya_metadata(sizes, architecture, ())
+    if {layer.family for layer in layers} - {"lora"}:
+        entries["ss_network_module"] = "lycoris.kohya"
+    return entries
+
+
+def kohya_metadata(
+    sizes: Iterable[tuple[int, float]], architecture: str | None, base_sha256: Sequence[str]
+) -> dict[str, str]:
+    """What kohya's scripts and user interfaces read, from the rank and alpha of every layer.
+
+    There is no date, so that the same input gives the same bytes. Raises UsageError for what is no SHA-256.
+    """
+    sizes = list(sizes)
+    ranks, alphas = {rank for rank, _ in sizes}, {alpha for _, alpha in sizes}
+    entries = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.implementation": "kohya-ss/sd-scripts",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": f"{alphas.pop():g}" if len(alphas) == 1 else "Dynamic",
+    }
+    if architecture is not None:
+        entries["modelspec.architecture"] = f"{MODELSPEC_NAMES.get(architecture, architecture)}/lora"
+    if architecture in _BASE_VERSIONS:
+        entries["ss_base_model_version"] = _BASE_VERSIONS[architecture]
+        entries["ss_v2"] = str(architecture == "sd2")
+    if len(base_sha256) == 1:
+        entries["ss_new_sd_model_hash"] = _checked_hash(base_sha256[0])
+    elif base_sha256:
+        entries["paramerge.base_sha256"] = ",".join(map(_checked_hash, base_sha256))
+    return entries
+
+
+def _checked_hash(text: str) -> str:
+    if len(text) != 64 or set(text) - set("0123456789abcdef"):
+        raise UsageError(
+            "this is not a SHA-256", where="base_sha256", expected="64 digits, 0-9 and a-f", found=text
+        )
+    return text
+
+
+_ENDINGS = {
+    "up": "lora_up.weight",
+    "down": "lora_down.weight",
+    "mid": "lora_mid.weight",
+    **{name: f"{name}.weight" for name in ("a1", "a2", "b1", "b2", "bm")},
+}
+_HOLDS = ("lora", "loha", "lokr", "dora", "oft", "boft", "glora", "ia3", "full", "norm")
+
+KOHYA = Dialect(
+    key="kohya",
+    names=_NAMES,
+    claims=_claims,
+    place=_place,
+    endings=_ENDINGS,
+    spell=_stem,
+    holds=_HOLDS,
+    lycoris=True,
+    metadata=_metadata,
+)
+KOHYA_SGM = Dialect(
+    key="kohya-sgm",
+    names=_NAMES,
+    claims=_claims,
+    place=_place,
+    endings=_ENDINGS,
+    spell=_stem_in_ldm_blocks,
+    holds=_HOLDS,
+    lycoris=True,
+    metadata=_metadata,
+    variant_of="kohya",
+)

@@ -1,14 +1,10 @@
-"""Writing a LoRA in kohya's dialect, which kohya's scripts, ComfyUI, AUTOMATIC1111 and diffusers all load.
-
-The UNet's layers are named in diffusers' numbering, also for SDXL: LDM's numbering ("sgm") is common there,
-but diffusers does not read convolutions from it.
-"""
+"""Writing a LoRA in kohya's dialect, which kohya's scripts, ComfyUI, AUTOMATIC1111 and diffusers all load."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,20 +14,14 @@ from paramerge.errors import NonFiniteError, ShapeError, UsageError
 from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.dtypes import NUMPY
 from paramerge.files.writer import write_safetensors
-from paramerge.formats.layers import underscored_layer
-from paramerge.models.architecture import MODELSPEC_NAMES
+from paramerge.formats.kohya import KOHYA, kohya_metadata
 from paramerge.models.names import ModuleName
 
 __all__ = [
     "LoraFactors",
-    "kohya_metadata",
-    "kohya_stem",
     "stored_alpha",
     "write_lora",
 ]
-
-
-_BASE_VERSIONS = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
 
 @dataclass(frozen=True)
@@ -57,27 +47,6 @@ class LoraFactors:
     def rank(self) -> int:
         """The rank r."""
         return int(self.down.shape[0])
-
-
-def kohya_stem(name: ModuleName, architecture: str | None) -> str:
-    """The layer's name in kohya's files: ``lora_unet_...``, ``lora_te_...`` or for SDXL ``lora_te1_...``.
-
-    Raises
-    ------
-    UsageError
-        There is no such layer in a UNet or text encoder.
-    """
-    first_encoder = "lora_te1_" if architecture == "sdxl" else "lora_te_"
-    prefixes = {"unet": "lora_unet_", "text_encoder": first_encoder, "text_encoder_2": "lora_te2_"}
-    stem = prefixes.get(name.component, "") + name.path.replace(".", "_")
-    spelled = underscored_layer(stem)
-    if spelled is None or spelled.name != name:
-        raise UsageError(
-            "this is not a layer that a LoRA file can name",
-            where=name,
-            expected="a layer of a UNet or text encoder, such as unet.mid_block.attentions.0.proj_in",
-        )
-    return stem
 
 
 def write_lora(
@@ -122,15 +91,15 @@ def write_lora(
     alphas: dict[str, np.ndarray] = {}
     tensors: dict[str, np.ndarray] = {}
     for name, factors in layers.items():
-        stem = kohya_stem(name, architecture)
+        stem = KOHYA.stem(name, architecture)
         _check(name, factors)
-        alphas[f"{stem}.alpha"] = stored_alpha(name, factors.alpha, dtype)
+        alphas[KOHYA.written(stem, "alpha")] = stored_alpha(name, factors.alpha, dtype)
         up, down = rounded(name, factors.up, dtype), rounded(name, factors.down, dtype)
         if factors.kernel:
             up = up.reshape(*up.shape, 1, 1)
             down = down.reshape(down.shape[0], -1, *factors.kernel)
-        tensors[f"{stem}.lora_down.weight"] = down
-        tensors[f"{stem}.lora_up.weight"] = up
+        tensors[KOHYA.written(stem, "down")] = down
+        tensors[KOHYA.written(stem, "up")] = up
     # the widest elements first, so that every tensor begins at a multiple of its element's size
     ordered = dict(sorted({**tensors, **alphas}.items(), key=lambda item: -item[1].itemsize))
     sizes = [(factors.rank, factors.alpha) for factors in layers.values()]
@@ -167,39 +136,3 @@ def stored_alpha(name: ModuleName, alpha: float, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore", under="ignore"):
         narrow = np.asarray(alpha, NUMPY[dtype])
     return narrow if float(narrow) == alpha else np.asarray(alpha, np.float32)
-
-
-def kohya_metadata(
-    sizes: Iterable[tuple[int, float]], architecture: str | None, base_sha256: Sequence[str]
-) -> dict[str, str]:
-    """What kohya's scripts and user interfaces read, from the rank and alpha of every layer.
-
-    There is no date, so that the same input gives the same bytes. Raises UsageError for what is no SHA-256.
-    """
-    sizes = list(sizes)
-    ranks, alphas = {rank for rank, _ in sizes}, {alpha for _, alpha in sizes}
-    entries = {
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.implementation": "kohya-ss/sd-scripts",
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
-        "ss_network_alpha": f"{alphas.pop():g}" if len(alphas) == 1 else "Dynamic",
-    }
-    if architecture is not None:
-        entries["modelspec.architecture"] = f"{MODELSPEC_NAMES.get(architecture, architecture)}/lora"
-    if architecture in _BASE_VERSIONS:
-        entries["ss_base_model_version"] = _BASE_VERSIONS[architecture]
-        entries["ss_v2"] = str(architecture == "sd2")
-    if len(base_sha256) == 1:
-        entries["ss_new_sd_model_hash"] = _checked_hash(base_sha256[0])
-    elif base_sha256:
-        entries["paramerge.base_sha256"] = ",".join(map(_checked_hash, base_sha256))
-    return entries
-
-
-def _checked_hash(text: str) -> str:
-    if len(text) != 64 or set(text) - set("0123456789abcdef"):
-        raise UsageError(
-            "this is not a SHA-256", where="base_sha256", expected="64 digits, 0-9 and a-f", found=text
-        )
-    return text

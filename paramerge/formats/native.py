@@ -21,13 +21,14 @@ from paramerge.files.dtypes import NUMPY, is_float
 from paramerge.files.header import Header
 from paramerge.files.tensors import StoredTensor, stored
 from paramerge.files.writer import write_safetensors
+from paramerge.formats.dialect import Dialect, Place
 from paramerge.formats.layers import stated_layer, strays
 from paramerge.listing import listed
 from paramerge.models.architecture import MODELSPEC_NAMES
 from paramerge.models.names import ModuleName
 from paramerge.strict_json import object_from
 
-__all__ = ["ARCHITECTURE_KEY", "BASE_HASH_KEY", "FORMAT_VERSION", "read_modules", "write_para"]
+__all__ = ["ARCHITECTURE_KEY", "BASE_HASH_KEY", "FORMAT_VERSION", "PARA", "read_modules", "write_para"]
 
 FORMAT_VERSION = "1.0"
 """Major and minor. A newer minor adds only what may be ignored; a newer major is refused."""
@@ -274,3 +275,27 @@ def _checked_gamma(gamma: float | str, where: str) -> float:
             "gamma is a share of a layer's rank", where=where, expected="a number in (0, 1]", found=gamma
         )
     return value
+
+
+def _claims(key: str) -> bool:
+    return key.endswith(SUFFIX)
+
+
+def _place(stem: str) -> Place | None:
+    layer = stated_layer(stem)
+    return Place(layer, True, "para") if layer else None
+
+
+def _stem(name: ModuleName, architecture: str | None) -> str:
+    return str(name)
+
+
+PARA = Dialect(
+    key="para",
+    names="a component of a model and the path of a module",
+    claims=_claims,
+    place=_place,
+    endings={"basis": SUFFIX.removeprefix(".")},
+    spell=_stem,
+    holds=("para",),
+)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paramerge.adapters import Adapter, LayerModule, Leftover, LoraModule
+from paramerge.adapters import Adapter, LayerModule, Leftover
 from paramerge.adapters.registry import vague_roles
 from paramerge.errors import AdapterError, FamilyError, FileFormatError
 from paramerge.files.header import Header, read_header
 from paramerge.files.source import Source
-from paramerge.formats import cloneofsimo, diffusers, kohya, native, peft
+from paramerge.formats import cloneofsimo, native, peft
 from paramerge.formats.families import (
     CHECKPOINT,
     EMBEDDING,
@@ -20,17 +20,13 @@ from paramerge.formats.families import (
     PARA,
     Survey,
     refuse_foreign,
-    several_dialects,
     survey,
     wrong_family,
 )
-from paramerge.formats.family_files import read_family_file
-from paramerge.formats.layers import strays
-from paramerge.formats.pairs import Part, collect_modules
-from paramerge.formats.peft_config import LoraSettings
-from paramerge.formats.peft_tuners import TunerSettings, read_tuner
+from paramerge.formats.family_files import read_layers
+from paramerge.formats.peft_tuners import read_tuner
 from paramerge.formats.provenance import base_hashes, guess_architecture
-from paramerge.formats.roles import read_role
+from paramerge.formats.roles import part_of
 from paramerge.formats.whole_layers import whole_layers
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.listing import listed
@@ -144,13 +140,10 @@ def open_adapter(
             raise wrong_family(family, "para", header.path)
         dialect = "paramerge"
         modules, leftovers = native.read_modules(header)
-    elif _is_plain_lora(found, tuner):
-        if family == "para":
-            raise wrong_family(family, "lora", header.path)
-        dialect, modules, parts = _read_lora(header, tuner.scaling if tuner else None)
-        leftovers = _leftovers(header, {part.key for part in parts}, found)
     else:
-        dialect, modules, used = read_family_file(header, found, tuner, interpretation)
+        if family == "para" and set(found.modules) <= {LORA, EMBEDDING, CHECKPOINT}:
+            raise wrong_family(family, "lora", header.path)
+        dialect, modules, used = read_layers(header, found, tuner, interpretation)
         leftovers = _leftovers(header, used, found)
     leftovers = (*leftovers, *([Leftover(too_long, _TOO_LONG)] if too_long else []))
     parsed = len(modules)
@@ -198,65 +191,10 @@ def short_names(header: Header) -> tuple[Header, tuple[str, ...]]:
     return replace(header, tensors=tensors), too_long
 
 
-def _is_plain_lora(found: Survey, tuner: TunerSettings | None) -> bool:
-    """Whether there is nothing but LoRA (and embeddings, and whole weights) in the file."""
-    if tuner is not None and (tuner.scaling is None or tuner.scaling.dora or tuner.tuner != "LORA"):
-        return False
-    return set(found.modules) <= {LORA, EMBEDDING, CHECKPOINT}
-
-
 def _is_peft(header: Header, path: Path) -> bool:
     """Whether a configuration beside the weights speaks of them: by the folder, the name or the keys."""
     named = path.is_dir() or path.name == peft.WEIGHTS_NAME
     return named or any(key.startswith(peft.PREFIX) for key in header.tensors)
-
-
-def _read_lora(
-    header: Header, settings: LoraSettings | None
-) -> tuple[str, dict[ModuleName, LoraModule], list[Part]]:
-    """Read the file in the one dialect that all its LoRA keys are written in."""
-    dialect = _dialect(header, settings is not None)
-    if dialect == "peft":
-        if settings is None:
-            raise peft.missing_config(header.path)
-        parts = peft.text_encoders_by_width(header, _understood(peft.read_key, header))
-        modules = collect_modules(header, parts, lambda name, rank: settings.scaling(name.path, rank))
-    elif dialect == "cloneofsimo":
-        parts = cloneofsimo.read_keys(header)
-        modules = collect_modules(header, parts)
-    elif dialect == "kohya":
-        dialect = kohya.dialect_of(header.tensors)
-        parts = _understood(kohya.read_key, header)
-        modules = collect_modules(header, parts)
-    else:
-        dialect = diffusers.dialect_of(header.tensors)
-        parts = _understood(diffusers.read_key, header)
-        modules = collect_modules(
-            header, parts, diffusers.scaling_from_metadata(header.metadata, header.path)
-        )
-    return dialect, modules, parts
-
-
-def _understood(read_key: Callable[[str], Part | None], header: Header) -> list[Part]:
-    parts = [part for key in header.tensors if (part := read_key(key)) is not None]
-    lost = strays(part.name for part in parts)
-    return [part for part in parts if part.name not in lost]
-
-
-def _dialect(header: Header, configured: bool) -> str:
-    """The dialect of the file's LoRA keys, counting all of them; more than one is refused."""
-    spoken: dict[str, list[str]] = {}
-    for key in header.tensors:
-        if cloneofsimo.is_indexed(key):
-            spoken.setdefault("cloneofsimo", []).append(key)
-        elif kohya.is_kohya(key):
-            spoken.setdefault("kohya", []).append(key)
-        elif diffusers.is_dotted_lora(key):
-            by_peft = configured or key.startswith(peft.PREFIX)
-            spoken.setdefault("peft" if by_peft else "diffusers", []).append(key)
-    if len(spoken) > 1:
-        raise several_dialects(spoken, header.path)
-    return next(iter(spoken), "diffusers")
 
 
 def _leftovers(header: Header, used: Collection[str], found: Survey) -> tuple[Leftover, ...]:
@@ -270,8 +208,7 @@ def _leftovers(header: Header, used: Collection[str], found: Survey) -> tuple[Le
 
 
 def _reason(key: str) -> str:
-    role = read_role(key)
-    of_a_layer = role is not None and role.role not in vague_roles()
-    if of_a_layer or kohya.is_kohya(key) or diffusers.is_dotted_lora(key) or key.endswith(".alpha"):
+    part = part_of(key)
+    if part is not None and part not in vague_roles():
         return _NO_LAYER
     return peft.leftover_reason(key) or _NO_PART

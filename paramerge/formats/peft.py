@@ -7,27 +7,28 @@ a text encoder, and the width one text encoder from the other. Alpha stands in t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from paramerge.adapters import DoraModule, LayerModule
 from paramerge.errors import AdapterError
-from paramerge.files.header import Header
 from paramerge.files.source import Source
-from paramerge.formats.layers import bare_layer
-from paramerge.formats.pairs import Part
+from paramerge.formats.dialect import Dialect, Place
+from paramerge.formats.layers import bare_layer, bare_norm
 from paramerge.models.names import ModuleName
 from paramerge.strict_json import MAX_BYTES, object_from
 
 __all__ = [
     "CONFIG_NAME",
+    "DEFT",
+    "PEFT",
     "PREFIX",
     "WEIGHTS_NAME",
-    "WIDTH_OF_SECOND_ENCODER",
     "is_copy_of_base",
     "leftover_reason",
     "missing_config",
     "read_config",
-    "read_key",
     "text_encoders_by_width",
 ]
 
@@ -35,8 +36,7 @@ PREFIX = "base_model.model."
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 
-_KEY = re.compile(rf"(?:{re.escape(PREFIX)})?(?P<path>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight")
-WIDTH_OF_SECOND_ENCODER = 1280
+_WIDTH_OF_SECOND_ENCODER = 1280
 """By which SDXL's two text encoders are told apart, where names do not."""
 
 _EXTRAS = (
@@ -52,27 +52,50 @@ _EXTRAS = (
 )
 
 
-def read_key(key: str) -> Part | None:
-    """Understand one key; None if it names no layer or no factor. See :func:`text_encoders_by_width`."""
-    match = _KEY.fullmatch(key)
-    name = bare_layer(match["path"]) if match else None
-    if match is None or name is None:
-        return None
-    return Part(name, {"A": "down", "B": "up"}[match["side"]], key)
+def _claims(key: str) -> bool:
+    return key.startswith(PREFIX)
 
 
-def text_encoders_by_width(header: Header, parts: Iterable[Part]) -> list[Part]:
-    """``parts`` with the layers of a text encoder as wide as SDXL's second given to ``text_encoder_2``."""
-    parts = list(parts)
-    widths = {_width(header, part) for part in parts if part.name.component == "text_encoder"}
-    if WIDTH_OF_SECOND_ENCODER not in widths:
-        return parts
-    return [
-        part._replace(name=ModuleName("text_encoder_2", part.name.path))
-        if part.name.component == "text_encoder"
-        else part
-        for part in parts
-    ]
+def _place(stem: str) -> Place | None:
+    path = stem.removeprefix(PREFIX)
+    if norm := bare_norm(path):
+        return Place(norm, False, "peft")
+    layer = bare_layer(path)
+    return Place(layer, True, "peft") if layer else None
+
+
+def _stem(name: ModuleName, architecture: str | None) -> str:
+    return PREFIX + name.path
+
+
+def text_encoders_by_width(modules: Mapping[ModuleName, LayerModule]) -> dict[ModuleName, LayerModule]:
+    """PEFT's names have no component: a text encoder as wide as SDXL's second is that one."""
+    of_text = [module for name, module in modules.items() if name.component == "text_encoder"]
+    if not any(_width(module) == _WIDTH_OF_SECOND_ENCODER for module in of_text):
+        return dict(modules)
+    moved: dict[ModuleName, LayerModule] = {}
+    for name, module in modules.items():
+        if name.component == "text_encoder":
+            renamed = ModuleName("text_encoder_2", name.path)
+            moved[renamed] = _renamed(module, renamed)
+        else:
+            moved[name] = module
+    return moved
+
+
+def _renamed(module: LayerModule, name: ModuleName) -> LayerModule:
+    if isinstance(module, DoraModule):
+        return replace(module, name=name, inner=replace(module.inner, name=name))  # type: ignore[type-var]
+    return replace(module, name=name)  # type: ignore[type-var]
+
+
+def _width(module: LayerModule) -> int | None:
+    """The text encoder's width, where the layer shows it: at its inputs, or behind the MLP."""
+    if module.name.path.endswith("fc2"):
+        return module.out_features
+    if module.name.path.endswith("_proj"):
+        return module.in_features or module.out_features
+    return module.in_features
 
 
 def is_copy_of_base(key: str) -> bool:
@@ -108,9 +131,27 @@ def missing_config(path: Path) -> AdapterError:
     )
 
 
-def _width(header: Header, part: Part) -> int | None:
-    """The text encoder's width, where this key shows it: the input of every layer but the MLP's second."""
-    shape = header.tensors[part.key].shape
-    if part.role != "down" or part.name.path.endswith("fc2") or len(shape) < 2:
-        return None
-    return shape[1]
+_ENDINGS = {"up": "lora_B.weight", "down": "lora_A.weight", "magnitude": "lora_magnitude_vector"}
+
+PEFT = Dialect(
+    key="peft",
+    names="the path of a module",
+    claims=_claims,
+    place=_place,
+    endings=_ENDINGS,
+    spell=_stem,
+    holds=("lora", "loha", "lokr", "dora"),
+    alpha="configuration",
+    folder=True,
+)
+DEFT = Dialect(
+    key="deft",
+    names="the path of a module",
+    claims=_claims,
+    place=_place,
+    endings={"basis": "deft_P"},
+    spell=_stem,
+    holds=("para",),
+    folder=True,
+    variant_of="peft",
+)

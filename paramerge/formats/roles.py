@@ -9,73 +9,105 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
 
-from paramerge.adapters.family import Family, ending_pattern, without_name
+from paramerge.adapters.family import Family, ending_pattern
 from paramerge.adapters.registry import endings, families
-from paramerge.formats import diffusers, peft
-from paramerge.formats.layers import (
-    bare_layer,
-    bare_norm,
-    dotted_layer,
-    dotted_norm,
-    underscored_layer,
-    underscored_norm,
-    without_dots,
-)
-from paramerge.models.names import ModuleName
+from paramerge.files.header import Header
+from paramerge.formats import peft
+from paramerge.formats.dialect import Dialect, Place, Role
+from paramerge.formats.diffusers import DIFFUSERS
+from paramerge.formats.registry import dialect_of, place_of
 
 __all__ = [
-    "Place",
-    "Role",
     "dialects_of",
-    "place_of",
+    "part_of",
     "read_role",
+    "read_roles",
 ]
 
-_DEFAULT = "default"
-"""The name that PEFT gives to an adapter that has none."""
-
-_OLD_ATTENTION = re.compile(
-    r"(?P<path>.+?)(?:\.processor)?\.to_(?P<layer>q|k|v|out)_lora\.(?P<side>up|down)\.weight"
-)
-
-
-class Place(NamedTuple):
-    """What a key's stem names, and how: a layer, or (``layer`` False) a norm or an embedding."""
-
-    name: ModuleName
-    layer: bool
-    dialect: str
-
-
-class Role(NamedTuple):
-    """A key, understood."""
-
-    place: Place
-    role: str
-    key: str
+_OF_LORA = frozenset({"up", "down", "mid"})
 
 
 def read_role(key: str) -> Role | None:
     """Understand one key; None if it names no known parameter or no part of a family."""
-    if match := _OLD_ATTENTION.fullmatch(key):
-        place = _dotted(diffusers.modern_path(match["path"], match["layer"]), "diffusers-old")
-        return Role(place, match["side"], key) if place else None
-    pattern, roles = _endings(families())
-    match = pattern.fullmatch(key)
-    place = place_of(match["stem"]) if match else None
-    if match is None or place is None:
+    dialect = dialect_of(key)
+    cut = _cut(key, dialect)
+    place = place_of(cut[0]) if cut else None
+    return Role(place, cut[1], key) if cut and place else None
+
+
+def part_of(key: str) -> str | None:
+    """The role that the ending of a key says, whatever its stem names."""
+    cut = _cut(key, dialect_of(key))
+    return cut[1] if cut else None
+
+
+def read_roles(header: Header, *, configured: bool = False) -> list[Role]:
+    """Understand the keys of a file, as far as they are known.
+
+    Parameters
+    ----------
+    configured:
+        Whether PEFT's configuration lies beside it: its names are then PEFT's, whatever their prefix.
+    """
+    indexed: dict[str, Mapping[str, Place]] = {}
+    roles = []
+    for key in header.tensors:
+        dialect = dialect_of(key)
+        if dialect.indexed is not None:
+            if dialect.key not in indexed:
+                indexed[dialect.key] = dialect.indexed(header)
+            cut = _cut(key, dialect)
+            place = indexed[dialect.key].get(cut[0]) if cut else None
+            role = Role(place, cut[1], key) if cut and place else None
+        elif configured and dialect is DIFFUSERS:
+            found = read_role(peft.PREFIX + key)
+            role = found and found._replace(key=key)
+        else:
+            role = read_role(key)
+        if role is not None:
+            roles.append(role)
+    return roles
+
+
+def _cut(key: str, dialect: Dialect) -> tuple[str, str] | None:
+    """The stem of a key and the role of its ending, where the ending is known."""
+    if dialect.cut is not None:
+        return dialect.cut(key)
+    known = _endings(families())
+    if dialect.separator != ".":
+        stem, _, ending = key.rpartition(dialect.separator)
+        role = dialect.roles.get(ending) or (ending if ending in known.roles else None)
+        return (stem, role) if stem and role else None
+    match = known.pattern.fullmatch(key)
+    if match is None:
         return None
-    return Role(place, roles[match["role"].replace(f".{_DEFAULT}", "")], key)
+    stem, role = match["stem"], known.role(match["ending"])
+    if role == "alpha" and (factor := _cut(stem, dialect)) and factor[1] in _OF_LORA:
+        return factor[0], role  # diffusers' converters hang it on a layer, or on the whole key of a factor
+    return stem, role
+
+
+class _Endings:
+    """The endings of all families' keys, each of a role, with any name of PEFT's for the adapter."""
+
+    def __init__(self, roles: Mapping[str, str]) -> None:
+        self.roles = frozenset(roles.values())
+        self.pattern = re.compile(rf"(?P<stem>.+?)\.(?P<ending>{ending_pattern(roles)})")
+        self._patterns = [(re.compile(ending_pattern([ending])), role) for ending, role in roles.items()]
+        self._found: dict[str, str] = {}
+
+    def role(self, ending: str) -> str:
+        """The role of an ending that is in the pattern."""
+        if ending not in self._found:
+            roles = [role for pattern, role in self._patterns if pattern.fullmatch(ending)]
+            self._found[ending] = roles[0]
+        return self._found[ending]
 
 
 @lru_cache(maxsize=4)
-def _endings(every: tuple[Family, ...]) -> tuple[re.Pattern[str], Mapping[str, str]]:
-    """A pattern for a key of any family's, and the roles of the endings in it."""
-    roles = endings()
-    pattern = re.compile(rf"(?P<stem>.+?)\.(?P<role>{ending_pattern(roles, _DEFAULT)})")
-    return pattern, {without_name(ending): role for ending, role in roles.items()}
+def _endings(every: tuple[Family, ...]) -> _Endings:
+    return _Endings(endings())
 
 
 def dialects_of(roles: Iterable[Role]) -> dict[str, list[str]]:
@@ -84,25 +116,3 @@ def dialects_of(roles: Iterable[Role]) -> dict[str, list[str]]:
     for role in roles:
         spoken.setdefault(role.place.dialect, []).append(role.key)
     return spoken
-
-
-def place_of(stem: str) -> Place | None:
-    """What the stem of a key, before its role, names; None for what can be no module's path."""
-    stem = without_dots(stem)
-    if "." not in stem:
-        # norms first: what is neither's may still be a layer of another model
-        if spelled := underscored_norm(stem):
-            return Place(spelled.name, False, "kohya-sgm" if spelled.ldm else "kohya")
-        if spelled := underscored_layer(stem):
-            return Place(spelled.name, True, "kohya-sgm" if spelled.ldm else "kohya")
-    if stem.startswith(peft.PREFIX):
-        return _dotted(stem.removeprefix(peft.PREFIX), "peft")
-    return _dotted(stem, "diffusers")
-
-
-def _dotted(path: str, dialect: str) -> Place | None:
-    path = path.replace(".processor.", ".")
-    if norm := dotted_norm(path) or bare_norm(path):
-        return Place(norm, False, dialect)
-    layer = dotted_layer(path) or bare_layer(path)
-    return Place(layer, True, dialect) if layer else None

@@ -22,18 +22,11 @@ from paramerge.files.dtypes import NUMPY
 from paramerge.files.header import Header, read_header
 from paramerge.files.recipe_text import RECIPE_KEY, parsed_recipe
 from paramerge.files.tensors import stored
-from paramerge.formats import peft
 from paramerge.formats.families import CHECKPOINT, Survey, survey
-from paramerge.formats.layers import (
-    bare_layer,
-    clip_path,
-    dotted_layer,
-    layer_kind,
-    underscored_layer,
-    unet_path,
-)
+from paramerge.formats.layers import clip_path, layer_kind, unet_path
 from paramerge.formats.opening import find_files, is_adapter_folder, open_adapter, short_names
 from paramerge.formats.provenance import possible_architectures
+from paramerge.formats.registry import place_of
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.models.model_names import looks_like
 from paramerge.models.names import COMPONENTS, ModuleName
@@ -301,11 +294,8 @@ def _foreign(header: Header, found: Survey, error: FamilyError) -> ForeignFacts:
 
 def _layer_of(module: str) -> ModuleName | None:
     """The layer that a module of any family stands for, if its name is one that is known."""
-    spelled = underscored_layer(module)
-    if spelled is not None:
-        return spelled.name
-    path = module.removeprefix(peft.PREFIX).replace(".processor.", ".")
-    return dotted_layer(path) or bare_layer(path)
+    place = place_of(module)
+    return place.name if place else None
 
 
 def _alphas(header: Header) -> dict[float, int]:

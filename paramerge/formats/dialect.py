@@ -1,0 +1,158 @@
+"""What a dialect is: one way in which files of adapters name layers and the parts of what changes them.
+
+A key of an adapter is a stem, which names a layer, a separator, and an ending, which says what part of the
+layer's change the tensor is: ``lora_unet_mid_block_attentions_0_proj_in`` ``.`` ``lora_up.weight``. Each
+dialect has a file of its own, which reads and writes its names, and ends with its :class:`Dialect`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, NamedTuple, Protocol
+
+from paramerge.errors import UsageError
+from paramerge.files.header import Header
+from paramerge.models.names import ModuleName
+
+__all__ = ["Dialect", "Place", "Role", "WrittenLayer"]
+
+
+class Place(NamedTuple):
+    """What a key's stem names, and how.
+
+    Attributes
+    ----------
+    layer:
+        False for a norm or an embedding, whose name is then without ``.weight``.
+    dialect:
+        The key of the dialect that it is spelled in.
+    """
+
+    name: ModuleName
+    layer: bool
+    dialect: str
+
+
+class Role(NamedTuple):
+    """A key, understood: the place, and the part that the tensor is of its change (``up``, ``hada_w1_a``)."""
+
+    place: Place
+    role: str
+    key: str
+
+
+class WrittenLayer(Protocol):
+    """What a dialect's metadata are made from: a layer that was written."""
+
+    @property
+    def name(self) -> ModuleName:
+        """The layer; of a norm, without ``.weight``."""
+
+    @property
+    def family(self) -> str:
+        """The key of its family."""
+
+    @property
+    def rank(self) -> int:
+        """Its rank; 0 where its family has none."""
+
+    @property
+    def alpha(self) -> float | None:
+        """Its alpha; None where the rank is meant, or there is none."""
+
+
+def _no_metadata(layers: Sequence[WrittenLayer], architecture: str | None) -> dict[str, str]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way to name layers, read and written.
+
+    Attributes
+    ----------
+    key, names:
+        The name in reports, recipes and ``convert --to``; and what its names are of, in a few words.
+    claims:
+        Whether a key, or its stem alone, is spelled in this dialect; its layer need not be known.
+    place:
+        What a stem names; None for what can be no module's name.
+    separator:
+        What stands between a stem and an ending.
+    endings:
+        The endings by their roles (``up``: ``lora_up.weight``), as they are written; a role that is missing
+        is its own ending. Where the separator is a dot, all endings that any family knows are read; where
+        it is not, these are.
+    cut:
+        Stem and role of a key, where the separator does not tell them.
+    indexed:
+        The places of a file's stems, where only all of its keys and its metadata tell them.
+    spell:
+        The stem of a layer (or of a norm, without ``.weight``) in an adapter for an architecture. It raises
+        UsageError for a layer that the dialect has no name for. None where nothing is written so.
+    holds:
+        The keys of the families that ``convert`` can write so.
+    alpha:
+        Where a layer's alpha is written: in a tensor, in the configuration, or nowhere, so that it is
+        multiplied into the factors.
+    lycoris:
+        Whether readers know LyCORIS' forms: Tucker cores, and ``dora_scale`` for magnitudes.
+    metadata:
+        The metadata of a file with these layers, for an architecture.
+    folder:
+        Whether an adapter is a folder with a configuration.
+    variant_of:
+        The dialect that this one is a spelling of; one file may have both.
+    """
+
+    key: str
+    names: str
+    claims: Callable[[str], bool]
+    place: Callable[[str], Place | None]
+    separator: str = "."
+    endings: Mapping[str, str] = field(default_factory=dict)
+    cut: Callable[[str], tuple[str, str] | None] | None = None
+    indexed: Callable[[Header], Mapping[str, Place]] | None = None
+    spell: Callable[[ModuleName, str | None], str] | None = None
+    holds: tuple[str, ...] = ()
+    alpha: Literal["tensor", "configuration", "folded"] = "tensor"
+    lycoris: bool = False
+    metadata: Callable[[Sequence[WrittenLayer], str | None], dict[str, str]] = _no_metadata
+    folder: bool = False
+    variant_of: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The key of the dialect that this is a spelling of, or its own."""
+        return self.variant_of or self.key
+
+    def written(self, stem: str, role: str) -> str:
+        """The key of the part ``role`` of the layer ``stem``."""
+        return f"{stem}{self.separator}{self.endings.get(role, role)}"
+
+    def stem(self, name: ModuleName, architecture: str | None) -> str:
+        """The stem of a layer's keys, which is read back as that layer; of a folder, which is of one model,
+        as one of its path.
+
+        Raises
+        ------
+        UsageError
+            The dialect has no name for it, or is only read.
+        """
+        if self.spell is None:
+            raise UsageError("adapters are read in this format, not written", where=self.key)
+        stem = self.spell(name, architecture)
+        place = self.place(stem)
+        found = None if place is None else place.name
+        if found != name and not (self.folder and found is not None and found.path == name.path):
+            raise UsageError(
+                "this format has no name for a layer of the adapter", where=name, expected=self.names
+            )
+        return stem
+
+    @cached_property
+    def roles(self) -> Mapping[str, str]:
+        """The roles of :attr:`endings`, by what is written for them."""
+        return {ending: role for role, ending in self.endings.items()}
