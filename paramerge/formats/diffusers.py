@@ -45,8 +45,9 @@ METADATA_KEY = "lora_adapter_metadata"
 
 _OLD_STEM = re.compile(r"(?P<path>.+?)(?:\.processor)?\.to_(?P<layer>q|k|v|out)_lora")
 _OLD_ENDINGS = {"up": "up.weight", "down": "down.weight"}
-_OLD_ROLES = {**{ending: role for role, ending in _OLD_ENDINGS.items()}, "alpha": "alpha"}
-_OLD_KEY = re.compile(rf"(?P<stem>.+\.to_(?:q|k|v|out)_lora)\.(?P<ending>{'|'.join(_OLD_ROLES)})")
+_OLD_KEY = re.compile(
+    r"(?P<stem>.+\.to_(?:q|k|v|out)_lora)\.(?:(?P<alpha>(?:(?:up|down)\.weight\.)?alpha)|(?P<side>up|down)\.weight)"
+)
 
 
 def _claims_old(key: str) -> bool:
@@ -55,7 +56,7 @@ def _claims_old(key: str) -> bool:
 
 def _cut_old(key: str) -> tuple[str, str] | None:
     match = _OLD_KEY.fullmatch(key)
-    return (match["stem"], _OLD_ROLES[match["ending"]]) if match else None
+    return (match["stem"], match["side"] or "alpha") if match else None
 
 
 def _old_place(stem: str) -> Place | None:

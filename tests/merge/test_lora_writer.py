@@ -15,7 +15,8 @@ from paramerge.adapters import LoraModule
 from paramerge.errors import NonFiniteError, ShapeError, UsageError
 from paramerge.formats import open_adapter
 from paramerge.formats.layers import layer_kind, underscored_layer
-from paramerge.formats.lora_writer import LoraFactors, kohya_stem, write_lora
+from paramerge.formats.kohya import KOHYA
+from paramerge.formats.lora_writer import LoraFactors, write_lora
 from paramerge.models.blueprint import sd15, sdxl
 from paramerge.models.names import ModuleName
 
@@ -37,7 +38,7 @@ def layers_of(architecture: str) -> list[ModuleName]:
 @pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
 def test_every_layer_has_a_name_that_is_read_back(architecture: str) -> None:
     names = layers_of(architecture)
-    stems = [kohya_stem(name, architecture) for name in names]
+    stems = [KOHYA.stem(name, architecture) for name in names]
     assert len(set(stems)) == len(names) > 200
     for name, stem in zip(names, stems, strict=True):
         spelled = underscored_layer(stem)
@@ -45,10 +46,10 @@ def test_every_layer_has_a_name_that_is_read_back(architecture: str) -> None:
 
 
 def test_prefixes_of_text_encoders() -> None:
-    assert kohya_stem(name_of(TEXT), "sd15").startswith("lora_te_text_model_")
-    assert kohya_stem(name_of(TEXT), "sdxl").startswith("lora_te1_text_model_")
+    assert KOHYA.stem(name_of(TEXT), "sd15").startswith("lora_te_text_model_")
+    assert KOHYA.stem(name_of(TEXT), "sdxl").startswith("lora_te1_text_model_")
     second = ModuleName("text_encoder_2", name_of(TEXT).path)
-    assert kohya_stem(second, "sdxl").startswith("lora_te2_text_model_")
+    assert KOHYA.stem(second, "sdxl").startswith("lora_te2_text_model_")
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
@@ -132,10 +133,10 @@ def test_values_that_the_format_does_not_know_are_refused(tmp_path: Path) -> Non
         write_lora(path, {}, architecture="sd15")
     with pytest.raises(UsageError, match="SHA-256"):
         write_lora(path, one_layer(), architecture="sd15", base_sha256=["abc"])
-    with pytest.raises(UsageError, match="not a layer"):
-        kohya_stem(ModuleName("unet", "down_blocks.0.nonsense"), "sd15")
-    with pytest.raises(UsageError, match="not a layer"):
-        kohya_stem(ModuleName("vae", "encoder.conv_in"), "sd15")
+    with pytest.raises(UsageError, match="no name for a layer"):
+        KOHYA.stem(ModuleName("unet", "down_blocks.0.nonsense"), "sd15")
+    with pytest.raises(UsageError, match="no name for a layer"):
+        KOHYA.stem(ModuleName("vae", "encoder.conv_in"), "sd15")
 
 
 def test_the_base_is_named_where_readers_look(tmp_path: Path) -> None:
