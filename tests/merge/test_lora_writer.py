@@ -14,8 +14,8 @@ from merging import ATTENTION, CONV, SHAPES, TEXT, draw_factors, name_of, rng_of
 from paramerge.adapters import LoraModule
 from paramerge.errors import NonFiniteError, ShapeError, UsageError
 from paramerge.formats import open_adapter
-from paramerge.formats.layers import layer_kind, underscored_layer
 from paramerge.formats.kohya import KOHYA
+from paramerge.formats.layers import layer_kind, underscored_layer
 from paramerge.formats.lora_writer import LoraFactors, write_lora
 from paramerge.models.blueprint import sd15, sdxl
 from paramerge.models.names import ModuleName
