@@ -129,9 +129,8 @@ def test_a_damaged_lora_is_not_taken_for_krona(tmp_path: Path) -> None:
         stem = f"unet.down_blocks.{index}.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora"
         tensors[f"{stem}.up.weight"] = rng.standard_normal((320, rank)).astype(np.float32)
         tensors[f"{stem}.down.weight"] = rng.standard_normal((other, 320)).astype(np.float32)
-    with pytest.raises(AdapterError, match="do not fit together") as caught:
+    with pytest.raises(AdapterError, match="ranks of up and down do not agree"):
         open_adapter(save(tmp_path / "l.safetensors", tensors))
-    assert "of one rank r" in str(caught.value.expected)
 
 
 @pytest.mark.parametrize(
