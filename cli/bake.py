@@ -9,6 +9,7 @@ import click
 
 from paramerge.apply.steps import BakeOptions, MergeChoice, Step
 from paramerge.cli.bake_view import show_diagnosis, show_plan, show_report
+from paramerge.cli.flags import flagged
 from paramerge.cli.options import (
     OrderedSteps,
     dtype_option,
@@ -107,7 +108,7 @@ def bake(
     summary = summarise(plan)
     if dry_run:
         if as_json:
-            click.echo(dump({"plan": summary.as_dict(), "output": str(output)}))
+            click.echo(dump(flagged({"plan": summary.as_dict(), "output": str(output)})))
         else:
             show_plan(summary, output)
         return
@@ -124,7 +125,7 @@ def bake(
         report = plan.write(output, progress.update, overwrite=overwrite, base_sha256=looked_for)
     if as_json:
         content = {"plan": summary.as_dict(), "diagnosis": diagnosis.as_dict(), "report": report.as_dict()}
-        click.echo(dump(content))
+        click.echo(dump(flagged(content)))
     else:
         show_report(plan, summary, report)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from paramerge.cli.flags import flagged
 from paramerge.cli.options import interpretation_options, json_option, overwrite_option, unmatched_option
 from paramerge.cli.render import Progress, note, note_ending, warn
 from paramerge.interpretation import Interpretation, KronaOrder
@@ -72,7 +73,7 @@ def compare(
 
         write_report(comparison, report, overwrite=overwrite)
     if as_json:
-        click.echo(dump(as_dict(comparison)))
+        click.echo(dump(flagged(as_dict(comparison))))
         return
     from paramerge.cli.compare_table import show_comparison
 

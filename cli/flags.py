@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from paramerge.wording import reworded
 
-__all__ = ["with_flags"]
+__all__ = ["flagged", "with_flags"]
 
 _FLAGS = {
     "tuned": "from",
@@ -12,6 +14,7 @@ _FLAGS = {
     "architecture": "arch",
     "families": "family",
     "prompts": "prompt",
+    "ranks": "rank",
 }
 """Arguments whose flag has another name."""
 
@@ -19,6 +22,17 @@ _FLAGS = {
 def with_flags(text: str) -> str:
     """``text`` of the library, with flags and commands for the arguments and calls that it names."""
     return reworded(text, _flags)
+
+
+def flagged(content: Any) -> Any:
+    """JSON-ready data with flags in all texts of the library."""
+    if isinstance(content, str):
+        return with_flags(content)
+    if isinstance(content, dict):
+        return {key: flagged(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [flagged(value) for value in content]
+    return content
 
 
 def _flags(verb: str, arguments: list[tuple[str, str]]) -> str:

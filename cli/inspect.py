@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from paramerge.cli.flags import flagged
 from paramerge.cli.options import interpretation_options, json_option
 from paramerge.inspect.inspection import (
     RECIPE_KEY,
@@ -52,7 +53,7 @@ def inspect(
     """
     facts = inspect_path(path, Interpretation(lokr_scale, krona))
     if as_json:
-        click.echo(dump(as_data(facts)))
+        click.echo(dump(flagged(as_data(facts))))
         return
     from paramerge.cli.inspect_text import show
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from paramerge.cli.flags import flagged
 from paramerge.cli.options import (
     dtype_option,
     gamma_option,
@@ -89,7 +90,7 @@ def merge(
         )  # fmt: skip
     note_ending(output, report.output, quiet=as_json)
     if as_json:
-        click.echo(dump(as_data(report)))
+        click.echo(dump(flagged(as_data(report))))
         return
     from paramerge.cli.merge_table import show_merge
 

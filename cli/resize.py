@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from paramerge.cli.flags import flagged
 from paramerge.cli.merge import as_data
 from paramerge.cli.options import dtype_option, json_option, overwrite_option, rehash_option, unmatched_option
 from paramerge.cli.render import Progress, note_ending, warn
@@ -55,7 +56,7 @@ def resize(
         )  # fmt: skip
     note_ending(output, report.output, quiet=as_json)
     if as_json:
-        click.echo(dump(as_data(report)))
+        click.echo(dump(flagged(as_data(report))))
         return
     from paramerge.cli.merge_table import show_merge
 

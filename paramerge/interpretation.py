@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from paramerge.errors import UsageError
+from paramerge.wording import option
 
 __all__ = ["BY_TRAINER", "KRONA_KEY", "Interpretation", "KronaOrder"]
 
@@ -35,9 +36,11 @@ class Interpretation:
 
     def __post_init__(self) -> None:
         if self.lokr_scale is not None and not math.isfinite(self.lokr_scale):
-            raise UsageError("a scale is a finite number", where="--lokr-scale", found=self.lokr_scale)
+            raise UsageError("a scale is a finite number", where=option("lokr_scale"), found=self.lokr_scale)
         if self.krona not in (None, "code", "paper"):
-            raise UsageError("no such order", where="--krona", expected="code or paper", found=self.krona)
+            raise UsageError(
+                "no such order", where=option("krona"), expected="code or paper", found=self.krona
+            )
 
     @property
     def decided(self) -> dict[str, object]:

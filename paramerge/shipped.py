@@ -111,6 +111,6 @@ def _present(path: Path) -> Path:
         raise FileFormatError(
             "this installation of paramerge came without its model",
             where=path,
-            hint="install the whole package, or make the model: python -m paramerge.training.tiny --help",
+            hint="install the whole package, or make the model: python -m paramerge.training.tiny",
         )
     return path

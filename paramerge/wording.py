@@ -15,8 +15,8 @@ _BEGIN, _BETWEEN, _END = "\ue000", "\ue001", "\ue002"
 """Characters for private use: no text of ours has them, and in a file's name they do no harm."""
 
 _MARK = re.compile(f"{_BEGIN}([^{_END}{_BEGIN}]*){_END}")
-_BARE = re.compile(r"[A-Z]|[\d./]+")
-"""Values that are no text in Python: numbers, and letters that stand for one."""
+_BARE = re.compile(r"[A-Z]+|[\d./]+")
+"""Values that are no text in Python: numbers, and words in capitals that stand for something."""
 
 Mark = Callable[[str, list[tuple[str, str]]], str]
 """How a mark is shown: by the verb it calls (empty for an argument alone), and names with their values."""
@@ -63,8 +63,16 @@ def _mark(verb: str, arguments: dict[str, str]) -> str:
 
 
 def _in_python(verb: str, arguments: list[tuple[str, str]]) -> str:
-    said = ", ".join(name if not value else f"{name}={_quoted(value)}" for name, value in arguments)
+    said = ", ".join(_argument(name, value) for name, value in arguments)
     return f"paramerge.{verb}({said})" if verb else said
+
+
+def _argument(name: str, value: str) -> str:
+    """An argument, or the class of the adapter that a flag of this name gives (``FILE@STRENGTH:BLOCKS``)."""
+    if name in ("para", "lora", "adapter"):
+        inner = ", ".join(_quoted(part) for part in re.split("[@:]", value) if part)
+        return f"paramerge.{name.capitalize()}" + (f"({inner})" if inner else "")
+    return name if not value else f"{name}={_quoted(value)}"
 
 
 def _quoted(value: str) -> str:

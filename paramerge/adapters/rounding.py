@@ -7,6 +7,7 @@ import numpy as np
 from paramerge.errors import NonFiniteError
 from paramerge.files.dtypes import NUMPY
 from paramerge.models.names import ModuleName
+from paramerge.wording import option
 
 __all__ = ["rounded"]
 
@@ -26,6 +27,8 @@ def rounded(name: ModuleName, factor: np.ndarray, dtype: str) -> np.ndarray:
         raise NonFiniteError(
             f"a factor is beyond the range of {dtype}" if finite else "a factor holds NaN or Inf",
             where=name,
-            hint="store it with --dtype bf16 or fp32" if finite else "the adapter's training diverged",
+            hint=f"store it with {option('dtype', 'bf16')} or fp32"
+            if finite
+            else "the adapter's training diverged",
         )
     return stored

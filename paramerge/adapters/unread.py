@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from paramerge.adapters.adapter import Adapter
 from paramerge.errors import UnmatchedError
 from paramerge.models.names import ModuleName
+from paramerge.wording import option
 
 __all__ = ["refuse_unread", "shown", "unread_warnings"]
 
@@ -54,7 +55,7 @@ def refuse_unread(
         expected=f"layers of {base}" if base is not None else "keys that are all of a known layer",
         found=shown([*map(str, unmatched), *keys]),
         hint=f"{'; '.join([*([guess] if guess else []), *reasons])}; to go on without them, add "
-        "--allow-unmatched",
+        f"{option('allow_unmatched')}",
     )
 
 

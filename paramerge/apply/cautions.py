@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from paramerge.adapters import Adapter
 from paramerge.apply.strengths import USUAL_STRENGTH
+from paramerge.wording import Worded, option
 
 if TYPE_CHECKING:
     from paramerge.bake.plan import FilePlan, PlannedStep
@@ -49,10 +50,10 @@ def lost_in_fp8(files: Sequence[FilePlan], steps: Sequence[PlannedStep]) -> Iter
         tensor for file in files for tensor in file.tensors if tensor.edits and tensor.dtype.startswith("F8_")
     ]
     if touched and steps:
-        yield (
+        yield Worded(
             f"{len(touched)} tensors that change are stored as plain {touched[0].dtype}, which keeps little "
             "of a small change (of a LoRA of 1 percent a thousandth in F8_E4M3, a fifth in "
-            "F8_E5M2): bake into the fp16 or bf16 model, or add --dtype bf16"
+            f"F8_E5M2): bake into the fp16 or bf16 model, or add {option('dtype', 'bf16')}"
         )
 
 

@@ -97,7 +97,7 @@ def check_gamma(gamma: float | None) -> None:
     if gamma is not None and not 0 < gamma <= 1:
         raise UsageError(
             "gamma is a share of a layer's rank",
-            where="--gamma",
+            where=option("gamma"),
             expected="a number above 0 and at most 1, such as 0.025 (the paper's 1/40)",
             found=gamma,
         )
@@ -120,7 +120,7 @@ def parse_step(kind: Kind, text: str) -> Step:
     except ValueError:
         raise UsageError(
             "the strength is not a number",
-            where=f"--{kind} {text}",
+            where=option(kind, text),
             expected="FILE, FILE@NUMBER or FILE@NUMBER:BLOCKS, such as style.safetensors@0.8",
             found=repr(number),
         ) from None

@@ -28,6 +28,7 @@ from paramerge.files.positioned import PositionedWriter, write_all_at
 from paramerge.files.source import Source, check_unchanged
 from paramerge.files.staging import new_folder
 from paramerge.files.writer import check_written, new_file, output_error
+from paramerge.wording import option
 
 __all__ = ["BakeReport", "Progress", "bake"]
 
@@ -230,7 +231,7 @@ class _Job:
                 where=self.plan.base.path,
                 expected="a file with the SHA-256 " + " or ".join(sorted(self._wanted)),
                 found=", ".join(sorted(digest for digest in self._hashes.values() if digest)),
-                hint="give the base that is meant: --base model.safetensors",
+                hint=f"give the base that is meant: {option('base', 'model.safetensors')}",
             )
 
     def _header(self, file: FilePlan, recipe: dict[str, object]) -> bytes:

@@ -13,6 +13,7 @@ from paramerge.errors import FileFormatError, ParamergeError, UsageError
 from paramerge.files.hashing import cached_sha256, legacy_hash, source_sha256
 from paramerge.files.header import read_header
 from paramerge.files.source import Source
+from paramerge.wording import option
 
 __all__ = ["MODELS_VARIABLE", "find_base", "model_folders", "named_hashes"]
 
@@ -56,7 +57,7 @@ def find_base(adapters: Sequence[Adapter], note: Callable[[str], None] = lambda 
         raise UsageError(
             "no base was given, and none of the adapters says which one it was made for",
             where=", ".join(adapter.path.name for adapter in adapters),
-            hint="give it: --base model.safetensors",
+            hint=f"give it: {option('base', 'model.safetensors')}",
         )
     for digest in exact:
         found = _in_hub_cache(digest)
@@ -72,7 +73,8 @@ def find_base(adapters: Sequence[Adapter], note: Callable[[str], None] = lambda 
         where=f"{MODELS_VARIABLE}={folders}" if folders else f"{MODELS_VARIABLE} is not set",
         expected="a checkpoint with the hash " + (exact or short)[0],
         found=f"{len(candidates)} checkpoints there, none with that hash",
-        hint=f"give it with --base, or put its folder into {MODELS_VARIABLE} (separated by '{os.pathsep}')",
+        hint=f"give it with {option('base')}, or put its folder into {MODELS_VARIABLE} "
+        f"(separated by '{os.pathsep}')",
     )
 
 
@@ -82,7 +84,7 @@ def _candidates(folders: Iterable[Path]) -> Iterator[Path]:
             raise UsageError(
                 "a folder of models does not exist",
                 where=f"{MODELS_VARIABLE}: {folder}",
-                hint="correct the variable, or give --base",
+                hint=f"correct the variable, or give {option('base')}",
             )
         for path in sorted(folder.rglob("*.safetensors")):
             if path.is_file() and path.stat().st_size >= _SMALLEST_BASE:

@@ -110,7 +110,7 @@ def write_companions(plan: Plan, folder: Path, recipe: Mapping[str, object]) -> 
 
 
 def _adjusted(plan: Plan, relative: PurePosixPath, source: Source) -> bytes | None:
-    """The new content of a file that speaks of sizes or dtypes, when ``--dtype`` changed them; else None."""
+    """The new content of a file that speaks of sizes or dtypes, when ``dtype`` changed them; else None."""
     files = [file for file in plan.files if file.relative.parent == relative.parent]
     if plan.options.dtype == "keep" or not files:
         return None

@@ -32,6 +32,7 @@ from paramerge.resolve.blocks import BlockUse, used_blocks
 from paramerge.resolve.matching import check_family, check_shape, check_unmatched
 from paramerge.resolve.naming import homes_of, in_names_of
 from paramerge.resolve.row_order import refuse_unknown_rows
+from paramerge.wording import option
 
 if TYPE_CHECKING:  # planning needs no torch
     from paramerge.bake.bake import BakeReport
@@ -256,7 +257,7 @@ def _resolved(step: Step, adapter: Adapter) -> Step:
 
 
 def is_selected(name: ModuleName, only: Iterable[str]) -> bool:
-    """Whether ``name`` is within ``--only`` (component names and patterns; nothing given selects all)."""
+    """Whether ``name`` is within ``only`` (component names and patterns; nothing given selects all)."""
     patterns = tuple(only)
     return not patterns or any(
         name.component == pattern or fnmatch.fnmatchcase(str(name), pattern) for pattern in patterns
@@ -266,7 +267,7 @@ def is_selected(name: ModuleName, only: Iterable[str]) -> bool:
 def _is_excluded(
     name: ModuleName, targets: Mapping[ModuleName, Target], present: Iterable[str], only: Iterable[str]
 ) -> bool:
-    """Whether ``--only`` leaves the layer out: one that the base has, or of a model that the base has not.
+    """Whether ``only`` leaves the layer out: one that the base has, or of a model that the base has not.
 
     A layer that is not found in a model that is there is none of either, whatever was selected.
     """
@@ -290,7 +291,7 @@ def _match(
         raise UsageError(
             "nothing of this adapter is selected",
             where=adapter.path,
-            expected=f"layers that match --only {' '.join(options.only)}",
+            expected=f"layers that match {option('only')} {' '.join(options.only)}",
             found=", ".join(sorted({name.component for name in adapter.modules})),
             hint="give a component (unet, text_encoder ...) or a pattern such as 'unet.*attn2*'",
         )
@@ -426,9 +427,9 @@ def _check_convertible(file: WeightFile, options: BakeOptions) -> None:
             f"this checkpoint is quantised ({file.quantised[found[0]]}): its codes and scales have no other "
             "dtype",
             where=f"{file.header.path}: {found[0]}",
-            expected="--dtype keep",
+            expected=option("dtype", "keep"),
             found=f"{options.dtype}, and {len(found)} tensors of quantised layers",
-            hint="take the fp16 or bf16 checkpoint, or leave --dtype away",
+            hint=f"take the fp16 or bf16 checkpoint, or leave {option('dtype')} away",
         )
 
 

@@ -18,6 +18,7 @@ from paramerge.files.folder_links import check_regular, refuse_link_outside
 from paramerge.files.header import Header, read_header
 from paramerge.models.names import MODEL
 from paramerge.strict_json import read_object
+from paramerge.wording import option
 
 __all__ = [
     "MAX_INDEX_BYTES",
@@ -112,7 +113,7 @@ def choose_weights(folder: Path, component: str, variant: str | None) -> Weights
             "there are several variants of these weights and none without a variant's name",
             where=folder,
             found=names,
-            hint=f"choose one with --variant: {names}",
+            hint=f"choose one with {option('variant')}: {names}",
         )
     return next(iter(found.values()))
 

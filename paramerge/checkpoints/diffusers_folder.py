@@ -25,6 +25,7 @@ from paramerge.files.folder_links import check_regular, refuse_link_outside
 from paramerge.files.header import Header
 from paramerge.models.names import COMPONENTS, MODEL
 from paramerge.strict_json import read_object
+from paramerge.wording import option
 
 __all__ = ["BAKED_COMPONENTS", "FolderContents", "read_folder"]
 
@@ -78,7 +79,7 @@ def read_folder(folder: Path, variant: str | None) -> FolderContents:
             "this is an adapter, not a base checkpoint",
             where=folder,
             found="adapter_config.json",
-            hint="give it to --lora, and the checkpoint that it is for to --base",
+            hint=f"give it to {option('lora')}, and the checkpoint that it is for to {option('base')}",
         )
     named = _named_components(folder)
     contents = FolderContents()

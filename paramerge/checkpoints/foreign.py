@@ -9,6 +9,7 @@ from pathlib import Path
 from paramerge.checkpoints.quantised import WITHOUT_WEIGHTS
 from paramerge.errors import CheckpointError
 from paramerge.models.model_names import UNET_LIKE, looks_like, recognise
+from paramerge.wording import option
 
 __all__ = ["adapter_keys", "refuse_adapter", "refuse_quantised", "refuse_wrapped", "without_unet"]
 
@@ -59,7 +60,8 @@ def refuse_adapter(path: Path, keys: Iterable[str]) -> None:
             where=path,
             expected=SUPPORTED,
             found=found[0],
-            hint="give it to --lora or --para, and the checkpoint that it is for to --base",
+            hint=f"give it to {option('lora')} or {option('para')}, and the checkpoint that it is for to "
+            f"{option('base')}",
         )
 
 

@@ -32,6 +32,7 @@ from paramerge.models.components import Located, locate
 from paramerge.models.model_names import KnownModel, recognise
 from paramerge.models.names import MODEL, ModuleName
 from paramerge.system_faults import reading
+from paramerge.wording import option
 
 __all__ = [
     "DIFFUSERS_FOLDER",
@@ -170,7 +171,7 @@ def _check_file(path: Path, variant: str | None) -> None:
             "this file is one of several shards that are a model together",
             where=path,
             expected="the folder with all shards and their index",
-            hint=f"give the folder to --base: {path.parent}",
+            hint=f"give the folder to {option('base')}: {path.parent}",
         )
 
 

@@ -16,6 +16,7 @@ from paramerge.adapters.registry import label
 from paramerge.compare.pairs import MixedPair, relation_of
 from paramerge.errors import FamilyError
 from paramerge.models.names import ModuleName
+from paramerge.wording import option
 
 __all__ = ["ChangePair", "compare_changes", "compare_with_para"]
 
@@ -94,7 +95,7 @@ def _change(module: LayerModule, W: np.ndarray | None) -> np.ndarray:
             where=module.name,
             expected="a base to compare on",
             found="adapters alone",
-            hint="add --base model.safetensors",
+            hint=f"add {option('base', 'model.safetensors')}",
         )
     return module.delta(np.zeros((1, 1)))  # an additive family looks at no weight
 

@@ -35,6 +35,7 @@ from paramerge.files.header import Header
 from paramerge.files.tensors import StoredTensor, stored
 from paramerge.formats.roles import read_role
 from paramerge.models.names import ModuleName
+from paramerge.wording import call, option
 
 __all__ = ["HOLDS", "Part", "part_of"]
 
@@ -111,11 +112,11 @@ def part_of(module: LayerModule, adapter: Adapter, header: Header, to: str, dtyp
 
 def _hint(family: str, to: str) -> str:
     if family == "para":
-        return "a PaRa becomes a LoRA for one base: give --base"
+        return f"a PaRa becomes a LoRA for one base: give {option('base')}"
     holding = [name for name, families in HOLDS.items() if family in families and name != to]
     if holding:
         return f"convert it to {' or '.join(holding)}"
-    return "bake it, and extract a LoRA from the result: paramerge extract --from BAKED --base BASE"
+    return f"bake it, and extract a LoRA from the result: {call('extract', tuned='BAKED', base='BASE')}"
 
 
 def _is_cut(module: LayerModule) -> bool:
@@ -249,5 +250,5 @@ def _formless(module: LayerModule, adapter: Adapter, to: str) -> FamilyError:
         f"{to} has no way to hold this form of {what}",
         where=f"{adapter.path}: {module.name}",
         found=f"{label(module.family)}{form}, as {adapter.dialect} has it",
-        hint="bake it, and extract a LoRA from the result: paramerge extract --from BAKED --base BASE",
+        hint=f"bake it, and extract a LoRA from the result: {call('extract', tuned='BAKED', base='BASE')}",
     )

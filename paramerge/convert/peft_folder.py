@@ -14,6 +14,7 @@ from paramerge.adapters import registry
 from paramerge.adapters.sizes import factor_pair
 from paramerge.convert.parts import Part
 from paramerge.errors import FamilyError, UsageError
+from paramerge.wording import call
 
 __all__ = ["one_rank", "peft_config"]
 
@@ -158,6 +159,6 @@ def one_rank(parts: Sequence[Part]) -> int:
             where=parts[0].name.component,
             expected="one rank",
             found=", ".join(f"rank {rank} in {count} layers" for rank, count in sorted(ranks.items())),
-            hint="make them equal first: paramerge resize --rank, with the smallest",
+            hint=f"make them equal first: {call('resize', rank='')}, with the smallest",
         )
     return next(iter(ranks))

@@ -17,6 +17,7 @@ from paramerge.listing import listed
 from paramerge.merge.request import Input
 from paramerge.models.flux_keys import single_file_path
 from paramerge.models.names import MODEL, ModuleName, split_kind
+from paramerge.wording import call, option
 
 __all__ = [
     "FOLDERS",
@@ -53,7 +54,7 @@ class ConvertOptions:
 
     def __post_init__(self) -> None:
         if self.to not in FORMATS:
-            raise UsageError("no such format", where="--to", expected=", ".join(FORMATS), found=self.to)
+            raise UsageError("no such format", where=option("to"), expected=", ".join(FORMATS), found=self.to)
         if self.dtype is not None:
             object.__setattr__(self, "dtype", parse_dtype(self.dtype))
 
@@ -85,15 +86,16 @@ def check_request(
     if others := sorted(families - {"para", "lora"}):
         raise FamilyError(
             "only PaRas and LoRAs become one LoRA", where=options.to, found=", ".join(others),
-            hint="bake them all, and extract a LoRA: paramerge extract --from BAKED --base BASE",
+            hint=f"bake them all, and extract a LoRA: {call('extract', tuned='BAKED', base='BASE')}",
         )  # fmt: skip
     if base is None:
         raise FamilyError(
             "a PaRa is a LoRA for one base only: it takes away what that base would do",
-            where=f"--to {options.to}",
-            expected="--base",
+            where=option("to", options.to),
+            expected=option("base"),
             found="no base",
-            hint="give the checkpoint that the LoRA will be used with, or convert --to para or deft",
+            hint="give the checkpoint that the LoRA will be used with, or convert "
+            f"{option('to', 'para')} or deft",
         )
     return True
 
@@ -112,7 +114,7 @@ def refuse_unread_names(adapters: Sequence[Adapter]) -> None:
             raise UsageError(
                 "these names have underscores that may be dots",
                 where=adapter.path,
-                expected="--base, whose keys tell",
+                expected=f"{option('base')}, whose keys tell",
                 found=listed(unread, 3),
             )
 
@@ -141,10 +143,11 @@ def refuse_other_names(adapter: Adapter, base: Base | None) -> None:
         raise UsageError(
             "diffusers' names for layers of this adapter are not known",
             where=adapter.path,
-            expected="layers of Stable Diffusion or FLUX, or --base with a folder in diffusers' layout",
+            expected=f"layers of Stable Diffusion or FLUX, or {option('base')} with a folder in diffusers' "
+            "layout",
             found=listed(unknown, 3),
-            hint="these are the names of the model's original implementation: give that folder as --base, or "
-            "keep the file for the programs that read such names",
+            hint="these are the names of the model's original implementation: give that folder as "
+            f"{option('base')}, or keep the file for the programs that read such names",
         )
 
 

@@ -1,4 +1,4 @@
-"""``extract --from TUNED --base BASE``: the adapter that comes nearest to what was done to a base."""
+"""``extract``: the adapter that comes nearest to what was done to a base."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from paramerge.listing import listed
 from paramerge.models.architecture import plain_architecture
 from paramerge.models.names import ModuleName
 from paramerge.version import __version__
+from paramerge.wording import option
 
 __all__ = ["EXTRACTION_KEY", "ExtractedLayer", "ExtractionReport", "extract"]
 
@@ -251,31 +252,33 @@ def _must_be_exact(options: ExtractOptions) -> bool:
 
 
 def _check(options: ExtractOptions) -> None:
-    given = {"--rank": options.rank, "--energy": options.energy, "--gamma": options.gamma}
+    given = {option("rank"): options.rank, option("energy"): options.energy, option("gamma"): options.gamma}
     told = [name for name, value in given.items() if value is not None]
     if options.family not in EXTRACTORS:
         raise UsageError(
             "no such family can be extracted",
-            where="--family",
+            where=option("family"),
             expected=", ".join(EXTRACTORS),
             found=options.family,
         )
     if options.rank is not None and options.rank < 1:
-        raise UsageError("a rank counts directions", where="--rank", expected="above 0", found=options.rank)
-    for name, value in (("--energy", options.energy), ("--gamma", options.gamma)):
+        raise UsageError(
+            "a rank counts directions", where=option("rank"), expected="above 0", found=options.rank
+        )
+    for name, value in ((option("energy"), options.energy), (option("gamma"), options.gamma)):
         if value is not None and not 0 < value <= 1:
             raise UsageError("this is a share", where=name, expected="a number in (0, 1]", found=value)
-    wrong = [name for name in told if name == "--gamma"] if options.family != "para" else []
+    wrong = [name for name in told if name == option("gamma")] if options.family != "para" else []
     wrong = told if options.family == "krona" else wrong
     if wrong:
         raise UsageError(
-            f"{' and '.join(wrong)} says nothing about this family", where=f"--family {options.family}"
+            f"{' and '.join(wrong)} says nothing about this family", where=option("family", options.family)
         )
     if options.family == "lora" and len(told) != 1:
         raise UsageError(
             "say how large the LoRA may be, in one way",
-            where="--rank, --energy",
-            expected="--rank with a number, or --energy with a share",
+            where=f"{option('rank')}, {option('energy')}",
+            expected=f"{option('rank')} with a number, or {option('energy')} with a share",
             found=" and ".join(told) or "neither",
         )
 
@@ -285,7 +288,7 @@ def _unheld(options: ExtractOptions, left_out: dict[str, str]) -> FamilyError:
         f"what was changed here is not all of a kind that a {options.family} can hold",
         where=listed(list(left_out), 3),
         found="; ".join(dict.fromkeys(left_out.values())),
-        hint="to extract the rest without them, add --partial",
+        hint=f"to extract the rest without them, add {option('partial')}",
     )
 
 
@@ -297,5 +300,6 @@ def _no_para(name: ModuleName, layer: Extracted) -> FamilyError:
         expected=f"an error of at most {layer.rounding:.1e}, which rounding explains",
         found=f"{layer.error:.1e} for the nearest, of rank {layer.rank}"
         + (f", at strength {layer.strength:.2f}" if near else ""),
-        hint="extract a LoRA (--family lora --rank R), or the nearest PaRa of at most a rank (--rank R)",
+        hint=f"extract a LoRA ({option('family', 'lora')} {option('rank', 'R')}), or the nearest PaRa of at "
+        f"most a rank ({option('rank', 'R')})",
     )

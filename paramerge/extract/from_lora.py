@@ -21,6 +21,7 @@ from paramerge.adapters.unread import refuse_unread
 from paramerge.algebra import leading_output_directions, lora_loss
 from paramerge.errors import FamilyError, UsageError
 from paramerge.models.names import ModuleName
+from paramerge.wording import option
 
 __all__ = ["ExtractedLayer", "Extraction", "extract_para"]
 
@@ -141,18 +142,18 @@ def _check_choice(rank: int | None, energy: float | None) -> None:
     if (rank is None) == (energy is None):
         raise UsageError(
             "say how many directions to take, in one way",
-            where="--rank, --energy",
-            expected="--rank with a number, or --energy with a share",
+            where=f"{option('rank')}, {option('energy')}",
+            expected=f"{option('rank')} with a number, or {option('energy')} with a share",
             found="neither" if rank is None else "both",
         )
     if rank is not None and rank < 1:
         raise UsageError(
-            "a rank counts directions", where="--rank", expected="a whole number above 0", found=rank
+            "a rank counts directions", where=option("rank"), expected="a whole number above 0", found=rank
         )
     if energy is not None and not 0 < energy <= 1:
         raise UsageError(
             "an energy is a share of the squared norm",
-            where="--energy",
+            where=option("energy"),
             expected="a number in (0, 1]",
             found=energy,
         )

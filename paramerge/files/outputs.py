@@ -18,6 +18,7 @@ from paramerge.errors import OutputError
 from paramerge.files.header import PICKLE_SUFFIXES
 from paramerge.files.staging import restore_folder, strangers
 from paramerge.files.writer import output_error
+from paramerge.wording import option
 
 if TYPE_CHECKING:
     from paramerge.adapters import Adapter
@@ -92,7 +93,7 @@ def check_output_file(
             raise OutputError(
                 "a file stands at the output already",
                 where=named,
-                hint="give another name, or replace it with --overwrite",
+                hint=f"give another name, or replace it with {option('overwrite')}",
             )
         _check_parent(named, real)
     return named
@@ -304,7 +305,7 @@ def _check_content(path: Path, real: Path, overwrite: bool) -> None:
         raise OutputError(
             "a folder that paramerge wrote stands at the output already",
             where=path,
-            hint="give another name, or replace it with --overwrite",
+            hint=f"give another name, or replace it with {option('overwrite')}",
         )
     _check_movable(path, real)
 

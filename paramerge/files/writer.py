@@ -23,6 +23,7 @@ from paramerge.files.dtypes import NUMPY
 from paramerge.files.header import encode_header
 from paramerge.files.stages import STAGE, clear_stale, lock_open, stage_path_of
 from paramerge.system_faults import meaning
+from paramerge.wording import option
 
 __all__ = [
     "check_written",
@@ -94,7 +95,7 @@ def new_file(
         raise OutputError(
             "a file came to stand at the output meanwhile, and is left as it is",
             where=target,
-            hint="give another name, or replace it with --overwrite",
+            hint=f"give another name, or replace it with {option('overwrite')}",
         ) from error
     except OSError as error:
         whole = placed and not _in_stage(target)

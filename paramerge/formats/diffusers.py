@@ -31,6 +31,7 @@ from paramerge.formats.layers import bare_layer, bare_norm, dotted_layer, dotted
 from paramerge.formats.peft_config import LoraSettings, read_settings
 from paramerge.models.names import COMPONENTS, MODEL, ModuleName
 from paramerge.strict_json import object_from
+from paramerge.wording import option
 
 __all__ = [
     "DIFFUSERS",
@@ -216,7 +217,7 @@ DIFFUSERS_OLD = Dialect(
 )
 DIFFUSERS = Dialect(
     key="diffusers",
-    names="a component of a pipeline and the path of a module; give --base",
+    names=f"a component of a pipeline and the path of a module; give {option('base')}",
     claims=_any,
     place=_place,
     endings={"up": "lora_B.weight", "down": "lora_A.weight", "magnitude": "lora_magnitude_vector"},

@@ -19,6 +19,7 @@ from paramerge.adapters.foreign import FOREIGN, PEFT_TUNERS
 from paramerge.errors import AdapterError, FamilyError, ParamergeError
 from paramerge.files.header import Header, TensorInfo
 from paramerge.listing import listed
+from paramerge.wording import option
 
 __all__ = [
     "CHECKPOINT",
@@ -167,7 +168,7 @@ def refuse_foreign(found: Survey, path: Path) -> None:
             where=path,
             expected="PaRa alone, or other families",
             found=found.counts(),
-            hint="split it in two and give one with --para and one with --adapter",
+            hint=f"split it in two and give one with {option('para')} and one with {option('adapter')}",
         )
     whole = len(found.modules.get(CHECKPOINT, ()))
     if whole > 3 * sum(len(found.modules[family]) for family in supported):
@@ -176,7 +177,7 @@ def refuse_foreign(found: Survey, path: Path) -> None:
             where=path,
             expected="an adapter file",
             found=f"whole weights, such as {found.modules[CHECKPOINT][0]}",
-            hint="give it as --base",
+            hint=f"give it as {option('base')}",
         )
     if not supported:
         raise AdapterError(
@@ -229,7 +230,7 @@ def several_dialects(spoken: Mapping[str, Sequence[str]], path: Path) -> Adapter
 
 
 def wrong_family(wanted: str, found: str, path: Path) -> ParamergeError:
-    """The error for an adapter given to ``--para`` or ``--lora`` that is of another family."""
+    """The error for an adapter given as a PaRa or a LoRA that is of another family."""
     labels = {family.key: family.label for family in registry.families()}
     names = {key: f"{'an' if name[0] in 'OI' else 'a'} {name}" for key, name in labels.items()}
     names["mixed"] = "an adapter of several families"
@@ -238,7 +239,7 @@ def wrong_family(wanted: str, found: str, path: Path) -> ParamergeError:
         where=path,
         expected=names[wanted],
         found=names[found],
-        hint=f"paramerge bake takes it with --{found if found in ('lora', 'para') else 'adapter'}",
+        hint=f"give it as {option(found if found in ('lora', 'para') else 'adapter')}",
     )
 
 

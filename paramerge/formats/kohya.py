@@ -21,6 +21,7 @@ from paramerge.models.architecture import MODELSPEC_NAMES
 from paramerge.models.names import ModuleName
 from paramerge.models.unet_keys import UNetKeyMap
 from paramerge.models.unet_structure import standard_structure
+from paramerge.wording import option
 
 __all__ = ["KOHYA", "KOHYA_SGM", "kohya_metadata"]
 
@@ -73,10 +74,10 @@ def _ldm_blocks(architecture: str | None) -> UNetKeyMap:
     if architecture not in _LEVELS:
         raise UsageError(
             "LDM's numbering depends on the architecture, and this adapter does not tell it",
-            where="--to kohya-sgm",
+            where=option("to", "kohya-sgm"),
             expected=", ".join(_LEVELS),
             found=architecture or "unknown",
-            hint="give --base, or convert to kohya",
+            hint=f"give {option('base')}, or convert to kohya",
         )
     label = "add_embedding" if architecture.startswith("sdxl") else "class_embedding"
     return UNetKeyMap(standard_structure(_LEVELS[architecture], label=label))

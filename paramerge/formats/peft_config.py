@@ -10,6 +10,7 @@ from reprlib import repr as repr_of
 from paramerge.adapters.rules import Scaling
 from paramerge.errors import AdapterError, FamilyError, shortened
 from paramerge.formats.layer_patterns import check_patterns, first_match
+from paramerge.wording import call
 
 __all__ = ["LoraSettings", "bad_option", "flag", "read_settings"]
 
@@ -112,7 +113,9 @@ def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
     )
 
 
-_DEFT_HINT = "PEFT's DEFT with para=True is a PaRa, which becomes a PaRa file by: paramerge convert --to para"
+_DEFT_HINT = (
+    f"PEFT's DEFT with para=True is a PaRa, which becomes a PaRa file by: {call('convert', to='para')}"
+)
 
 
 def _refuse_changed_base(config: Mapping[str, object], where: str) -> None:

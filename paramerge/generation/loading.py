@@ -20,6 +20,7 @@ from paramerge.errors import CheckpointError, UsageError
 from paramerge.files.dtype_names import library_name, parse_dtype
 from paramerge.files.source import check_unchanged
 from paramerge.strict_json import read_object
+from paramerge.wording import option
 
 __all__ = ["config_folder", "load_pipeline", "pick_device", "pick_dtype", "require_libraries"]
 
@@ -72,7 +73,9 @@ def pick_device(name: str | None) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"this device cannot be used ({reason})", where="--device", found=name) from error
+        raise UsageError(
+            f"this device cannot be used ({reason})", where=option("device"), found=name
+        ) from error
     return name
 
 
@@ -115,7 +118,8 @@ def load_pipeline(base: Base, dtype: Any, config: Path | None = None) -> Any:
         raise CheckpointError(
             f"diffusers cannot load this checkpoint ({_first_line(error)})",
             where=base.path,
-            hint="a single file needs its configuration: give the diffusers folder of its model to --config",
+            hint="a single file needs its configuration: give the diffusers folder of its model to "
+            f"{option('config')}",
         ) from error
     check_unchanged(base)
     return loaded
@@ -176,9 +180,9 @@ def _from_file(base: Base, config: Path | None) -> Any:
             raise CheckpointError(
                 "the configuration of this checkpoint is not known",
                 where=base.path,
-                expected="SD1.5, SD2 or SDXL with its published widths, or --config",
+                expected=f"SD1.5, SD2 or SDXL with its published widths, or {option('config')}",
                 found=base.architecture,
-                hint="give the diffusers folder of the same model to --config",
+                hint=f"give the diffusers folder of the same model to {option('config')}",
             )
         return lambda dtype: getattr(diffusers, name).from_single_file(base.path, torch_dtype=dtype)
     if not (folder / _INDEX).is_file():

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from paramerge.errors import NonFiniteError, UsageError
+from paramerge.wording import option
 
 __all__ = ["SCHEDULERS", "Request", "cut_prompts", "draw", "draw_batch", "set_scheduler"]
 
@@ -42,7 +43,7 @@ class Request:
     height: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("--width", self.width), ("--height", self.height)):
+        for name, value in ((option("width"), self.width), (option("height"), self.height)):
             if value is not None and (value <= 0 or value % _MULTIPLE):
                 raise UsageError(
                     "pictures cannot have this size",
@@ -51,7 +52,7 @@ class Request:
                     found=value,
                 )
         if not self.prompts:
-            raise UsageError("there is nothing to draw", expected="at least one --prompt")
+            raise UsageError("there is nothing to draw", expected=f"at least one {option('prompts')}")
 
 
 def set_scheduler(pipeline: Any, name: str) -> None:
@@ -133,6 +134,6 @@ def draw_batch(
                 "the picture is not finite",
                 where=f"{prompt!r}, seed {seed}",
                 found="NaN",
-                hint="some models overflow in half precision: try --dtype fp32 or bf16",
+                hint=f"some models overflow in half precision: try {option('dtype', 'fp32')} or bf16",
             )
     return [np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8) for image in images]

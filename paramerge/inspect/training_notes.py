@@ -87,7 +87,7 @@ def _tags(metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     if counts:
         shown = ", ".join(f"{tag.strip()} {count}" for tag, count in counts.most_common(_SHOWN_TAGS))
         more = len(counts) - _SHOWN_TAGS
-        yield "tags", f"{shown} and {more} more (--metadata)" if more > 0 else shown
+        yield "tags", f"{shown} and {more} more" if more > 0 else shown
 
 
 def _object(text: str | None) -> dict[str, object]:

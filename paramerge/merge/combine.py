@@ -38,6 +38,7 @@ from paramerge.resolve.checks import (
 from paramerge.resolve.spellings import in_one_spelling
 from paramerge.resolve.weights import BaseWeights, LayerShapes
 from paramerge.version import __version__
+from paramerge.wording import option
 
 __all__ = ["MERGE_KEY", "MergeReport", "MergedInput", "MergedLayer", "Progress", "combine"]
 
@@ -158,7 +159,7 @@ class _Job:
     def merge_both(self, output: Path) -> list[MergedLayer]:
         """PaRa + LoRA -> the LoRA for this base."""
         if self.base is None:
-            raise UsageError("a PaRa and a LoRA together need a base", expected="--base")
+            raise UsageError("a PaRa and a LoRA together need a base", expected=option("base"))
         pairs = [
             as_one_lora(
                 name,

@@ -15,6 +15,7 @@ from paramerge.errors import UsageError
 from paramerge.merge.request import CombineOptions, KeepChoice
 from paramerge.models.names import ModuleName
 from paramerge.resolve.weights import BaseWeights, LayerShapes
+from paramerge.wording import option
 
 __all__ = ["JointLayer", "chosen_keep", "join_layer"]
 
@@ -32,7 +33,7 @@ class JointLayer:
     joint_rank:
         ``dim(span(Q1) + ... + span(Qn))``, before any boundary.
     limit:
-        What ``--gamma`` and ``--rank`` allow; None without either.
+        What ``gamma`` and ``rank`` allow; None without either.
     dependent:
         How many stored columns were no directions of their own.
     kept_energy:
@@ -64,9 +65,10 @@ def chosen_keep(options: CombineOptions, base: BaseWeights | None) -> KeepChoice
     if options.keep == "energy" and base is None:
         raise UsageError(
             "what a direction removes depends on the base's weights",
-            where="--keep energy",
-            expected="--base",
-            hint="give --base, or choose with --keep consensus or --keep order",
+            where=option("keep", "energy"),
+            expected=option("base"),
+            hint=f"give {option('base')}, or choose with {option('keep', 'consensus')} or "
+            f"{option('keep', 'order')}",
         )
     if options.keep is not None:
         return options.keep

@@ -11,6 +11,7 @@ from paramerge.apply.steps import Step, check_gamma, parse_step
 from paramerge.apply.strengths import check_strength
 from paramerge.errors import FamilyError, UsageError
 from paramerge.files.dtype_names import parse_dtype
+from paramerge.wording import call, option
 
 if TYPE_CHECKING:  # reading options must not import NumPy
     from paramerge.adapters import Adapter
@@ -68,17 +69,23 @@ class CombineOptions:
         if self.energy is not None and not 0 < self.energy <= 1:
             raise UsageError(
                 "an energy is a share of the squared norm",
-                where="--energy",
+                where=option("energy"),
                 expected="a number above 0 and at most 1",
                 found=self.energy,
             )
         if self.rank is not None and self.rank < 1:
             raise UsageError(
-                "a rank counts directions", where="--rank", expected="a whole number above 0", found=self.rank
+                "a rank counts directions",
+                where=option("rank"),
+                expected="a whole number above 0",
+                found=self.rank,
             )
         if self.keep is not None and self.keep not in get_args(KeepChoice):
             raise UsageError(
-                "no such choice", where="--keep", expected=", ".join(get_args(KeepChoice)), found=self.keep
+                "no such choice",
+                where=option("keep"),
+                expected=", ".join(get_args(KeepChoice)),
+                found=self.keep,
             )
 
 
@@ -100,7 +107,7 @@ def input_of(step: Step) -> Input:
             "block weights belong to a bake, not to a merge of adapters",
             where=step.path,
             expected="FILE or FILE@SCALE",
-            hint="bake with them: paramerge bake --lora FILE@SCALE:BLOCKS",
+            hint=f"bake with them: {option('lora', 'FILE@SCALE:BLOCKS')}",
         )
     return Input(step.path, step.strength)
 
@@ -127,21 +134,21 @@ def check_request(
                 where=adapter.path,
                 expected="LoRAs, or PaRas",
                 found=", ".join(f"{family} ({count} layers)" for family, count in adapter.families.items()),
-                hint="bake them one after the other: paramerge bake --adapter ... --adapter ...",
+                hint=f"bake them one after the other, each as {option('adapter')}",
             )
     if "para" in families:
         _check_paras(inputs, adapters, options)
     if families == {"para"}:
-        _refuse_options("a merge of PaRas", {"--energy": options.energy})
+        _refuse_options("a merge of PaRas", {option("energy"): options.energy})
         return "para"
     if families == {"lora"}:
-        _refuse_options("a merge of LoRAs", {"--gamma": options.gamma, "--keep": options.keep})
+        _refuse_options("a merge of LoRAs", {option("gamma"): options.gamma, option("keep"): options.keep})
         return "lora"
     if not has_base:
         raise _without_base(adapters)
     _refuse_options(
         "PaRa and LoRA together: it would cut into the PaRa",
-        {"--rank": options.rank, "--energy": options.energy},
+        {option("rank"): options.rank, option("energy"): options.energy},
     )
     return "mixed"
 
@@ -150,9 +157,9 @@ def _check_paras(inputs: Sequence[Input], adapters: Sequence[Adapter], options: 
     if options.merge == "sequential":
         raise UsageError(
             "a product of projectors is not a projector, so a sequential merge is not a PaRa",
-            where="--merge sequential",
-            expected="--merge joint",
-            hint="bake the PaRas one after the other (paramerge bake --merge sequential), or merge them "
+            where=option("merge", "sequential"),
+            expected=option("merge", "joint"),
+            hint=f"bake the PaRas one after the other ({call('bake', merge='sequential')}), or merge them "
             "jointly",
         )
     for given, adapter in zip(inputs, adapters, strict=True):
@@ -162,13 +169,14 @@ def _check_paras(inputs: Sequence[Input], adapters: Sequence[Adapter], options: 
                 where=given.path,
                 expected="the file alone",
                 found=f"@{given.scale:g}",
-                hint="merge without it and give the strength to the bake: --para merged.safetensors@0.8",
+                hint="merge without it and give the strength to the bake: "
+                f"{option('para', 'merged.safetensors@0.8')}",
             )
     if options.keep is not None and options.gamma is None and options.rank is None:
         raise UsageError(
-            "--keep chooses the directions that stay within a boundary, and there is none",
-            where=f"--keep {options.keep}",
-            hint="add --gamma or --rank, or leave --keep out",
+            f"{option('keep')} chooses the directions that stay within a boundary, and there is none",
+            where=option("keep", options.keep),
+            hint=f"add {option('gamma')} or {option('rank')}, or leave {option('keep')} out",
         )
 
 
@@ -186,8 +194,8 @@ def _without_base(adapters: Sequence[Adapter]) -> FamilyError:
     return FamilyError(
         "a PaRa and a LoRA together are neither one nor the other without a base",
         where=f"PaRa {names['para']}, LoRA {names['lora']}",
-        expected="adapters of one family, or --base",
+        expected=f"adapters of one family, or {option('base')}",
         found="both families",
-        hint="bake both (paramerge bake --para ... --lora ...), or give --base to write the one LoRA that "
-        "does the same to that base",
+        hint=f"bake both ({option('para')} and {option('lora')}), or give {option('base')} to write the one "
+        "LoRA that does the same to that base",
     )

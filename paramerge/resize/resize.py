@@ -18,6 +18,7 @@ from paramerge.merge.combine import MergedInput, MergedLayer, MergeReport, Progr
 from paramerge.merge.request import CombineOptions, Input
 from paramerge.models.names import ModuleName
 from paramerge.resolve.weights import BaseWeights
+from paramerge.wording import call, option
 
 __all__ = ["resize"]
 
@@ -53,8 +54,8 @@ def resize(
     if (rank is None) == (energy is None):
         raise UsageError(
             "say how large it may be, in one way",
-            where="--rank, --energy",
-            expected="--rank with a number, or --energy with a share",
+            where=f"{option('rank')}, {option('energy')}",
+            expected=f"{option('rank')} with a number, or {option('energy')} with a share",
             found="neither" if rank is None else "both",
         )
     if adapter.family not in ("lora", "para"):
@@ -63,7 +64,7 @@ def resize(
             where=adapter.path,
             expected="a LoRA, a LoCon or a PaRa",
             found=", ".join(adapter.families),
-            hint="bake it, and extract a smaller one: paramerge extract --from BAKED --base BASE",
+            hint=f"bake it, and extract a smaller one: {call('extract', tuned='BAKED', base='BASE')}",
         )
     options = CombineOptions(rank=rank, energy=energy, dtype=dtype, allow_unmatched=allow_unmatched)
     if adapter.family == "para" and energy is not None:
@@ -85,9 +86,9 @@ def _para_by_energy(
     if base is None:
         raise UsageError(
             "what a direction removes depends on the base's weights",
-            where="--energy",
-            expected="--base",
-            hint="give the checkpoint, or say --rank",
+            where=option("energy"),
+            expected=option("base"),
+            hint=f"give the checkpoint, or say {option('rank')}",
         )
     refuse_unread(adapter, allowed=options.allow_unmatched)
     output = check_output_file(output, inputs_of(adapter, base), overwrite=overwrite)

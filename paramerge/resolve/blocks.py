@@ -19,6 +19,7 @@ from paramerge.errors import UsageError
 from paramerge.models.names import ModuleName
 from paramerge.models.unet_keys import UNetKeyMap
 from paramerge.models.unet_structure import standard_structure
+from paramerge.wording import option
 
 __all__ = ["BlockUse", "BlockWeights", "block_names", "block_of", "parse_blocks", "used_blocks"]
 
@@ -149,7 +150,7 @@ def block_names(architecture: str) -> list[str]:
             f"the blocks of {architecture} have no names here",
             where="block weights",
             expected=f"a base of {', '.join(_LEVELS)}",
-            hint="choose layers with --only instead",
+            hint=f"choose layers with {option('only')} instead",
         )
     count = 3 * len(_LEVELS[plain])
     return [_BASE, *_numbered("IN", range(count)), _MID, *_numbered("OUT", range(count))]
@@ -171,7 +172,7 @@ def block_of(name: ModuleName, architecture: str) -> str:
             "this layer lies in no block that has a name",
             where=f"block weights: {name}",
             expected=f"a layer of {architecture}",
-            hint="choose layers with --only instead",
+            hint=f"choose layers with {option('only')} instead",
         )
     if path.startswith("middle_block."):
         return _MID

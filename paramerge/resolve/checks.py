@@ -8,6 +8,7 @@ from itertools import combinations
 from paramerge.adapters import Adapter, LoraModule
 from paramerge.adapters.unread import unread_warnings
 from paramerge.errors import ArchitectureError, ShapeError
+from paramerge.wording import Worded, option
 
 __all__ = ["check_architectures", "common_architecture", "common_bases", "warnings_of"]
 
@@ -75,10 +76,11 @@ def warnings_of(adapters: Sequence[Adapter], gamma: float | None) -> list[str]:
     ]
     several = sum(adapter.family == "para" for adapter in adapters) > 1
     if gammas and gamma is None and several:
-        warnings.append(
+        text = (
             f"an input was made within the rank boundary gamma {min(gammas, key=float)}; the joint rank is "
-            "not held within it unless you add --gamma"
+            f"not held within it unless you add {option('gamma')}"
         )
+        warnings.append(Worded(text))
     return warnings
 
 

@@ -15,6 +15,7 @@ from paramerge.models.flux_keys import is_divided
 from paramerge.models.model_names import looks_like, resemblances
 from paramerge.models.names import ModuleName, split_kind
 from paramerge.resolve.naming import homes_of
+from paramerge.wording import option
 
 __all__ = ["check_family", "check_shape", "check_unmatched"]
 
@@ -105,7 +106,7 @@ def _guess(
     if missing and present:
         return (
             f"the base has no {' or '.join(missing)} (it holds {', '.join(sorted(present))}): "
-            f"restrict the bake with --only {' --only '.join(sorted(present))}"
+            f"restrict the bake with {' '.join(option('only', name) for name in sorted(present))}"
         )
     if base.architecture == "unknown":
         return "the base's architecture is not known, so its layers may go by other names"

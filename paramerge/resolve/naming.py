@@ -19,6 +19,7 @@ from paramerge.checkpoints.targets import Target
 from paramerge.errors import AdapterError, ShapeError, UnmatchedError
 from paramerge.models.flux_keys import single_file_layer, single_file_path
 from paramerge.models.names import MODEL, ModuleName, split_kind
+from paramerge.wording import option
 
 __all__ = ["homes_of", "in_names_of"]
 
@@ -198,7 +199,7 @@ class _BaseNames:
                 where=f"{adapter.path}: {module.keys[0]}",
                 expected="a layer that one of them has",
                 found=f"{module.name.path} in {' and in '.join(owners)}",
-                hint=f"choose one: --only {owners[0]}",
+                hint=f"choose one: {option('only', owners[0])}",
             )
         return found[0] if found else None
 

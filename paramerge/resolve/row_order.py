@@ -9,6 +9,7 @@ from paramerge.adapters import Adapter
 from paramerge.checkpoints.layout import Base
 from paramerge.errors import FamilyError
 from paramerge.models.names import ModuleName
+from paramerge.wording import option
 
 __all__ = ["refuse_unknown_rows"]
 
@@ -33,6 +34,6 @@ def refuse_unknown_rows(base: Base, adapter: Adapter, names: Iterable[ModuleName
             where=f"{adapter.path}: {found[0]}",
             expected=f"{base.architecture}'s own order, which interleaves q, k and v head by head",
             found=f"{len(found)} layers of one name and shape in both orders: most adapters stack q, k and v",
-            hint="leave these layers out (--only with patterns of the others), or give the adapter and the "
-            "base with q, k and v as layers of their own",
+            hint=f"leave these layers out ({option('only')} with patterns of the others), or give the "
+            "adapter and the base with q, k and v as layers of their own",
         )

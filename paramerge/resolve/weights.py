@@ -22,6 +22,7 @@ from paramerge.models.names import ModuleName
 from paramerge.resolve.matching import check_family, check_shape
 from paramerge.resolve.naming import in_names_of
 from paramerge.resolve.row_order import refuse_unknown_rows
+from paramerge.wording import option
 
 __all__ = ["BaseWeights", "LayerShapes"]
 
@@ -155,10 +156,10 @@ class LayerShapes:
         if known is None or known[0] != rows:
             raise UsageError(
                 "the rank boundary needs the sizes of the base's layers",
-                where=f"--gamma, {name}",
-                expected="--base, or adapters of a published architecture",
+                where=f"{option('gamma')}, {name}",
+                expected=f"{option('base')}, or adapters of a published architecture",
                 found=f"{rows} rows and {'no known architecture' if known is None else self._architecture}",
-                hint="give the checkpoint: --base model.safetensors (only its header is read)",
+                hint=f"give the checkpoint: {option('base', 'model.safetensors')} (only its header is read)",
             )
         return min(known)
 

@@ -21,6 +21,7 @@ from paramerge.files.dtypes import BITS
 from paramerge.models.blueprint import BLUEPRINTS
 from paramerge.models.blueprint_inventory import unet_shapes
 from paramerge.models.subsets import select
+from paramerge.wording import option
 
 __all__ = ["ALL_LAYERS", "BoundaryChoice", "Size", "adapter_size", "adapter_sizes", "unet_layers"]
 
@@ -80,7 +81,7 @@ def unet_layers(architecture: str) -> dict[str, tuple[int, ...]]:
     if architecture not in BLUEPRINTS:
         raise UsageError(
             "the layers of this architecture are not known here",
-            where="--arch",
+            where=option("architecture"),
             expected=", ".join(BLUEPRINTS),
             found=architecture,
         )
@@ -187,13 +188,13 @@ def _check(family: str, settings: SizeSettings) -> tuple[Stored, bool]:
     """The family's rule, and whether it has ranks; refuses what cannot be."""
     known = sized()
     if family not in known:
-        raise UsageError("unknown family", where="--family", expected=", ".join(known), found=family)
+        raise UsageError("unknown family", where=option("families"), expected=", ".join(known), found=family)
     if settings.rank < 1:
         raise UsageError(
-            "a rank counts directions", where="--rank", expected="1 or more", found=settings.rank
+            "a rank counts directions", where=option("ranks"), expected="1 or more", found=settings.rank
         )
     if min(settings.kronecker) < 1:
-        raise UsageError("a factor has at least one row", where="--krona", found=settings.kronecker)
+        raise UsageError("a factor has at least one row", where=option("kronecker"), found=settings.kronecker)
     return known[family]
 
 

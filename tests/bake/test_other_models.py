@@ -237,7 +237,7 @@ def test_an_adapter_that_does_not_say_which_of_two_transformers(made: Any, tmp_p
     folder = zoo.save_pipeline(tmp_path / "p", {"transformer": model, "transformer_2": model})
     with pytest.raises(UnmatchedError, match="does not say which") as caught:
         plan_of(folder, Step("lora", adapter))
-    assert caught.value.hint == "choose one: --only transformer"
+    assert caught.value.hint == 'choose one: only="transformer"'
     bake(plan_of(folder, Step("lora", adapter), only=("transformer_2",)), tmp_path / "out")
     assert distance(read(tmp_path / "out" / "transformer_2"), zoo.merged(adapted)) < ROUNDED
     kept = read(tmp_path / "out" / "transformer")

@@ -164,7 +164,7 @@ def test_unmatched_keys_are_listed_with_a_reason_and_can_be_allowed(models, tmp_
     assert "12 keys of this adapter land nowhere" in text
     assert "text_encoder.text_model.encoder.layers.0.mlp.fc1" in text
     assert "the base has no text_encoder" in text
-    assert "--allow-unmatched" in text
+    assert "allow_unmatched" in text
     plan = plan_of(base, Step("lora", lora), allow_unmatched=True)
     assert len(plan.steps[0].unmatched) == 12
     assert len(plan.edits) == 16

@@ -68,7 +68,7 @@ def test_files_without_a_unet_are_named(name: str, key: str, tmp_path: Path) -> 
 def test_adapters_are_refused_as_a_base(key: str, tmp_path: Path) -> None:
     error = refusal(tmp_path, {key: (2, 2)})
     assert "this is an adapter" in error.what
-    assert "--lora" in str(error.hint)
+    assert "paramerge.Lora" in str(error.hint)
 
 
 def test_real_adapters_are_refused_as_a_base(shared_dir: Path) -> None:

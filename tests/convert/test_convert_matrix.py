@@ -268,6 +268,6 @@ def test_other_models_need_their_base_for_kohya_names(tmp_path: Path) -> None:
     write_safetensors(
         tmp_path / "w.safetensors", {**tensors, f"{stem}.lora_down.weight": np.ones((1, 4), np.float32)}
     )
-    with pytest.raises(UsageError, match="--base"):
+    with pytest.raises(UsageError, match="base"):
         run(tmp_path / "w.safetensors", "diffusers", tmp_path / "o.safetensors")
     assert name_of(ATTENTION).component == "unet"

@@ -105,7 +105,7 @@ def test_diffuse_krona_is_told_from_lora_by_its_shapes(a1: int, a2: int, model: 
     path = krona_file(tmp_path / "k.safetensors", a1, a2, widths, context)
     with pytest.raises(FamilyError, match="this is a DiffuseKronA, not a LoRA") as caught:
         open_adapter(path, family="lora")
-    assert "--adapter" in str(caught.value.hint)
+    assert "paramerge.Adapter" in str(caught.value.hint)
     adapter = open_adapter(path)
     assert (adapter.family, adapter.architecture) == ("krona", model)
     assert len(adapter.modules) == 8 * len(widths)

@@ -184,6 +184,6 @@ def test_every_verb_refuses_what_it_would_leave_out_unless_allowed(
     ]
     with pytest.raises(UnmatchedError, match=r"of this adapter (is|are) not understood") as caught:
         run(False)
-    assert "--allow-unmatched" in str(caught.value.hint)
+    assert "allow_unmatched" in str(caught.value.hint)
     assert not (tmp_path / "out.safetensors").exists()
     run(True)
