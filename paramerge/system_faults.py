@@ -86,7 +86,9 @@ def read_error(error: OSError, path: os.PathLike[str] | str | None) -> FileForma
     if error.errno == errno.EISDIR:
         return FileFormatError("this is a folder, not a file", where=where)
     if error.errno in (errno.EACCES, errno.EPERM):
-        return UnreadableError("this file may not be read", where=where, hint=meaning(error)[1])
+        folder = where is not None and os.path.isdir(where)  # noqa: PTH112 (Path.is_dir would raise)
+        kind = "folder" if folder else "file"
+        return UnreadableError(f"this {kind} may not be read", where=where, hint=meaning(error)[1])
     what, hint = meaning(error)
     return UnreadableError(f"an input cannot be read: {what}", where=where, hint=hint)
 

@@ -12,7 +12,7 @@ import pytest
 from checkpoint_files import blueprint, shapes_of, write_folder, write_holes, write_shards
 
 from paramerge.checkpoints.layout import Base, open_base
-from paramerge.errors import CheckpointError, FileFormatError
+from paramerge.errors import CheckpointError, FileFormatError, UnreadableError
 from paramerge.files.folder_links import check_regular
 from paramerge.models.names import ModuleName
 
@@ -406,7 +406,7 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: p
         return read(path)
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
-    with pytest.raises(CheckpointError, match="may not be read") as caught:
+    with pytest.raises(UnreadableError, match="this folder may not be read") as caught:
         open_base(folder)
     assert caught.value.where == str(folder / "vae")
 
