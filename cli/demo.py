@@ -81,12 +81,12 @@ def demo(output: Path, seed: int, steps: int, overwrite: bool, as_json: bool) ->
     from paramerge.files.writer import make_folder, write_bytes
     from paramerge.generation.loading import require_libraries
 
+    inputs = [shipped.model(), *map(shipped.adapter_file, shipped.ADAPTERS)]
+    check_output_folder(output, inputs, overwrite=overwrite, files=_FILES)
     require_libraries()
     threads_for_model(shipped.model())
     from paramerge.generation.grid import Row, labelled_grid, png
 
-    inputs = [shipped.model(), *map(shipped.adapter_file, shipped.ADAPTERS)]
-    check_output_folder(output, inputs, overwrite=overwrite, files=_FILES)
     make_folder(output)
     base = write_single_file(shipped.model(), output / _BASE)
     note(f"the model as a single file: {base} ({gigabytes(base.stat().st_size)})", quiet=as_json)

@@ -22,6 +22,7 @@ from paramerge.system_faults import reading
 __all__ = [
     "MAX_BYTES",
     "MAX_DEPTH",
+    "MAX_VALUES",
     "check_bounds",
     "dump",
     "no_collection",
@@ -36,6 +37,9 @@ MAX_DEPTH = 127
 
 MAX_BYTES = 16_000_000
 """Bytes of a configuration; the longest known have some 100 kB."""
+
+MAX_VALUES = 6_000_000
+"""Values in one text, counted by its commas; headers of the largest models have some 100,000."""
 
 _Pairs = list[tuple[str, Any]]
 
@@ -71,9 +75,11 @@ def parse(raw: bytes | str, make_object: Callable[[_Pairs], Any] = unique) -> An
     ------
     ValueError
         It is no JSON: not UTF-8, half of a surrogate pair, ``NaN`` or ``Infinity``, a float that is out of
-        range, a key twice in one object, or simply malformed.
+        range, a key twice in one object, or simply malformed; or it has more than :data:`MAX_VALUES`.
     """
     text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
+    if text.count(",") > MAX_VALUES:
+        raise ValueError(f"more than {MAX_VALUES} values")
     _refuse_half_pairs(text)
     decoder = json.JSONDecoder(
         object_pairs_hook=make_object,
@@ -115,7 +121,7 @@ def check_bounds(value: Any, limit: int = MAX_DEPTH) -> None:
             for inner in values:
                 if isinstance(inner, dict):
                     below.append(inner.values())
-                elif isinstance(inner, list):
+                elif isinstance(inner, list | tuple):  # tuples are what a caller's ``make_object`` made
                     below.append(inner)
                 elif isinstance(inner, int) and not -_LARGEST <= inner <= _LARGEST:
                     raise ValueError("a number is out of range")

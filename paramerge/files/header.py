@@ -11,9 +11,9 @@ import json
 import math
 import os
 import struct
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from reprlib import repr as repr_of
 from typing import NamedTuple
@@ -32,8 +32,7 @@ MAX_HEADER_BYTES = 100_000_000
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor of a file: ``start`` and ``stop`` are absolute byte offsets in the file."""
 
     key: str
@@ -51,6 +50,32 @@ class TensorInfo:
     def elements(self) -> int:
         """Number of elements; 1 for a scalar."""
         return math.prod(self.shape)
+
+
+_Row = tuple[str, tuple[int, ...], int, int]
+"""Dtype, shape and the offsets in the data: a tensor as the header says it, without its key."""
+
+
+class _Tensors(Mapping[str, TensorInfo]):
+    """The tensors of a header by key; each is made when it is asked for, as there may be millions."""
+
+    __slots__ = ("_data_start", "_rows")
+
+    def __init__(self, rows: dict[str, _Row], data_start: int) -> None:
+        self._rows, self._data_start = rows, data_start
+
+    def __getitem__(self, key: str) -> TensorInfo:
+        dtype, shape, begin, end = self._rows[key]
+        return TensorInfo(key, dtype, shape, self._data_start + begin, self._data_start + end)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 @dataclass(frozen=True)
@@ -80,15 +105,16 @@ def read_header(path: str | os.PathLike[str] | Source) -> Header:
     """
     source = path if isinstance(path, Source) else _open(Path(path))
     path, file_size = source.path, source.size
-    raw = _read_json_bytes(source)
-    data_start = 8 + len(raw)
-    entries = _parse_json(path, raw)
-    metadata = _check_metadata(path, entries.pop("__metadata__", {}))
+    data_start, text = _read_text(source)
     with no_collection():
-        infos = [_check_tensor(path, key, entry, data_start, file_size) for key, entry in entries.items()]
-        infos.sort(key=lambda info: (info.start, info.stop))
-    _check_contiguous(path, infos, data_start, file_size)
-    return Header(source, {info.key: info for info in infos}, metadata, data_start, file_size)
+        entries = _parse_json(path, text)
+        del text  # up to 100 MB, beside objects that are some times as large
+        metadata = _check_metadata(path, entries.pop("__metadata__", {}))
+        rows = entries
+        for key, entry in entries.items():
+            rows[key] = _check_tensor(path, key, entry, file_size - data_start)
+        rows = _in_order(path, rows, data_start, file_size)
+    return Header(source, _Tensors(rows, data_start), metadata, data_start, file_size)
 
 
 def _open(path: Path) -> Source:
@@ -133,7 +159,8 @@ def encode_header(
     return struct.pack("<Q", len(text)) + text
 
 
-def _read_json_bytes(source: Source) -> bytes:
+def _read_text(source: Source) -> tuple[int, str]:
+    """Where the data begin, and the header's text."""
     path, file_size = source.path, source.size
     prefix = source.read(0, min(8, file_size))
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else file_size
@@ -162,39 +189,56 @@ def _read_json_bytes(source: Source) -> bytes:
             expected=f"at most {MAX_HEADER_BYTES} bytes",
             found=f"{length} bytes",
         )
-    return source.read(8, 8 + length)
+    try:
+        return 8 + length, source.read(8, 8 + length).decode("utf-8")
+    except ValueError as error:
+        raise FileFormatError("the header is not valid JSON", where=path, found=error) from None
 
 
-class _Entry(NamedTuple):
-    """A tensor as the header has it; the three values are not checked yet."""
+_Entry = tuple[object, object, object, object]
+"""Dtype, shape and both offsets as the header has them, not checked yet. JSON has no tuples of its own."""
 
-    dtype: object
-    shape: object
-    data_offsets: object
+_NAMES = ("dtype", "shape", "data_offsets")
+_FIELDS = frozenset(_NAMES)
+_DTYPES = {dtype: dtype for dtype in BITS}
+"""One object for all tensors of a dtype."""
 
-
-_FIELDS = frozenset(_Entry._fields)
+_NO_PAIR = "the offsets are not a pair of positions"
 _LARGEST_SIZE = 2**64 - 1
 """Sizes and offsets are unsigned and of 64 bits, and so are the products of sizes."""
 
 
 def _make_object(pairs: list[tuple[str, object]]) -> dict[str, object] | _Entry:
-    """The object of ``pairs``; a tensor's entry becomes three values at once, which takes half the memory."""
+    """The object of ``pairs``; a tensor's entry becomes its values at once: a third of the memory."""
+    if len(pairs) == 3:
+        (first, dtype), (second, shape), (third, offsets) = pairs
+        if (first, second, third) == _NAMES:
+            return _as_entry(dtype, shape, offsets) or dict(pairs)
     entries = unique(pairs)
-    if entries.keys() == _FIELDS and isinstance(entries["shape"], list):
-        return _Entry(**entries)
+    if entries.keys() == _FIELDS:
+        return _as_entry(*(entries[name] for name in _NAMES)) or entries
     return entries
 
 
-def _parse_json(path: Path, raw: bytes) -> dict[str, object]:
+def _as_entry(dtype: object, shape: object, offsets: object) -> _Entry | None:
+    """The values of an entry whose shape and offsets are lists without lists in them; else None."""
+    if type(shape) is list and type(offsets) is list and len(offsets) == 2:
+        begin, end = offsets
+        known = _DTYPES.get(dtype) if type(dtype) is str else None
+        if known and type(begin) is int and type(end) is int:
+            return known, tuple(shape) if shape else (), begin, end
+    return None
+
+
+def _parse_json(path: Path, text: str) -> dict[str, object]:
     try:
-        entries = parse(raw, _make_object)
+        entries = parse(text, _make_object)
         if not isinstance(entries, dict):
             raise FileFormatError(
                 "the header is not a JSON object", where=path, found=shortened(repr_of(entries))
             )
         for entry in entries.values():
-            if not isinstance(entry, _Entry):
+            if type(entry) is not tuple:
                 check_bounds(entry, MAX_DEPTH - 1)
     except ValueError as error:
         raise FileFormatError("the header is not valid JSON", where=path, found=error) from None
@@ -204,81 +248,86 @@ def _parse_json(path: Path, raw: bytes) -> dict[str, object]:
 def _check_metadata(path: Path, metadata: object) -> dict[str, str]:
     if metadata is None:
         return {}
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+    if not isinstance(metadata, dict) or not set(map(type, metadata.values())) <= {str}:
         raise FileFormatError(
             "the metadata of the header is not a map from text to text", where=path, expected="{str: str}"
         )
     return metadata
 
 
-def _check_tensor(path: Path, key: str, entry: object, data_start: int, file_size: int) -> TensorInfo:
-    fields = entry if type(entry) is _Entry else _fields(path, key, entry)
-    dtype, shape, offsets = fields
-    if isinstance(dtype, dict) and list(dtype.values()) == [None]:
-        dtype = next(iter(dtype))  # {"F32": null}, another spelling of "F32" to serde
-    if not isinstance(dtype, str) or dtype not in BITS:
-        raise _refusal(path, key, "unknown dtype", expected=", ".join(BITS), found=repr_of(dtype))
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise _refusal(path, key, "the offsets are not a pair of positions", found=repr_of(offsets))
-    begin, end = offsets
-    if not isinstance(shape, list) or (bits := _bits(shape, BITS[dtype])) is None:
+def _check_tensor(path: Path, key: str, entry: object, room: int) -> _Row:
+    """The tensor ``key``, if its ``entry`` agrees with itself and with the ``room`` (bytes) for data."""
+    dtype, shape, begin, end = entry if type(entry) is tuple else _fields(path, key, entry)
+    if type(shape) is not tuple or (bits := _bits(shape, BITS[dtype])) is None:
         raise _refusal(
             path,
             key,
             "the shape is not a list of sizes",
             expected="sizes whose product is one of 64 bits",
-            found=repr_of(shape),
+            found=repr_of(list(shape) if type(shape) is tuple else shape),
         )
+    if not 0 <= begin <= _LARGEST_SIZE or not 0 <= end <= _LARGEST_SIZE:
+        raise _refusal(path, key, _NO_PAIR, found=repr_of([begin, end]))
     if bits % 8 or end - begin != bits // 8:
         raise _refusal(
             path,
             key,
             "the offsets do not agree with dtype and shape",
-            expected=f"{bits / 8:g} bytes for {dtype} {repr_of(shape)}",
+            expected=f"{bits / 8:g} bytes for {dtype} {repr_of(list(shape))}",
             found=f"{end - begin} bytes",
         )
-    if data_start + end > file_size:
+    if end > room:
         raise _refusal(
             path,
             key,
             "the tensor reaches past the end of the file",
-            expected=f"at most byte {file_size}",
-            found=f"byte {data_start + end}",
+            expected=f"at most byte {room} of the data",
+            found=f"byte {end}",
             hint="the file is truncated: download it again",
         )
-    return TensorInfo(key, sys.intern(dtype), tuple(shape), data_start + begin, data_start + end)
+    return dtype, shape, begin, end
 
 
 def _refusal(path: Path, key: str, what: str, **details: str) -> FileFormatError:
     return FileFormatError(what, where=f"{path}: {shortened(key)}", **details)
 
 
-def _fields(path: Path, key: str, entry: object) -> _Entry:
-    """The three values of a tensor's entry; other fields are ignored, and a list has them in this order."""
+def _fields(path: Path, key: str, entry: object) -> tuple[str, object, int, int]:
+    """The values of an unusual entry; other fields are ignored, and a list has the values in this order."""
     if isinstance(entry, dict) and entry.keys() >= _FIELDS:
-        return _Entry(*(entry[name] for name in _Entry._fields))
-    if isinstance(entry, list) and len(entry) == len(_FIELDS):
-        return _Entry(*entry)
-    raise _refusal(
-        path,
-        key,
-        "the header's entry is not a tensor's",
-        expected=f"an object with {', '.join(_Entry._fields)}",
-        found=repr_of(entry),
-    )
+        dtype, shape, offsets = (entry[name] for name in _NAMES)
+    elif isinstance(entry, list) and len(entry) == len(_FIELDS):
+        dtype, shape, offsets = entry
+    else:
+        raise _refusal(
+            path,
+            key,
+            "the header's entry is not a tensor's",
+            expected=f"an object with {', '.join(_NAMES)}",
+            found=repr_of(entry),
+        )
+    if isinstance(dtype, dict) and list(dtype.values()) == [None]:
+        dtype = next(iter(dtype))  # {"F32": null}, another spelling of "F32" to serde
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise _refusal(path, key, "unknown dtype", expected=", ".join(BITS), found=repr_of(dtype))
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        raise _refusal(path, key, _NO_PAIR, found=repr_of(offsets))
+    return _DTYPES[dtype], tuple(shape) if isinstance(shape, list) else shape, *offsets
 
 
 def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value <= _LARGEST_SIZE
 
 
-def _bits(shape: list[object], bits: int) -> int | None:
+def _bits(shape: tuple[object, ...], bits: int) -> int | None:
     """The bits of a tensor; None where a size, or a product in the order of the sizes, does not fit 64 bits.
 
     So a shape is refused even if a later size is zero, as the safetensors library does.
     """
+    if len(shape) > _MANY:
+        return _bits_of_many(shape, bits)
     count = 1
-    for size in shape:  # up to fifty million: a loop without calls
+    for size in shape:
         if type(size) is not int or not 0 <= size <= _LARGEST_SIZE:
             return None
         count *= size
@@ -288,23 +337,48 @@ def _bits(shape: list[object], bits: int) -> int | None:
     return count if count <= _LARGEST_SIZE else None
 
 
-def _check_contiguous(path: Path, infos: list[TensorInfo], data_start: int, file_size: int) -> None:
-    position = data_start
-    for info in infos:
-        if info.start != position:
-            problem = "overlaps the one before it" if info.start < position else "leaves a gap before it"
+_MANY = 64
+
+
+def _bits_of_many(shape: tuple[object, ...], bits: int) -> int | None:
+    """:func:`_bits` of up to fifty million sizes, with no step of Python for each."""
+    if set(map(type, shape)) != {int} or min(shape) < 0 or max(shape) > _LARGEST_SIZE:
+        return None
+    before_zero = shape.index(0) if 0 in shape else len(shape)
+    ones = shape[:before_zero].count(1)
+    if before_zero - ones > _MANY:  # at least twos
+        return None
+    factors = tuple(size for size in shape[:before_zero] if size != 1)
+    if len(shape) > before_zero:
+        return 0 if _bits(factors, 1) is not None else None
+    return _bits(factors, bits)
+
+
+def _in_order(path: Path, rows: dict[str, _Row], data_start: int, file_size: int) -> dict[str, _Row]:
+    """``rows`` in the order of their bytes, which cover the data without a gap."""
+    position = 0
+    if any(map(_begins_after, rows.values(), islice(rows.values(), 1, None))):
+        rows = dict(sorted(rows.items(), key=lambda item: item[1][2:]))
+    for key, (_, _, begin, end) in rows.items():
+        if begin != position:
+            problem = "overlaps the one before it" if begin < position else "leaves a gap before it"
             raise FileFormatError(
                 f"the tensor {problem}",
-                where=f"{path}: {shortened(info.key)}",
-                expected=f"start at byte {position}",
-                found=f"byte {info.start}",
+                where=f"{path}: {shortened(key)}",
+                expected=f"start at byte {data_start + position}",
+                found=f"byte {data_start + begin}",
                 hint="the header is damaged or made to deceive: get the file from its source again",
             )
-        position = info.stop
-    if position != file_size:
+        position = end
+    if data_start + position != file_size:
         raise FileFormatError(
             "bytes after the last tensor that the header does not speak of",
             where=path,
-            expected=f"{position} bytes",
+            expected=f"{data_start + position} bytes",
             found=f"{file_size} bytes",
         )
+    return rows
+
+
+def _begins_after(row: _Row, following: _Row) -> bool:
+    return row[2:] > following[2:]

@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from paramerge import strict_json
 from paramerge.errors import FileFormatError
+from paramerge.files import header as header_module
 from paramerge.files.header import encode_header, read_header
 from paramerge.files.tensors import stored
 from paramerge.files.writer import write_safetensors
@@ -214,3 +216,60 @@ def test_gguf_html_and_missing(tmp_path: Path) -> None:
     refused(page, "(?i)html|header")
     with pytest.raises(FileFormatError):
         read_header(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [
+        ([1] * 1000, 1),
+        ([1] * 1000 + [2], 2),
+        ([1] * 100 + [2] * 40, None),  # larger than the file
+        ([2] * 70, None),
+        ([2] * 70 + [0], None),
+        ([0] * 1000, 0),
+        ([2] * 3 + [1] * 100 + [0, *([2**64 - 1] * 100)], 0),
+        ([2] * 3 + [1] * 100 + [0, 2**64], None),
+        ([1] * 100 + [True], None),
+        ([1] * 100 + [-1], None),
+        ([1] * 100 + [1.0], None),
+    ],
+)
+def test_shapes_of_many_sizes_are_judged_as_the_library_does(
+    tmp_path: Path, shape: list[object], count: int | None
+) -> None:
+    path = file_of(tmp_path / "a.safetensors", {"a": tensor("U8", shape, (0, count or 0))}, bytes(count or 0))
+    if count is None:
+        with pytest.raises(safetensors.SafetensorError):
+            safetensors.deserialize(path.read_bytes())
+        refused(path, "sizes|agree")
+    else:
+        assert len(safetensors.deserialize(path.read_bytes())) == 1
+        assert read_header(path).tensors["a"].elements == count
+
+
+def test_more_values_than_any_model_has_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strict_json, "MAX_VALUES", 100)
+    few = {f"t{i}": tensor("U8", (), (i, i + 1)) for i in range(25)}
+    assert len(read_header(file_of(tmp_path / "few.safetensors", few, bytes(25))).tensors) == 25
+    for name, entry in {
+        "tensors": {f"t{i}": tensor("U8", (), (i, i + 1)) for i in range(26)},
+        "metadata": {"__metadata__": {f"t{i}": "" for i in range(102)}},
+        "shape": {"a": tensor("U8", [1] * 100, (0, 1))},
+        "note": {"a": {**tensor("U8", (), (0, 1)), "note": [1.5] * 100}},
+    }.items():
+        refused(file_of(tmp_path / f"{name}.safetensors", entry, bytes(34)), "not valid JSON")
+
+
+def test_tensors_are_made_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header may have a million tensors, of which a refusal needs none."""
+    order = (2, 0, 1)
+    entries = {f"t{i}": tensor("U8", (), (i, i + 1)) for i in order}
+    path = file_of(tmp_path / "a.safetensors", entries, bytes(3))
+    header = read_header(path)
+    assert list(header.tensors) == ["t0", "t1", "t2"]
+    assert [info.start - header.data_start for info in header.tensors.values()] == [0, 1, 2]
+    assert header.tensors == read_header(path).tensors
+    monkeypatch.setattr(header_module, "TensorInfo", None)
+    assert len(read_header(path).tensors) == 3

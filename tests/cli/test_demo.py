@@ -19,9 +19,16 @@ from paramerge.inspect.inspection import inspect_path
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A demo's folder, into which it was written twice, and what the second call printed."""
     folder = tmp_path_factory.mktemp("demo") / "made"
-    result = CliRunner().invoke(cli, ["demo", "-o", str(folder), "--steps", "2", "--json"])
+    command = ["demo", "-o", str(folder), "--steps", "1", "--json"]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    again = CliRunner().invoke(cli, command)
+    assert "--overwrite" in str(again.exception)
+    result = CliRunner().invoke(cli, [*command, "--overwrite"])
     assert result.exit_code == 0, result.output
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     return folder, json.loads(result.stdout)
 
 
