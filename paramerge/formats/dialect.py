@@ -67,7 +67,7 @@ def _no_metadata(layers: Sequence[WrittenLayer], architecture: str | None) -> di
     return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dialect:
     """One way to name layers, read and written.
 
@@ -92,15 +92,16 @@ class Dialect:
     spell:
         The stem of a layer (or of a norm, without ``.weight``) in an adapter for an architecture. It raises
         UsageError for a layer that the dialect has no name for. None where nothing is written so.
-    holds:
-        The keys of the families that ``convert`` can write so.
+    parts:
+        The format whose parts it has: families say for ``kohya``, ``diffusers``, ``peft``, ``para`` and
+        ``deft`` which tensors hold a layer of theirs. Empty where ``convert`` does not write it.
     alpha:
         Where a layer's alpha is written: in a tensor, in the configuration, or nowhere, so that it is
         multiplied into the factors.
-    lycoris:
-        Whether readers know LyCORIS' forms: Tucker cores, and ``dora_scale`` for magnitudes.
     metadata:
         The metadata of a file with these layers, for an architecture.
+    aliases:
+        Other names that ``convert --to`` takes for it.
     folder:
         Whether an adapter is a folder with a configuration.
     variant_of:
@@ -116,10 +117,10 @@ class Dialect:
     cut: Callable[[str], tuple[str, str] | None] | None = None
     indexed: Callable[[Header], Mapping[str, Place]] | None = None
     spell: Callable[[ModuleName, str | None], str] | None = None
-    holds: tuple[str, ...] = ()
+    parts: str = ""
     alpha: Literal["tensor", "configuration", "folded"] = "tensor"
-    lycoris: bool = False
     metadata: Callable[[Sequence[WrittenLayer], str | None], dict[str, str]] = _no_metadata
+    aliases: tuple[str, ...] = ()
     folder: bool = False
     variant_of: str | None = None
 

@@ -222,7 +222,7 @@ DIFFUSERS = Dialect(
     place=_place,
     endings={"up": "lora_B.weight", "down": "lora_A.weight", "magnitude": "lora_magnitude_vector"},
     spell=_stem,
-    holds=("lora", "dora"),
+    parts="diffusers",
     alpha="folded",
     metadata=lora_metadata,
 )

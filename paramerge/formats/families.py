@@ -18,6 +18,7 @@ from paramerge.adapters.family import Family, ending_pattern, without_name
 from paramerge.adapters.foreign import FOREIGN, PEFT_TUNERS
 from paramerge.errors import AdapterError, FamilyError, ParamergeError
 from paramerge.files.header import Header, TensorInfo
+from paramerge.formats.roles import common_key
 from paramerge.listing import listed
 from paramerge.wording import option
 
@@ -40,7 +41,6 @@ EMBEDDING = "textual inversion"
 CHECKPOINT = "checkpoint"
 
 _OLD_LORA = re.compile(r"(?P<module>.*\.to_(?:q|k|v|out)_lora)\.(?P<side>up|down)\.weight")
-_INDEXED_LORA = re.compile(r"(?P<module>(?:unet|text_encoder):\d+):(?:up|down)")
 _PEFT_TUNER = re.compile(rf"(?P<module>.*)\.(?P<tuner>{PEFT_TUNERS})_\w+(?:\.\w+){{0,2}}")
 
 _WHOLE_FILES: tuple[tuple[str, str], ...] = (
@@ -247,10 +247,11 @@ def _claim(key: str, info: TensorInfo) -> tuple[str, str] | None:
     """The family that ``key`` speaks for, and its module."""
     if len(key) > _LONGEST_KEY:
         return None
+    key = common_key(key)
     for kind, pattern in _WHOLE_PATTERNS:
         if pattern.fullmatch(key):
             return kind, key
-    if match := _OLD_LORA.fullmatch(key) or _INDEXED_LORA.fullmatch(key):
+    if match := _OLD_LORA.fullmatch(key):
         return LORA, match["module"]
     if found := _by_ending(key, info):
         return found

@@ -133,7 +133,6 @@ _ENDINGS = {
     "mid": "lora_mid.weight",
     **{name: f"{name}.weight" for name in ("a1", "a2", "b1", "b2", "bm")},
 }
-_HOLDS = ("lora", "loha", "lokr", "dora", "oft", "boft", "glora", "ia3", "full", "norm")
 
 KOHYA = Dialect(
     key="kohya",
@@ -142,8 +141,8 @@ KOHYA = Dialect(
     place=_place,
     endings=_ENDINGS,
     spell=_stem,
-    holds=_HOLDS,
-    lycoris=True,
+    parts="kohya",
+    aliases=("lycoris",),
     metadata=_metadata,
 )
 KOHYA_SGM = Dialect(
@@ -153,8 +152,7 @@ KOHYA_SGM = Dialect(
     place=_place,
     endings=_ENDINGS,
     spell=_stem_in_ldm_blocks,
-    holds=_HOLDS,
-    lycoris=True,
+    parts="kohya",
     metadata=_metadata,
     variant_of="kohya",
 )

@@ -297,5 +297,5 @@ PARA = Dialect(
     place=_place,
     endings={"basis": SUFFIX.removeprefix(".")},
     spell=_stem,
-    holds=("para",),
+    parts="para",
 )

@@ -140,7 +140,7 @@ PEFT = Dialect(
     place=_place,
     endings=_ENDINGS,
     spell=_stem,
-    holds=("lora", "loha", "lokr", "dora"),
+    parts="peft",
     alpha="configuration",
     folder=True,
 )
@@ -151,7 +151,7 @@ DEFT = Dialect(
     place=_place,
     endings={"basis": "deft_P"},
     spell=_stem,
-    holds=("para",),
+    parts="deft",
     folder=True,
     variant_of="peft",
 )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-from paramerge.adapters.family import Family, ending_pattern
+from paramerge.adapters.family import Family, ending_pattern, without_name
 from paramerge.adapters.registry import endings, families
 from paramerge.files.header import Header
 from paramerge.formats import peft
@@ -19,6 +19,7 @@ from paramerge.formats.diffusers import DIFFUSERS
 from paramerge.formats.registry import dialect_of, place_of
 
 __all__ = [
+    "common_key",
     "dialects_of",
     "part_of",
     "read_role",
@@ -40,6 +41,13 @@ def part_of(key: str) -> str | None:
     """The role that the ending of a key says, whatever its stem names."""
     cut = _cut(key, dialect_of(key))
     return cut[1] if cut else None
+
+
+def common_key(key: str) -> str:
+    """A key with the ending that its role has in most dialects, where its own has endings of its own."""
+    dialect = dialect_of(key)
+    cut = _cut(key, dialect) if dialect.separator != "." else None
+    return f"{cut[0]}.{_endings(families()).of.get(cut[1], cut[1])}" if cut else key
 
 
 def read_roles(header: Header, *, configured: bool = False) -> list[Role]:
@@ -94,6 +102,7 @@ class _Endings:
     def __init__(self, roles: Mapping[str, str]) -> None:
         self.roles = frozenset(roles.values())
         self.pattern = re.compile(rf"(?P<stem>.+?)\.(?P<ending>{ending_pattern(roles)})")
+        self.of = {role: without_name(ending) for ending, role in reversed(list(roles.items()))}
         self._patterns = [(re.compile(ending_pattern([ending])), role) for ending, role in roles.items()]
         self._found: dict[str, str] = {}
 

@@ -7,16 +7,14 @@ applied in part; all of its keys are left over.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 from os.path import commonprefix
 
 from paramerge.adapters import LayerModule, Leftover
 from paramerge.adapters.registry import vague_roles
 from paramerge.formats import peft
 from paramerge.formats.layers import folded
-from paramerge.formats.registry import dialects, place_of
+from paramerge.formats.registry import boundaries, place_of
 from paramerge.formats.roles import read_role
 from paramerge.models.names import ModuleName, split_kind
 
@@ -58,12 +56,6 @@ def whole_layers(
     return kept, (*found, *(each for each in others if each.keys))
 
 
-@cache
-def _boundaries() -> re.Pattern[str]:
-    """What may stand between a layer's name and the rest of a key."""
-    return re.compile("|".join(sorted({re.escape(dialect.separator) for dialect in dialects()})))
-
-
 def _layer(name: ModuleName) -> str:
     """The layer that a weight or a bias is of, in one spelling."""
     return folded(name._replace(path=split_kind(name.path)[0]))
@@ -74,14 +66,14 @@ def _owners(modules: Mapping[ModuleName, LayerModule]) -> dict[str, str]:
     owners = {}
     for name, module in modules.items():
         stem = commonprefix(module.keys)  # noqa: RUF071 - of characters, not of folders
-        ends = [match.start() for match in _boundaries().finditer(stem)]
+        ends = [match.start() for match in boundaries().finditer(stem)]
         owners[f"stem {stem[: ends[-1]] if ends else stem}"] = _layer(name)
     return owners | {layer: layer for layer in owners.values()}
 
 
 def _owner(key: str, owners: Mapping[str, str]) -> str | None:
     """The layer that the key is of, the innermost that its dots can mean."""
-    for match in reversed(list(_boundaries().finditer(key))[-_LONGEST_ENDING:]):
+    for match in reversed(list(boundaries().finditer(key))[-_LONGEST_ENDING:]):
         stem = key[: match.start()]
         place = place_of(stem)
         found = owners.get(f"stem {stem}") or (owners.get(_layer(place.name)) if place else None)
@@ -101,5 +93,5 @@ def _is_of_another(key: str, layer: str) -> bool:
 def _meaning(key: str) -> str:
     """What the key holds, in words; its ending where nothing is known of it."""
     known = next((text for ending, text in _MEANINGS.items() if key.endswith(ending)), None)
-    ends = [match.start() for match in _boundaries().finditer(key)]
+    ends = [match.start() for match in boundaries().finditer(key)]
     return known or peft.leftover_reason(key) or f"'{key[ends[-1] :]}'"
