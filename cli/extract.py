@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from paramerge.adapters import Adapter
-    from paramerge.extract.from_lora import ExtractedLayer, Extraction
+    from paramerge.extract.from_lora import Extraction, TakenLayer
 
 __all__ = ["extract"]
 
@@ -56,7 +56,9 @@ __all__ = ["extract"]
     help="Or: the fewest that hold this share (0 to 1) of a layer's energy.",
 )
 @gamma_option
-@click.option("--krona", metavar="A1,A2", default="64,4", show_default=True, help="Its first factor.")
+@click.option(
+    "--kronecker", "--krona", metavar="A1,A2", default="64,4", show_default=True, help="Its first factor."
+)
 @click.option("--lokr-factor", type=int, metavar="N", default=-1, show_default=True)
 @click.option("--only", "only", multiple=True, metavar="COMPONENT", help="unet ... May be repeated.")
 @click.option("--partial", is_flag=True, help="Leave out changes that the family cannot hold, and say which.")
@@ -75,7 +77,7 @@ def extract(
     rank: int | None,
     energy: float | None,
     gamma: float | None,
-    krona: str,
+    kronecker: str,
     lokr_factor: int,
     only: tuple[str, ...],
     partial: bool,
@@ -108,7 +110,7 @@ def extract(
         from paramerge.extract.families import ExtractOptions
 
         options = ExtractOptions(
-            family, rank, energy, gamma, lokr_factor, kronecker_pair(krona), only, partial, dtype
+            family, rank, energy, gamma, lokr_factor, kronecker_pair(kronecker), only, partial, dtype
         )
         extract_tuned(
             tuned, base, output, options, overwrite=overwrite, all_layers=all_layers, as_json=as_json
@@ -222,7 +224,7 @@ def _kind_table(extraction: Extraction) -> Table:
     """One row for each kind of layer of each component."""
     from paramerge.formats.layers import layer_kind
 
-    groups: dict[tuple[str, str], list[ExtractedLayer]] = {}
+    groups: dict[tuple[str, str], list[TakenLayer]] = {}
     for layer in extraction.layers:
         groups.setdefault((layer.name.component, layer_kind(layer.name)), []).append(layer)
     table = _table("component", "layers", "count", "rank", "LoRA's rank", "energy held (least)")
@@ -252,7 +254,7 @@ def _table(*titles: str) -> Table:
     return table
 
 
-def _span(layers: Sequence[ExtractedLayer]) -> str:
+def _span(layers: Sequence[TakenLayer]) -> str:
     return _from_to([layer.rank for layer in layers])
 
 

@@ -10,7 +10,6 @@ __all__ = ["flagged", "with_flags"]
 
 _FLAGS = {
     "tuned": "from",
-    "kronecker": "krona",
     "architecture": "arch",
     "families": "family",
     "prompts": "prompt",

@@ -63,6 +63,7 @@ class _SizedFamily(click.Choice[str]):
     help="Hold all layers within --gamma, or convolutions alone, as Table 3 of the PaRa paper does.",
 )
 @click.option(
+    "--kronecker",
     "--krona",
     metavar="A1,A2",
     default="64,4",
@@ -79,7 +80,7 @@ def sizes(
     families: tuple[str, ...],
     gamma: float | None,
     boundary: BoundaryChoice,
-    krona: str,
+    kronecker: str,
     lokr_factor: int,
     dtype: str,
     as_json: bool,
@@ -88,7 +89,7 @@ def sizes(
 
     \b
     paramerge sizes --arch sdxl --subset exca --rank 16 --family para --family lora
-    paramerge sizes --subset sao+cao --rank 4 --family lora --family krona --krona 64,4
+    paramerge sizes --subset sao+cao --rank 4 --family lora --family krona --kronecker 64,4
     """
     from paramerge.sizes.call import sizes as run
 
@@ -99,12 +100,12 @@ def sizes(
         ranks=ranks,
         gamma=gamma,
         boundary=boundary,
-        kronecker=kronecker_pair(krona),
+        kronecker=kronecker_pair(kronecker),
         lokr_factor=lokr_factor,
         dtype=dtype,
     )
     if as_json:
-        options = {"gamma": gamma, "gamma_on": boundary, "krona": krona, "lokr_factor": lokr_factor}
+        options = {"gamma": gamma, "gamma_on": boundary, "krona": kronecker, "lokr_factor": lokr_factor}
         content = {
             "architecture": arch,
             "dtype": dtype,
@@ -122,7 +123,7 @@ def kronecker_pair(text: str) -> tuple[int, int]:
         first, second = (int(part) for part in text.split(","))
     except ValueError:
         raise UsageError(
-            "this is not the shape of a factor", where="--krona", expected="two numbers: 64,4", found=text
+            "this is not the shape of a factor", where="--kronecker", expected="two numbers: 64,4", found=text
         ) from None
     return first, second
 

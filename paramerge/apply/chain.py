@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from paramerge import algebra
-from paramerge.adapters.changes import Change as Addition
+from paramerge.adapters.changes import Change
 from paramerge.adapters.contract import AdditiveModule
 from paramerge.adapters.para import ParaModule, storage_cut
 from paramerge.bake.plan import FamilyOp, LoraOp, Op, ParaOp, ParaPart
@@ -22,7 +22,7 @@ from paramerge.models.names import ModuleName
 
 __all__ = [
     "Chain",
-    "Change",
+    "ChainChange",
     "DeltaLink",
     "LoraLink",
     "ParaLink",
@@ -52,7 +52,7 @@ class ParaLink:
 
 @dataclass(frozen=True)
 class LoraLink:
-    """Addition of ``scale * B A``: ``B`` (d, r) and ``A`` (r, k), float64."""
+    """Change of ``scale * B A``: ``B`` (d, r) and ``A`` (r, k), float64."""
 
     B: torch.Tensor
     A: torch.Tensor
@@ -61,12 +61,12 @@ class LoraLink:
 
 @dataclass(frozen=True)
 class DeltaLink:
-    """Addition of ``strength`` times something that is not of low rank but is known by its factors.
+    """Change of ``strength`` times something that is not of low rank but is known by its factors.
 
     ``rank`` is the most that its rank can be.
     """
 
-    addition: Addition
+    addition: Change
     strength: float
     rank: int
 
@@ -83,7 +83,7 @@ class DeltaLink:
 
 
 @dataclass(frozen=True)
-class Change:
+class ChainChange:
     """A chain on one weight: ``W + up @ down + added``, ``up`` (d, m) and ``down`` (m, k), float64.
 
     ``removed`` is the rank that the PaRas of strength 1 take from a weight of full row rank.
@@ -122,7 +122,7 @@ class Chain:
         bases = [link.Q for link in self.links if isinstance(link, ParaLink) and link.Q.shape[1]]
         return torch.cat(bases, dim=1) if bases else None
 
-    def change(self, C: torch.Tensor | None) -> Change | None:
+    def change(self, C: torch.Tensor | None) -> ChainChange | None:
         """What the chain does to the weight, for ``C`` = ``basis^T W`` (R, k).
 
         None when the chain leaves the layer as it is.
@@ -158,7 +158,7 @@ class Chain:
         if not ups:
             rows, columns = added[0].addition.shape
             ups, downs = [torch.zeros((rows, 0), dtype=FLOAT64)], [torch.zeros((0, columns), dtype=FLOAT64)]
-        return Change(torch.cat(ups, dim=1), torch.cat(downs, dim=0), _removed_rank(gone), tuple(added))
+        return ChainChange(torch.cat(ups, dim=1), torch.cat(downs, dim=0), _removed_rank(gone), tuple(added))
 
 
 def load_chain(module: ModuleName, ops: Sequence[Op]) -> Chain:

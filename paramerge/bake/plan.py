@@ -228,9 +228,7 @@ def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOp
     CheckpointError
         A layer that should change is stored in a form that cannot be computed on.
     """
-    targets = {
-        name: target for file in base.files for name, target in ({**file.targets, **file.parameters}).items()
-    }
+    targets = {name: target for file in base.files for name, target in file.reachable.items()}
     planned = [_match(base, targets, _resolved(step, adapter), adapter, options) for step, adapter in steps]
     ops, left_alone = _operations(targets, planned, options)
     files = tuple(_plan_file(file, ops, options) for file in base.files)
@@ -383,7 +381,7 @@ def _operation(
 
 def _plan_file(file: WeightFile, ops: Mapping[ModuleName, tuple[Op, ...]], options: BakeOptions) -> FilePlan:
     edits: dict[str, list[Edit]] = {}
-    for name, target in ({**file.targets, **file.parameters}).items():
+    for name, target in file.reachable.items():
         if name in ops:
             edits.setdefault(target.key, []).append(Edit(target, ops[name]))
     _check_convertible(file, options)

@@ -69,6 +69,11 @@ class WeightFile:
     quantised: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The scheme of every tensor that belongs to a quantised layer, by key."""
 
+    @property
+    def reachable(self) -> Mapping[ModuleName, Target]:
+        """All that adapters reach: the layers, then the norms, biases and embeddings."""
+        return {**self.targets, **self.parameters}
+
 
 @dataclass(frozen=True)
 class Base:

@@ -47,6 +47,8 @@ def extract(
     ----------
     tuned, base:
         The checkpoint that was made, and the one that it was made from.
+    output:
+        The file to write.
     family:
         ``para`` (recovered, or refused if it was none), ``lora``, ``lokr`` or ``krona`` (the nearest).
     rank, energy, gamma, lokr_factor, kronecker, only, partial, dtype:

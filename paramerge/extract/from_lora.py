@@ -23,11 +23,11 @@ from paramerge.errors import FamilyError, UsageError
 from paramerge.models.names import ModuleName
 from paramerge.wording import option
 
-__all__ = ["ExtractedLayer", "Extraction", "extract_para"]
+__all__ = ["Extraction", "TakenLayer", "extract_para"]
 
 
 @dataclass(frozen=True)
-class ExtractedLayer:
+class TakenLayer:
     """The directions taken from one layer of a LoRA.
 
     Attributes
@@ -58,7 +58,7 @@ class ExtractedLayer:
 class Extraction:
     """The layers taken, and those where the LoRA is zero and has no directions to take."""
 
-    layers: tuple[ExtractedLayer, ...]
+    layers: tuple[TakenLayer, ...]
     empty: tuple[ModuleName, ...]
 
     @property
@@ -125,13 +125,13 @@ def extract_para(
     return Extraction(tuple(layers), tuple(empty))
 
 
-def _extract_layer(module: LoraModule, rank: int | None, energy: float | None) -> ExtractedLayer | None:
+def _extract_layer(module: LoraModule, rank: int | None, energy: float | None) -> TakenLayer | None:
     """The directions of one layer; None where the LoRA is zero."""
     B, A = (factor.astype(np.float64) for factor in module.factors())
     Q = leading_output_directions(B, A, rank=rank, energy=energy)
     if Q.shape[1] == 0:
         return None
-    return ExtractedLayer(module.name, Q, module.rank, module.norm(), lora_loss(Q, B, A) ** 2)
+    return TakenLayer(module.name, Q, module.rank, module.norm(), lora_loss(Q, B, A) ** 2)
 
 
 def _loras(adapter: Adapter) -> Iterable[LoraModule]:

@@ -43,6 +43,8 @@ def merge(
     ----------
     adapters:
         As for :func:`paramerge.bake`; a PaRa has no strength here.
+    output:
+        The file to write.
     base:
         The checkpoint, where the answer depends on it.
     merge, gamma, keep, rank, energy, dtype, allow_unmatched:

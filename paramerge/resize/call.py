@@ -37,6 +37,8 @@ def resize(
     ----------
     adapter:
         As in the list for :func:`paramerge.bake`, without a strength.
+    output:
+        The file to write.
     rank, energy:
         One of both: the most directions of a layer, or the share of its squared norm to hold, in (0, 1].
     base:

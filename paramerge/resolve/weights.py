@@ -33,9 +33,7 @@ class BaseWeights:
     def __init__(self, base: Base) -> None:
         self.base = base
         self._places = {
-            name: (file, target)
-            for file in base.files
-            for name, target in {**file.targets, **file.parameters}.items()
+            name: (file, target) for file in base.files for name, target in file.reachable.items()
         }
 
     def check(self, adapter: Adapter) -> Adapter:

@@ -86,7 +86,7 @@ def test_every_argument_that_a_text_names_has_a_flag() -> None:
             'paramerge.Para("m.safetensors", 0.8)',
             "--para m.safetensors@0.8",
         ),
-        (option("kronecker"), "kronecker", "--krona"),
+        (option("kronecker"), "kronecker", "--kronecker"),
         (
             call("extract", tuned="BAKED", base="BASE"),
             "paramerge.extract(tuned=BAKED, base=BASE)",

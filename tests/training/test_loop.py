@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from paramerge.errors import CheckpointError, NonFiniteError
-from paramerge.training.tiny.loop import Budget, torch_generator, train
+from paramerge.training.chance import generator as torch_generator
+from paramerge.training.tiny.loop import Budget, train
 
 
 class Line:

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from paramerge.training.chance import generator as torch_generator
 from paramerge.training.tiny.libraries import AutoencoderKL
-from paramerge.training.tiny.loop import torch_generator
 from paramerge.training.tiny.pictures import SIZE
 from paramerge.training.tiny.scenes import (
     Composer,

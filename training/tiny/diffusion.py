@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from paramerge.training.chance import generator as torch_generator
 from paramerge.training.tiny.autoencoder import encode
 from paramerge.training.tiny.libraries import (
     AutoencoderKL,
@@ -16,7 +17,6 @@ from paramerge.training.tiny.libraries import (
     DDIMScheduler,
     UNet2DConditionModel,
 )
-from paramerge.training.tiny.loop import torch_generator
 from paramerge.training.tiny.models import token_ids
 from paramerge.training.tiny.scenes import Composer, Scene, SceneMix, draw_scene, random_generator, single
 from paramerge.training.tiny.split import Split

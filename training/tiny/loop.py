@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import nn
 from paramerge.errors import NonFiniteError
 from paramerge.training.tiny.checkpoint import TrainingState, load_state, save_state
 
-__all__ = ["Budget", "Part", "Report", "torch_generator", "train"]
+__all__ = ["Budget", "Part", "Report", "train"]
 
 _WARMUP = 100
 _CURVE_EVERY = 25
@@ -61,12 +60,6 @@ class Budget:
             spent = max(spent, min(1.0, seconds / self.seconds))
         slope = (1 - spent) / self.cooldown if self.cooldown else 1.0
         return self.learning_rate * min(1.0, (step + 1) / _WARMUP, max(slope, _LEAST))
-
-
-def torch_generator(*names: object) -> torch.Generator:
-    """A generator on the CPU that depends on ``names`` and on nothing else."""
-    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
 def train(part: Part, budget: Budget, folder: Path, report: Report, *, resume: bool = False) -> TrainingState:
