@@ -16,14 +16,25 @@ if TYPE_CHECKING:
 
 __all__ = ["convert"]
 
-_FORMATS = ("kohya", "kohya-sgm", "lycoris", "diffusers", "peft", "para", "deft")
+
+class _Format(click.Choice[str]):
+    """The dialects that are written, asked for when they are needed: a package may add one."""
+
+    def __init__(self) -> None:
+        self.case_sensitive = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        from paramerge.formats.registry import writable
+
+        return tuple(name for key, dialect in writable().items() for name in (key, *dialect.aliases))
 
 
 @click.command(name="convert")
 @click.argument("adapters", nargs=-1, required=True, metavar="IN ...")
 @click.option(
     "--to",
-    type=click.Choice(_FORMATS),
+    type=_Format(),
     required=True,
     help="lycoris is kohya: the same names, and all of LyCORIS's families; kohya-sgm has LDM's numbers.",
 )
@@ -69,14 +80,14 @@ def convert(
     paramerge convert subject-para.safetensors --to kohya --base sdxl.safetensors -o subject-lora.safetensors
     """
     from paramerge.convert.call import convert as run
-    from paramerge.convert.request import FOLDERS
+    from paramerge.formats.registry import named_dialect
 
     with Progress("converting", quiet=as_json, unit="layers") as progress:
         report = run(
             adapters, output, to=to, base=base, dtype=dtype, partial=partial, overwrite=overwrite,
             progress=progress.update,
         )  # fmt: skip
-    if to not in FOLDERS:
+    if not named_dialect(to).folder:
         note_ending(output, report.outputs[0], quiet=as_json)
     if as_json:
         click.echo(dump(_as_data(report)))

@@ -8,16 +8,12 @@ from pathlib import Path
 
 from paramerge.checkpoints.quantised import WITHOUT_WEIGHTS
 from paramerge.errors import CheckpointError
+from paramerge.formats.families import adapter_keys
 from paramerge.models.model_names import UNET_LIKE, looks_like, recognise
 from paramerge.wording import option
 
-__all__ = ["adapter_keys", "refuse_adapter", "refuse_quantised", "refuse_wrapped", "without_unet"]
+__all__ = ["refuse_adapter", "refuse_quantised", "refuse_wrapped", "without_unet"]
 
-_ADAPTER_KEY = re.compile(
-    r"\.(lora_(up|down|mid|A|B|E)|lora|lora_linear_layer|hada_w\d|lokr_w\d|oft_\w+|boft_\w+|dora_scale|para_B"
-    r"|lora_magnitude_vector|ia3_l|vera_lambda_\w)(\.|_|$)"
-    r"|\.to_(q|k|v|out)_lora\.|^(lora_|lycoris_|unet:\d+:|text_encoder:\d+:)"
-)
 _WRAPPED_KEY = re.compile(r"\.base_layer\.(weight|bias)$")
 _TRAINING_WRAPPER = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_forward_module)\.|^module\.")
 
@@ -73,11 +69,6 @@ def _kinds(keys: Iterable[str]) -> dict[str, str]:
         if name is not None:
             found.setdefault(name, key)
     return {name: found[name] for name, _ in _NO_UNET if name in found}
-
-
-def adapter_keys(keys: Iterable[str]) -> list[str]:
-    """The keys that are an adapter's by their names."""
-    return [key for key in keys if _ADAPTER_KEY.search(key)]
 
 
 def _is_model(keys: Iterable[str]) -> bool:

@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from paramerge.checkpoints.component_folder import is_shard
 from paramerge.checkpoints.diffusers_folder import FolderContents, read_folder
 from paramerge.checkpoints.foreign import (
-    adapter_keys,
     refuse_adapter,
     refuse_quantised,
     refuse_wrapped,
@@ -27,6 +26,7 @@ from paramerge.checkpoints.targets import Target, targets_of
 from paramerge.errors import CheckpointError
 from paramerge.files.header import Header, read_header
 from paramerge.files.source import Source
+from paramerge.formats.families import adapter_keys
 from paramerge.models.architecture import UNKNOWN, Architecture, detect_architecture
 from paramerge.models.components import Located, locate
 from paramerge.models.model_names import KnownModel, recognise

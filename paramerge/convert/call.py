@@ -50,7 +50,8 @@ def convert(
     output:
         A file; a folder for ``peft`` and ``deft``.
     to:
-        ``kohya`` (or ``lycoris``), ``kohya-sgm``, ``diffusers``, ``peft``, ``para`` or ``deft``.
+        ``kohya`` (or ``lycoris``), ``kohya-sgm``, ``diffusers``, ``peft``, ``para``, ``deft``, or what a
+        package adds.
     base:
         The checkpoint that a PaRa becomes a LoRA for; also what tells other models' names.
     dtype:
@@ -65,7 +66,7 @@ def convert(
     ParamergeError
         See :func:`paramerge.convert.convert.convert`.
     """
-    options = ConvertOptions("kohya" if to == "lycoris" else to, dtype, partial)
+    options = ConvertOptions(to, dtype, partial)
     opened = open_given(adapters, lambda path: open_deft(path) if is_deft(path) else None)
     with hashing(rehash=rehash):
         return convert_opened(

@@ -18,7 +18,6 @@ from paramerge.adapters.unread import refuse_unread
 from paramerge.checkpoints.layout import Base
 from paramerge.convert.parts import Part, part_of
 from paramerge.convert.request import (
-    FORMATS,
     ConvertOptions,
     check_output,
     check_request,
@@ -29,13 +28,14 @@ from paramerge.convert.writing import CONVERSION_KEY, Writing, counted_notes
 from paramerge.errors import AdapterError, FamilyError
 from paramerge.files.header import Header, read_header
 from paramerge.formats.diffusers import SEVERAL_RANKS, has_several_ranks
+from paramerge.formats.registry import named_dialect
 from paramerge.merge.mixed import as_one_lora
 from paramerge.merge.request import CombineOptions, Input
 from paramerge.models.names import COMPONENTS, ModuleName
 from paramerge.resolve.checks import check_architectures, common_architecture
 from paramerge.resolve.weights import BaseWeights, LayerShapes
 
-__all__ = ["CONVERSION_KEY", "FORMATS", "ConversionReport", "ConvertOptions", "ConvertedLayer", "convert"]
+__all__ = ["CONVERSION_KEY", "ConversionReport", "ConvertOptions", "ConvertedLayer", "convert"]
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,12 @@ def _rank_notes(parts: Sequence[Part], options: ConvertOptions) -> dict[str, int
 def _parts(
     adapter: Adapter, options: ConvertOptions, left_out: list[str], progress: Callable[[int, int], None]
 ) -> Iterator[Part]:
-    header = read_header(adapter.opened[0])
+    header, form = read_header(adapter.opened[0]), named_dialect(options.to).parts
     written = 0
     for done, module in enumerate(adapter.modules.values()):
         progress(done, len(adapter.modules))
         try:
-            part = part_of(module, adapter, header, options.to, options.dtype)
+            part = part_of(module, adapter, header, form, options.dtype)
         except FamilyError:
             if not options.partial:
                 raise
@@ -172,7 +172,7 @@ def _as_lora(
     progress: Callable[[int, int], None],
 ) -> Iterator[Part]:
     """The LoRA that does to this base what the PaRas (jointly) and then the LoRAs do (T5)."""
-    dtype = options.dtype or "F16"
+    dtype, folds = options.dtype or "F16", named_dialect(options.to).alpha == "folded"
     combine, scales = CombineOptions(dtype=dtype), [given.scale for given in inputs]
     shapes = LayerShapes(weights, common_architecture(adapters))
     names = sorted(
@@ -189,7 +189,7 @@ def _as_lora(
             continue
         factors = layer.factors
         up, down, alpha = factors.up, factors.down, factors.alpha
-        if options.to == "diffusers" and alpha != factors.rank:
+        if folds and alpha != factors.rank:
             up, down = folded(up, down, alpha / factors.rank, dtype)
             alpha = float(factors.rank)
         up, down = rounded(name, up, dtype), rounded(name, down, dtype)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from paramerge.adapters import Adapter
 from paramerge.checkpoints.layout import Base
-from paramerge.convert.parts import HOLDS
 from paramerge.errors import FamilyError, UsageError
 from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.outputs import check_output_file, check_output_folder, inputs_of
 from paramerge.formats.layers import bare_norm, clip_path, unet_path
+from paramerge.formats.registry import named_dialect, writable
 from paramerge.listing import listed
 from paramerge.merge.request import Input
 from paramerge.models.flux_keys import single_file_path
@@ -20,18 +20,12 @@ from paramerge.models.names import MODEL, ModuleName, split_kind
 from paramerge.wording import call, option
 
 __all__ = [
-    "FOLDERS",
-    "FORMATS",
     "ConvertOptions",
     "check_output",
     "check_request",
     "refuse_other_names",
     "refuse_unread_names",
 ]
-
-FORMATS = tuple(HOLDS)
-FOLDERS = ("peft", "deft")
-"""The formats whose adapters are folders."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ class ConvertOptions:
     Attributes
     ----------
     to:
-        One of :data:`FORMATS`.
+        The key of a dialect that is written (:func:`paramerge.formats.registry.writable`), or its alias.
     dtype:
         ``F16``, ``BF16`` or ``F32``; None to keep each tensor's (of a PaRa that becomes a LoRA: F16).
     partial:
@@ -53,8 +47,10 @@ class ConvertOptions:
     partial: bool = False
 
     def __post_init__(self) -> None:
-        if self.to not in FORMATS:
-            raise UsageError("no such format", where=option("to"), expected=", ".join(FORMATS), found=self.to)
+        formats = {name: key for key, each in writable().items() for name in (key, *each.aliases)}
+        if self.to not in formats:
+            raise UsageError("no such format", where=option("to"), expected=", ".join(formats), found=self.to)
+        object.__setattr__(self, "to", formats[self.to])
         if self.dtype is not None:
             object.__setattr__(self, "dtype", parse_dtype(self.dtype))
 
@@ -64,7 +60,7 @@ def check_request(
 ) -> bool:
     """Whether PaRas become a LoRA; refuses inputs that do not go together."""
     families = {adapter.family for adapter in adapters}
-    to_lora = "para" in families and options.to not in ("para", "deft")
+    to_lora = "para" in families and named_dialect(options.to).parts not in ("para", "deft")
     for given, adapter in zip(inputs, adapters, strict=True):
         if given.scale != 1 and (adapter.family == "para" or not to_lora):
             raise UsageError(
@@ -168,6 +164,6 @@ def check_output(
 ) -> Path:
     """Refuse an output that may not be written, and give it with its ending; raises OutputError."""
     inputs = inputs_of(base, *adapters)
-    if to in FOLDERS:
+    if named_dialect(to).folder:
         return check_output_folder(output, inputs, overwrite=overwrite)
     return check_output_file(output, inputs, overwrite=overwrite)

@@ -7,7 +7,7 @@ and a file that is not wholly understood is refused by name rather than half app
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,9 @@ from paramerge.adapters.family import Family, ending_pattern, without_name
 from paramerge.adapters.foreign import FOREIGN, PEFT_TUNERS
 from paramerge.errors import AdapterError, FamilyError, ParamergeError
 from paramerge.files.header import Header, TensorInfo
+from paramerge.formats.diffusers import DIFFUSERS, DIFFUSERS_OLD
+from paramerge.formats.peft import PEFT
+from paramerge.formats.registry import dialect_of
 from paramerge.formats.roles import common_key
 from paramerge.listing import listed
 from paramerge.wording import option
@@ -30,6 +33,7 @@ __all__ = [
     "PARA",
     "SVDIFF",
     "Survey",
+    "adapter_keys",
     "refuse_foreign",
     "several_dialects",
     "survey",
@@ -258,6 +262,27 @@ def _claim(key: str, info: TensorInfo) -> tuple[str, str] | None:
     if match := _PEFT_TUNER.fullmatch(key):
         return match["tuner"].upper(), match["module"]
     return None
+
+
+def adapter_keys(keys: Iterable[str]) -> list[str]:
+    """The keys that are an adapter's by name: by a family's ending, or by a dialect that models lack."""
+    ending = _any_ending(registry.families())
+    return [key for key in keys if len(key) <= _LONGEST_KEY and (_of_adapters(key) or ending.search(key))]
+
+
+def _of_adapters(key: str) -> bool:
+    """Whether the key is spelled as no model's is."""
+    dialect = dialect_of(key)
+    return dialect.base not in (DIFFUSERS.key, PEFT.key) or dialect is DIFFUSERS_OLD
+
+
+@lru_cache(maxsize=4)
+def _any_ending(every: tuple[Family, ...]) -> re.Pattern[str]:
+    """The endings of all families' keys, and of those that are known and cannot be read."""
+    known = ending_pattern(ending for family in every for ending in family.endings)
+    foreign = "|".join(family.pattern for family in FOREIGN)
+    tuners = rf"(?:{PEFT_TUNERS})_\w+(?:\.\w+){{0,2}}"
+    return re.compile(rf"\.(?:{known}|{foreign}|{tuners})\Z")
 
 
 def _by_ending(key: str, info: TensorInfo) -> tuple[str, str] | None:

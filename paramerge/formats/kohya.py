@@ -152,7 +152,7 @@ KOHYA_SGM = Dialect(
     place=_place,
     endings=_ENDINGS,
     spell=_stem_in_ldm_blocks,
-    parts="kohya",
+    parts="kohya-sgm",
     metadata=_metadata,
     variant_of="kohya",
 )

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from checkpoint_files import Shape, blueprint, shapes_of, write_folder, write_holes
 
+from paramerge.adapters import registry
+from paramerge.adapters.family import without_name
 from paramerge.checkpoints.layout import open_base
 from paramerge.errors import CheckpointError
 
@@ -49,6 +51,20 @@ QUANTISED = [
     ("bitsandbytes", "mid_block.attentions.0.proj_in.weight.quant_state.bitsandbytes__nf4"),
     ("GPTQ or AWQ", "mid_block.attentions.0.proj_in.qweight"),
 ]
+
+
+_LAYERS = ("down_blocks.0", "mid_block", "up_blocks.1")
+ENDINGS = sorted(
+    {without_name(ending) for family in registry.families() for ending in family.endings}
+    | {"lambda_layer", "vera_lambda_b", "lora_E", "set_weight", "oft_diag", "hra_u", "deft_P"}
+)
+STEMS = {
+    "dotted": "unet.{}.attentions.0.transformer_blocks.0.attn1.to_q.",
+    "bare": "{}.attentions.0.transformer_blocks.0.attn1.to_q.",
+    "ComfyUI's": "diffusion_model.{}.attentions.0.transformer_blocks.0.attn1.to_q.",
+    "PEFT's": "base_model.model.{}.attentions.0.transformer_blocks.0.attn1.to_q.",
+    "another model's": "diffusion_model.double_blocks.0.{}.img_attn.qkv.",
+}
 
 
 def refusal(tmp_path: Path, shapes: dict[str, Shape]) -> CheckpointError:
@@ -179,3 +195,10 @@ def test_no_pattern_of_another_architecture_matches_a_stable_diffusion(
     plan = blueprint(architecture, 16)
     assert open_base(write_holes(tmp_path / "a.safetensors", shapes_of(plan.single_file())))
     assert open_base(write_folder(tmp_path / "b", architecture))
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("stem", STEMS.values(), ids=STEMS)
+def test_an_adapter_of_any_family_is_no_base(stem: str, ending: str, tmp_path: Path) -> None:
+    shapes: dict[str, Shape] = {stem.format(layer) + ending: (4, 4) for layer in _LAYERS}
+    assert refusal(tmp_path, shapes).what == "this is an adapter, not a base checkpoint"
