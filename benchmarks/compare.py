@@ -21,10 +21,10 @@ from measure import Cost, run, warm
 from rich.console import Console
 from rich.table import Table
 
-from paramerge.formats.layers import layer_kind
 from paramerge.formats.lora_writer import LoraFactors, write_lora
 from paramerge.formats.native import write_para
-from paramerge.models.blueprint import sdxl
+from paramerge.models.architectures.sdxl import sdxl
+from paramerge.models.layer_kinds import layer_kind
 from paramerge.models.names import ModuleName
 
 

@@ -23,19 +23,19 @@ from random_checkpoint import write_random_checkpoint
 from paramerge.checkpoints.layout import open_base
 from paramerge.formats import write_para
 from paramerge.formats.lora_writer import LoraFactors, write_lora
-from paramerge.models.blueprint import BLUEPRINTS
+from paramerge.models.registry import published
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--arch", choices=list(BLUEPRINTS), default="sd15")
+    parser.add_argument("--arch", choices=list(published()), default="sd15")
     parser.add_argument("--jobs", nargs="*", default=["lora", "para", "lokr", "krona"])
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     base = given.folder / f"{given.arch}.safetensors"
     if not base.exists():
-        write_random_checkpoint(BLUEPRINTS[given.arch](), base, seed=0)
+        write_random_checkpoint(published()[given.arch](), base, seed=0)
     for job in given.jobs:
         kind = "para" if job == "para" else "lora"
         adapter = (

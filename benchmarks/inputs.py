@@ -12,7 +12,7 @@ from paramerge.checkpoints.layout import open_base
 from paramerge.checkpoints.targets import Target
 from paramerge.files.writer import write_safetensors
 from paramerge.formats.native import write_para
-from paramerge.models.blueprint import sdxl
+from paramerge.models.architectures.sdxl import sdxl
 from paramerge.models.names import ModuleName
 
 _KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}

@@ -137,7 +137,7 @@ def make_unet(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from blueprint_configs import folder_configs
     from diffusers import UNet2DConditionModel
 
-    from paramerge.models.blueprint import sdxl
+    from paramerge.models.architectures.sdxl import sdxl
 
     config = folder_configs(sdxl(options.width))["unet/config.json"]
     dtype = torch.bfloat16 if options.device.startswith("cuda") else torch.float32

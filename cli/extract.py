@@ -222,7 +222,7 @@ def _show(adapter: Adapter, extraction: Extraction, output: Path, all_layers: bo
 
 def _kind_table(extraction: Extraction) -> Table:
     """One row for each kind of layer of each component."""
-    from paramerge.formats.layers import layer_kind
+    from paramerge.models.layer_kinds import layer_kind
 
     groups: dict[tuple[str, str], list[TakenLayer]] = {}
     for layer in extraction.layers:

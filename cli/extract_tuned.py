@@ -75,7 +75,7 @@ def _as_data(report: ExtractionReport) -> dict[str, object]:
 def _show(report: ExtractionReport, all_layers: bool) -> None:
     from rich.table import Table
 
-    from paramerge.formats.layers import layer_kind
+    from paramerge.models.layer_kinds import layer_kind
 
     groups: dict[tuple[str, str], list[ExtractedLayer]] = {}
     for layer in report.layers:

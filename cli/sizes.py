@@ -9,7 +9,7 @@ import click
 from paramerge.adapters.registry import sized
 from paramerge.cli.options import dtype_option, gamma_option, json_option
 from paramerge.errors import UsageError
-from paramerge.models.blueprint import BLUEPRINTS
+from paramerge.models.registry import published
 from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class _SizedFamily(click.Choice[str]):
 
 
 @click.command(name="sizes")
-@click.option("--arch", type=click.Choice(list(BLUEPRINTS)), default="sdxl", show_default=True)
+@click.option("--arch", type=click.Choice(list(published())), default="sdxl", show_default=True)
 @click.option(
     "--subset",
     "subsets",

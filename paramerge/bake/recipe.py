@@ -19,7 +19,7 @@ from paramerge.checkpoints.layout import DIFFUSERS_FOLDER
 from paramerge.files.file_names import readable_name
 from paramerge.files.recipe_text import RECIPE_KEY
 from paramerge.files.source import Source
-from paramerge.models.architecture import MODELSPEC_NAMES
+from paramerge.models.registry import record_of
 from paramerge.resolve.blocks import BlockUse
 from paramerge.version import __version__
 
@@ -27,7 +27,6 @@ __all__ = ["RECIPE_KEY", "RECIPE_VERSION", "InputFile", "build_recipe", "output_
 
 RECIPE_VERSION = 1
 
-_RESOLUTION = {"sd15": "512x512", "sdxl": "1024x1024"}
 _STALE = (
     "modelspec.hash_sha256",
     "modelspec.date",
@@ -111,13 +110,14 @@ def output_metadata(base: Mapping[str, str], plan: Plan, recipe: Mapping[str, ob
 
 def _modelspec(base: Mapping[str, str], plan: Plan) -> dict[str, str]:
     fields = {"modelspec.sai_model_spec": base.get("modelspec.sai_model_spec", "1.0.0")}
-    architecture = base.get("modelspec.architecture") or MODELSPEC_NAMES.get(plan.base.architecture)
+    record = record_of(plan.base.architecture)
+    architecture = base.get("modelspec.architecture") or record.modelspec
     if architecture:
         fields["modelspec.architecture"] = architecture
     implementation = base.get("modelspec.implementation") or _implementation(plan)
     if implementation:
         fields["modelspec.implementation"] = implementation
-    resolution = base.get("modelspec.resolution") or _RESOLUTION.get(plan.base.architecture)
+    resolution = base.get("modelspec.resolution") or record.resolution
     if resolution:
         fields["modelspec.resolution"] = resolution
     names = [readable_name(name) for name in _names(plan)]

@@ -29,8 +29,9 @@ from paramerge.files.source import Source
 from paramerge.formats.families import adapter_keys
 from paramerge.models.architecture import UNKNOWN, Architecture, detect_architecture
 from paramerge.models.components import Located, locate
-from paramerge.models.model_names import KnownModel, recognise
+from paramerge.models.model_names import recognise
 from paramerge.models.names import MODEL, ModuleName
+from paramerge.models.record import ArchitectureRecord
 from paramerge.system_faults import reading
 from paramerge.wording import option
 
@@ -186,7 +187,7 @@ class _OpenedFile:
 
     weights: WeightFile
     located: Mapping[str, Located]
-    known: KnownModel | None
+    known: ArchitectureRecord | None
 
     @property
     def components(self) -> Mapping[str, str]:

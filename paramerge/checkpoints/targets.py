@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from paramerge.errors import CheckpointError
 from paramerge.models.components import Located, locate
-from paramerge.models.flux_keys import split_rows
+from paramerge.models.key_map import Rows, runs_of
 from paramerge.models.names import ModuleName
 
 __all__ = ["Target", "divided_rows", "find_targets", "targets_of"]
@@ -94,11 +94,7 @@ def _views(
 
 def divided_rows(shape: tuple[int, ...], located: Located) -> tuple[tuple[int, int], ...] | None:
     """The rows of each part of a stacked tensor of this shape; None if it cannot be divided so."""
-    count = len(located.parts)
-    if located.square:
-        return split_rows(count, shape[0], shape[1])
-    step = shape[0] // count
-    return tuple((i * step, (i + 1) * step) for i in range(count)) if step * count == shape[0] else None
+    return runs_of(located.rows, len(located.parts), shape[0], shape[1])
 
 
 def _rows_of_parts(key: str, shape: tuple[int, ...], located: Located) -> tuple[tuple[int, int], ...]:
@@ -108,12 +104,16 @@ def _rows_of_parts(key: str, shape: tuple[int, ...], located: Located) -> tuple[
         raise CheckpointError(
             "a stacked tensor cannot be divided into its parts",
             where=key,
-            expected=f"{count - 1} square parts and a last one"
-            if located.square
-            else f"a multiple of {count} rows",
+            expected=_expected_rows(located.rows, count),
             found=f"shape {list(shape)}",
         )
     return rows
+
+
+def _expected_rows(rows: Rows, count: int) -> str:
+    if rows == "square":
+        return f"{count - 1} square parts and a last one"
+    return f"a multiple of {count} rows" if rows == "equal" else f"{' + '.join(map(str, rows))} rows"
 
 
 _EMBEDDINGS = (

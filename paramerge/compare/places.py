@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from paramerge.formats.layers import layer_kind
+from paramerge.models.layer_kinds import columns as layer_columns
+from paramerge.models.layer_kinds import layer_kind
 from paramerge.models.names import COMPONENTS, ModuleName
 
 __all__ = [
@@ -30,54 +31,6 @@ _TITLES = {
     "text_encoder_3": "Text encoder 3",
 }
 _SHORT = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2", "text_encoder_3": "te3"}
-
-_COLUMNS = {
-    "conv_in": "conv",
-    "conv_out": "conv",
-    "linear_1": "fc1",
-    "linear_2": "fc2",
-    "conv1": "conv1",
-    "conv2": "conv2",
-    "time_emb_proj": "time",
-    "conv_shortcut": "skip",
-    "downsamplers.0.conv": "resample",
-    "upsamplers.0.conv": "resample",
-    "proj_in": "proj in",
-    "attn1.to_q": "self q",
-    "attn1.to_k": "self k",
-    "attn1.to_v": "self v",
-    "attn1.to_out.0": "self out",
-    "attn2.to_q": "cross q",
-    "attn2.to_k": "cross k",
-    "attn2.to_v": "cross v",
-    "attn2.to_out.0": "cross out",
-    "ff.net.0.proj": "ff 1",
-    "ff.net.2": "ff 2",
-    "proj_out": "proj out",
-    "self_attn.q_proj": "q",
-    "self_attn.k_proj": "k",
-    "self_attn.v_proj": "v",
-    "self_attn.out_proj": "out",
-    "mlp.fc1": "fc1",
-    "mlp.fc2": "fc2",
-    "text_projection": "proj",
-    "attn.to_q": "q",
-    "attn.to_k": "k",
-    "attn.to_v": "v",
-    "attn.to_out.0": "out",
-    "attn.add_q_proj": "text q",
-    "attn.add_k_proj": "text k",
-    "attn.add_v_proj": "text v",
-    "attn.to_add_out": "text out",
-    "self_attn.o_proj": "out",
-    "gate_proj": "gate",
-    "up_proj": "up",
-    "down_proj": "down",
-    "ff_context.net.0.proj": "text ff 1",
-    "ff_context.net.2": "text ff 2",
-    "proj_mlp": "ff 1",
-}
-"""The end of a layer's path and its column, in the order of the columns."""
 
 _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.")
 _NUMBERED = re.compile(r"(?:\w+\.)*?(?P<blocks>\w*(?:blocks?|layers?)|h)\.(?P<number>\d+)\.")
@@ -104,13 +57,15 @@ class Place(NamedTuple):
 
 def place_of(name: ModuleName) -> Place:
     """The cell that a layer belongs to; the transformer blocks of one attention share theirs."""
-    column = next((short for end, short in _COLUMNS.items() if f".{name.path}".endswith(f".{end}")), "other")
+    column = next(
+        (short for end, short in layer_columns().items() if f".{name.path}".endswith(f".{end}")), "other"
+    )
     return Place(name.component, _row(name.path), column)
 
 
 def columns_in_order(columns: set[str]) -> list[str]:
     """The columns that are there, from a block's beginning to its end."""
-    return [column for column in dict.fromkeys((*_COLUMNS.values(), "other")) if column in columns]
+    return [column for column in dict.fromkeys((*layer_columns().values(), "other")) if column in columns]
 
 
 def sorted_rows(rows: Sequence[str]) -> list[str]:

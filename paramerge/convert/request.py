@@ -15,8 +15,8 @@ from paramerge.formats.layers import bare_norm, clip_path, unet_path
 from paramerge.formats.registry import named_dialect, writable
 from paramerge.listing import listed
 from paramerge.merge.request import Input
-from paramerge.models.flux_keys import single_file_path
 from paramerge.models.names import MODEL, ModuleName, split_kind
+from paramerge.models.registry import records
 from paramerge.wording import call, option
 
 __all__ = [
@@ -118,9 +118,10 @@ def refuse_unread_names(adapters: Sequence[Adapter]) -> None:
 def refuse_other_names(adapter: Adapter, base: Base | None) -> None:
     """Refuse layers whose names in diffusers' implementation of the model are not known.
 
-    They are Stable Diffusion's, FLUX's, those of a base that is a folder, and those of an adapter that names
-    a pipeline's component or that PEFT saved from the model itself. Other names are of the model's original
-    implementation (``diffusion_model.``, kohya's), and diffusers would load nothing of them.
+    They are Stable Diffusion's, those of architectures whose records map them (FLUX), those of a base that
+    is a folder, and those of an adapter that names a pipeline's component or that PEFT saved from the model
+    itself. Other names are of the model's original implementation (``diffusion_model.``, kohya's), and
+    diffusers would load nothing of them.
 
     Raises
     ------
@@ -136,11 +137,12 @@ def refuse_other_names(adapter: Adapter, base: Base | None) -> None:
         and not (spelled and (adapter.dialect.startswith("peft") or _names_component(module.keys[0], name)))
     ]
     if unknown:
+        mapped = [record.title for record in records() if record.key_map is not None]
         raise UsageError(
             "diffusers' names for layers of this adapter are not known",
             where=adapter.path,
-            expected=f"layers of Stable Diffusion or FLUX, or {option('base')} with a folder in diffusers' "
-            "layout",
+            expected=f"layers of Stable Diffusion or {' or '.join(mapped)}, or {option('base')} with a folder "
+            "in diffusers' layout",
             found=listed(unknown, 3),
             hint="these are the names of the model's original implementation: give that folder as "
             f"{option('base')}, or keep the file for the programs that read such names",
@@ -151,7 +153,9 @@ def _is_known_to_diffusers(name: ModuleName) -> bool:
     path = split_kind(name.path)[0]
     if name.component.startswith("text_encoder"):
         return "." in path
-    return bool(unet_path(path) or clip_path(path) or bare_norm(path) or single_file_path(path))
+    if unet_path(path) or clip_path(path) or bare_norm(path):
+        return True
+    return any(record.key_map.path(path) for record in records() if record.key_map is not None)
 
 
 def _names_component(key: str, name: ModuleName) -> bool:

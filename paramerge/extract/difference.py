@@ -13,8 +13,8 @@ from paramerge.extract.rounding import coarser, only_rounded
 from paramerge.files.dtypes import is_float
 from paramerge.files.tensors import StoredTensor, stored
 from paramerge.listing import listed
-from paramerge.models.architecture import plain_architecture
 from paramerge.models.names import COMPONENTS, ModuleName
+from paramerge.models.registry import family_of
 from paramerge.resolve.weights import BaseWeights
 
 __all__ = ["ChangedLayer", "Differences"]
@@ -57,7 +57,7 @@ class Differences:
         self.base, self.tuned = base, tuned
         self._only = frozenset(only)
         self.unlike: dict[str, str] = {}
-        if plain_architecture(base.architecture) != plain_architecture(tuned.architecture):
+        if family_of(base.architecture) != family_of(tuned.architecture):
             raise ArchitectureError(
                 "these checkpoints are of different architectures",
                 where=tuned.path,

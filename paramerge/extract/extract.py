@@ -26,8 +26,8 @@ from paramerge.formats.diffusers import DIFFUSERS, DIFFUSERS_OLD
 from paramerge.formats.kohya import KOHYA, kohya_metadata
 from paramerge.formats.native import BASE_HASH_KEY, PARA
 from paramerge.listing import listed
-from paramerge.models.architecture import plain_architecture
 from paramerge.models.names import ModuleName
+from paramerge.models.registry import family_of
 from paramerge.version import __version__
 from paramerge.wording import option
 
@@ -164,7 +164,7 @@ def extract(
 
 def _named_architecture(base: Base) -> str | None:
     """The architecture by whose names and sizes an adapter goes: the same for inpainting and plain."""
-    return None if base.architecture == "unknown" else plain_architecture(base.architecture)
+    return None if base.architecture == "unknown" else family_of(base.architecture)
 
 
 def _whole(

@@ -17,26 +17,15 @@ from functools import cache
 from paramerge.errors import UsageError
 from paramerge.formats.dialect import Dialect, Place, WrittenLayer
 from paramerge.formats.layers import Spelled, underscored_layer, underscored_norm, without_dots
-from paramerge.models.architecture import MODELSPEC_NAMES
 from paramerge.models.names import ModuleName
+from paramerge.models.registry import followed, record_of, records
 from paramerge.models.unet_keys import UNetKeyMap
-from paramerge.models.unet_structure import standard_structure
 from paramerge.wording import option
 
 __all__ = ["KOHYA", "KOHYA_SGM", "kohya_metadata"]
 
 _BEGINNINGS = ("lora_", "lycoris_", "oft_unet_")
 _NAMES = "kohya's names, which are those of a UNet and its CLIP text encoders"
-
-_BASE_VERSIONS = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-
-_LEVELS = {
-    "sd15": (True, True, True, False),
-    "sd2": (True, True, True, False),
-    "sdxl": (False, True, True),
-    "sdxl-refiner": (False, True, True, False),
-}
-"""Which levels of a UNet, from the finest, have attention."""
 
 
 def _claims(key: str) -> bool:
@@ -58,8 +47,7 @@ def _spelling(spelled: Spelled) -> str:
 
 
 def _stem(name: ModuleName, architecture: str | None) -> str:
-    first = "lora_te1_" if architecture == "sdxl" else "lora_te_"
-    prefixes = {"unet": "lora_unet_", "text_encoder": first, "text_encoder_2": "lora_te2_"}
+    prefixes = record_of(architecture).kohya.prefixes
     return prefixes.get(name.component, "") + name.path.replace(".", "_")
 
 
@@ -69,18 +57,19 @@ def _stem_in_ldm_blocks(name: ModuleName, architecture: str | None) -> str:
     return _stem(name, architecture)
 
 
+@followed
 @cache
 def _ldm_blocks(architecture: str | None) -> UNetKeyMap:
-    if architecture not in _LEVELS:
+    structure = record_of(architecture).ldm
+    if structure is None:
         raise UsageError(
             "LDM's numbering depends on the architecture, and this adapter does not tell it",
             where=option("to", "kohya-sgm"),
-            expected=", ".join(_LEVELS),
+            expected=", ".join(r.name for r in records() if r.ldm is not None and r.family is None),
             found=architecture or "unknown",
             hint=f"give {option('base')}, or convert to kohya",
         )
-    label = "add_embedding" if architecture.startswith("sdxl") else "class_embedding"
-    return UNetKeyMap(standard_structure(_LEVELS[architecture], label=label))
+    return UNetKeyMap(structure)
 
 
 def _metadata(layers: Sequence[WrittenLayer], architecture: str | None) -> dict[str, str]:
@@ -108,10 +97,11 @@ def kohya_metadata(
         "ss_network_alpha": f"{alphas.pop():g}" if len(alphas) == 1 else "Dynamic",
     }
     if architecture is not None:
-        entries["modelspec.architecture"] = f"{MODELSPEC_NAMES.get(architecture, architecture)}/lora"
-    if architecture in _BASE_VERSIONS:
-        entries["ss_base_model_version"] = _BASE_VERSIONS[architecture]
-        entries["ss_v2"] = str(architecture == "sd2")
+        entries["modelspec.architecture"] = f"{record_of(architecture).stated_name}/lora"
+    kohya = record_of(architecture).kohya
+    if kohya.version is not None:
+        entries["ss_base_model_version"] = kohya.version
+        entries["ss_v2"] = str(kohya.v2)
     if len(base_sha256) == 1:
         entries["ss_new_sd_model_hash"] = _checked_hash(base_sha256[0])
     elif base_sha256:

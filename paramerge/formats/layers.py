@@ -26,7 +26,6 @@ __all__ = [
     "dotted_layer",
     "dotted_norm",
     "folded",
-    "layer_kind",
     "stated_layer",
     "strays",
     "underscored_layer",
@@ -267,45 +266,6 @@ def folded(name: ModuleName) -> str:
     """
     component = MODEL if name.component in ("unet", "transformer") else name.component
     return f"{component}:{name.path.replace('.', '_')}"
-
-
-def layer_kind(name: ModuleName) -> str:
-    """What sort of layer this is, for reports: ``self-attention``, ``feed-forward``, ``resnet`` ..."""
-    if name.path.endswith((".weight", ".bias")):
-        return "norm or bias" if "embeddings." not in name.path else "embedding"
-    for pattern, kind in _KINDS.items():
-        if pattern in f".{name.path}.".lower():
-            return kind
-    return "other"
-
-
-_KINDS = {
-    ".attn1.": "self-attention",
-    ".attn2.": "cross-attention",
-    ".cross_attn.": "cross-attention",
-    ".encdecattention.": "cross-attention",
-    ".selfattention.": "self-attention",
-    ".attn.": "attention",
-    ".self_attn.": "self-attention",
-    ".ff.": "feed-forward",
-    ".mlp.": "feed-forward",
-    ".ff_context.": "feed-forward",
-    ".ffn.": "feed-forward",
-    ".densereludense.": "feed-forward",
-    ".proj_mlp.": "feed-forward",
-    ".norm.linear.": "modulation",
-    ".norm1.linear.": "modulation",
-    ".norm1_context.linear.": "modulation",
-    ".resnets.": "resnet",
-    ".downsamplers.": "resampling",
-    ".upsamplers.": "resampling",
-    ".proj_in.": "transformer in/out",
-    ".proj_out.": "transformer in/out",
-    "_embedding.": "embedding",
-    ".conv_in.": "input/output",
-    ".conv_out.": "input/output",
-    ".text_projection.": "projection",
-}
 
 
 def _cut_into_words(name: str) -> str | None:

@@ -24,8 +24,8 @@ from paramerge.files.writer import write_safetensors
 from paramerge.formats.dialect import Dialect, Place
 from paramerge.formats.layers import stated_layer, strays
 from paramerge.listing import listed
-from paramerge.models.architecture import MODELSPEC_NAMES
 from paramerge.models.names import ModuleName
+from paramerge.models.registry import record_of
 from paramerge.strict_json import object_from
 
 __all__ = ["ARCHITECTURE_KEY", "BASE_HASH_KEY", "FORMAT_VERSION", "PARA", "read_modules", "write_para"]
@@ -143,7 +143,7 @@ def write_para(
     }
     if architecture is not None:
         entries[ARCHITECTURE_KEY] = architecture
-        entries["modelspec.architecture"] = f"{MODELSPEC_NAMES.get(architecture, architecture)}/para"
+        entries["modelspec.architecture"] = f"{record_of(architecture).stated_name}/para"
     if base_sha256:
         entries[BASE_HASH_KEY] = _joined_hashes(base_sha256)
     if gamma is not None:

@@ -9,32 +9,11 @@ from functools import cache
 from paramerge.adapters import LayerModule
 from paramerge.formats.layers import clip_path, unet_path
 from paramerge.formats.native import ARCHITECTURE_KEY, BASE_HASH_KEY
-from paramerge.models.blueprint import BLUEPRINTS
 from paramerge.models.model_names import allows
 from paramerge.models.names import ModuleName
+from paramerge.models.registry import followed, published, record_of, records
 
 __all__ = ["base_hashes", "guess_architecture", "possible_architectures"]
-
-_BY_CONTEXT = {768: "sd15", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
-"""Width of the text features that cross-attention reads."""
-
-_MODELSPEC = (
-    ("stable-diffusion-xl-v1-refiner", "sdxl-refiner"),
-    ("stable-diffusion-xl", "sdxl"),
-    ("stable-diffusion-v1", "sd15"),
-    ("stable-diffusion-v2", "sd2"),
-    ("stable-diffusion-3", "sd3"),
-    ("flux-1", "flux"),
-)
-_KOHYA_VERSIONS = (
-    ("sdxl", "sdxl"),
-    ("sd_v1", "sd15"),
-    ("sd_1.5", "sd15"),
-    ("sd_v2", "sd2"),
-    ("sd_2", "sd2"),
-    ("flux1", "flux"),
-    ("sd3", "sd3"),
-)
 
 _SHA256 = re.compile(r"(?:0x)?([0-9a-f]{64})")
 _SHORT_HASH = re.compile(r"[0-9a-f]{8,10}")
@@ -58,17 +37,18 @@ def guess_architecture(modules: Mapping[ModuleName, LayerModule], metadata: Mapp
 
 def possible_architectures(modules: Mapping[ModuleName, LayerModule]) -> tuple[str, ...]:
     """The published architectures that have all these layers, of these sizes; of any, if none is of them."""
-    having = {name: _shapes(name) for name in BLUEPRINTS if modules.keys() <= _shapes(name).keys()}
+    having = {name: _shapes(name) for name in published() if modules.keys() <= _shapes(name).keys()}
     sized = [
         name for name, shapes in having.items() if all(m.fits(shapes[layer]) for layer, m in modules.items())
     ]
     return tuple(sized or having)
 
 
+@followed
 @cache
 def _shapes(architecture: str) -> Mapping[ModuleName, tuple[int, ...]]:
     """The shape of every weight, norm and bias of a published architecture."""
-    blueprint = BLUEPRINTS[architecture]()
+    blueprint = published()[architecture]()
     found = {}
     for component in blueprint.components:
         for spec in blueprint.component(component):
@@ -90,31 +70,63 @@ def base_hashes(metadata: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _from_shapes(modules: Iterable[LayerModule]) -> Iterable[str]:
+    contexts = {r.context_width: r.name for r in records() if r.context_width is not None}
+    encoders = {r.encoder_width: r.name for r in records() if r.encoder_width is not None}
     for module in modules:
         component, path = module.name
         if component == "unet" and path.endswith(("attn2.to_k", "attn2.to_v")):
-            if module.in_features in _BY_CONTEXT:
-                yield _BY_CONTEXT[module.in_features]
-        elif component == "text_encoder" and path.endswith("self_attn.q_proj") and module.in_features == 1024:
-            yield "sd2"
+            if module.in_features in contexts:
+                yield contexts[module.in_features]
+        elif (
+            component == "text_encoder"
+            and path.endswith("self_attn.q_proj")
+            and module.in_features in encoders
+        ):
+            yield encoders[module.in_features]
 
 
 def _from_names(modules: Iterable[ModuleName]) -> str | None:
-    names = list(modules)
-    if any(name.component == "text_encoder_2" and clip_path(name.path) for name in names):
-        return "sdxl"
-    paths = [name.path for name in names if name.component == "unet" and unet_path(name.path)]
-    if any(
-        path.startswith("add_embedding.") or re.search(r"transformer_blocks\.(?:[4-9]|\d\d)\.", path)
-        for path in paths
-    ):
-        return "sdxl"
+    """The architecture that alone has layers of these names."""
+    names = [str(name) for name in modules if _is_spelled(name)]
+    for record in records():
+        if record.shown_by is not None:
+            shown = re.compile(record.shown_by)
+            if any(shown.search(name) for name in names):
+                return record.name
     return None
 
 
+def _is_spelled(name: ModuleName) -> bool:
+    """Whether a name that is stated as of a UNet or a CLIP text encoder is one that such a model has."""
+    if name.component == "unet":
+        return unet_path(name.path) is not None
+    return name.component != "text_encoder_2" or clip_path(name.path) is not None
+
+
 def _from_metadata(metadata: Mapping[str, str]) -> str | None:
-    for key, table in (("ss_base_model_version", _KOHYA_VERSIONS), ("modelspec.architecture", _MODELSPEC)):
-        for beginning, architecture in table:
-            if metadata.get(key, "").lower().startswith(beginning):
-                return architecture
-    return "sd2" if metadata.get("ss_v2") == "True" else None
+    version = metadata.get("ss_base_model_version", "").lower()
+    stated = metadata.get("modelspec.architecture", "").lower()
+    kohya = {
+        beginning: record.name
+        for record in records()
+        if record.family is None
+        for beginning in (record.kohya.version, *record.kohya.also)
+        if beginning is not None
+    }
+    modelspec = {beginning: record.name for record in records() for beginning in record.modelspec_read}
+    found = _longest(version, kohya) or _longest(stated, modelspec) or _own_name(stated.partition("/")[0])
+    if found is None and metadata.get("ss_v2") == "True":
+        return next((record.name for record in records() if record.kohya.v2), None)
+    return found
+
+
+def _own_name(text: str) -> str | None:
+    """The architecture whose own name this is, as it is written where ModelSpec has none."""
+    known = record_of(text).family is not None or any(record.name == text for record in records())
+    return text if known else None
+
+
+def _longest(text: str, beginnings: Mapping[str, str]) -> str | None:
+    """What the longest of the ``beginnings`` of ``text`` stands for."""
+    found = [beginning for beginning in beginnings if text.startswith(beginning)]
+    return beginnings[max(found, key=len)] if found else None

@@ -19,6 +19,8 @@ from paramerge.checkpoints.layout import (
 from paramerge.errors import CheckpointError, UsageError
 from paramerge.files.dtype_names import library_name, parse_dtype
 from paramerge.files.source import check_unchanged
+from paramerge.models.record import ArchitectureRecord
+from paramerge.models.registry import record_of, records
 from paramerge.strict_json import read_object
 from paramerge.wording import option
 
@@ -26,8 +28,6 @@ __all__ = ["config_folder", "load_pipeline", "pick_device", "pick_dtype", "requi
 
 _INDEX = "model_index.json"
 _PACKAGES = {"diffusers": "diffusers", "transformers": "transformers", "PIL": "pillow"}
-_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-_BY_ARCHITECTURE = {"sd15": _PIPELINES[0], "sd2": _PIPELINES[0], "sdxl": _PIPELINES[1]}
 _VARIANT = re.compile(r"diffusion_pytorch_model\.(?P<variant>[\w-]+?)(-\d+-of-\d+)?\.safetensors")
 
 
@@ -175,12 +175,12 @@ def _from_file(base: Base, config: Path | None) -> Any:
 
     folder = config_folder(base.path) if config is None else config
     if folder is None:
-        name = _BY_ARCHITECTURE.get(base.architecture)
+        name = record_of(base.architecture).pipeline
         if name is None or not base.true_dimensions:
             raise CheckpointError(
                 "the configuration of this checkpoint is not known",
                 where=base.path,
-                expected=f"SD1.5, SD2 or SDXL with its published widths, or {option('config')}",
+                expected=f"{_known()} with its published widths, or {option('config')}",
                 found=base.architecture,
                 hint=f"give the diffusers folder of the same model to {option('config')}",
             )
@@ -200,12 +200,22 @@ def config_folder(file: Path) -> Path | None:
     return beside if (beside / _INDEX).is_file() else None
 
 
+def _with_pipeline() -> list[ArchitectureRecord]:
+    return [record for record in records() if record.pipeline is not None]
+
+
+def _known() -> str:
+    *first, last = (record.title for record in _with_pipeline())
+    return f"{', '.join(first)} or {last}"
+
+
 def _check_pipeline(name: Any, where: Path) -> str:
-    if not isinstance(name, str) or name not in _PIPELINES:
+    pipelines = list(dict.fromkeys(record.pipeline for record in _with_pipeline()))
+    if not isinstance(name, str) or name not in pipelines:
         raise CheckpointError(
-            "this is no plain text-to-image pipeline of Stable Diffusion",
+            "this is no plain text-to-image pipeline of a model that pictures can be made with",
             where=where,
-            expected=" or ".join(_PIPELINES),
+            expected=" or ".join(map(str, pipelines)),
             found=name,
         )
     return name

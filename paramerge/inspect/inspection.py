@@ -23,11 +23,12 @@ from paramerge.files.header import Header, read_header
 from paramerge.files.recipe_text import RECIPE_KEY, parsed_recipe
 from paramerge.files.tensors import stored
 from paramerge.formats.families import CHECKPOINT, Survey, survey
-from paramerge.formats.layers import clip_path, layer_kind, unet_path
+from paramerge.formats.layers import clip_path, unet_path
 from paramerge.formats.opening import find_files, is_adapter_folder, open_adapter, short_names
 from paramerge.formats.provenance import possible_architectures
 from paramerge.formats.registry import place_of
 from paramerge.interpretation import BY_TRAINER, Interpretation
+from paramerge.models.layer_kinds import layer_kind
 from paramerge.models.model_names import looks_like
 from paramerge.models.names import COMPONENTS, ModuleName
 from paramerge.system_faults import reading

@@ -24,7 +24,7 @@ from paramerge.models.clip_keys import from_openclip, to_openclip
 from paramerge.models.unet_keys import LDM_UNET_PREFIX, UNetKeyMap
 from paramerge.models.vae_keys import LDM_VAE_PREFIX, vae_to_ldm
 
-__all__ = ["BLUEPRINTS", "Blueprint", "Encoder", "TensorSpec", "sd2", "sd15", "sdxl", "sdxl_refiner"]
+__all__ = ["Blueprint", "Encoder", "TensorSpec"]
 
 SCHEDULE_BUFFERS = (
     "alphas_cumprod",
@@ -111,6 +111,40 @@ class Blueprint:
             specs += [TensorSpec(key, "F32", (1000,)) for key in SCHEDULE_BUFFERS]
         return _file_order(specs)
 
+    def shrunk(self, shrink: int, vocabulary: int) -> Blueprint:
+        """Divide every width by ``shrink``; blocks, depths and keys stay, and heads while they divide it."""
+
+        def small(sizes: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(_divide(size, shrink) for size in sizes)
+
+        unet, vae = self.unet, self.vae
+        encoders = tuple(
+            replace(
+                encoder,
+                config=replace(
+                    encoder.config,
+                    width=_divide(encoder.config.width, shrink),
+                    projection=_divide(encoder.config.projection, shrink),
+                    vocabulary=vocabulary,
+                ),
+            )
+            for encoder in self.encoders
+        )
+        return replace(
+            self,
+            unet=replace(
+                unet,
+                channels=small(unet.channels),
+                heads=tuple(math.gcd(h, c) for h, c in zip(unet.heads, small(unet.channels), strict=True)),
+                groups=_divide(unet.groups, shrink),
+                context=_divide(unet.context, shrink),
+                pooled=_divide(unet.pooled, shrink),
+                time_id_width=_divide(unet.time_id_width, shrink),
+            ),
+            encoders=encoders,
+            vae=replace(vae, channels=small(vae.channels), groups=_divide(vae.groups, shrink)),
+        )
+
     def _encoder(self, name: str) -> Encoder:
         return next(encoder for encoder in self.encoders if encoder.component == name)
 
@@ -168,122 +202,3 @@ def _divide(size: int, shrink: int) -> int:
             "the widths cannot be divided by this", expected="1, 2, 4, 8, 16 or 32", found=shrink
         )
     return size // shrink
-
-
-def _shrunk(blueprint: Blueprint, shrink: int, vocabulary: int) -> Blueprint:
-    """Divide every width by ``shrink``; blocks, depths and keys stay, and heads while they divide it."""
-
-    def small(sizes: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(_divide(size, shrink) for size in sizes)
-
-    unet, vae = blueprint.unet, blueprint.vae
-    encoders = tuple(
-        replace(
-            encoder,
-            config=replace(
-                encoder.config,
-                width=_divide(encoder.config.width, shrink),
-                projection=_divide(encoder.config.projection, shrink),
-                vocabulary=vocabulary,
-            ),
-        )
-        for encoder in blueprint.encoders
-    )
-    return replace(
-        blueprint,
-        unet=replace(
-            unet,
-            channels=small(unet.channels),
-            heads=tuple(math.gcd(h, c) for h, c in zip(unet.heads, small(unet.channels), strict=True)),
-            groups=_divide(unet.groups, shrink),
-            context=_divide(unet.context, shrink),
-            pooled=_divide(unet.pooled, shrink),
-            time_id_width=_divide(unet.time_id_width, shrink),
-        ),
-        encoders=encoders,
-        vae=replace(vae, channels=small(vae.channels), groups=_divide(vae.groups, shrink)),
-    )
-
-
-def _bigg(prefix: str, component: str = "text_encoder_2") -> Encoder:
-    return Encoder(component, prefix, ClipConfig(1280, 32, 20, 1280, "gelu", openclip=True))
-
-
-def sd15(shrink: int = 1, *, vocabulary: int = 49408, inpainting: bool = False) -> Blueprint:
-    """Stable Diffusion 1.5; ``inpainting`` adds the mask and the masked image to the UNet's input."""
-    return _shrunk(
-        Blueprint(
-            "sd15-inpainting" if inpainting else "sd15",
-            UNetConfig(
-                (320, 640, 1280, 1280), (1, 1, 1, 0), 1, 768, (8, 8, 8, 8), in_channels=9 if inpainting else 4
-            ),
-            (Encoder("text_encoder", "cond_stage_model.transformer.", ClipConfig(768, 12, 12)),),
-            VaeConfig(),
-            schedule=True,
-        ),
-        shrink,
-        vocabulary,
-    )
-
-
-def sd2(shrink: int = 1, *, vocabulary: int = 49408) -> Blueprint:
-    """Stable Diffusion 2.0 and 2.1, at 512 and at 768 pixels: their tensors look the same."""
-    clip_h = ClipConfig(1024, 24, 16, 1024, "gelu", openclip=True, unused_layers=1)
-    unet = UNetConfig((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 1024, (5, 10, 20, 20), linear_projection=True)
-    encoder = Encoder("text_encoder", "cond_stage_model.model.", clip_h)
-    return _shrunk(Blueprint("sd2", unet, (encoder,), VaeConfig(), schedule=True), shrink, vocabulary)
-
-
-def sdxl(shrink: int = 1, *, vocabulary: int = 49408) -> Blueprint:
-    """Stable Diffusion XL base 1.0."""
-    return _shrunk(
-        Blueprint(
-            "sdxl",
-            UNetConfig(
-                (320, 640, 1280),
-                (0, 2, 10),
-                10,
-                2048,
-                (5, 10, 20),
-                linear_projection=True,
-                time_ids=6,
-                pooled=1280,
-            ),
-            (
-                Encoder("text_encoder", "conditioner.embedders.0.transformer.", ClipConfig(768, 12, 12)),
-                _bigg("conditioner.embedders.1.model."),
-            ),
-            VaeConfig(scaling_factor=0.13025),
-            schedule=False,
-        ),
-        shrink,
-        vocabulary,
-    )
-
-
-def sdxl_refiner(shrink: int = 1, *, vocabulary: int = 49408) -> Blueprint:
-    """Stable Diffusion XL refiner 1.0."""
-    return _shrunk(
-        Blueprint(
-            "sdxl-refiner",
-            UNetConfig(
-                (384, 768, 1536, 1536),
-                (0, 4, 4, 0),
-                4,
-                1280,
-                (6, 12, 24, 24),
-                linear_projection=True,
-                time_ids=5,
-                pooled=1280,
-            ),
-            (_bigg("conditioner.embedders.0.model."),),
-            VaeConfig(scaling_factor=0.13025),
-            schedule=False,
-        ),
-        shrink,
-        vocabulary,
-    )
-
-
-BLUEPRINTS = {"sd15": sd15, "sd2": sd2, "sdxl": sdxl, "sdxl-refiner": sdxl_refiner}
-"""The architectures by name."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 __all__ = [
     "BUNDLED_ENCODERS",
-    "SINGLE_FILE_ENCODERS",
     "EncoderPrefix",
     "OpenClipTensor",
     "canonical_key",
@@ -28,23 +27,13 @@ class EncoderPrefix:
 
     prefix: str
     component: str
-    openclip: bool
+    openclip: bool = False
+    own: bool = False
+    """Whether the names behind the prefix are no CLIP's but the encoder's own (T5, a language model)."""
 
-
-SINGLE_FILE_ENCODERS = (
-    # SDXL base: CLIP-L, then OpenCLIP bigG
-    EncoderPrefix("conditioner.embedders.0.transformer.", "text_encoder", False),
-    EncoderPrefix("conditioner.embedders.1.model.", "text_encoder_2", True),
-    # SDXL refiner: bigG alone, which diffusers too calls text_encoder_2
-    EncoderPrefix("conditioner.embedders.0.model.", "text_encoder_2", True),
-    # SD1: CLIP-L; SD2: OpenCLIP H
-    EncoderPrefix("cond_stage_model.transformer.", "text_encoder", False),
-    EncoderPrefix("cond_stage_model.model.", "text_encoder", True),
-)
-"""The text encoders that single files hold, by prefix."""
 
 BUNDLED_ENCODERS = tuple(
-    EncoderPrefix(f"text_encoders.{name}.{inner}", component, False)
+    EncoderPrefix(f"text_encoders.{name}.{inner}", component)
     for inner in ("transformer.", "")
     for name, component in (
         ("clip_l", "text_encoder"),

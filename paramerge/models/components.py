@@ -9,17 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 
-from paramerge.models.clip_keys import (
-    BUNDLED_ENCODERS,
-    SINGLE_FILE_ENCODERS,
-    EncoderPrefix,
-    canonical_key,
-    from_openclip,
-)
-from paramerge.models.flux_keys import is_single_file_key, single_file_layer
-from paramerge.models.model_names import KnownModel
-from paramerge.models.names import MODEL
+from paramerge.models.clip_keys import BUNDLED_ENCODERS, EncoderPrefix, canonical_key, from_openclip
+from paramerge.models.key_map import Rows
+from paramerge.models.record import ArchitectureRecord
+from paramerge.models.registry import followed, records
 from paramerge.models.unet_keys import (
     LDM_UNET_PREFIX,
     UNetKeyMap,
@@ -41,8 +36,8 @@ class Located:
 
     Attributes
     ----------
-    square:
-        Whether all parts but the last have as many rows as the tensor has columns; else they are equal.
+    rows:
+        How many rows each of several parts has.
     own:
         A name of its own by which adapters reach the whole tensor, where ``parts`` do not name just that.
     """
@@ -50,32 +45,34 @@ class Located:
     component: str
     parts: tuple[str, ...] = ()
     transposed: bool = False
-    square: bool = False
+    rows: Rows = "equal"
     own: str | None = None
 
 
 _UNET_PREFIXES = (LDM_UNET_PREFIX, "diffusion_model.", "unet.", "")
-_ENCODERS = (
-    *SINGLE_FILE_ENCODERS,
-    *BUNDLED_ENCODERS,
-    EncoderPrefix("text_encoder.", "text_encoder", False),
-    EncoderPrefix("text_encoder_2.", "text_encoder_2", False),
-)
 _VAE_PREFIXES = (LDM_VAE_PREFIX, "vae.")
 _EMA_PREFIX = "model_ema."
-_MODEL_PREFIXES = (LDM_UNET_PREFIX, "diffusion_model.", "transformer.", "")
-_BUNDLED_ENCODERS = (
-    ("text_encoders.clip_l.transformer.", "text_encoder"),
-    ("text_encoders.clip_g.transformer.", "text_encoder_2"),
-)
+_CLIP_L = EncoderPrefix("text_encoders.clip_l.transformer.", "text_encoder")
+_CLIP_G = EncoderPrefix("text_encoders.clip_g.transformer.", "text_encoder_2")
+_T5 = "text_encoders.t5xxl.transformer."
 _CLIP_LIKE = re.compile(r"\b(encoder\.layers|resblocks)\.\d+\.(self_attn|attn|mlp)\.")
 """Keys of a CLIP text encoder, under whatever prefix: its names are canonical or unknown, never its own."""
 
-_BUNDLED_T5 = "text_encoders.t5xxl.transformer."
+
+@followed
+@cache
+def _unet_encoders() -> tuple[EncoderPrefix, ...]:
+    """Where files with a UNet of Stable Diffusion have text encoders."""
+    of_files = [encoder for record in records() if record.unet is not None for encoder in record.encoders]
+    apart = (
+        EncoderPrefix("text_encoder.", "text_encoder"),
+        EncoderPrefix("text_encoder_2.", "text_encoder_2"),
+    )
+    return (*dict.fromkeys(of_files), *BUNDLED_ENCODERS, *apart)
 
 
 def locate(
-    keys: Collection[str], component: str | None = None, known: KnownModel | None = None
+    keys: Collection[str], component: str | None = None, known: ArchitectureRecord | None = None
 ) -> dict[str, Located]:
     """The component and the canonical name of every key of a file.
 
@@ -108,19 +105,15 @@ def locate(
     return {key: unet.locate(key) if unet else Located("unet") for key in keys}
 
 
-def _locate_model(keys: Collection[str], known: KnownModel) -> dict[str, Located]:
+def _locate_model(keys: Collection[str], known: ArchitectureRecord) -> dict[str, Located]:
     """A single file of a model whose layers go by their own names, and what it may be bundled with."""
-    prefixes = ("",) if known.component == MODEL else _MODEL_PREFIXES
-    prefix = next(prefix for prefix in prefixes if any(key.startswith(prefix) for key in keys))
-    two_clips = any(key.startswith(_BUNDLED_ENCODERS[1][0]) for key in keys)
-    encoders = (*_BUNDLED_ENCODERS, (_BUNDLED_T5, "text_encoder_3" if two_clips else "text_encoder_2"))
+    prefix = next((start for start in known.file_prefixes if any(key.startswith(start) for key in keys)), "")
+    encoders = known.encoders or _bundled_encoders(keys)
     located = {}
     for key in keys:
-        bundled = next(((start, name) for start, name in encoders if key.startswith(start)), None)
+        bundled = next((encoder for encoder in encoders if key.startswith(encoder.prefix)), None)
         if bundled is not None:
-            name = key.removeprefix(bundled[0])
-            clip = bundled[0] != _BUNDLED_T5
-            located[key] = _named(bundled[1], canonical_key(name) if clip else name)
+            located[key] = _locate_encoder(key.removeprefix(bundled.prefix), bundled)
         elif key.startswith(_VAE_PREFIXES):
             located[key] = Located("vae")
         elif key.startswith("text_encoders.") or not key.startswith(prefix):
@@ -130,17 +123,23 @@ def _locate_model(keys: Collection[str], known: KnownModel) -> dict[str, Located
     return located
 
 
-def _locate_layer(name: str, known: KnownModel) -> Located:
-    if known.name != "flux" or not is_single_file_key(name):
-        return Located(known.component, (name,))
+def _bundled_encoders(keys: Collection[str]) -> tuple[EncoderPrefix, ...]:
+    """What ComfyUI saves beside a transformer."""
+    two_clips = any(key.startswith(_CLIP_G.prefix) for key in keys)
+    t5 = EncoderPrefix(_T5, "text_encoder_3" if two_clips else "text_encoder_2", own=True)
+    return _CLIP_L, _CLIP_G, t5
+
+
+def _locate_layer(name: str, known: ArchitectureRecord) -> Located:
     path, _, kind = name.rpartition(".")
-    layer = single_file_layer(path)
-    if layer is None or layer.swapped:
+    layer = known.key_map.layer(path) if known.key_map is not None else None
+    if known.key_map is None or layer is None or kind not in known.key_map.kinds:
+        return Located(known.component, (name,))
+    if layer.swapped:
         return Located(known.component, own=name)
-    kind = "weight" if kind == "scale" else kind
+    kind = known.key_map.kinds[kind]
     parts = tuple(f"{part}.{kind}" for part in layer.parts)
-    stacked = len(parts) > 1
-    return Located(known.component, parts, square=stacked, own=name if stacked else None)
+    return Located(known.component, parts, rows=layer.rows, own=name if len(parts) > 1 else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +177,7 @@ def _find_unet(keys: Collection[str]) -> _UNetNames | None:
 def _locate_single(key: str, unet: _UNetNames | None) -> Located:
     if unet and unet.owns(key):
         return unet.locate(key)
-    for encoder in _ENCODERS:
+    for encoder in _unet_encoders():
         if key.startswith(encoder.prefix):
             return _locate_encoder(key.removeprefix(encoder.prefix), encoder)
     if key.startswith(_VAE_PREFIXES):
@@ -189,6 +188,8 @@ def _locate_single(key: str, unet: _UNetNames | None) -> Located:
 
 
 def _locate_encoder(name: str, encoder: EncoderPrefix) -> Located:
+    if encoder.own:
+        return _named(encoder.component, name)
     if not encoder.openclip:
         return _named(encoder.component, canonical_key(name))
     tensor = from_openclip(name)

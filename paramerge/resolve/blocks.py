@@ -1,9 +1,8 @@
-"""Block weights: an adapter's strength by block of the UNet, as user interfaces number blocks.
+"""Block weights: an adapter's strength by block of the model, as user interfaces number blocks.
 
-A weight multiplies the step's strength. Blocks are those of LDM: ``IN00`` to ``IN11``, ``MID``, ``OUT00`` to
-``OUT11`` in SD1.5 (to 08 in SDXL), and ``BASE`` for the text encoders and all that lies in no block (time
-embedding, output). Vectors are those of the LoRA Block Weight extension: 17 or 26 numbers for SD1.5 and SD2,
-12 or 20 for SDXL, in its order.
+A weight multiplies the step's strength. Which blocks there are, and which of them a vector names, is said by
+the architecture's record: in SD1.5 ``IN00`` to ``IN11``, ``MID``, ``OUT00`` to ``OUT11`` and ``BASE``, and
+vectors of 17 or 26 numbers.
 """
 
 from __future__ import annotations
@@ -13,42 +12,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 
 from paramerge.errors import UsageError
-from paramerge.models.names import ModuleName
-from paramerge.models.unet_keys import UNetKeyMap
-from paramerge.models.unet_structure import standard_structure
+from paramerge.models.names import ModuleName, split_kind
+from paramerge.models.record import BlockNames
+from paramerge.models.registry import record_of, records
 from paramerge.wording import option
 
 __all__ = ["BlockUse", "BlockWeights", "block_names", "block_of", "parse_blocks", "used_blocks"]
 
-_LEVELS = {
-    "sd15": (True, True, True, False),
-    "sd2": (True, True, True, False),
-    "sdxl": (False, True, True),
-    "sdxl-refiner": (False, True, True, False),
-}
-"""Which levels have transformers, by architecture."""
-
-_BASE, _MID = "BASE", "MID"
-_BLOCK = re.compile(r"(input|output)_blocks\.(\d+)\.")
-_NUMBERED = re.compile(r"(IN|OUT)\d{2}")
-
-
-def _numbered(way: str, numbers: Iterable[int]) -> list[str]:
-    return [f"{way}{number:02}" for number in numbers]
-
-
-_VECTORS = {
-    17: (_BASE, *_numbered("IN", (1, 2, 4, 5, 7, 8)), _MID, *_numbered("OUT", range(3, 12))),
-    26: (_BASE, *_numbered("IN", range(12)), _MID, *_numbered("OUT", range(12))),
-    12: (_BASE, *_numbered("IN", (4, 5, 7, 8)), _MID, *_numbered("OUT", range(6))),
-    20: (_BASE, *_numbered("IN", range(9)), _MID, *_numbered("OUT", range(9))),
-}
-"""The blocks that a vector of this many numbers names, in its order."""
-
-_LENGTHS = {"sd15": (17, 26), "sd2": (17, 26), "sdxl": (12, 20), "sdxl-refiner": (26,)}
+_NUMBERED = re.compile(r"(.*\D)\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +54,17 @@ class BlockWeights:
         """
         names = block_names(architecture)
         if self.vector:
-            lengths = _LENGTHS[_plain(architecture)]
-            if len(self.vector) not in lengths:
+            vectors = _blocks(architecture).vectors
+            if len(self.vector) not in vectors:
+                lengths = list(vectors)
                 raise UsageError(
                     f"this vector of block weights is not one of {architecture}",
                     where="block weights",
-                    expected=f"{' or '.join(map(str, lengths))} numbers",
-                    found=len(self.vector),
-                    hint=f"{lengths[0]}: {','.join(_VECTORS[lengths[0]])}",
+                    expected=f"{' or '.join(map(str, lengths))} numbers" if lengths else "named blocks",
+                    found=f"{len(self.vector)} numbers" if not lengths else len(self.vector),
+                    hint=f"{lengths[0]}: {','.join(vectors[lengths[0]])}" if lengths else names[0] + "=0.5",
                 )
-            return dict(zip(_VECTORS[len(self.vector)], self.vector, strict=True))
+            return dict(zip(vectors[len(self.vector)], self.vector, strict=True))
         weights = dict.fromkeys(names, 1.0)
         for name, weight in sorted(self.named, key=lambda item: len(item[0])):  # IN before IN04
             here = [block for block in names if _is_of(block, name)]
@@ -98,7 +72,7 @@ class BlockWeights:
                 raise UsageError(
                     f"{architecture} has no such block",
                     where=f"block weights: {name}={weight:g}",
-                    expected=f"{names[0]}, {names[1]} to {names[-1]}, IN or OUT",
+                    expected=f"{names[0]}, {names[1]} to {names[-1]}, {' or '.join(_ways(names))}",
                     found=name,
                 )
             weights.update(dict.fromkeys(here, weight))
@@ -137,23 +111,27 @@ def parse_blocks(text: str) -> BlockWeights:
 
 
 def block_names(architecture: str) -> list[str]:
-    """All blocks of an architecture, ``BASE`` first.
+    """All blocks of an architecture, the one for what lies in no block first.
 
     Raises
     ------
     UsageError
         It has no named blocks.
     """
-    plain = _plain(architecture)
-    if plain not in _LEVELS:
+    return list(_blocks(architecture).names)
+
+
+def _blocks(architecture: str) -> BlockNames:
+    blocks = record_of(architecture).blocks
+    if blocks is None:
+        having = [record.name for record in records() if record.blocks is not None and record.family is None]
         raise UsageError(
             f"the blocks of {architecture} have no names here",
             where="block weights",
-            expected=f"a base of {', '.join(_LEVELS)}",
+            expected=f"a base of {', '.join(having)}",
             hint=f"choose layers with {option('only')} instead",
         )
-    count = 3 * len(_LEVELS[plain])
-    return [_BASE, *_numbered("IN", range(count)), _MID, *_numbered("OUT", range(count))]
+    return blocks
 
 
 def block_of(name: ModuleName, architecture: str) -> str:
@@ -164,22 +142,22 @@ def block_of(name: ModuleName, architecture: str) -> str:
     UsageError
         The architecture has no named blocks, or none with such a layer.
     """
-    if name.component != "unet":
-        return _BASE
-    path = _key_map(_plain(architecture)).to_ldm(name.path)
-    if path is None:
+    record, blocks = record_of(architecture), _blocks(architecture)
+    if name.component != record.component:
+        return blocks.names[0]
+    block = blocks.of(name.path)
+    if block is None and record.key_map is not None:  # the single file's name, of parts of one block
+        stem, kind = split_kind(name.path)
+        layer = record.key_map.layer(stem)
+        block = blocks.of(layer.parts[0] + kind) if layer is not None else None
+    if block is None:
         raise UsageError(
             "this layer lies in no block that has a name",
             where=f"block weights: {name}",
             expected=f"a layer of {architecture}",
             hint=f"choose layers with {option('only')} instead",
         )
-    if path.startswith("middle_block."):
-        return _MID
-    match = _BLOCK.match(path)
-    if match is None:
-        return _BASE
-    return f"{'IN' if match[1] == 'input' else 'OUT'}{int(match[2]):02}"
+    return block
 
 
 def used_blocks(
@@ -202,7 +180,7 @@ def used_blocks(
             where=where,
             expected=f"a weight for {', '.join(unnamed)} too",
             found=f"{len(given.vector)} numbers",
-            hint=f"give all {max(_LENGTHS[_plain(architecture)])}, or name single blocks: IN04=0.5,OUT00=0",
+            hint=f"give all {max(_blocks(architecture).vectors)}, or name single blocks: IN04=0.5,OUT00=0",
         )
     empty = [name for name, _ in given.named if not any(_is_of(block, name) for block in counts)]
     if empty:
@@ -216,24 +194,20 @@ def used_blocks(
     return {name: weights[block] for name, block in blocks.items()}, uses
 
 
-def _plain(architecture: str) -> str:
-    return architecture.removesuffix("-inpainting")
-
-
 def _is_of(block: str, name: str) -> bool:
     """Whether ``name`` means ``block``: by itself, or as ``IN`` or ``OUT``."""
-    match = _NUMBERED.fullmatch(block)
-    return block == name or (match is not None and match[1] == name)
+    return name in (block, *_ways([block]))
 
 
-@cache
-def _key_map(architecture: str) -> UNetKeyMap:
-    return UNetKeyMap(standard_structure(_LEVELS[architecture]))
+def _ways(blocks: Iterable[str]) -> list[str]:
+    """What stands before the numbers of blocks: ``IN``, ``OUT``."""
+    matches = [_NUMBERED.fullmatch(block) for block in blocks]
+    return list(dict.fromkeys(match[1] for match in matches if match is not None))
 
 
 def _canonical(name: str) -> str:
     name = name.strip().upper()
-    return _MID if name in ("M00", "MID00") else name
+    return "MID" if name in ("M00", "MID00") else name
 
 
 def _number(text: str, whole: str) -> float:
@@ -246,10 +220,17 @@ def _number(text: str, whole: str) -> float:
     return value
 
 
+def _lengths() -> str:
+    """The lengths of all vectors: ``17, 26, 12 or 20``."""
+    known = [record.blocks.vectors for record in records() if record.blocks is not None]
+    *first, last = dict.fromkeys(str(length) for vectors in known for length in vectors)
+    return f"{', '.join(first)} or {last}"
+
+
 def _unreadable(text: str) -> UsageError:
     return UsageError(
         "these block weights cannot be read",
         where=f"block weights: {text}",
-        expected="named blocks, such as IN04=0.5,OUT00=0, or a vector of 17, 26, 12 or 20 numbers",
+        expected=f"named blocks, such as IN04=0.5,OUT00=0, or a vector of {_lengths()} numbers",
         found=text,
     )

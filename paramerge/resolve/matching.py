@@ -10,11 +10,10 @@ from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
-from paramerge.models.architecture import plain_architecture
-from paramerge.models.flux_keys import is_divided
 from paramerge.models.model_names import looks_like, resemblances
-from paramerge.models.names import ModuleName, split_kind
-from paramerge.resolve.naming import homes_of
+from paramerge.models.names import ModuleName
+from paramerge.models.registry import family_of, record_of
+from paramerge.resolve.naming import homes_of, stacked_elsewhere
 from paramerge.wording import option
 
 __all__ = ["check_family", "check_shape", "check_unmatched"]
@@ -27,7 +26,7 @@ def check_family(base: Base, targets: Mapping[ModuleName, Target], adapter: Adap
     """
     if adapter.architecture is None or base.architecture == "unknown":
         return
-    if plain_architecture(adapter.architecture) == plain_architecture(base.architecture):
+    if family_of(adapter.architecture) == family_of(base.architecture):
         return
     fits = sum(name in targets for name in adapter.modules)
     raise ArchitectureError(
@@ -90,9 +89,10 @@ def _guess(
     present = {name.component for name in targets}
     missing = sorted({name.component for name in unmatched if not homes_of(name, present)})
     model = looks_like(name.path for name in unmatched)
-    if base.architecture == "flux" and any(is_divided(split_kind(name.path)[0]) for name in unmatched):
+    if stacked_elsewhere(base, targets, unmatched):
         return (
-            "FLUX's single file stacks these projections, and this family cannot be divided among them, as "
+            f"the single files of {record_of(base.architecture).title} stack these projections, and this "
+            "family cannot be divided among them, as "
             "LoRA, LoHa, LoKr, DoRA by rows and full differences can: take a base of the layout that the "
             "adapter was made for, a single file or a diffusers folder"
         )

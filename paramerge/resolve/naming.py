@@ -1,9 +1,10 @@
 """From the names that an adapter has for its layers to those that the base has.
 
 For Stable Diffusion both speak one language already. For other models the names are the checkpoint's own,
-but adapters leave out the component (PEFT), write underscores for dots (kohya), or, for FLUX, use the single
-file's names for a diffusers folder and the reverse. The base decides: a name is changed only where exactly
-one of its layers can be meant, and what is not found stays as it is, to be refused by name.
+but adapters leave out the component (PEFT), write underscores for dots (kohya), or use the single file's
+names for a diffusers folder and the reverse, where the architecture's record maps one to the other. The base
+decides: a name is changed only where exactly one of its layers can be meant, and what is not found stays as
+it is, to be refused by name.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from paramerge.adapters import Adapter, LayerModule
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import AdapterError, ShapeError, UnmatchedError
-from paramerge.models.flux_keys import single_file_layer, single_file_path
+from paramerge.models.key_map import KeyMap, is_divided
 from paramerge.models.names import MODEL, ModuleName, split_kind
+from paramerge.models.registry import record_of
 from paramerge.wording import option
 
-__all__ = ["homes_of", "in_names_of"]
+__all__ = ["homes_of", "in_names_of", "stacked_elsewhere"]
 
 Targets = Mapping[ModuleName, Target]
 
@@ -48,7 +50,7 @@ def in_names_of(
     """
     if all(name in targets and not targets[name].stack for name in adapter.modules):
         return adapter
-    names = _BaseNames(targets, flux=base.architecture == "flux")
+    names = _BaseNames(targets, record_of(base.architecture).key_map)
     modules: dict[ModuleName, LayerModule] = {}
     for module in adapter.modules.values():
         for renamed in _placed(module, names.find(module, adapter, selected), targets, adapter):
@@ -144,16 +146,16 @@ def _renamed(module: LayerModule, name: ModuleName) -> LayerModule:
 class _BaseNames:
     """The base's layers by all the names that adapters may have for them, component by component."""
 
-    def __init__(self, targets: Targets, *, flux: bool) -> None:
+    def __init__(self, targets: Targets, key_map: KeyMap | None) -> None:
         self._places: dict[str, dict[str, _Place]] = {}
         spelled: dict[str, dict[str, set[_Place]]] = {}
         for name, target in targets.items():
             places = self._places.setdefault(name.component, {})
-            parts = _parts_of(name) if target.stack else (name,)
+            parts = _parts_of(name, key_map) if target.stack else (name,)
             places[name.path] = _Place(parts, name)
-        if flux:
+        if key_map is not None:
             for name in targets:
-                self._add_flux_names(name, targets)
+                self._add_other_names(name, targets, key_map)
         for component, places in self._places.items():
             for path, place in places.items():
                 spelled.setdefault(component, {}).setdefault(_underscored(path), set()).add(place)
@@ -162,15 +164,15 @@ class _BaseNames:
                 if len(meant) == 1:  # underscores that could stand for two layers name neither
                     self._places[component].setdefault(path, *meant)
 
-    def _add_flux_names(self, name: ModuleName, targets: Targets) -> None:
+    def _add_other_names(self, name: ModuleName, targets: Targets, key_map: KeyMap) -> None:
         """The single file's names for a folder's layers, and diffusers' for the file's swapped one."""
         places = self._places[name.component]
         stem, kind = split_kind(name.path)
-        layer = single_file_layer(stem)
+        layer = key_map.layer(stem)
         if layer is not None and layer.swapped:
             places.setdefault(layer.parts[0] + kind, _Place((name,), None, swapped=True))
-        path = single_file_path(stem)
-        layer = single_file_layer(path) if path else None
+        path = key_map.path(stem)
+        layer = key_map.layer(path) if path else None
         if path is None or layer is None:
             return
         parts = tuple(ModuleName(name.component, part + kind) for part in layer.parts)
@@ -208,9 +210,24 @@ class _BaseNames:
         return next((place for place in places if place is not None), None)
 
 
-def _parts_of(stack: ModuleName) -> tuple[ModuleName, ...]:
+def stacked_elsewhere(base: Base, targets: Targets, names: Iterable[ModuleName]) -> bool:
+    """Whether one of ``names`` is a layer that the base's other layout stacks, divides or swaps."""
+    key_map = record_of(base.architecture).key_map
+    if key_map is None:
+        return False
+    both: set[str] = set()
+    for target in targets:
+        stem = split_kind(target.path)[0]
+        if is_divided(key_map, stem):
+            single = stem if key_map.layer(stem) else key_map.path(stem) or stem
+            layer = key_map.layer(single)
+            both |= {_underscored(path) for path in (single, *(layer.parts if layer else ()))}
+    return any(_underscored(split_kind(name.path)[0]) in both for name in names)
+
+
+def _parts_of(stack: ModuleName, key_map: KeyMap | None) -> tuple[ModuleName, ...]:
     stem, kind = split_kind(stack.path)
-    layer = single_file_layer(stem)
+    layer = key_map.layer(stem) if key_map is not None else None
     return tuple(ModuleName(stack.component, part + kind) for part in layer.parts) if layer else (stack,)
 
 

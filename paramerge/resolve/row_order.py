@@ -9,13 +9,10 @@ from paramerge.adapters import Adapter
 from paramerge.checkpoints.layout import Base
 from paramerge.errors import FamilyError
 from paramerge.models.names import ModuleName
+from paramerge.models.registry import record_of
 from paramerge.wording import option
 
 __all__ = ["refuse_unknown_rows"]
-
-_DISAGREEING = {"minimax_h3": re.compile(r"(?:.*\.)?qkv_proj")}
-"""By the configuration's ``model_type`` the layers of which the model's own files interleave q, k and v head
-by head, and most of its adapters stack them: all of q, then k, then v."""
 
 
 def refuse_unknown_rows(base: Base, adapter: Adapter, names: Iterable[ModuleName]) -> None:
@@ -26,8 +23,8 @@ def refuse_unknown_rows(base: Base, adapter: Adapter, names: Iterable[ModuleName
     FamilyError
         ``base`` is of such a model, and one of the ``names`` is such a layer.
     """
-    layers = _DISAGREEING.get(base.architecture)
-    found = [name for name in names if layers is not None and layers.fullmatch(name.path)]
+    layers = record_of(base.architecture).unordered_rows
+    found = [name for name in names if layers is not None and re.fullmatch(layers, name.path)]
     if found:
         raise FamilyError(
             "the order of the rows in this adapter's q, k and v is not known",

@@ -17,8 +17,8 @@ from paramerge.files.dtypes import is_float
 from paramerge.files.source import Source
 from paramerge.files.tensors import stored
 from paramerge.listing import listed
-from paramerge.models.blueprint import BLUEPRINTS
 from paramerge.models.names import ModuleName
+from paramerge.models.registry import followed, published
 from paramerge.resolve.matching import check_family, check_shape
 from paramerge.resolve.naming import in_names_of
 from paramerge.resolve.row_order import refuse_unknown_rows
@@ -150,7 +150,7 @@ class LayerShapes:
         """
         if self._base is not None:
             return min(self._base.shape(name))
-        known = _published(self._architecture).get(name) if self._architecture in BLUEPRINTS else None
+        known = _published(self._architecture).get(name)
         if known is None or known[0] != rows:
             raise UsageError(
                 "the rank boundary needs the sizes of the base's layers",
@@ -162,12 +162,13 @@ class LayerShapes:
         return min(known)
 
 
+@followed
 @cache
 def _published(architecture: str | None) -> Mapping[ModuleName, tuple[int, int]]:
     """``(d, k)`` of every weight of a published architecture."""
-    if architecture is None:
+    if architecture not in published():
         return {}
-    blueprint = BLUEPRINTS[architecture]()
+    blueprint = published()[architecture]()
     shapes = {}
     for component in blueprint.components:
         for spec in blueprint.component(component):

@@ -18,8 +18,7 @@ from paramerge.algebra import adjusted_rank
 from paramerge.errors import UsageError
 from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.dtypes import BITS
-from paramerge.models.blueprint import BLUEPRINTS
-from paramerge.models.blueprint_inventory import unet_shapes
+from paramerge.models.registry import published, record_of
 from paramerge.models.subsets import select
 from paramerge.wording import option
 
@@ -71,25 +70,26 @@ class Size:
 
 
 def unet_layers(architecture: str) -> dict[str, tuple[int, ...]]:
-    """The linear and convolution layers of a published UNet: diffusers' path to the weight's shape.
+    """The linear and convolution layers of a published model: diffusers' path to the weight's shape.
 
     Raises
     ------
     UsageError
-        The architecture is not one of :data:`~paramerge.models.blueprint.BLUEPRINTS`.
+        The architecture is not one of :func:`~paramerge.models.registry.published`.
     """
-    if architecture not in BLUEPRINTS:
+    if architecture not in published():
         raise UsageError(
             "the layers of this architecture are not known here",
             where=option("architecture"),
-            expected=", ".join(BLUEPRINTS),
+            expected=", ".join(published()),
             found=architecture,
         )
-    shapes = unet_shapes(BLUEPRINTS[architecture]().unet)
+    component = record_of(architecture).component
+    parts = [part for spec in published()[architecture]().component(component) for part in spec.parts]
     return {
-        key.removesuffix(".weight"): shape
-        for key, shape in shapes
-        if key.endswith(".weight") and len(shape) > 1
+        name.removeprefix(f"{component}.").removesuffix(".weight"): shape
+        for name, shape in parts
+        if name.endswith(".weight") and len(shape) > 1
     }
 
 

@@ -42,8 +42,9 @@ LEVELS = {
 
 @pytest.mark.parametrize("architecture", LEVELS)
 def test_a_layers_block_is_the_number_in_its_ldm_name(architecture: str) -> None:
+    label = "add_embedding" if architecture.startswith("sdxl") else "class_embedding"
     seen = set()
-    for ldm, path in standard_structure(LEVELS[architecture]).blocks():
+    for ldm, path in standard_structure(LEVELS[architecture], label=label).blocks():
         layer = {"resnets": "conv1", "attentions": "proj_in"}.get(path.split(".")[-2] if "." in path else "")
         block = block_of(ModuleName("unet", f"{path}.{layer}" if layer else path), architecture)
         if match := re.match(r"(input|output)_blocks\.(\d+)", ldm):

@@ -30,7 +30,7 @@ from paramerge.checkpoints.targets import Target
 from paramerge.files.header import Header, read_header
 from paramerge.files.tensors import stored
 from paramerge.files.writer import write_safetensors
-from paramerge.models.blueprint import sdxl
+from paramerge.models.architectures.sdxl import sdxl
 
 pytestmark = pytest.mark.slow
 

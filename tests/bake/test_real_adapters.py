@@ -27,7 +27,7 @@ from paramerge.bake.bake import bake
 from paramerge.errors import FamilyError
 from paramerge.extract.from_lora import extract_para
 from paramerge.formats import open_adapter, write_para
-from paramerge.models.blueprint import sd15
+from paramerge.models.architectures.sd15 import sd15
 
 Factors = dict[str, tuple[np.ndarray, np.ndarray]]
 

@@ -17,7 +17,10 @@ from paramerge.apply.steps import Step
 from paramerge.bake.bake import bake
 from paramerge.checkpoints.layout import open_base
 from paramerge.errors import ArchitectureError, ShapeError
-from paramerge.models.blueprint import Blueprint, sd2, sd15, sdxl_refiner
+from paramerge.models.architectures.sd2 import sd2
+from paramerge.models.architectures.sd15 import sd15
+from paramerge.models.architectures.sdxl_refiner import sdxl_refiner
+from paramerge.models.blueprint import Blueprint
 
 VARIANTS = {
     "sd2": lambda: sd2(16, vocabulary=64),

@@ -9,9 +9,10 @@ import pytest
 from checkpoint_files import ARCHITECTURES, Shape, blueprint, shapes_of, write_folder, write_holes
 
 from paramerge.checkpoints.layout import open_base
-from paramerge.models.architecture import detect_architecture, unet_facts
-from paramerge.models.blueprint import sd15
+from paramerge.models.architecture import detect_architecture
+from paramerge.models.architectures.sd15 import sd15
 from paramerge.models.blueprint_inventory import UNetConfig, unet_shapes
+from paramerge.models.unet_facts import unet_facts
 
 
 def unet(architecture: str, shrink: int = 1) -> dict[str, Shape]:

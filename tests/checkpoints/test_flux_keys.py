@@ -13,12 +13,8 @@ from flux_shapes import WIDTH, single_file_keys, true_shape
 
 from paramerge.checkpoints.layout import open_base
 from paramerge.errors import CheckpointError
-from paramerge.models.flux_keys import (
-    is_single_file_key,
-    single_file_layer,
-    single_file_path,
-    split_rows,
-)
+from paramerge.models.architectures.flux import KEY_MAP
+from paramerge.models.key_map import runs_of
 from paramerge.models.names import ModuleName
 
 
@@ -49,23 +45,23 @@ def test_every_key_and_row_is_where_diffusers_puts_it(theirs: Any) -> None:
     ours = {}
     for key in single_file_keys():
         path, _, kind = key.rpartition(".")
-        layer = single_file_layer(path)
+        layer = KEY_MAP.layer(path)
         assert layer is not None
-        assert is_single_file_key(key)
+        assert kind in KEY_MAP.kinds
         rows = true_shape(key)[0]
-        runs = split_rows(len(layer.parts), rows, WIDTH)
+        runs = runs_of(layer.rows, len(layer.parts), rows, WIDTH)
         assert runs is not None
         for part, (start, stop) in zip(layer.parts, runs, strict=True):
             order = list(range(start, stop))
             if layer.swapped:
                 order = order[rows // 2 :] + order[: rows // 2]
-            ours[f"{part}.{'weight' if kind == 'scale' else kind}"] = key, order
+            ours[f"{part}.{KEY_MAP.kinds[kind]}"] = key, order
     assert ours == theirs
 
 
 def test_back_is_the_reverse(theirs: Any) -> None:
     for key, (name, _) in theirs.items():
-        assert single_file_path(key.rpartition(".")[0]) == name.rpartition(".")[0]
+        assert KEY_MAP.path(key.rpartition(".")[0]) == name.rpartition(".")[0]
 
 
 def test_diffusers_names_are_those_of_its_model(theirs: Any) -> None:
@@ -106,23 +102,22 @@ def test_a_stack_that_is_too_small_is_refused(tmp_path: Path) -> None:
     shapes["single_blocks.0.linear1.weight"] = (3 * WIDTH, WIDTH)
     with pytest.raises(CheckpointError, match="cannot be divided"):
         open_base(write_holes(tmp_path / "flux.safetensors", shapes))
-    assert split_rows(4, 3 * WIDTH, WIDTH) is None
-    assert split_rows(1, 5, 7) == ((0, 5),)
+    assert runs_of("square", 4, 3 * WIDTH, WIDTH) is None
+    assert runs_of("square", 1, 5, 7) == ((0, 5),)
 
 
 @pytest.mark.parametrize(
     "path", ["double_blocks.0.img_attn.norm", "single_blocks.linear1", "transformer_blocks.0.attn.to_q", ""]
 )
 def test_what_is_no_layer_of_the_single_file(path: str) -> None:
-    assert single_file_layer(path) is None
-    assert not is_single_file_key(f"{path}.weight")
+    assert KEY_MAP.layer(path) is None
 
 
 @pytest.mark.parametrize(
     "path", ["single_transformer_blocks.0.attn", "double_blocks.0.img_mlp.0", "norm_out"]
 )
 def test_what_is_no_layer_of_diffusers(path: str) -> None:
-    assert single_file_path(path) is None
+    assert KEY_MAP.path(path) is None
 
 
 def test_a_file_bundled_with_its_encoders_and_vae(tmp_path: Path) -> None:

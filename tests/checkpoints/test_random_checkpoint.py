@@ -19,7 +19,7 @@ from paramerge.errors import UsageError
 from paramerge.files.dtypes import unit_roundoff
 from paramerge.files.header import read_header
 from paramerge.files.tensors import stored
-from paramerge.models.blueprint import sd15
+from paramerge.models.architectures.sd15 import sd15
 from paramerge.models.clip_keys import canonical_key
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from checkpoint_files import blueprint
 
-from paramerge.models.architecture import detect_architecture, plain_architecture
+from paramerge.models.architecture import detect_architecture
 from paramerge.models.blueprint_inventory import unet_shapes
+from paramerge.models.registry import family_of
 
 Shape = tuple[int, ...]
 
@@ -47,7 +48,7 @@ def relatives() -> dict[str, dict[str, Shape]]:
 @pytest.mark.parametrize("name", relatives())
 def test_relatives_have_names(name: str) -> None:
     assert detect_architecture(relatives()[name]).name == name
-    assert plain_architecture(name) == name.partition("-")[0]
+    assert family_of(name) == name.partition("-")[0]
 
 
 def test_the_upscaler() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from paramerge.algebra.boundary import adjusted_rank
 from paramerge.errors import UsageError
-from paramerge.models.blueprint import sdxl
+from paramerge.models.architectures.sdxl import sdxl
 from paramerge.models.blueprint_inventory import unet_shapes
 from paramerge.models.subsets import PAPER_GAMMA, SUBSETS, in_subset, select, subset
 

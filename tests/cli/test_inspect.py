@@ -21,7 +21,8 @@ from paramerge.errors import ParamergeError
 from paramerge.formats import open_adapter, write_para
 from paramerge.inspect.inspection import RECIPE_KEY
 from paramerge.inspect.training_notes import training_notes
-from paramerge.models.blueprint import sd15, sdxl
+from paramerge.models.architectures.sd15 import sd15
+from paramerge.models.architectures.sdxl import sdxl
 from paramerge.models.names import ModuleName
 
 TO_Q = ModuleName("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from paramerge.compare.places import columns_in_order, place_of, short_name, sorted_rows
-from paramerge.formats.layers import layer_kind
-from paramerge.models.blueprint import sd15, sdxl
+from paramerge.models.architectures.sd15 import sd15
+from paramerge.models.architectures.sdxl import sdxl
+from paramerge.models.layer_kinds import layer_kind
 from paramerge.models.names import ModuleName
 
 BLUEPRINTS = {"sd15": sd15, "sdxl": sdxl}

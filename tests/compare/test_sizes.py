@@ -14,7 +14,7 @@ from paramerge.adapters import registry
 from paramerge.adapters.sizes import SizeSettings, factor_pair
 from paramerge.cli.main import cli
 from paramerge.errors import UsageError
-from paramerge.models.blueprint import BLUEPRINTS
+from paramerge.models.registry import published
 from paramerge.models.subsets import PAPER_GAMMA
 from paramerge.sizes.sizes import Size, adapter_size, adapter_sizes, unet_layers
 
@@ -285,7 +285,7 @@ def test_bad_questions() -> None:
         unet_layers("flux")
 
 
-@pytest.mark.parametrize("architecture", BLUEPRINTS)
+@pytest.mark.parametrize("architecture", published())
 def test_every_family_has_a_size_on_every_architecture(architecture: str) -> None:
     layers = unet_layers(architecture)
     found = adapter_sizes(layers, families=list(registry.sized()), subsets=["all", "exca"], ranks=[4, 16])

@@ -19,7 +19,7 @@ from paramerge.extract.rounding import only_rounded
 from paramerge.files.dtypes import FLOATS
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter
-from paramerge.models.blueprint import sd15
+from paramerge.models.architectures.sd15 import sd15
 
 LAYER = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
 

@@ -26,7 +26,7 @@ from random_checkpoint import write_random_checkpoint
 from paramerge.adapters import LoraModule
 from paramerge.checkpoints.layout import open_base
 from paramerge.formats import open_adapter
-from paramerge.models.blueprint import sdxl
+from paramerge.models.architectures.sdxl import sdxl
 from paramerge.models.unet_keys import UNetKeyMap
 from paramerge.models.unet_structure import standard_structure
 

@@ -19,7 +19,7 @@ from paramerge.formats import open_adapter
 from paramerge.inspect.inspection import AdapterFacts, CheckpointFacts, inspect_path
 from paramerge.merge.combine import combine
 from paramerge.merge.request import CombineOptions, Input
-from paramerge.models.architecture import MODELSPEC_NAMES
+from paramerge.models.registry import record_of
 from paramerge.resize.resize import resize
 
 UNET = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -136,7 +136,7 @@ def test_a_stray_key_makes_no_adapter_of_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_one_name_for_one_architecture() -> None:
-    assert MODELSPEC_NAMES["sd2"] == "stable-diffusion-v2"
+    assert record_of("sd2").modelspec == "stable-diffusion-v2"
 
 
 METADATA = {

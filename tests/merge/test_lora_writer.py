@@ -15,9 +15,11 @@ from paramerge.adapters import LoraModule
 from paramerge.errors import NonFiniteError, ShapeError, UsageError
 from paramerge.formats import open_adapter
 from paramerge.formats.kohya import KOHYA
-from paramerge.formats.layers import layer_kind, underscored_layer
+from paramerge.formats.layers import underscored_layer
 from paramerge.formats.lora_writer import LoraFactors, write_lora
-from paramerge.models.blueprint import sd15, sdxl
+from paramerge.models.architectures.sd15 import sd15
+from paramerge.models.architectures.sdxl import sdxl
+from paramerge.models.layer_kinds import layer_kind
 from paramerge.models.names import ModuleName
 
 BLUEPRINTS = {"sd15": sd15, "sdxl": sdxl}

@@ -35,7 +35,7 @@ from paramerge.errors import AdapterError, NonFiniteError, ShapeError, Unmatched
 from paramerge.files.hashing import file_sha256
 from paramerge.formats import open_adapter
 from paramerge.merge.combine import MERGE_KEY
-from paramerge.models.blueprint import sd15
+from paramerge.models.architectures.sd15 import sd15
 from paramerge.resolve.weights import BaseWeights
 
 FP32 = 1e-5

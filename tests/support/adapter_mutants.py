@@ -33,7 +33,7 @@ from paramerge.files.dtypes import BITS, FLOATS, NUMPY
 from paramerge.files.header import encode_header, read_header
 from paramerge.files.tensors import stored
 from paramerge.files.writer import write_safetensors
-from paramerge.models.blueprint import sd15
+from paramerge.models.architectures.sd15 import sd15
 
 __all__ = ["Bench", "Finding", "Mutant", "check", "mutant"]
 

@@ -23,7 +23,8 @@ from paramerge.bake.plan import Plan, make_plan
 from paramerge.checkpoints.layout import open_base
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter, write_para
-from paramerge.models.blueprint import sd15, sdxl
+from paramerge.models.architectures.sd15 import sd15
+from paramerge.models.architectures.sdxl import sdxl
 from paramerge.models.names import ModuleName
 
 Array = NDArray[np.generic]

@@ -13,17 +13,18 @@ from blueprint_configs import folder_configs
 
 from paramerge.files.dtypes import BITS
 from paramerge.files.header import encode_header
-from paramerge.models.blueprint import BLUEPRINTS, Blueprint, TensorSpec
+from paramerge.models.blueprint import Blueprint, TensorSpec
+from paramerge.models.registry import published
 
 Shape = tuple[int, ...]
 
-ARCHITECTURES = tuple(BLUEPRINTS)
+ARCHITECTURES = tuple(published())
 
 
 @cache
 def blueprint(architecture: str, shrink: int = 1) -> Blueprint:
     """A published architecture, at its true size or with every width divided by ``shrink``."""
-    return BLUEPRINTS[architecture](shrink, vocabulary=49408 if shrink == 1 else 50)
+    return published()[architecture](shrink, vocabulary=49408 if shrink == 1 else 50)
 
 
 def shapes_of(specs: Iterable[TensorSpec]) -> dict[str, Shape]:

@@ -11,7 +11,7 @@ from blueprint_configs import folder_configs
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from paramerge.formats import open_adapter
-from paramerge.models.blueprint import sdxl
+from paramerge.models.architectures.sdxl import sdxl
 from paramerge.peft import paper_config, para_layers, save_para
 from paramerge.training.config import TrainConfig
 from paramerge.training.examples import Batch, Prompts

@@ -1,0 +1,94 @@
+"""FLUX.1: single files, kohya's and ComfyUI's adapters stack projections, diffusers has them one by one.
+
+q, k and v are stacked, and in the single blocks the MLP's first layer below them. One layer, the last
+modulation, has its two halves (shift and scale) the other way round in diffusers.
+"""
+
+from __future__ import annotations
+
+from paramerge.models.key_map import Blocks, Layer, LayerTable
+from paramerge.models.record import ArchitectureRecord, KohyaNames
+from paramerge.models.resemblance import DIFFUSION_TRANSFORMER, FLUX_LIKE, T5_ENCODER
+
+__all__ = ["KEY_MAP", "RECORDS"]
+
+_DOUBLE = Blocks(
+    "double_blocks",
+    "transformer_blocks",
+    {
+        "img_attn.qkv": Layer(("attn.to_q", "attn.to_k", "attn.to_v"), "square"),
+        "txt_attn.qkv": Layer(("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "square"),
+        "img_attn.proj": "attn.to_out.0",
+        "txt_attn.proj": "attn.to_add_out",
+        "img_mlp.0": "ff.net.0.proj",
+        "img_mlp.2": "ff.net.2",
+        "txt_mlp.0": "ff_context.net.0.proj",
+        "txt_mlp.2": "ff_context.net.2",
+        "img_mod.lin": "norm1.linear",
+        "txt_mod.lin": "norm1_context.linear",
+        "img_attn.norm.query_norm": "attn.norm_q",
+        "img_attn.norm.key_norm": "attn.norm_k",
+        "txt_attn.norm.query_norm": "attn.norm_added_q",
+        "txt_attn.norm.key_norm": "attn.norm_added_k",
+    },
+)
+_SINGLE = Blocks(
+    "single_blocks",
+    "single_transformer_blocks",
+    {
+        "linear1": Layer(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), "square"),
+        "linear2": "proj_out",
+        "modulation.lin": "norm.linear",
+        "norm.query_norm": "attn.norm_q",
+        "norm.key_norm": "attn.norm_k",
+    },
+)
+_OUTSIDE: dict[str, str | Layer] = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+    "final_layer.adaLN_modulation.1": Layer(("norm_out.linear",), swapped=True),
+}
+KEY_MAP = LayerTable(_OUTSIDE, (_DOUBLE, _SINGLE), {"weight": "weight", "bias": "bias", "scale": "weight"})
+
+RECORDS = (
+    ArchitectureRecord(
+        "flux",
+        label="FLUX.1",
+        patterns=(
+            r"double_blocks\.\d+\.img_attn\.qkv\.|\btransformer_blocks\.\d+\.attn\.add_q_proj\.",
+            r"single_blocks\.\d+\.linear1\.|single_transformer_blocks\.\d+\.proj_mlp\.",
+            r"\b(vector_in\.in_layer|time_text_embed\.text_embedder\.linear_1)\.",
+        ),
+        key_map=KEY_MAP,
+        resembles=(FLUX_LIKE, DIFFUSION_TRANSFORMER, T5_ENCODER),
+        modelspec_read=("flux-1",),
+        kohya=KohyaNames(also=("flux1",)),
+        kinds={
+            ".ff_context.": "feed-forward",
+            ".proj_mlp.": "feed-forward",
+            ".norm.linear.": "modulation",
+            ".norm1.linear.": "modulation",
+            ".norm1_context.linear.": "modulation",
+        },
+        columns={
+            "attn.to_q": "q",
+            "attn.to_k": "k",
+            "attn.to_v": "v",
+            "attn.to_out.0": "out",
+            "attn.add_q_proj": "text q",
+            "attn.add_k_proj": "text k",
+            "attn.add_v_proj": "text v",
+            "attn.to_add_out": "text out",
+            "ff_context.net.0.proj": "text ff 1",
+            "ff_context.net.2": "text ff 2",
+            "proj_mlp": "ff 1",
+        },
+    ),
+)
