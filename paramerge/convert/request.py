@@ -141,8 +141,8 @@ def refuse_other_names(adapter: Adapter, base: Base | None) -> None:
         raise UsageError(
             "diffusers' names for layers of this adapter are not known",
             where=adapter.path,
-            expected=f"layers of Stable Diffusion or {' or '.join(mapped)}, or {option('base')} with a folder "
-            "in diffusers' layout",
+            expected=f"layers of Stable Diffusion or {' or '.join(mapped)}, or {option('base')} with a "
+            "folder in diffusers' layout",
             found=listed(unknown, 3),
             hint="these are the names of the model's original implementation: give that folder as "
             f"{option('base')}, or keep the file for the programs that read such names",

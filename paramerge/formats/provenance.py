@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 
 from paramerge.adapters import LayerModule
-from paramerge.formats.layers import clip_path, unet_path
 from paramerge.formats.native import ARCHITECTURE_KEY, BASE_HASH_KEY
 from paramerge.models.model_names import allows
 from paramerge.models.names import ModuleName
@@ -87,20 +86,13 @@ def _from_shapes(modules: Iterable[LayerModule]) -> Iterable[str]:
 
 def _from_names(modules: Iterable[ModuleName]) -> str | None:
     """The architecture that alone has layers of these names."""
-    names = [str(name) for name in modules if _is_spelled(name)]
+    names = [str(name) for name in modules]
     for record in records():
         if record.shown_by is not None:
             shown = re.compile(record.shown_by)
             if any(shown.search(name) for name in names):
                 return record.name
     return None
-
-
-def _is_spelled(name: ModuleName) -> bool:
-    """Whether a name that is stated as of a UNet or a CLIP text encoder is one that such a model has."""
-    if name.component == "unet":
-        return unet_path(name.path) is not None
-    return name.component != "text_encoder_2" or clip_path(name.path) is not None
 
 
 def _from_metadata(metadata: Mapping[str, str]) -> str | None:

@@ -35,7 +35,7 @@ class Published(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class BlockNames:
-    """The blocks whose weights a user may give (``--blocks``).
+    """The blocks whose weights a user may give (``FILE@1:IN04=0.5``).
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class ArchitectureRecord:
     ldm:
         The blocks of a UNet, where LDM numbers them as of these levels.
     blocks:
-        The blocks that ``--blocks`` names.
+        The blocks that have weights of their own.
     published:
         Makes the published checkpoint's layout.
     context_width:

@@ -29,7 +29,7 @@ def sizes(
     Parameters
     ----------
     architecture:
-        One of :data:`~paramerge.models.blueprint.BLUEPRINTS`.
+        One of :func:`~paramerge.models.registry.published`.
     families, subsets, ranks, gamma, boundary, kronecker, lokr_factor, dtype:
         See :func:`paramerge.sizes.sizes.adapter_size`.
 

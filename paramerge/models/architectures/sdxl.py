@@ -38,7 +38,8 @@ _SDXL = stable_diffusion(
     vectors=(12, 20),
     projected=False,
     label="Stable Diffusion XL",
-    shown_by=r"^text_encoder_2\.|^unet\.(add_embedding\.|.*transformer_blocks\.([4-9]|\d\d)\.)",
+    shown_by=r"^text_encoder_2\.(text_model\.encoder\.layers\.\d+\.|text_projection$)|^unet\.add_embedding\."
+    r"|^unet\.(down_blocks|mid_block|up_blocks)\..*transformer_blocks\.([4-9]|\d\d)\.",
     modelspec="stable-diffusion-xl-v1-base",
     modelspec_read=("stable-diffusion-xl",),
     resolution="1024x1024",
