@@ -368,8 +368,8 @@ def test_damaged_numbers_and_options_that_do_not_fit(tmp_path: Path, two: list[P
     with pytest.raises(NonFiniteError, match="NaN or Inf"):
         merge(out, two[0], tmp_path / "inf.safetensors")
     for options, word in (
-        ({"gamma": 0.5}, "--gamma does not apply"),
-        ({"keep": "order"}, "--keep does not apply"),
+        ({"gamma": 0.5}, "gamma does not apply"),
+        ({"keep": "order"}, "keep does not apply"),
         ({"energy": 1.5}, "an energy is a share"),
     ):
         with pytest.raises(UsageError, match=word):

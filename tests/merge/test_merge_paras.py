@@ -267,7 +267,7 @@ def test_options_that_do_not_fit(tmp_path: Path, three: list[Path]) -> None:
     for options, word in (
         ({"rank": 2, "keep": "energy"}, "depends on the base's weights"),
         ({"keep": "order"}, "there is none"),
-        ({"energy": 0.9}, "--energy does not apply"),
+        ({"energy": 0.9}, "energy does not apply"),
         ({"merge": "sequential"}, "a product of projectors is not a projector"),
         ({"rank": 0}, "a rank counts"),
         ({"gamma": 1.5}, "gamma is a share"),
