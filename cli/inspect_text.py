@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from statistics import median
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from paramerge.adapters.registry import family
 from paramerge.cli.render import gigabytes, shown
+from paramerge.errors import shortened
 from paramerge.inspect.inspection import (
     RECIPE_KEY,
     AdapterFacts,
@@ -30,6 +32,9 @@ __all__ = ["show"]
 
 _LARGEST = 5
 _KEYS = 8
+_ENTRIES = 1_000
+"""Entries of metadata that are printed, at most; and characters of each, which take a second to wrap."""
+_LONGEST_VALUE = 100_000
 _SIZES = re.compile(r"\b\d+ x \d+ (?:of )?|\b\d+ (?=blocks)")
 _COLUMNS = ("norm", "rank", "scale", "directions")
 
@@ -233,7 +238,7 @@ def _show_components(out: Console, counts: Mapping[tuple[str, str], int]) -> Non
 
 
 def _first(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:_KEYS]) + (" ..." if len(keys) > _KEYS else "")
+    return ", ".join(map(shortened, keys[:_KEYS])) + (" ..." if len(keys) > _KEYS else "")
 
 
 def _component_place(component: str) -> int:
@@ -244,15 +249,18 @@ def _show_metadata(out: Console, metadata: Mapping[str, str], everything: bool) 
     own = {key: value for key, value in metadata.items() if key != RECIPE_KEY}
     if everything:
         out.print(f"\n[bold]metadata[/bold] ({len(own)} entries)")
-        _show_pairs(out, [(shown(key), shown(value) or "-") for key, value in own.items()])
+        entries = islice(own.items(), _ENTRIES)
+        _show_pairs(out, [(shown(key), shown(value, _LONGEST_VALUE) or "-") for key, value in entries])
+        if len(own) > _ENTRIES:
+            out.print(f"[dim]and {len(own) - _ENTRIES} more: --json[/dim]")
         return
     notes = training_notes(metadata)
     if notes:
         out.print("\n[bold]notes[/bold]")
         _show_pairs(out, [(label, shown(text)) for label, text in notes])
     if own:
-        entries = "the entry" if len(own) == 1 else f"all {len(own)} entries"
-        out.print(f"[dim]{entries} of metadata: --metadata[/dim]")
+        hidden = "the entry" if len(own) == 1 else f"all {len(own)} entries"
+        out.print(f"[dim]{hidden} of metadata: --metadata[/dim]")
 
 
 def _show_recipe(out: Console, metadata: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRem
 from rich.progress import Progress as RichProgress
 
 from paramerge.cli.flags import with_flags
-from paramerge.errors import printable
+from paramerge.errors import printable, shortened
 
 __all__ = ["Progress", "err", "gigabytes", "note", "note_ending", "out", "shown", "warn"]
 
@@ -77,9 +77,12 @@ class Progress:
         self._bar.update(self._task, completed=done, total=total)
 
 
-def shown(text: object) -> str:
-    """Text from outside, safe to print: neither rich's markup nor a terminal's control sequences act."""
-    return escape(printable(with_flags(str(text) if not isinstance(text, str) else text)))
+def shown(text: object, limit: int = 5_000) -> str:
+    """Text from outside, safe to print: neither rich's markup nor a terminal's control sequences act.
+
+    Of a text longer than ``limit`` the beginning and the end are shown: a name in a file may have 100 MB.
+    """
+    return escape(printable(with_flags(shortened(text if isinstance(text, str) else str(text), limit))))
 
 
 def gigabytes(count: int) -> str:

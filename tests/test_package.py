@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,21 @@ def test_the_wheel_works_on_its_own(distributions: Path, tmp_path: Path) -> None
     assert result.returncode == 0, result.stderr
     assert "paramerge" in result.stdout
     assert [path.name for path in (site / "bin").iterdir()] == ["paramerge"]
+
+
+_OWN_TEXTS = {  # read back what the same function made, or what its own child process printed
+    "paramerge/convert/writing.py": 1,
+    "training/evaluation/records.py": 1,
+    "training/experiments/run.py": 1,
+    "training/experiments/trained.py": 1,
+}
+
+
+def test_json_from_outside_is_read_by_the_strict_reader() -> None:
+    found = Counter(
+        path.relative_to(REPOSITORY).as_posix()
+        for folder in ("paramerge", "cli", "training")
+        for path in (REPOSITORY / folder).rglob("*.py")
+        for _ in re.findall(r"\bjson\.loads?\(", path.read_text())
+    )
+    assert found == _OWN_TEXTS

@@ -15,6 +15,7 @@ from torch import Tensor
 from paramerge.errors import CheckpointError
 from paramerge.files.header import Header, read_header
 from paramerge.files.tensors import stored
+from paramerge.strict_json import check_bounds, parse
 
 __all__ = ["CheckpointFile", "open_checkpoint"]
 
@@ -157,8 +158,9 @@ def open_checkpoint(path: Path, key: str) -> CheckpointFile:
     """
     header = read_header(path)
     try:
-        facts = json.loads(header.metadata.get(key, "null"))
-    except (ValueError, RecursionError) as error:
+        facts = parse(header.metadata.get(key, "null"))
+        check_bounds(facts)
+    except ValueError as error:
         raise CheckpointFile(header, {}).damaged(
             f"what the checkpoint says of its training cannot be read ({error})"
         ) from error

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from paramerge.checkpoints.quantised import WITHOUT_WEIGHTS
-from paramerge.errors import CheckpointError
+from paramerge.errors import CheckpointError, shortened
+from paramerge.files.header import LONGEST_KEY
 from paramerge.formats.families import adapter_keys
 from paramerge.models.model_names import UNET_LIKE, looks_like, recognise
 from paramerge.wording import option
 
-__all__ = ["refuse_adapter", "refuse_quantised", "refuse_wrapped", "without_unet"]
+__all__ = ["refuse_adapter", "refuse_long_names", "refuse_quantised", "refuse_wrapped", "without_unet"]
 
 _WRAPPED_KEY = re.compile(r"\.base_layer\.(weight|bias)$")
 _TRAINING_WRAPPER = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_forward_module)\.|^module\.")
@@ -75,6 +76,18 @@ def _is_model(keys: Iterable[str]) -> bool:
     """Whether these keys are of a whole model: one with a few keys of an adapter in it is no adapter."""
     keys = list(keys)
     return any(UNET_LIKE.match(key) for key in keys) or recognise(keys) is not None
+
+
+def refuse_long_names(path: Path, keys: Iterable[str]) -> None:
+    """Raise ``CheckpointError`` before any pattern is tried on a key of up to 100 MB."""
+    long = next((key for key in keys if len(key) > LONGEST_KEY), None)
+    if long is not None:
+        raise CheckpointError(
+            "a key is longer than any name of a layer",
+            where=path,
+            expected=f"at most {LONGEST_KEY} characters",
+            found=f"{len(long)}: {shortened(long)}",
+        )
 
 
 def refuse_wrapped(path: Path, keys: Iterable[str]) -> None:

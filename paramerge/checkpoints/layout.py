@@ -16,6 +16,7 @@ from paramerge.checkpoints.component_folder import is_shard
 from paramerge.checkpoints.diffusers_folder import FolderContents, read_folder
 from paramerge.checkpoints.foreign import (
     refuse_adapter,
+    refuse_long_names,
     refuse_quantised,
     refuse_wrapped,
     without_unet,
@@ -202,6 +203,8 @@ def _opened(
     ``quantised_by`` is what a configuration beside them says.
     """
     files = list(files)
+    for _, header in files:
+        refuse_long_names(header.path, header.tensors)
     dtypes = {key: info.dtype for _, header in files for key, info in header.tensors.items()}
     if any(METADATA_KEY in header.metadata for _, header in files):
         quantised_by = "ComfyUI's mixed precision"

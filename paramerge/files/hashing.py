@@ -23,6 +23,7 @@ import platformdirs
 from paramerge.errors import FileFormatError, ParamergeError
 from paramerge.files.source import Source
 from paramerge.files.writer import write_bytes
+from paramerge.strict_json import parse
 
 __all__ = [
     "HashBeside",
@@ -195,8 +196,8 @@ def _load() -> dict[str, str]:
         source = Source.open(_cache_file())
         if source.size > _MAX_CACHE_BYTES:
             return {}
-        entries = json.loads(source.read(0, source.size))
-    except (OSError, ValueError, RecursionError, FileFormatError):
+        entries = parse(source.read(0, source.size))
+    except (OSError, ValueError, FileFormatError):
         return {}
     if not isinstance(entries, dict):
         return {}

@@ -24,10 +24,14 @@ from paramerge.files.file_kinds import START_BYTES, refuse_other_kind
 from paramerge.files.source import Source
 from paramerge.strict_json import MAX_DEPTH, check_bounds, no_collection, parse, unique
 
-__all__ = ["MAX_HEADER_BYTES", "Header", "TensorInfo", "encode_header", "read_header"]
+__all__ = ["LONGEST_KEY", "MAX_HEADER_BYTES", "Header", "TensorInfo", "encode_header", "read_header"]
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit that the safetensors library itself sets on a header."""
+
+LONGEST_KEY = 1000
+"""Characters of a key that is read as a layer's name. Published files stay below 200; no pattern needs more
+than a fraction of a second for this many, whatever they are."""
 
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 

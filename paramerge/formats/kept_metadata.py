@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from paramerge.formats import diffusers
 from paramerge.formats.native import ARCHITECTURE_KEY
+from paramerge.strict_json import check_bounds, parse
 
 __all__ = ["INPUTS_KEY", "kept_metadata", "kept_of_several"]
 
@@ -74,8 +75,9 @@ def _joined_tags(texts: Sequence[str]) -> str | None:
     folders: dict[str, Counter[str]] = {}
     for text in texts:
         try:
-            content = json.loads(text)
-        except (ValueError, RecursionError):
+            content = parse(text)
+            check_bounds(content)
+        except ValueError:
             continue
         for folder, tags in content.items() if isinstance(content, dict) else ():
             if isinstance(tags, dict):

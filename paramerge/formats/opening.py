@@ -10,7 +10,7 @@ from pathlib import Path
 from paramerge.adapters import Adapter, LayerModule, Leftover
 from paramerge.adapters.registry import vague_roles
 from paramerge.errors import AdapterError, FamilyError, FileFormatError
-from paramerge.files.header import Header, read_header
+from paramerge.files.header import LONGEST_KEY, Header, read_header
 from paramerge.files.source import Source
 from paramerge.formats import cloneofsimo, native, peft
 from paramerge.formats.families import (
@@ -40,9 +40,6 @@ _NO_LAYER = "the name is not that of a layer of an SD or SDXL UNet or CLIP text 
 _NO_PART = "the key is no part of a LoRA or of another family"
 _EMBEDDING = "token embeddings of a textual inversion"
 _TOO_LONG = "the key is longer than any name of a layer"
-_LONGEST_KEY = 1000
-"""Characters of a key that is read as a name. Published files stay below 200; no pattern needs more than a
-fraction of a second for this many, whatever they are."""
 
 
 @dataclass(frozen=True)
@@ -184,10 +181,10 @@ def open_adapter(
 
 def short_names(header: Header) -> tuple[Header, tuple[str, ...]]:
     """``header`` with the keys alone that can be names, and the others, which no pattern is tried on."""
-    too_long = tuple(key for key in header.tensors if len(key) > _LONGEST_KEY)
+    too_long = tuple(key for key in header.tensors if len(key) > LONGEST_KEY)
     if not too_long:
         return header, ()
-    tensors = {key: info for key, info in header.tensors.items() if len(key) <= _LONGEST_KEY}
+    tensors = {key: info for key, info in header.tensors.items() if len(key) <= LONGEST_KEY}
     return replace(header, tensors=tensors), too_long
 
 

@@ -415,3 +415,21 @@ def test_the_error_tree_is_all_that_is_raised(tmp_path: Path) -> None:
 
     with pytest.raises(ParamergeError):
         inspect_path(tmp_path / "none")
+
+
+@pytest.mark.parametrize("option", [None, "--metadata", "--layers"])
+def test_what_is_printed_is_bounded_whatever_the_file_holds(
+    tmp_path: Path, capsys: Capture, option: str | None
+) -> None:
+    """Names and notes in a file may have 100 MB: a terminal gets the beginning and the end."""
+    long, one = "k" * 10**6, np.ones(1, np.float32)
+    notes = {"a": long, long: "b", **{f"n{i}": "" for i in range(3_000)}}
+    for name, tensors in {
+        "key": {long: one},
+        "dots": {"k." * 10**6 + "lora_A.weight": one},
+        "many": {f"t{i}": one for i in range(3_000)},
+    }.items():
+        path = tmp_path / f"{name}.safetensors"
+        save(path, tensors, notes)
+        shown = run(capsys, path, *([option] if option else []))
+        assert len(shown) < (400_000 if option == "--metadata" else 10_000)

@@ -15,6 +15,7 @@ from typing import Any
 from paramerge.errors import FileFormatError, UsageError
 from paramerge.files.outputs import check_output_folder
 from paramerge.files.writer import make_folder, output_error, write_bytes
+from paramerge.strict_json import parse
 
 __all__ = ["Records", "claim_folder", "json_lines"]
 
@@ -65,10 +66,10 @@ class Records:
             lines = path.read_bytes().split(b"\n")
             for number, line in enumerate(lines, start=1):
                 try:
-                    record = json.loads(line) if line else None
+                    record = parse(line) if line else None
                     if record is not None:
                         found[record["task"]] = record
-                except (ValueError, KeyError, TypeError, RecursionError) as error:
+                except (ValueError, KeyError, TypeError) as error:
                     if number == len(lines):
                         continue  # cut short: that task is done again
                     raise FileFormatError(
@@ -107,10 +108,10 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], inputs: Iterable[Pat
         write_bytes(path, text.encode())
         return
     try:
-        there = json.loads(path.read_text())
+        there = parse(path.read_bytes())
         if not isinstance(there, dict):
             raise ValueError("no JSON object")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise FileFormatError(
             "the settings in this folder are damaged", where=path, hint="choose another folder"
         ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paramerge.errors import FileFormatError
+from paramerge.strict_json import parse, read_object
 from paramerge.training.evaluation.measuring import METRICS
 from paramerge.training.evaluation.summary import Value, value_of
 from paramerge.training.experiments.figures import rate_curves, row_values
@@ -75,13 +75,13 @@ def _place(run: _Run) -> int:
 
 def _read(folder: Path) -> _Run:
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-        records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+        summary = read_object(folder / "summary.json")
+        records = [parse(line) for line in (folder / "results.jsonl").read_text().splitlines()]
         lines = tuple(Line(**record) for record in records)
         [verdict["verdict"] for verdict in summary["verdicts"]]  # what the page begins with
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (FileFormatError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise FileFormatError(
-            f"these are no results of an experiment ({error})",
+            f"these are no results of an experiment ({getattr(error, 'what', error)})",
             where=folder,
             expected="summary.json and results.jsonl of paramerge experiment",
         ) from error

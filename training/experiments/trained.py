@@ -16,6 +16,7 @@ from typing import Any
 
 from paramerge.errors import FileFormatError, NonFiniteError, ParamergeError
 from paramerge.files.writer import make_folder, write_bytes
+from paramerge.strict_json import read_object
 from paramerge.training.config import config_to_toml
 from paramerge.training.evaluation.processes import Processes
 from paramerge.training.experiments.plan import Plan, Training
@@ -119,10 +120,10 @@ def kept(plan: Plan, training: Training, folder: Path, steps: int) -> Kept:
     """
     note = _note(plan, training, folder, steps)
     try:
-        content = json.loads(note.read_text())
+        content = read_object(note)
         paths = tuple(note.parent / name for name in content["files"])
         return Kept(paths, float(content["seconds"]), int(content["parameters"]), int(content["bytes"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileFormatError, ValueError, KeyError, TypeError) as error:
         raise FileFormatError("this adapter is not there, or its note is damaged", where=note) from error
 
 
@@ -130,8 +131,8 @@ def diverged(plan: Plan, training: Training, folder: Path) -> str | None:
     """What ended ``training`` before its last stop, in words; None where nothing did."""
     for stop in training.stops:
         try:
-            found = json.loads(_note(plan, training, folder, stop).read_text()).get("diverged")
-        except (OSError, ValueError):
+            found = read_object(_note(plan, training, folder, stop)).get("diverged")
+        except FileFormatError:
             continue
         if found is not None:
             return str(found)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from paramerge.files.writer import write_bytes
+from paramerge.strict_json import read_object
 from paramerge.training.tiny.libraries import (
     AutoencoderKL,
     CLIPTextModel,
@@ -55,7 +56,7 @@ def write_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
 
 def _load_as_float32(config: Path) -> None:
     """Without a dtype asked for, diffusers loads float32, but transformers what the configuration names."""
-    content = json.loads(config.read_text())
+    content = read_object(config)
     content["dtype"] = "float32"
     write_bytes(config, (json.dumps(content, indent=2) + "\n").encode())
 

@@ -6,7 +6,6 @@ A :class:`Gallery` comes from the packages, or is drawn here for smoke runs, whi
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from paramerge.errors import FileFormatError
+from paramerge.strict_json import parse
 from paramerge.training.tiny.packages import PACKAGES, Package, fetch, read_members
 from paramerge.training.tiny.subjects import STYLES, Subject
 
@@ -78,7 +78,7 @@ def emoji_gallery(
     index = read_members(archives["noto"], lambda name: name == "emoji.json")
     if not index:
         raise FileFormatError("the package does not name its emoji", where=archives["noto"])
-    emoji = [e for e in json.loads(index["emoji.json"]) if e["category"] not in _LEFT_OUT]
+    emoji = [e for e in parse(index["emoji.json"]) if e["category"] not in _LEFT_OUT]
     codes = {entry["short_name"]: _plain(entry["unified"]) for entry in emoji}
     by_style = {style: _files(archives[style], style) for style in STYLES}
     subjects = tuple(subjects)
