@@ -119,7 +119,7 @@ def test_text_encoder_keys_may_lack_text_model(architecture: str, prefix: str, t
     assert not without.warnings
 
 
-@pytest.mark.parametrize("prefix", ["te_model.", "text_encoders.clip_l.transformer.", "te1.", "clip."])
+@pytest.mark.parametrize("prefix", ["te_model.", "text_encoders.clip.transformer.", "te1.", "clip."])
 def test_a_text_encoder_of_unknown_prefix_is_reported_and_not_reached(prefix: str, tmp_path: Path) -> None:
     base = opened(tmp_path, renamed(single("sdxl"), CLIP_L, prefix))
     assert reached(base) == {"unet": 794, "text_encoder_2": 193}
