@@ -16,6 +16,7 @@ from paramerge.adapters.contract import DependentModule, read_finite
 from paramerge.adapters.family import Family, Form
 from paramerge.adapters.group import Group
 from paramerge.adapters.oft import build_rotation, cayley, constrained_skew
+from paramerge.adapters.parts import NAMES_ALONE
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings, butterfly_blocks
 from paramerge.files.tensors import StoredTensor
@@ -191,4 +192,5 @@ FAMILY = Family(
     stored=_stored,
     counted="block sizes",
     tuner="BOFT",
+    parts=NAMES_ALONE,
 )

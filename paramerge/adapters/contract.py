@@ -96,6 +96,11 @@ class LayerModule(ABC):
         """Whether the base may lack this parameter (a bias that is scaled along with its layer)."""
         return False
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is some rows of what its keys hold."""
+        return False
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a weight of ``shape`` (as stored, not flattened) is one that it can change."""
         rows, columns = shape[0], math.prod(shape[1:])
@@ -242,6 +247,10 @@ class RowsModule(AdditiveModule):
     @property
     def form(self) -> str:
         return self.of.form
+
+    @property
+    def is_cut(self) -> bool:
+        return True
 
     def change(self) -> Rows:
         """The other module's change, of these rows alone."""

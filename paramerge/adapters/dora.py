@@ -10,12 +10,13 @@ from typing import Literal
 import numpy as np
 
 from paramerge.adapters import loha, lokr, lora
-from paramerge.adapters.contract import AdditiveModule, DependentModule, LayerModule, read_finite
+from paramerge.adapters.contract import AdditiveModule, DependentModule, LayerModule, read_finite, read_stored
 from paramerge.adapters.family import Family, Form
 from paramerge.adapters.group import Group
 from paramerge.adapters.loha import LohaModule
 from paramerge.adapters.lokr import LokrModule
 from paramerge.adapters.lora import LoraModule, stored_of_lora
+from paramerge.adapters.parts import KOHYA, Part
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
@@ -100,6 +101,10 @@ class DoraModule(DependentModule):
         of = f"{shape[0]} rows" if self.axis == "out" else f"{shape[1]} input channels"
         return f"one magnitude for each of {of}", f"{self.magnitude.key} {list(self.magnitude.shape)}"
 
+    @property
+    def is_cut(self) -> bool:
+        return self.rows is not None
+
     def part(self, name: ModuleName, runs: tuple[tuple[int, int], ...]) -> DoraModule | None:
         """These rows, where each has a length of its own; None by input channels."""
         if self.axis == "in":
@@ -146,6 +151,32 @@ def _with_magnitude(group: Group, inner: LoraModule | LohaModule | LokrModule) -
     return DoraModule(group.name, inner, magnitude)
 
 
+def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
+    """The inner change and its magnitudes: one for each row in all formats but kohya's, which know both."""
+    if not isinstance(module, DoraModule):
+        return None
+    if to not in KOHYA and (module.axis == "in" or not isinstance(module.inner, LoraModule)):
+        return None
+    make = _PARTS[module.inner.family]
+    inner = None if make is None else make(module.inner, to, dtype)
+    if inner is None:
+        return None
+    magnitude = read_stored(module.magnitude).reshape(-1)
+    if module.rows is not None:
+        magnitude = np.concatenate([magnitude[start:stop] for start, stop in module.rows])
+    convolution = inner.tensors["up"].ndim == 4 if "up" in inner.tensors else False
+    if to in KOHYA:
+        ones = (1,) * (3 if convolution else 1)
+        shaped = magnitude.reshape((-1, *ones) if module.axis == "out" else (1, -1, *ones[1:]))
+        tensors = {**inner.tensors, "dora_scale": shaped}
+    else:
+        tensors = {**inner.tensors, "magnitude": magnitude.reshape((1, -1, 1, 1) if convolution else -1)}
+    return replace(inner, family="dora", tensors=tensors)
+
+
+_PARTS = {each.key: each.parts["kohya"] for each in (lora.FAMILY, loha.FAMILY, lokr.FAMILY)}
+
+
 def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
     return stored_of_lora(shape, settings) + shape[0]
 
@@ -168,5 +199,6 @@ FAMILY = Family(
     ),
     stored=_stored,
     ranked=True,
+    parts=dict.fromkeys((*KOHYA, "diffusers", "peft"), _part),
     tuner="LORA",
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from paramerge.adapters.contract import LayerModule
 from paramerge.adapters.group import ANY_VECTOR, NUMBER, Group
+from paramerge.adapters.parts import PartOf
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings
 
@@ -106,6 +107,9 @@ class Family:
     counted:
         What the number is that a module's ``rank`` gives, in the plural; empty where it says no more than
         the shapes.
+    parts:
+        The formats that can hold it (``kohya``, ``diffusers``, ``peft`` ...), each with what makes a layer's
+        part of a module; None where only the names change, between files with kohya's names.
     tuner:
         PEFT's ``peft_type``; empty where PEFT has no such tuner.
     """
@@ -116,6 +120,7 @@ class Family:
     stored: Stored | None = None
     ranked: bool = False
     counted: str = "ranks"
+    parts: Mapping[str, PartOf | None] = field(default_factory=dict)
     tuner: str = ""
 
     @property

@@ -10,6 +10,7 @@ from paramerge.adapters.changes import Difference
 from paramerge.adapters.contract import AdditiveModule, read_finite
 from paramerge.adapters.family import VECTOR, Family, Form
 from paramerge.adapters.group import Group
+from paramerge.adapters.parts import NAMES_ALONE
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
@@ -90,4 +91,5 @@ FAMILY = Family(
     ),
     stored=_stored,
     counted="",
+    parts=NAMES_ALONE,
 )

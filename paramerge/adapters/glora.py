@@ -13,6 +13,7 @@ from paramerge.adapters.family import CORE, FACTOR, Family, Form
 from paramerge.adapters.group import Group
 from paramerge.adapters.loha import tucker
 from paramerge.adapters.lora import stored_of_lora
+from paramerge.adapters.parts import NAMES_ALONE
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
@@ -123,4 +124,5 @@ FAMILY = Family(
     forms=(Form("GLoRA", _ROLES, _build, _AXES, unread=("bm1.weight", "bm2.weight")),),
     stored=_stored,
     ranked=True,
+    parts=NAMES_ALONE,
 )

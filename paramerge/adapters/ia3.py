@@ -12,6 +12,7 @@ import numpy as np
 from paramerge.adapters.contract import DependentModule, read_finite
 from paramerge.adapters.family import Family, Form
 from paramerge.adapters.group import NUMBER, Group
+from paramerge.adapters.parts import NAMES_ALONE
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
@@ -32,6 +33,8 @@ class Ia3Module(DependentModule):
         Whether l is stored as its distance from 1, as LyCORIS does.
     on_bias:
         Whether this is the bias of a layer whose outputs are scaled (PEFT); the base may have none.
+    axis_key:
+        The key that told the axis, where it is a tensor of the file (LyCORIS).
     """
 
     name: ModuleName
@@ -39,6 +42,7 @@ class Ia3Module(DependentModule):
     axis: Literal["out", "in"]
     around_one: bool
     on_bias: bool = False
+    axis_key: str | None = None
     family: str = "ia3"
 
     @property
@@ -65,6 +69,10 @@ class Ia3Module(DependentModule):
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
         return (self.vector,)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return super().keys if self.axis_key is None else (*super().keys, self.axis_key)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """As many numbers as rows, or as input channels."""
@@ -93,7 +101,7 @@ def _build(group: Group, rules: Rules) -> Iterator[Ia3Module]:
         group.need("on_input")
     _check_vector(group, vector)
     axis: Literal["out", "in"] = "in" if on_input else "out"
-    yield Ia3Module(group.name, vector, axis, around_one=True)
+    yield Ia3Module(group.name, vector, axis, around_one=True, axis_key=group.key_of("on_input"))
 
 
 def _build_peft(group: Group, rules: Rules) -> Iterator[Ia3Module]:
@@ -133,4 +141,5 @@ FAMILY = Family(
     stored=_stored,
     counted="numbers",
     tuner="IA3",
+    parts=NAMES_ALONE,
 )

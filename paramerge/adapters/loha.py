@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from paramerge.adapters.changes import Hadamard
-from paramerge.adapters.contract import AdditiveModule, read_finite
+from paramerge.adapters.contract import AdditiveModule, LayerModule, read_finite, read_stored
 from paramerge.adapters.family import CORE, FACTOR, Family, Form
 from paramerge.adapters.group import Group
 from paramerge.adapters.lora import stored_of_lora
+from paramerge.adapters.parts import KOHYA, Part
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
@@ -127,6 +128,19 @@ def _is_matrix(tensor: StoredTensor) -> bool:
     return len(tensor.shape) >= 2 and math.prod(tensor.shape[2:]) == 1
 
 
+def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
+    if not isinstance(module, LohaModule):
+        return None
+    pairs = {"w1_a": module.w1_a, "w1_b": module.w1_b, "w2_a": module.w2_a, "w2_b": module.w2_b}
+    cores = {"t1": module.t1, "t2": module.t2}
+    tensors = {f"hada_{role}": read_stored(t) for role, t in {**pairs, **cores}.items() if t is not None}
+    if to == "peft":  # whose pairs are matrices
+        tensors |= {
+            f"hada_{role}": tensors[f"hada_{role}"].reshape(t.shape[0], -1) for role, t in pairs.items()
+        }
+    return Part(module.name, "loha", tensors, module.scale * module.rank, module.rank)
+
+
 def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
     return 2 * stored_of_lora(shape, settings)
 
@@ -138,4 +152,12 @@ FORM = Form(
     _build,
     {**dict.fromkeys(_PAIRS, FACTOR), **dict.fromkeys(_CORES, CORE)},
 )
-FAMILY = Family(key="loha", label="LoHa", forms=(FORM,), stored=_stored, ranked=True, tuner="LOHA")
+FAMILY = Family(
+    key="loha",
+    label="LoHa",
+    forms=(FORM,),
+    stored=_stored,
+    ranked=True,
+    parts=dict.fromkeys((*KOHYA, "peft"), _part),
+    tuner="LOHA",
+)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from paramerge.adapters.changes import Kronecker
-from paramerge.adapters.contract import AdditiveModule, read_finite
+from paramerge.adapters.contract import AdditiveModule, LayerModule, read_finite, read_stored
 from paramerge.adapters.family import CORE, FACTOR, MATRIX, Family, Form
 from paramerge.adapters.group import Group
 from paramerge.adapters.loha import tucker
+from paramerge.adapters.parts import KOHYA, Part
+from paramerge.adapters.rounding import rounded
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings, factor_pair
 from paramerge.files.tensors import StoredTensor
@@ -190,6 +192,38 @@ def _factor(group: Group, stem: str, core: StoredTensor | None) -> LokrFactor:
     return LokrFactor(None, a, b, core)
 
 
+_WHOLE = "scales of LoKr layers with two whole factors folded into the first: LyCORIS has none for them"
+
+
+def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
+    if not isinstance(module, LokrModule):
+        return None
+    tensors = {**_tensors_of("lokr_w1", module.w1), **_tensors_of("lokr_w2", module.w2)}
+    if not module.is_whole:
+        rank = module.w2.rank or module.w1.rank or 1
+        return Part(module.name, "lokr", tensors, module.scale * rank, rank)
+    if to == "peft":
+        # PEFT keeps factors whole from half their size on, and scales them all the same
+        rank = max(1, -(-max(module.w2.shape[0], tensors["lokr_w2"].shape[1]) // 2))
+        return Part(module.name, "lokr", tensors, module.scale * rank, rank)
+    if module.scale == 1:
+        return Part(module.name, "lokr", tensors, 1.0, module.rank)
+    whole = tensors["lokr_w1"]
+    exact = module.scale * whole.astype(np.float64)
+    tensors["lokr_w1"] = rounded(module.name, exact, module.w1.tensors[0].dtype)
+    norm = float(np.linalg.norm(exact))
+    lost = float(np.linalg.norm(tensors["lokr_w1"].astype(np.float64) - exact)) / norm if norm else 0.0
+    return Part(module.name, "lokr", tensors, 1.0, module.rank, lost, (_WHOLE,))
+
+
+def _tensors_of(stem: str, factor: LokrFactor) -> dict[str, np.ndarray]:
+    if factor.whole is not None:
+        return {stem: read_stored(factor.whole)}
+    named: dict[str, StoredTensor | None] = {f"{stem}_a": factor.a, f"{stem}_b": factor.b}
+    named[f"{stem.replace('w', 't')}"] = factor.core
+    return {key: read_stored(tensor) for key, tensor in named.items() if tensor is not None}
+
+
 def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
     """A small full factor, and a large one that is full, too, where the rank is at least half its side."""
     out_small, out_large = factor_pair(shape[0], settings.lokr_factor)
@@ -206,4 +240,12 @@ _AXES = {
     **dict.fromkeys(("lokr_t1", "lokr_t2"), CORE),
 }
 FORM = Form("LoKr", {f"{role}.<name>": role for role in _AXES}, _build, _AXES)
-FAMILY = Family(key="lokr", label="LoKr", forms=(FORM,), stored=_stored, ranked=True, tuner="LOKR")
+FAMILY = Family(
+    key="lokr",
+    label="LoKr",
+    forms=(FORM,),
+    stored=_stored,
+    ranked=True,
+    parts=dict.fromkeys((*KOHYA, "peft"), _part),
+    tuner="LOKR",
+)

@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from paramerge.adapters.changes import Product
-from paramerge.adapters.contract import AdditiveModule, read_stored
+from paramerge.adapters.changes import Product, product_norm
+from paramerge.adapters.contract import AdditiveModule, LayerModule, read_stored
 from paramerge.adapters.family import CORE, FACTOR, Family, Form
+from paramerge.adapters.folding import folded
 from paramerge.adapters.group import Group
 from paramerge.adapters.krona import KronaModule, build_krona
+from paramerge.adapters.parts import KOHYA, Part
+from paramerge.adapters.rounding import rounded
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings, sides
 from paramerge.errors import ShapeError
@@ -96,6 +99,10 @@ class LoraModule(AdditiveModule):
     @property
     def form(self) -> str:
         return "Tucker" if self.mid is not None else ""
+
+    @property
+    def is_cut(self) -> bool:
+        return self.rows is not None
 
     def part(self, name: ModuleName, runs: tuple[tuple[int, int], ...]) -> LoraModule:
         """The same factors, these rows of B."""
@@ -189,6 +196,51 @@ def check_factors(up: StoredTensor, down: StoredTensor, mid: StoredTensor | None
         )
 
 
+_FOLDED = "alphas folded into the factors: the format has no place for them"
+_TUCKER = "Tucker cores contracted with their down factors: the format has no place for them"
+_RSLORA = "rank-stabilised scales written as plain alphas"
+
+
+def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
+    if not isinstance(module, LoraModule):
+        return None
+    alpha = float(module.rank) if module.alpha is None else module.alpha
+    notes = []
+    if module.rslora:
+        alpha = module.scale * module.rank
+        notes.append(_RSLORA)
+    contracted = module.mid is not None and to not in KOHYA
+    into_factors = to == "diffusers" and alpha != module.rank
+    if not contracted and not into_factors and module.rows is None:
+        tensors = {"up": read_stored(module.up), "down": read_stored(module.down)}
+        if module.mid is not None:
+            tensors["mid"] = read_stored(module.mid)
+        return Part(module.name, "lora", tensors, alpha, module.rank, notes=tuple(notes))
+    up, down = (factor.astype(np.float64) for factor in module.factors())
+    notes += [_TUCKER] * contracted + [_FOLDED] * into_factors
+    stored_as = dtype or module.dtype
+    if into_factors:
+        up, down = folded(up, down, alpha / module.rank, stored_as)
+        alpha = float(module.rank)
+    new_up, new_down = (rounded(module.name, factor, stored_as) for factor in (up, down))
+    tensors = {"up": new_up, "down": new_down}
+    if module.kernel:
+        tensors = {
+            "up": new_up.reshape(*new_up.shape, *(1,) * len(module.kernel)),
+            "down": new_down.reshape(len(new_down), -1, *module.kernel),
+        }
+    lost = _lost(up, down, new_up, new_down)
+    return Part(module.name, "lora", tensors, alpha, module.rank, lost, tuple(notes))
+
+
+def _lost(up: np.ndarray, down: np.ndarray, new_up: np.ndarray, new_down: np.ndarray) -> float:
+    """``||B'A' - BA|| / ||BA||``, from thin factors."""
+    B, A = new_up.astype(np.float64), new_down.astype(np.float64)
+    lost = product_norm(np.concatenate([B - up, up], axis=1), np.concatenate([A, A - down], axis=0))
+    norm = product_norm(up, down)
+    return lost / norm if norm else 0.0
+
+
 def stored_of_lora(shape: tuple[int, ...], settings: SizeSettings) -> int:
     """The numbers of both factors."""
     return settings.rank * sum(sides(shape))
@@ -210,4 +262,12 @@ FORM = Form(
     _build,
     {"up": FACTOR, "down": FACTOR, "mid": CORE},
 )
-FAMILY = Family(key="lora", label="LoRA", forms=(FORM,), stored=stored_of_lora, ranked=True, tuner="LORA")
+FAMILY = Family(
+    key="lora",
+    label="LoRA",
+    forms=(FORM,),
+    stored=stored_of_lora,
+    ranked=True,
+    parts=dict.fromkeys((*KOHYA, "diffusers", "peft"), _part),
+    tuner="LORA",
+)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from paramerge.adapters.family import VECTOR, Family, Form
 from paramerge.adapters.full import DifferenceModule
 from paramerge.adapters.group import Group
+from paramerge.adapters.parts import NAMES_ALONE
 from paramerge.adapters.rules import Rules
 
 __all__ = ["FAMILY"]
@@ -31,4 +32,5 @@ FAMILY = Family(
         ),
     ),
     counted="",
+    parts=NAMES_ALONE,
 )

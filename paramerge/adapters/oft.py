@@ -17,6 +17,7 @@ import numpy as np
 from paramerge.adapters.contract import DependentModule, read_finite
 from paramerge.adapters.family import MATRIX, Family, Form
 from paramerge.adapters.group import Group
+from paramerge.adapters.parts import NAMES_ALONE
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings, factor_pair
 from paramerge.files.tensors import StoredTensor
@@ -227,4 +228,5 @@ FAMILY = Family(
     stored=_stored,
     counted="block sizes",
     tuner="OFT",
+    parts=NAMES_ALONE,
 )

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from paramerge.adapters.contract import DependentModule, read_finite
+from paramerge.adapters.contract import DependentModule, LayerModule, read_finite, read_stored
 from paramerge.adapters.family import MATRIX, Family, Form
+from paramerge.adapters.parts import Part
 from paramerge.adapters.sizes import SizeSettings
 from paramerge.algebra import Orthonormal, orthonormalise, storage_tolerance
 from paramerge.errors import AdapterError
@@ -131,6 +132,12 @@ def storage_cut(modules: Iterable[ParaModule]) -> float:
     return cut
 
 
+def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
+    if not isinstance(module, ParaModule):
+        return None
+    return Part(module.name, "para", {"basis": read_stored(module.basis)}, rank=module.rank)
+
+
 def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
     return shape[0] * min(settings.rank, shape[0])
 
@@ -141,4 +148,5 @@ FAMILY = Family(
     forms=(Form("PaRa", {"para_B": "basis"}, None, {"basis": MATRIX}),),
     stored=_stored,
     ranked=True,
+    parts=dict.fromkeys(("para", "deft"), _part),
 )

@@ -13,10 +13,11 @@ from pathlib import Path
 from paramerge.adapters import Adapter, LoraModule, ParaModule
 from paramerge.adapters.folding import folded
 from paramerge.adapters.overflow import overflowing
+from paramerge.adapters.parts import Part
 from paramerge.adapters.rounding import rounded
 from paramerge.adapters.unread import refuse_unread
 from paramerge.checkpoints.layout import Base
-from paramerge.convert.parts import Part, part_of
+from paramerge.convert.parts import part_of
 from paramerge.convert.request import (
     ConvertOptions,
     check_output,

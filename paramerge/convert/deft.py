@@ -9,7 +9,7 @@ import numpy as np
 
 from paramerge import algebra
 from paramerge.adapters import Adapter, LayerModule, ParaModule
-from paramerge.convert.parts import Part
+from paramerge.adapters.parts import Part
 from paramerge.convert.peft_folder import one_rank
 from paramerge.errors import AdapterError, FamilyError
 from paramerge.files.header import read_header

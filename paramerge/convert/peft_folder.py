@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from paramerge.adapters import registry
+from paramerge.adapters.parts import Part
 from paramerge.adapters.sizes import factor_pair
-from paramerge.convert.parts import Part
 from paramerge.errors import FamilyError, UsageError
 from paramerge.wording import call
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from paramerge.adapters import Adapter
+from paramerge.adapters.parts import Part
 from paramerge.convert.deft import deft_config
-from paramerge.convert.parts import Part
 from paramerge.convert.peft_folder import peft_config
 from paramerge.convert.request import ConvertOptions
 from paramerge.errors import UsageError

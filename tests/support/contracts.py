@@ -99,7 +99,7 @@ class FamilyContract:
         self, case: Case, layer: str, opened: tuple[LayerModule, Tensors, Matrix, Shape]
     ) -> None:
         module, tensors, _, _ = opened
-        named = {case.key(layer, ending) for ending in tensors} - {case.key(layer, "on_input")}
+        named = {case.key(layer, ending) for ending in tensors}
         alpha_means_nothing = "lokr" in case.name and "whole" in case.name
         assert set(module.keys) == named or (alpha_means_nothing and set(module.keys) <= named)
         assert {tensor.key for tensor in module.tensors} <= set(module.keys)
