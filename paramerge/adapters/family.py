@@ -80,9 +80,13 @@ class Form:
         """Its roles."""
         return frozenset(self.roles.values())
 
+    def axes_of(self, role: str) -> range:
+        """How many axes the tensor of ``role`` can have, or NUMBER."""
+        return self.axes.get(role, ANY_VECTOR)
+
     def has_axes(self, role: str, count: int) -> bool:
         """Whether the tensor of ``role`` can have so many axes."""
-        axes = self.axes.get(role, ANY_VECTOR)
+        axes = self.axes_of(role)
         return axes == NUMBER or count in axes
 
 

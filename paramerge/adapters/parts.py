@@ -47,8 +47,8 @@ class Part:
 
 
 PartOf = Callable[[LayerModule, str, str | None], Part | None]
-"""The part of a module for a format, by its name; what must be written otherwise is rounded to a dtype (None: the
-module's). None where the format does not hold this form of the family."""
+"""The part of a module for a format, by its name; what must be written otherwise is rounded to a dtype (None:
+the module's). None where the format does not hold this form of the family."""
 
 NAMES_ALONE: Mapping[str, PartOf | None] = dict.fromkeys(KOHYA)
 """For a family that files with kohya's names hold, and that has no other form to come from."""

@@ -7,7 +7,7 @@ A package adds one with an entry point of the group ``paramerge.families`` that 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -26,7 +26,7 @@ from paramerge.adapters import (
     para,
     svdiff,
 )
-from paramerge.adapters.family import COMMON, Family, Form, Stored
+from paramerge.adapters.family import COMMON, Family, Form, Stored, without_name
 from paramerge.adapters.group import ANY_VECTOR, NUMBER, Group
 from paramerge.errors import AdapterError, PluginError
 from paramerge.plugins import plugins
@@ -43,6 +43,7 @@ __all__ = [
     "sized",
     "unregister",
     "vague_roles",
+    "written",
 ]
 
 ENTRY_POINTS = "paramerge.families"
@@ -142,13 +143,7 @@ def _check(added: object, source: str, known: Iterable[Family]) -> None:
             "a family's key is a word of small letters and digits", where=source, found=repr(added.key)
         )
     for other in known:
-        clashes = [f"ending {ending}" for form in added.forms for ending in form.roles.keys() & COMMON.keys()]
-        if (
-            shared := clashes
-            + [f"key {added.key}"] * (other.key == added.key)
-            + [f"label {added.label}"] * (other.label == added.label)
-            + [f"ending {ending}" for ending in _shared_endings(added, other)]
-        ):
+        if shared := list(_shared(added, other)):
             raise PluginError(
                 f"the family {added.key} cannot be told from {other.label}",
                 where=source,
@@ -157,16 +152,19 @@ def _check(added: object, source: str, known: Iterable[Family]) -> None:
             )
 
 
-def _shared_endings(added: Family, other: Family) -> list[str]:
-    """Endings that both have, for tensors of as many axes."""
-    return [
-        ending
-        for form in added.forms
-        for ending, role in form.roles.items()
-        for theirs in other.forms
-        if ending in theirs.roles
-        and set(form.axes.get(role, ANY_VECTOR)) & set(theirs.axes.get(theirs.roles[ending], ANY_VECTOR))
-    ]
+def _shared(added: Family, other: Family) -> Iterator[str]:
+    """What both have: names, endings of tensors of as many axes; and endings that go with every family."""
+    if added.key == other.key:
+        yield f"key {added.key}"
+    if added.label == other.label:
+        yield f"label {added.label}"
+    for form in added.forms:
+        yield from (f"ending {ending}" for ending in form.roles.keys() & COMMON.keys())
+        for theirs in other.forms:
+            both = sorted(form.roles.keys() & theirs.roles.keys())
+            axes = ((form.axes_of(form.roles[key]), theirs.axes_of(theirs.roles[key])) for key in both)
+            if all(set(one) & set(another) for one, another in axes):  # else the axes tell which it is
+                yield from (f"ending {key}" for key in both)
 
 
 @dataclass(frozen=True)
@@ -185,9 +183,7 @@ def _roles(every: tuple[Family, ...]) -> _Roles:
     for form in (form for each in every for form in each.forms):
         for role in form.own:
             owners[role] = (*owners.get(role, ()), form)
-    axes = {
-        role: _joined(form.axes.get(role, ANY_VECTOR) for form in forms) for role, forms in owners.items()
-    }
+    axes = {role: _joined(form.axes_of(role) for form in forms) for role, forms in owners.items()}
     endings = {
         ending: role
         for each in every
@@ -207,6 +203,11 @@ def _joined(ranges: Iterable[range]) -> range:
 def endings() -> Mapping[str, str]:
     """What stands behind layers' names in the keys of files of layers, and the role of each tensor."""
     return _roles(families()).endings
+
+
+def written(role: str) -> str:
+    """The ending of a key for this role, where a dialect has none of its own."""
+    return without_name(next((ending for ending, each in endings().items() if each == role), role))
 
 
 def vague_roles() -> frozenset[str]:

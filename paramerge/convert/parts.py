@@ -16,6 +16,7 @@ from paramerge.wording import call, option
 __all__ = ["FORMATS", "part_of"]
 
 FORMATS = (*KOHYA, "diffusers", "peft", "para", "deft")
+"""What dialects and families call the formats of parts."""
 
 
 def part_of(module: LayerModule, adapter: Adapter, header: Header, to: str, dtype: str | None) -> Part:

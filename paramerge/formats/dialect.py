@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
+from paramerge.adapters import registry
 from paramerge.errors import UsageError
 from paramerge.files.header import Header
 from paramerge.models.names import ModuleName
@@ -82,9 +83,9 @@ class Dialect:
     separator:
         What stands between a stem and an ending.
     endings:
-        The endings by their roles (``up``: ``lora_up.weight``), as they are written; a role that is missing
-        is its own ending. Where the separator is a dot, all endings that any family knows are read; where
-        it is not, these are.
+        The endings that it does not share with most, by their roles (``up``: ``lora_B.weight``), as they are
+        written. Where the separator is a dot, other roles have the first ending of their family, and all
+        endings that any family knows are read; where it is not, they go by their own names.
     cut:
         Stem and role of a key, where the separator does not tell them.
     indexed:
@@ -131,7 +132,8 @@ class Dialect:
 
     def written(self, stem: str, role: str) -> str:
         """The key of the part ``role`` of the layer ``stem``."""
-        return f"{stem}{self.separator}{self.endings.get(role, role)}"
+        other = registry.written(role) if self.separator == "." else role
+        return f"{stem}{self.separator}{self.endings.get(role, other)}"
 
     def stem(self, name: ModuleName, architecture: str | None) -> str:
         """The stem of a layer's keys, which is read back as that layer; of a folder, which is of one model,

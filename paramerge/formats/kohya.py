@@ -117,19 +117,11 @@ def _checked_hash(text: str) -> str:
     return text
 
 
-_ENDINGS = {
-    "up": "lora_up.weight",
-    "down": "lora_down.weight",
-    "mid": "lora_mid.weight",
-    **{name: f"{name}.weight" for name in ("a1", "a2", "b1", "b2", "bm")},
-}
-
 KOHYA = Dialect(
     key="kohya",
     names=_NAMES,
     claims=_claims,
     place=_place,
-    endings=_ENDINGS,
     spell=_stem,
     parts="kohya",
     aliases=("lycoris",),
@@ -140,7 +132,6 @@ KOHYA_SGM = Dialect(
     names=_NAMES,
     claims=_claims,
     place=_place,
-    endings=_ENDINGS,
     spell=_stem_in_ldm_blocks,
     parts="kohya-sgm",
     metadata=_metadata,
