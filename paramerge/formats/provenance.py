@@ -21,16 +21,18 @@ _SHORT_HASH = re.compile(r"[0-9a-f]{8,10}")
 def guess_architecture(modules: Mapping[ModuleName, LayerModule], metadata: Mapping[str, str]) -> str | None:
     """``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``; ``flux`` or ``sd3`` if the trainer noted it.
 
-    Shapes prove it; else names show it, else a PaRa states it, else the trainer noted it: structure decides,
-    and what is stated of layers that cannot be of that model is not believed. None where they leave it open
+    Shapes prove it; else names show it (unless a PaRa states another that has these layers, too), else a PaRa
+    states it, else the trainer noted it: structure decides, and what is stated of layers that cannot be of
+    that model is not believed. None where they leave it open
     (the first text encoder is the same in SD1.5 and SDXL), or where shapes contradict each other.
     """
     proven = set(_from_shapes(modules.values()))
     if proven:
         return proven.pop() if len(proven) == 1 else None
+    by_para = metadata.get(ARCHITECTURE_KEY)
     if named := _from_names(modules):
-        return named
-    stated = metadata.get(ARCHITECTURE_KEY) or _from_metadata(metadata)
+        return by_para if by_para and by_para != named and _has_layers(by_para, modules) else named
+    stated = by_para or _from_metadata(metadata)
     return stated if stated and allows((name.path for name in modules), stated) else None
 
 
@@ -41,6 +43,11 @@ def possible_architectures(modules: Mapping[ModuleName, LayerModule]) -> tuple[s
         name for name, shapes in having.items() if all(m.fits(shapes[layer]) for layer, m in modules.items())
     ]
     return tuple(sized or having)
+
+
+def _has_layers(architecture: str, modules: Iterable[ModuleName]) -> bool:
+    """Whether a published architecture has all these layers, as the refiner has SDXL's second encoder."""
+    return architecture in published() and set(modules) <= _shapes(architecture).keys()
 
 
 @followed
