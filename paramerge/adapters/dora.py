@@ -133,8 +133,10 @@ _INNER = (lora.FORM, loha.FORM, lokr.FORM)
 def _build(group: Group, rules: Rules) -> Iterator[LayerModule]:
     form = next((form for form in _INNER if group.roles & form.own), lora.FORM)
     for inner in () if form.build is None else form.build(group, rules):
-        within = isinstance(inner, LoraModule | LohaModule | LokrModule)
-        yield _with_magnitude(group, inner) if within else inner  # else it is left, and refused
+        if isinstance(inner, LoraModule | LohaModule | LokrModule):
+            yield _with_magnitude(group, inner)
+        else:
+            yield inner  # its magnitude is left, and refused
 
 
 def _with_magnitude(group: Group, inner: LoraModule | LohaModule | LokrModule) -> LayerModule:

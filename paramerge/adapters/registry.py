@@ -118,7 +118,7 @@ def _all(registered: tuple[Family, ...]) -> tuple[Family, ...]:
 
 @cache
 def _installed() -> tuple[Family, ...]:
-    found = BUILT_IN
+    found: tuple[Family, ...] = BUILT_IN
     for source, offered in plugins(ENTRY_POINTS):
         _check(offered, source, found)
         found = (*found, offered)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from reprlib import repr as repr_of
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from paramerge.errors import FileFormatError, OutputError, shortened
 from paramerge.files.dtypes import BITS
@@ -114,10 +114,9 @@ def read_header(path: str | os.PathLike[str] | Source) -> Header:
         entries = _parse_json(path, text)
         del text  # up to 100 MB, beside objects that are some times as large
         metadata = _check_metadata(path, entries.pop("__metadata__", {}))
-        rows = entries
-        for key, entry in entries.items():
-            rows[key] = _check_tensor(path, key, entry, file_size - data_start)
-        rows = _in_order(path, rows, data_start, file_size)
+        for key, entry in entries.items():  # in place: there may be millions
+            entries[key] = _check_tensor(path, key, entry, file_size - data_start)
+        rows = _in_order(path, cast("dict[str, _Row]", entries), data_start, file_size)
     return Header(source, _Tensors(rows, data_start), metadata, data_start, file_size)
 
 
@@ -346,7 +345,10 @@ _MANY = 64
 
 def _bits_of_many(shape: tuple[object, ...], bits: int) -> int | None:
     """:func:`_bits` of up to fifty million sizes, with no step of Python for each."""
-    if set(map(type, shape)) != {int} or min(shape) < 0 or max(shape) > _LARGEST_SIZE:
+    if set(map(type, shape)) != {int}:
+        return None
+    sizes = cast("tuple[int, ...]", shape)
+    if min(sizes) < 0 or max(sizes) > _LARGEST_SIZE:
         return None
     before_zero = shape.index(0) if 0 in shape else len(shape)
     ones = shape[:before_zero].count(1)

@@ -11,6 +11,7 @@ from paramerge.adapters.rules import Rules, scale_by_rank
 from paramerge.errors import AdapterError, IncompleteLayerError
 from paramerge.files.header import Header
 from paramerge.formats import diffusers, peft
+from paramerge.formats.dialect import Role
 from paramerge.formats.diffusers import DIFFUSERS, DIFFUSERS_OLD
 from paramerge.formats.families import DIFFUSE_KRONA, SVDIFF, Survey, several_dialects
 from paramerge.formats.kohya import KOHYA
@@ -18,7 +19,7 @@ from paramerge.formats.layers import strays
 from paramerge.formats.peft import PEFT
 from paramerge.formats.peft_tuners import TunerSettings
 from paramerge.formats.registry import dialects
-from paramerge.formats.roles import Role, dialects_of, read_roles
+from paramerge.formats.roles import dialects_of, read_roles
 from paramerge.interpretation import KRONA_KEY, Interpretation
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName

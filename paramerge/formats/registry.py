@@ -107,7 +107,7 @@ def _reading() -> tuple[Dialect, ...]:
 
 @cache
 def _installed() -> tuple[Dialect, ...]:
-    found = _BUILT_IN
+    found: tuple[Dialect, ...] = _BUILT_IN
     for source, offered in plugins(ENTRY_POINTS):
         _check(offered, source, found)
         found = (*found, offered)

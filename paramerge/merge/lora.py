@@ -16,8 +16,9 @@ import numpy as np
 from paramerge import algebra
 from paramerge.adapters import LoraModule
 from paramerge.adapters.changes import product_norm
+from paramerge.adapters.rounding import rounded
 from paramerge.errors import ShapeError
-from paramerge.formats.lora_writer import LoraFactors, rounded
+from paramerge.formats.lora_writer import LoraFactors
 from paramerge.models.names import ModuleName
 
 __all__ = [

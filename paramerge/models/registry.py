@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from paramerge.errors import PluginError
 from paramerge.models.architectures import BUILT_IN
@@ -66,9 +66,12 @@ def unregister(name: str) -> None:
 _followers: list[Callable[[], None]] = []
 
 
-def followed(cached: Any) -> Any:
+_Cached = TypeVar("_Cached", bound="Callable[..., object]")
+
+
+def followed(cached: _Cached) -> _Cached:
     """Decorate a cached function of the registry, which is to forget when an architecture is added."""
-    _followers.append(cached.cache_clear)
+    _followers.append(cached.cache_clear)  # type: ignore[attr-defined]
     return cached
 
 
