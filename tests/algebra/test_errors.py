@@ -110,7 +110,8 @@ REFUSALS: list[tuple[type[ParamergeError], str, list[Case]]] = [
         (lambda: algebra.orthonormalise(W, method="lu"), "method", "qr or gram-schmidt", "lu"),
     ]),
     (UsageError, "No storage tolerance is known for this dtype.", [
-        (lambda: algebra.storage_tolerance("int8", 4), "dtype", FLOATS, "int8"),
+        (lambda: algebra.storage_tolerance("int8", 4),
+         "dtype", f"{FLOATS}, float8_e4m3fn, float8_e5m2", "int8"),
     ]),
     (UsageError, "The columns of B are not independent, so B has no QR factorisation to train with.", [
         (lambda: algebra.require_full_rank(np.ones((3, 2))), "B", "rank 2", "rank 1"),

@@ -15,6 +15,7 @@ from baking import lora_file, para_file, random_bases, random_factors, shapes_of
 from paramerge.cli.main import main
 from paramerge.files import writer
 from paramerge.files.staging import write_recipe
+from paramerge.merge import combine
 
 BASE, FOLDER, PARA, LORA, OTHER, PEFT = (
     "base.safetensors",
@@ -280,6 +281,6 @@ def test_a_stop_says_what_was_written(
     assert call(VERBS["merge"], "out.safetensors") == 130
     assert f"stopped; written: {place / 'out.safetensors'}" in capfd.readouterr().err
     monkeypatch.setattr(writer, "_placed", {})
-    monkeypatch.setattr("paramerge.merge.combine.write_lora", stop)
+    monkeypatch.setattr(combine, "write_lora", stop)
     assert call(VERBS["merge"], "other.safetensors") == 130
     assert "stopped; nothing was written" in capfd.readouterr().err
