@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from paramerge.errors import UsageError
-from paramerge.files.dtypes import BITS
 from paramerge.models.blueprint_inventory import (
     ClipConfig,
     UNetConfig,
@@ -193,6 +192,10 @@ class Blueprint:
 
 def _file_order(specs: list[TensorSpec]) -> list[TensorSpec]:
     """The order in which safetensors' own writer lays tensors out: wide dtypes first, then by key."""
+    from paramerge.files.dtypes import (
+        BITS,
+    )  # late: NumPy comes with it, and records of architectures need none
+
     return sorted(specs, key=lambda spec: (-BITS[spec.dtype], spec.key))
 
 

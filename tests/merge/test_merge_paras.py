@@ -313,7 +313,8 @@ def test_bases_are_kept_where_the_inputs_agree_and_warned_about_where_not(tmp_pa
         name: write_bases(tmp_path / f"{name}.safetensors", bases, base_sha256=digest)
         for name, digest in hashes.items()
     }
-    same = merge(tmp_path / "same.safetensors", files["a"], files["a"], files["c"])
+    files["d"] = write_bases(tmp_path / "d.safetensors", draw_bases(1, 2, [ATTENTION]), base_sha256="a" * 64)
+    same = merge(tmp_path / "same.safetensors", files["a"], files["d"])
     assert not same.warnings
     assert open_adapter(same.output).base_hashes == ("a" * 64,)
     different = merge(tmp_path / "different.safetensors", files["a"], files["b"])
