@@ -192,9 +192,7 @@ class Blueprint:
 
 def _file_order(specs: list[TensorSpec]) -> list[TensorSpec]:
     """The order in which safetensors' own writer lays tensors out: wide dtypes first, then by key."""
-    from paramerge.files.dtypes import (
-        BITS,
-    )  # late: NumPy comes with it, and records of architectures need none
+    from paramerge.files.dtypes import BITS  # late: it needs NumPy, and records do not
 
     return sorted(specs, key=lambda spec: (-BITS[spec.dtype], spec.key))
 
