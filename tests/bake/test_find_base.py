@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from baking import load, name_of, random_bases, shapes_of
 
+from paramerge.bake import find_base as finding
 from paramerge.bake.find_base import find_base
 from paramerge.errors import UsageError
 from paramerge.files import hashing
@@ -152,9 +153,7 @@ def test_a_base_that_was_found_is_hashed_while_it_is_baked(
     para = para_for(base, tmp_path / "p.safetensors", sha256(base))
     arguments = ["bake", "--para", str(para), "-o", str(tmp_path / "out.safetensors"), "--json"]
     believed = {other: sha256(base), base: sha256(other)}
-    monkeypatch.setattr(
-        "paramerge.bake.find_base.cached_sha256", lambda source: believed.get(source.path.absolute())
-    )
+    monkeypatch.setattr(finding, "cached_sha256", lambda source: believed.get(source.path.absolute()))
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 3

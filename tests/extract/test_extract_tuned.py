@@ -190,7 +190,7 @@ def test_changed_norms_and_biases_are_not_lost_in_silence(files: dict[str, Any],
         run(tuned, "x", tmp_path / "o.safetensors", "krona", kronecker=(8, 4))
     report = run(tuned, "x", tmp_path / "o.safetensors", "krona", kronecker=(8, 4), partial=True)
     assert "unet.conv_norm_out.weight" in report.left_out
-    report = run(tuned, "x", tmp_path / "o.safetensors", "lora", rank=1)
+    report = run(tuned, "x", tmp_path / "l.safetensors", "lora", rank=1)
     assert not report.left_out and report.whole == 1
     key = next(
         key for key in content.tensors if key.startswith("first_stage_model.") and key.endswith(".weight")
@@ -199,8 +199,8 @@ def test_changed_norms_and_biases_are_not_lost_in_silence(files: dict[str, Any],
     write_safetensors(tmp_path / "v.safetensors", tensors, {})
     tuned["tuned-vae"] = tmp_path / "v.safetensors"
     with pytest.raises(FamilyError, match="no layer that adapters reach"):
-        run(tuned, "vae", tmp_path / "o.safetensors", "lora", rank=1)
-    report = run(tuned, "vae", tmp_path / "o.safetensors", "lora", rank=1, only=("text_encoder",))
+        run(tuned, "vae", tmp_path / "v-o.safetensors", "lora", rank=1)
+    report = run(tuned, "vae", tmp_path / "v-o.safetensors", "lora", rank=1, only=("text_encoder",))
     assert not report.left_out
 
 
