@@ -122,7 +122,7 @@ def teach(lesson: Lesson, model: Path, gallery: Gallery, folder: Path) -> Path:
         model=model,
         instance_folder=pictures,
         instance_prompt=lesson.shown[0].caption,
-        output=folder,
+        output=folder / "run",  # a training's folder holds nothing else
         save_every=0,
         device="cpu",
         **lesson.settings,
