@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from toy_family import block
+
 from paramerge.formats import registry
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 _INFO = "paramerge_slashes-1.0.dist-info"
-
-
-def block(language: str, holding: str) -> str:
-    """The document's first code block of a language that holds a text."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    return next(text for text in blocks if holding in text)
 
 
 def write_module(folder: Path) -> None:
