@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from paramerge.apply.steps import Kind
 from paramerge.errors import FileFormatError
 
 __all__ = [
@@ -46,7 +46,7 @@ class ShippedAdapter:
     """
 
     name: str
-    kind: Kind
+    kind: Literal["para", "lora"]
     word: str | None
     shows: str
 

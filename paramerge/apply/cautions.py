@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 from paramerge.adapters import Adapter
 from paramerge.apply.strengths import USUAL_STRENGTH
+from paramerge.apply.tensor_plan import FilePlan
 from paramerge.wording import Worded, option
-
-if TYPE_CHECKING:
-    from paramerge.bake.plan import FilePlan, PlannedStep
 
 __all__ = ["already_baked", "given_twice", "lost_in_fp8", "unusual_strengths"]
 
@@ -44,12 +41,12 @@ def already_baked(recipe: Mapping[str, object] | None, adapters: Sequence[Adapte
             yield f"by the base's recipe {adapter.path.name} is baked into it already: it is added again"
 
 
-def lost_in_fp8(files: Sequence[FilePlan], steps: Sequence[PlannedStep]) -> Iterator[str]:
+def lost_in_fp8(files: Sequence[FilePlan]) -> Iterator[str]:
     """A warning where changes are rounded to plain 8-bit floats: most are smaller than half a step."""
     touched = [
         tensor for file in files for tensor in file.tensors if tensor.edits and tensor.dtype.startswith("F8_")
     ]
-    if touched and steps:
+    if touched:
         yield Worded(
             f"{len(touched)} tensors that change are stored as plain {touched[0].dtype}, which keeps little "
             "of a small change (of a LoRA of 1 percent a thousandth in F8_E4M3, a fifth in "

@@ -17,7 +17,7 @@ from paramerge import algebra
 from paramerge.adapters.changes import Change
 from paramerge.adapters.contract import AdditiveModule
 from paramerge.adapters.para import ParaModule, storage_cut
-from paramerge.bake.plan import FamilyOp, LoraOp, Op, ParaOp, ParaPart
+from paramerge.apply.operations import FamilyOp, LoraOp, Op, ParaOp, ParaPart
 from paramerge.models.names import ModuleName
 
 __all__ = [

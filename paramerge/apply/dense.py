@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import torch
 
 from paramerge.apply.chain import DeltaLink, load_chain
-from paramerge.bake.plan import Edit, FamilyOp, Op, TensorPlan
+from paramerge.apply.operations import Edit, FamilyOp, Op
+from paramerge.apply.tensor_plan import TensorPlan
 from paramerge.models.names import ModuleName
 
 __all__ = ["Added", "LayerInTensor", "WholeLayer", "apply_ops", "room_for"]

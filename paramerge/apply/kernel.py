@@ -19,8 +19,9 @@ import torch
 
 from paramerge.apply.chain import load_chain
 from paramerge.apply.dense import Added, LayerInTensor, WholeLayer
+from paramerge.apply.operations import Edit
 from paramerge.apply.rounding import Rounder
-from paramerge.bake.plan import Edit, TensorPlan
+from paramerge.apply.tensor_plan import TensorPlan
 from paramerge.errors import NonFiniteError
 
 __all__ = ["LayerResult", "TensorEditor", "as_matrix", "matrix_shape"]

@@ -15,9 +15,10 @@ import torch
 
 from paramerge.adapters.overflow import overflowing
 from paramerge.apply.kernel import LayerResult
+from paramerge.apply.tensor_plan import FilePlan
 from paramerge.bake.history import public_metadata
 from paramerge.bake.output import check_output, write_companions
-from paramerge.bake.plan import FilePlan, Plan
+from paramerge.bake.plan import Plan
 from paramerge.bake.recipe import InputFile, build_recipe, output_metadata
 from paramerge.bake.stream import TensorStream
 from paramerge.bake.tasks import WORKERS, Task, make_tasks

@@ -19,7 +19,8 @@ from paramerge.apply.chain import (
     load_lora,
     load_para,
 )
-from paramerge.bake.plan import Edit, FamilyOp, LoraOp, ParaOp, Plan
+from paramerge.apply.operations import Edit, FamilyOp, LoraOp, ParaOp
+from paramerge.bake.plan import Plan
 
 __all__ = ["Diagnosis", "OrderLoss", "SequenceDistance", "diagnose", "needs_diagnosis"]
 

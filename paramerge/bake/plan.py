@@ -6,173 +6,35 @@ The plan is plain data. It can be printed (``--dry-run``), tested, and written i
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from paramerge.adapters import Adapter, LayerModule, Leftover, LoraModule, ParaModule
+from paramerge.adapters import Adapter, LoraModule, ParaModule
 from paramerge.algebra import adjusted_rank
 from paramerge.apply.cautions import already_baked, given_twice, lost_in_fp8, unusual_strengths
-from paramerge.apply.steps import BakeOptions, Kind, Step
+from paramerge.apply.operations import Edit, FamilyOp, LoraOp, Op, ParaOp, ParaPart
+from paramerge.apply.steps import BakeOptions, Step
+from paramerge.apply.tensor_plan import FilePlan, TensorPlan
 from paramerge.bake.history import earlier_recipe
+from paramerge.bake.planned_step import PlannedStep, match_step
 from paramerge.checkpoints.layout import Base, WeightFile
 from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import CheckpointError, UsageError
 from paramerge.files.dtype_names import parse_dtype
-from paramerge.files.dtypes import BITS, is_float
+from paramerge.files.dtypes import is_float
 from paramerge.files.header import TensorInfo
 from paramerge.interpretation import Interpretation
 from paramerge.models.names import COMPONENTS, ModuleName
-from paramerge.resolve.blocks import BlockUse, used_blocks
-from paramerge.resolve.matching import check_family, check_shape, check_unmatched
-from paramerge.resolve.naming import homes_of, in_names_of
-from paramerge.resolve.row_order import refuse_unknown_rows
 from paramerge.wording import option
 
 if TYPE_CHECKING:  # planning needs no torch
     from paramerge.bake.bake import BakeReport
 
-__all__ = [
-    "Edit",
-    "FamilyOp",
-    "FilePlan",
-    "LoraOp",
-    "Op",
-    "ParaOp",
-    "ParaPart",
-    "Plan",
-    "PlannedStep",
-    "TensorPlan",
-    "make_plan",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class ParaPart:
-    """One PaRa's basis for a layer; ``step`` is its place among the steps."""
-
-    step: int
-    module: ParaModule
-    strength: float
-
-
-@dataclass(frozen=True, slots=True)
-class ParaOp:
-    """One PaRa, or several merged jointly, on a layer; ``limit`` is the rank boundary (None: no gamma)."""
-
-    parts: tuple[ParaPart, ...]
-    limit: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class LoraOp:
-    """One LoRA on a layer; ``strength`` is the user's scale, without ``alpha / rank``."""
-
-    step: int
-    module: LoraModule
-    strength: float
-
-
-@dataclass(frozen=True, slots=True)
-class FamilyOp:
-    """An adapter of any other family on a layer, a norm, a bias or an embedding."""
-
-    step: int
-    module: LayerModule
-    strength: float
-
-
-Op = ParaOp | LoraOp | FamilyOp
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """What happens to one layer: its place in the checkpoint and the operations in order."""
-
-    target: Target
-    ops: tuple[Op, ...]
-
-    @property
-    def needs_whole(self) -> bool:
-        """Whether an operation depends on the weight beyond ``Q^T W``: it must be in memory as a whole."""
-        return any(isinstance(op, FamilyOp) and op.module.depends_on_weight for op in self.ops)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """What happens to one stored tensor. Without edits and with the same dtype its bytes are copied."""
-
-    info: TensorInfo
-    component: str
-    dtype: str
-    edits: tuple[Edit, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor in the output."""
-        return self.info.elements * BITS[self.dtype] // 8 if self.converted else self.info.nbytes
-
-    @property
-    def converted(self) -> bool:
-        """Whether the output has another dtype."""
-        return self.dtype != self.info.dtype
-
-    @property
-    def touched(self) -> bool:
-        """Whether the tensor's values are worked on at all."""
-        return bool(self.edits) or self.converted
-
-
-@dataclass(frozen=True)
-class FilePlan:
-    """One file of weights: its tensors in the order of their bytes."""
-
-    source: WeightFile
-    tensors: tuple[TensorPlan, ...] = field(repr=False)
-
-    @property
-    def relative(self) -> PurePosixPath:
-        """Where the file stands in the output folder (its name, for a single file)."""
-        return self.source.relative
-
-    @property
-    def touched(self) -> bool:
-        """Whether any tensor of the file changes."""
-        return any(tensor.touched for tensor in self.tensors)
-
-
-@dataclass(frozen=True)
-class PlannedStep:
-    """A step with its adapter opened: which of its layers are applied and which are not."""
-
-    step: Step
-    adapter: Adapter = field(repr=False)
-    matched: tuple[ModuleName, ...] = field(repr=False)
-    excluded: tuple[ModuleName, ...] = field(repr=False, default=())
-    unmatched: tuple[ModuleName, ...] = field(repr=False, default=())
-    weights: Mapping[ModuleName, float] = field(repr=False, default_factory=dict)
-    """What multiplies the strength on each layer, where the step has block weights."""
-    blocks: tuple[BlockUse, ...] = ()
-    """The weights by block, with the layers that each holds."""
-
-    def strength_at(self, name: ModuleName) -> float:
-        """The step's strength on the layer ``name``."""
-        return self.step.strength * self.weights.get(name, 1.0)
-
-    @property
-    def largest_strength(self) -> float:
-        """The strength that is farthest from 0, over all layers."""
-        return max((self.step.strength, *map(self.strength_at, self.weights)), key=abs)
-
-    @property
-    def leftovers(self) -> tuple[Leftover, ...]:
-        """Keys of the file that are no layer of the adapter."""
-        return self.adapter.leftovers
+__all__ = ["Plan", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -229,7 +91,7 @@ def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOp
         A layer that should change is stored in a form that cannot be computed on.
     """
     targets = {name: target for file in base.files for name, target in file.reachable.items()}
-    planned = [_match(base, targets, _resolved(step, adapter), adapter, options) for step, adapter in steps]
+    planned = [match_step(base, targets, step, adapter, options) for step, adapter in steps]
     ops, left_alone = _operations(targets, planned, options)
     files = tuple(_plan_file(file, ops, options) for file in base.files)
     earlier = earlier_recipe(base)
@@ -240,68 +102,10 @@ def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOp
         *unusual_strengths([(step.adapter.path.name, step.largest_strength) for step in planned]),
         *given_twice(adapters),
         *already_baked(earlier.recipe, adapters),
-        *lost_in_fp8(files, planned),
+        *lost_in_fp8(files),
         *_left_alone_warnings(left_alone, options),
     )
     return Plan(base, tuple(planned), options, files, left_alone, warnings, _order_warnings(planned))
-
-
-def _resolved(step: Step, adapter: Adapter) -> Step:
-    """The step with the kind that the file is, whichever option it was given to."""
-    kind: Kind = "adapter"
-    if adapter.family in ("para", "lora"):
-        kind = "para" if adapter.family == "para" else "lora"
-    return replace(step, kind=kind)
-
-
-def is_selected(name: ModuleName, only: Iterable[str]) -> bool:
-    """Whether ``name`` is within ``only`` (component names and patterns; nothing given selects all)."""
-    patterns = tuple(only)
-    return not patterns or any(
-        name.component == pattern or fnmatch.fnmatchcase(str(name), pattern) for pattern in patterns
-    )
-
-
-def _is_excluded(
-    name: ModuleName, targets: Mapping[ModuleName, Target], present: Iterable[str], only: Iterable[str]
-) -> bool:
-    """Whether ``only`` leaves the layer out: one that the base has, or of a model that the base has not.
-
-    A layer that is not found in a model that is there is none of either, whatever was selected.
-    """
-    if is_selected(name, only):
-        return False
-    return name in targets or not homes_of(name, present)
-
-
-def _match(
-    base: Base, targets: Mapping[ModuleName, Target], step: Step, adapter: Adapter, options: BakeOptions
-) -> PlannedStep:
-    check_family(base, targets, adapter)
-    adapter = in_names_of(base, targets, adapter, lambda name: is_selected(name, options.only))
-    present = {name.component for name in targets}
-    excluded = tuple(n for n in adapter.modules if _is_excluded(n, targets, present, options.only))
-    left_out = set(excluded)
-    wanted = [name for name in adapter.modules if name not in left_out]
-    matched = tuple(name for name in wanted if name in targets)
-    unmatched = tuple(n for n in wanted if n not in targets and not adapter.modules[n].optional)
-    if options.only and not any(is_selected(name, options.only) for name in adapter.modules):
-        raise UsageError(
-            "nothing of this adapter is selected",
-            where=adapter.path,
-            expected=f"layers that match {option('only')} {' '.join(options.only)}",
-            found=", ".join(sorted({name.component for name in adapter.modules})),
-            hint="give a component (unet, text_encoder ...) or a pattern such as 'unet.*attn2*'",
-        )
-    check_unmatched(base, targets, adapter, matched, unmatched, allowed=options.allow_unmatched)
-    refuse_unknown_rows(base, adapter, matched)
-    for name in matched:
-        check_shape(base, targets[name], adapter, adapter.modules[name])
-    weights: Mapping[ModuleName, float] = {}
-    blocks: tuple[BlockUse, ...] = ()
-    if step.blocks is not None:
-        weights, blocks = used_blocks(step.blocks, matched, base.architecture, adapter.path)
-    return PlannedStep(step, adapter, matched, excluded, unmatched, weights, blocks)
 
 
 def _operations(

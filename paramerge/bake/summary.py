@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from paramerge.adapters import ParaModule
-from paramerge.bake.plan import Edit, FamilyOp, LoraOp, Op, ParaOp, Plan, PlannedStep, TensorPlan
+from paramerge.apply.operations import Edit, FamilyOp
+from paramerge.apply.tensor_plan import TensorPlan
+from paramerge.bake.plan import Plan
+from paramerge.bake.planned_step import PlannedStep
 from paramerge.bake.tasks import BUFFER_BYTES, WORKERS
 from paramerge.resolve.blocks import BlockUse
 
@@ -138,7 +141,7 @@ def _step(step: PlannedStep) -> StepSummary:
 
 def _component(name: str, tensors: Sequence[TensorPlan], steps: int) -> ComponentSummary:
     edits = [edit for tensor in tensors for edit in tensor.edits]
-    by_step = Counter(step for edit in edits for op in edit.ops for step in _steps_of(op))
+    by_step = Counter(step for edit in edits for op in edit.ops for step in op.steps)
     return ComponentSummary(
         component=name,
         tensors=len(tensors),
@@ -153,14 +156,10 @@ def _component(name: str, tensors: Sequence[TensorPlan], steps: int) -> Componen
     )
 
 
-def _steps_of(op: Op) -> list[int]:
-    return [part.step for part in op.parts] if isinstance(op, ParaOp) else [op.step]
-
-
 def _rank_of_all(edit: Edit) -> int:
     """The ranks of a layer's operations together; no more than the layer's own where one is not low."""
     full = min(edit.target.shape[0], math.prod(edit.target.shape[1:]))
-    ranks = [_rank_of(op) for op in edit.ops]
+    ranks = [op.rank for op in edit.ops]
     known = sum(rank for rank in ranks if rank is not None)
     return full if None in ranks else known if not _has_family(edit) else min(known, full)
 
@@ -169,22 +168,13 @@ def _has_family(edit: Edit) -> bool:
     return any(isinstance(op, FamilyOp) for op in edit.ops)
 
 
-def _rank_of(op: Op) -> int | None:
-    if isinstance(op, LoraOp):
-        return op.module.rank
-    if isinstance(op, FamilyOp):
-        return op.module.rank_bound
-    rank = sum(part.module.rank for part in op.parts)
-    return rank if op.limit is None else min(rank, op.limit)
-
-
 def _peak_memory(plan: Plan, tensors: Sequence[TensorPlan]) -> int:
     """An estimate: the runtime, and for each worker its buffers and the largest layer's factors."""
-    largest = max((_factor_bytes(edit.ops) for tensor in tensors for edit in tensor.edits), default=0)
+    largest = max((8 * sum(op.numbers for op in edit.ops) for edit in plan.edits), default=0)
     row = max((t.info.nbytes // max(1, t.info.shape[0]) for t in tensors if t.info.shape), default=0)
     headers = 2_000 * len(tensors)
     worker = _WORKER_BYTES + 3 * largest + max(0, row - BUFFER_BYTES)
-    whole = max((_whole_bytes(edit) for tensor in tensors for edit in tensor.edits), default=0)
+    whole = max(map(_whole_bytes, plan.edits), default=0)
     return _RUNTIME_BYTES + headers + WORKERS * worker + whole
 
 
@@ -195,16 +185,3 @@ def _whole_bytes(edit: Edit) -> int:
     elements = math.prod(edit.target.shape)
     families = [op.module.family for op in edit.ops if isinstance(op, FamilyOp)]
     return 8 * elements * max(_MORE_COPIES.get(family, _COPIES) for family in families)
-
-
-def _factor_bytes(ops: Sequence[Op]) -> int:
-    total = 0
-    for op in ops:
-        if isinstance(op, LoraOp):
-            module = op.module
-            total += 8 * module.rank * (module.out_features + module.in_features)
-        elif isinstance(op, FamilyOp):
-            total += 8 * sum(tensor.info.elements for tensor in op.module.tensors)
-        else:
-            total += 8 * sum(2 * part.module.out_features * part.module.rank for part in op.parts)
-    return total

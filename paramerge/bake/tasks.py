@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paramerge.bake.plan import TensorPlan
+from paramerge.apply.tensor_plan import TensorPlan
 
 __all__ = ["BUFFER_BYTES", "WORKERS", "Placed", "Task", "held_bytes", "make_tasks"]
 

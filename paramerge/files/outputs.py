@@ -12,17 +12,14 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from paramerge.errors import OutputError
 from paramerge.files.header import PICKLE_SUFFIXES
+from paramerge.files.source import Opened
 from paramerge.files.staging import restore_folder, strangers
 from paramerge.files.writer import output_error
 from paramerge.wording import option
-
-if TYPE_CHECKING:
-    from paramerge.adapters import Adapter
-    from paramerge.checkpoints.layout import Base
 
 __all__ = ["check_output_file", "check_output_folder", "inputs_of"]
 
@@ -38,18 +35,24 @@ _SHOWN = 4
 """Files of other people that an error names, at most."""
 
 
-def inputs_of(*opened: Adapter | Base | None) -> list[Path]:
+class OpenedAt(Opened, Protocol):
+    """An adapter or a base, with the path that it was opened by."""
+
+    @property
+    def path(self) -> Path:
+        """The file or folder."""
+
+
+def inputs_of(*opened: OpenedAt | None) -> list[Path]:
     """The files, and folders, that opened adapters and bases were read from; None counts as nothing."""
     paths: list[Path] = []
     for item in opened:
         if item is None:
             continue
-        sources: tuple[Path, ...] | None = getattr(item, "sources", None)
-        if sources is not None:  # an adapter; with its configuration beside it, it is a folder
-            paths += [*sources, *([item.path.parent] if len(sources) > 1 else [])]
-        else:
-            paths += [item.path, *(file.header.path for file in item.files)]  # type: ignore[union-attr]
-            paths += [item.path / relative for relative in item.companions]  # type: ignore[union-attr]
+        files = [source.path for source in item.opened]
+        paths += [item.path, *files]
+        if len(files) > 1 and item.path in files:  # an adapter with its configuration beside it is a folder
+            paths.append(item.path.parent)
     return paths
 
 

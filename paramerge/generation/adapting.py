@@ -9,8 +9,9 @@ import torch
 
 from paramerge.apply.dense import apply_ops
 from paramerge.apply.kernel import LayerResult
+from paramerge.apply.operations import Edit
 from paramerge.apply.rounding import Rounder
-from paramerge.bake.plan import Edit, Plan
+from paramerge.bake.plan import Plan
 from paramerge.errors import CheckpointError, NonFiniteError
 from paramerge.files.source import check_unchanged
 from paramerge.models.names import ModuleName, split_kind

@@ -11,9 +11,9 @@ from merging import merge
 
 from paramerge.adapters import Adapter, ParaModule
 from paramerge.apply.chain import load_bases
+from paramerge.apply.operations import ParaOp
 from paramerge.apply.steps import Step
 from paramerge.bake.bake import bake
-from paramerge.bake.plan import ParaOp
 from paramerge.checkpoints.layout import open_base
 from paramerge.compare.compare import compare
 from paramerge.errors import AdapterError

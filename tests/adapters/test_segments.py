@@ -13,7 +13,7 @@ from strategies import generators, law
 
 from paramerge.adapters.changes import Change, Difference, Hadamard, Kronecker, Product, ShuffledKronecker
 from paramerge.apply.chain import Chain, DeltaLink, LoraLink, ParaLink
-from paramerge.bake.plan import FamilyOp, LoraOp
+from paramerge.apply.operations import FamilyOp, LoraOp
 from paramerge.formats import open_adapter
 from paramerge.models.names import ModuleName
 

@@ -16,8 +16,8 @@ from baking import (
     small_model,
 )
 
+from paramerge.apply.operations import LoraOp, ParaOp
 from paramerge.apply.steps import BakeOptions, Step, parse_step
-from paramerge.bake.plan import LoraOp, ParaOp
 from paramerge.bake.summary import summarise
 from paramerge.errors import (
     ArchitectureError,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from paramerge.apply.tensor_plan import TensorPlan
 from paramerge.bake import tasks
-from paramerge.bake.plan import TensorPlan
 from paramerge.bake.tasks import make_tasks
 from paramerge.files.header import TensorInfo
 

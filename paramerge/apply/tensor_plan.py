@@ -1,0 +1,56 @@
+"""What happens to each stored tensor of a checkpoint, in the order of the bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from paramerge.apply.operations import Edit
+from paramerge.checkpoints.layout import WeightFile
+from paramerge.files.dtypes import BITS
+from paramerge.files.header import TensorInfo
+
+__all__ = ["FilePlan", "TensorPlan"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """What happens to one stored tensor. Without edits and with the same dtype its bytes are copied."""
+
+    info: TensorInfo
+    component: str
+    dtype: str
+    edits: tuple[Edit, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor in the output."""
+        return self.info.elements * BITS[self.dtype] // 8 if self.converted else self.info.nbytes
+
+    @property
+    def converted(self) -> bool:
+        """Whether the output has another dtype."""
+        return self.dtype != self.info.dtype
+
+    @property
+    def touched(self) -> bool:
+        """Whether the tensor's values are worked on at all."""
+        return bool(self.edits) or self.converted
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """One file of weights: its tensors in the order of their bytes."""
+
+    source: WeightFile
+    tensors: tuple[TensorPlan, ...] = field(repr=False)
+
+    @property
+    def relative(self) -> PurePosixPath:
+        """Where the file stands in the output folder (its name, for a single file)."""
+        return self.source.relative
+
+    @property
+    def touched(self) -> bool:
+        """Whether any tensor of the file changes."""
+        return any(tensor.touched for tensor in self.tensors)

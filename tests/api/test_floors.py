@@ -1,0 +1,109 @@
+"""The house has floors: a room uses what lies below it, never what lies above or beside it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import paramerge
+
+PACKAGE = Path(paramerge.__file__).parent
+
+FLOORS = (
+    ("deprecation", "version", "wording"),
+    ("errors",),
+    ("algebra", "interpretation", "listing", "plugins", "shipped", "system_faults"),
+    ("old_names", "strict_json"),
+    ("files",),
+    ("models",),
+    ("adapters",),
+    ("formats", "sizes"),
+    ("checkpoints",),
+    ("resolve",),
+    ("apply",),
+    ("bake", "extract", "inspect", "merge", "peft"),
+    ("compare", "convert", "generation", "resize"),
+    ("__init__",),
+    ("cli", "training"),  # beside each other: the trainer's options are built by the command line's parts
+)
+"""The rooms of ``paramerge``, from the ground up; each may import what lies on lower floors alone."""
+
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def modules() -> dict[str, Path]:
+    """All modules of the package, ``cli`` and ``training`` aside, by their full names."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    """The modules of the package that an import statement names."""
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+        names = [name if name in MODULES or _is_room(name) else node.module or "" for name in names]
+    else:
+        return
+    yield from (name for name in names if name.split(".")[0] == "paramerge")
+
+
+def _is_room(name: str) -> bool:
+    parts = name.split(".")
+    return len(parts) == 2 and parts[1] in FLOOR
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def at_import(tree: ast.Module) -> Iterator[str]:
+    """What a module imports as it is imported: not in a function, not for type checkers alone."""
+    for node in tree.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            for inner in ast.walk(node):
+                yield from imported(inner)
+
+
+def test_every_room_has_a_floor() -> None:
+    found = {room(module) for module in MODULES}
+    assert found - {"cli", "training"} == FLOOR.keys() - {"cli", "training"}
+
+
+@pytest.mark.parametrize("own", sorted({room(module) for module in MODULES}, key=FLOOR.__getitem__))
+def test_a_room_imports_from_lower_floors_alone(own: str) -> None:
+    """In functions and for type checkers, too: an arrow upward is one however late it is followed."""
+    upward = [
+        f"{module} imports {name}"
+        for module, path in MODULES.items()
+        if room(module) == own
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in imported(node)
+        if room(name) != own and FLOOR[room(name)] >= FLOOR[own]
+    ]
+    assert not upward
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    uses = {
+        name: set(at_import(ast.parse(path.read_text()))) & MODULES.keys() for name, path in MODULES.items()
+    }
+    while free := [name for name, used in uses.items() if not used]:
+        for name in free:
+            del uses[name]
+        for used in uses.values():
+            used.difference_update(free)
+    assert not uses, f"a circle is among {sorted(uses)}"
