@@ -75,9 +75,7 @@ class DoraModule(DependentModule):
 
     @property
     def form(self) -> str:
-        from paramerge.adapters.registry import label  # which lists this family, too
-
-        return f"{label(self.inner.family)} by {'rows' if self.axis == 'out' else 'input channels'}"
+        return f"{_AROUND[self.inner.family].label} by {'rows' if self.axis == 'out' else 'input channels'}"
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
@@ -127,6 +125,9 @@ class DoraModule(DependentModule):
 _LYCORIS_EPS = 2.0**-23
 """What LyCORIS adds to norms: the distance from 1 to the next float32."""
 
+_AROUND = {each.key: each for each in (lora.FAMILY, loha.FAMILY, lokr.FAMILY)}
+"""The families whose change it can have in it."""
+
 _INNER = (lora.FORM, loha.FORM, lokr.FORM)
 
 
@@ -159,7 +160,7 @@ def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
         return None
     if to not in KOHYA and (module.axis == "in" or not isinstance(module.inner, LoraModule)):
         return None
-    make = _PARTS[module.inner.family]
+    make = _AROUND[module.inner.family].parts["kohya"]
     inner = None if make is None else make(module.inner, to, dtype)
     if inner is None:
         return None
@@ -174,9 +175,6 @@ def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
     else:
         tensors = {**inner.tensors, "magnitude": magnitude.reshape((1, -1, 1, 1) if convolution else -1)}
     return replace(inner, family="dora", tensors=tensors)
-
-
-_PARTS = {each.key: each.parts["kohya"] for each in (lora.FAMILY, loha.FAMILY, lokr.FAMILY)}
 
 
 def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
