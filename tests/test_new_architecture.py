@@ -5,7 +5,6 @@ It is the one of ``docs/extending.md``, whose code is run as it stands there.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,9 +15,9 @@ import pytest
 import toy_architecture as toy
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from toy_packages import TOYDIT, WAYS, run
 
 from paramerge.checkpoints.layout import open_base
-from paramerge.cli.main import main
 from paramerge.errors import PluginError
 from paramerge.files.header import read_header
 from paramerge.files.writer import write_safetensors
@@ -33,20 +32,11 @@ QKV = toy.STACKS["toy_blocks.1.attn.qkv"]
 CHANGED = (*QKV, "stages.0.ff.net.2", "norm_out.linear", "x_embedder")
 
 
-@pytest.fixture(params=["entry point", "registered"])
+@pytest.fixture(params=WAYS)
 def known(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """The architecture, as an installed package adds it and as a call does."""
-    package = tmp_path / "site-packages"
-    package.mkdir()
-    toy.write_package(package)
-    with toy.installed(package):
-        if request.param == "registered":
-            (package / "paramerge_toydit-1.0.dist-info" / "entry_points.txt").unlink()
-            registry.refresh()
-            assert registry.record_of("toydit").key_map is None
-            registry.register(importlib.import_module("toydit").RECORD)
+    with TOYDIT.known(tmp_path / "site-packages", request.param):
         yield
-        registry.unregister("toydit")
 
 
 def base(tmp_path: Path, layout: str) -> Path:
@@ -113,14 +103,6 @@ def check(path: Path, layers: Arrays) -> None:
         # factors and bases are stored in float32, and the sums of 16 products with them in float64
         bound = 16 * 2**-24 * float(np.abs(value).max())
         np.testing.assert_allclose(found[name], value, rtol=0, atol=bound, err_msg=name)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """The exit code of a command, and all that it printed."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    return int(stop.value.code or 0), printed.out + printed.err
 
 
 NAMINGS = [
@@ -210,8 +192,8 @@ RECORD = "from paramerge.models.record import ArchitectureRecord\nRECORD = Archi
 BROKEN = {
     "RECORD = 5": "is none",
     "import not_there": "cannot be loaded",
-    f"{RECORD}('flux')": "of this name already",
-    f"{RECORD}('Toy DiT')": "no name",
+    f"{RECORD}('flux')": "an architecture flux already",
+    f"{RECORD}('Toy DiT')": "small letters",
     f"{RECORD}('t', patterns=('(',))": "expression",
     f"{RECORD}('t', component='x')": "component",
     f"{RECORD}('t', family='x')": "family",
@@ -220,8 +202,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("code", BROKEN)
 def test_a_package_that_adds_none_is_named(code: str, tmp_path: Path) -> None:
-    toy.write_package(tmp_path, code)
-    with toy.installed(tmp_path), pytest.raises(PluginError, match=BROKEN[code]) as caught:
+    with TOYDIT.installed(tmp_path, code), pytest.raises(PluginError, match=BROKEN[code]) as caught:
         registry.records()
     assert "toydit" in str(caught.value) and caught.value.exit_code == 8
     assert registry.record_of("flux").key_map is not None

@@ -5,7 +5,6 @@ The dialect is the one of ``docs/extending.md``, whose code is run as it stands 
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +13,8 @@ import numpy as np
 import pytest
 from adapter_files import kohya_layer
 from baking import load, shapes_of, small_model
-from toy_dialect import installed, write_module, write_package
+from toy_packages import SLASHES, WAYS, run
 
-from paramerge.cli.main import main
 from paramerge.errors import PluginError
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter, registry
@@ -29,23 +27,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_model(tmp_path_factory.mktemp("base") / "base.safetensors", dtype="F16")
 
 
-@pytest.fixture(params=["entry point", "registered"])
+@pytest.fixture(params=WAYS)
 def known(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """The dialect, as an installed package adds it and as a call does."""
-    package = tmp_path / "site-packages"
-    package.mkdir()
-    if request.param == "entry point":
-        write_package(package)
-        with installed(package):
-            yield
-        return
-    write_module(package)
-    with installed(package):
-        registry.register(importlib.import_module("slashes").DIALECT)
-        try:
-            yield
-        finally:
-            registry.unregister("slashes")
+    with SLASHES.known(tmp_path / "site-packages", request.param):
+        yield
 
 
 @pytest.fixture
@@ -73,14 +59,6 @@ def slashes(kohya: Path) -> Path:
         tensors[f"{stems[stem]}~{roles[ending]}"] = value
     write_safetensors(kohya.with_name("slashes.safetensors"), tensors, {"ss_base_model_version": "sd_v1"})
     return kohya.with_name("slashes.safetensors")
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """The exit code of a command, and all that it printed."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    return int(stop.value.code or 0), printed.out + printed.err
 
 
 @pytest.mark.usefixtures("known")
@@ -191,16 +169,13 @@ RECORD = (
         ("DIALECT = 'slashes'", "is none"),
         (RECORD.format("'kohya'"), "a dialect kohya already"),
         (RECORD.format("'lycoris'"), "a dialect lycoris already"),
-        (RECORD.format("'Sla shes'"), "word of small letters"),
+        (RECORD.format("'Sla shes'"), "is small letters and digits"),
     ],
 )
 def test_a_package_that_offers_no_dialect_is_named(
     code: str, said: str, kohya: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    package = tmp_path / "site-packages"
-    package.mkdir()
-    write_package(package, code)
-    with installed(package):
+    with SLASHES.installed(tmp_path / "site-packages", code):
         exit_code, text = run(capsys, "inspect", kohya)
         assert (
             exit_code == 8 and "paramerge-slashes" in text and "slashes:DIALECT" in text and said in text

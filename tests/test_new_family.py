@@ -5,7 +5,6 @@ The family is the one of ``docs/extending.md``, whose code is run as it stands t
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -15,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from baking import check_close, load, rounded, shapes_of, small_model
-from toy_family import installed, write_module, write_package
+from toy_packages import ROWGAIN, WAYS, run
 
 from paramerge.adapters import registry
-from paramerge.cli.main import main
 from paramerge.errors import PluginError
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter
@@ -34,23 +32,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_model(tmp_path_factory.mktemp("base") / "base.safetensors", dtype="F16")
 
 
-@pytest.fixture(params=["entry point", "registered"])
+@pytest.fixture(params=WAYS)
 def known(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """The family, as an installed package adds it and as a call does."""
-    package = tmp_path / "site-packages"
-    package.mkdir()
-    if request.param == "entry point":
-        write_package(package)
-        with installed(package):
-            yield
-        return
-    write_module(package)
-    with installed(package):
-        registry.register(importlib.import_module("rowgain").FAMILY)
-        try:
-            yield
-        finally:
-            registry.unregister("rowgain")
+    with ROWGAIN.known(tmp_path / "site-packages", request.param):
+        yield
 
 
 @pytest.fixture
@@ -61,14 +47,6 @@ def gains(base: Path, tmp_path: Path) -> Path:
         tmp_path / "gains.safetensors", {f"{STEM}.{ENDING}": values}, {"ss_base_model_version": "sd_v1"}
     )
     return tmp_path / "gains.safetensors"
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """The exit code of a command, and all that it printed."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    return int(stop.value.code or 0), printed.out + printed.err
 
 
 @pytest.mark.usefixtures("known")
@@ -155,7 +133,7 @@ def test_without_the_package_it_is_unknown(gains: Path, capsys: pytest.CaptureFi
 def test_a_process_that_starts_with_the_package_installed(gains: Path, tmp_path: Path) -> None:
     package = tmp_path / "site-packages"
     package.mkdir()
-    write_package(package)
+    ROWGAIN.write_package(package)
     script = (
         "import sys\nsys.path.append(sys.argv.pop(1))\n"
         "from paramerge.cli.main import main\nmain(sys.argv[1:])\n"
@@ -176,9 +154,9 @@ RECORD = "from paramerge.adapters.family import Family, Form\nFAMILY = Family({}
         ("raise RuntimeError('no licence')", "no licence"),
         ("OTHER = 1", "cannot be loaded"),
         ("FAMILY = 'rowgain'", "is none"),
-        (RECORD.format("'lora', 'My LoRA'"), "key lora"),
+        (RECORD.format("'lora', 'My LoRA'"), "there is a family lora already"),
         (RECORD.format("'mine', 'LoRA'"), "label LoRA"),
-        (RECORD.format("'Row Gain', 'RowGain'"), "word of small letters"),
+        (RECORD.format("'Row Gain', 'RowGain'"), "is small letters and digits"),
         (RECORD.format("'mine', 'Mine', (Form('Mine', {'diff': 'x'}, None),)"), "ending diff"),
         (RECORD.format("'mine', 'Mine', (Form('Mine', {'alpha': 'x'}, None),)"), "ending alpha"),
     ],
@@ -186,10 +164,7 @@ RECORD = "from paramerge.adapters.family import Family, Form\nFAMILY = Family({}
 def test_a_package_that_offers_no_family_is_named(
     code: str, said: str, gains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    package = tmp_path / "site-packages"
-    package.mkdir()
-    write_package(package, code)
-    with installed(package):
+    with ROWGAIN.installed(tmp_path / "site-packages", code):
         exit_code, text = run(capsys, "inspect", gains)
         assert exit_code == 8 and "paramerge-rowgain" in text and "rowgain:FAMILY" in text and said in text, (
             text

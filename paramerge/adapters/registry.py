@@ -6,10 +6,9 @@ A package adds one with an entry point of the group ``paramerge.families`` that 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 
 from paramerge.adapters import (
     boft,
@@ -29,10 +28,10 @@ from paramerge.adapters import (
 from paramerge.adapters.family import COMMON, Family, Form, Stored, without_name
 from paramerge.adapters.group import ANY_VECTOR, NUMBER, Group
 from paramerge.errors import AdapterError, PluginError
-from paramerge.plugins import plugins
+from paramerge.kinds import Registry, followed
 
 __all__ = [
-    "ENTRY_POINTS",
+    "FAMILIES",
     "axes_of",
     "endings",
     "families",
@@ -45,8 +44,6 @@ __all__ = [
     "vague_roles",
     "written",
 ]
-
-ENTRY_POINTS = "paramerge.families"
 
 BUILT_IN = (
     para.FAMILY,
@@ -65,23 +62,37 @@ BUILT_IN = (
 )
 """A layer with keys of several is called by the last of them: LoRA's factors are a part of other families."""
 
-_registered: list[Family] = []
+
+def _check(added: Family, where: str, known: Iterable[Family]) -> None:
+    """Refuse a family that cannot be told from a known one."""
+    for other in known:
+        if shared := list(_shared(added, other)):
+            raise PluginError(
+                f"the family {added.key} cannot be told from {other.label}",
+                where=where,
+                expected="a label and endings of keys that no other family has",
+                found=shared[0],
+            )
 
 
-def families() -> tuple[Family, ...]:
-    """Every family that can be baked.
+def _shared(added: Family, other: Family) -> Iterator[str]:
+    """What both have: a label, endings of tensors of as many axes; and endings that go with every family."""
+    if added.label == other.label:
+        yield f"label {added.label}"
+    for form in added.forms:
+        yield from (f"ending {ending}" for ending in form.roles.keys() & COMMON.keys())
+        for theirs in other.forms:
+            both = sorted(form.roles.keys() & theirs.roles.keys())
+            axes = ((form.axes_of(form.roles[key]), theirs.axes_of(theirs.roles[key])) for key in both)
+            if all(set(one) & set(another) for one, another in axes):  # else the axes tell which it is
+                yield from (f"ending {key}" for key in both)
 
-    Raises
-    ------
-    PluginError
-        A package offers what is no family, or one that is there already.
-    """
-    return _all(tuple(_registered))
 
-
-def family(key: str) -> Family:
-    """The family ``key``; KeyError where there is none."""
-    return _by_key(families())[key]
+FAMILIES = Registry(
+    Family, "family", "paramerge.families", BUILT_IN, names=lambda family: (family.key,), check=_check
+)
+families, family = FAMILIES.all, FAMILIES.named
+register, unregister = FAMILIES.register, FAMILIES.unregister
 
 
 def label(key: str) -> str:
@@ -94,79 +105,6 @@ def sized() -> dict[str, tuple[Stored, bool]]:
     return {each.key: (each.stored, each.ranked) for each in families() if each.stored is not None}
 
 
-def register(added: Family) -> None:
-    """Add a family for this process, as an entry point does for every one.
-
-    Raises
-    ------
-    PluginError
-        Its key, its label or the endings of its keys are another's.
-    """
-    _check(added, "register()", families())
-    _registered.append(added)
-
-
-def unregister(key: str) -> None:
-    """Take a family away that was registered."""
-    _registered[:] = [each for each in _registered if each.key != key]
-
-
-@lru_cache(maxsize=4)
-def _all(registered: tuple[Family, ...]) -> tuple[Family, ...]:
-    return (*_installed(), *registered)
-
-
-@cache
-def _installed() -> tuple[Family, ...]:
-    found: tuple[Family, ...] = BUILT_IN
-    for source, offered in plugins(ENTRY_POINTS):
-        _check(offered, source, found)
-        found = (*found, offered)
-    return found
-
-
-@lru_cache(maxsize=4)
-def _by_key(every: tuple[Family, ...]) -> Mapping[str, Family]:
-    return {each.key: each for each in every}
-
-
-def _check(added: object, source: str, known: Iterable[Family]) -> None:
-    if not isinstance(added, Family):
-        raise PluginError(
-            "what is offered as a family of adapters is none",
-            where=source,
-            expected="a paramerge.adapters.family.Family",
-            found=type(added).__name__,
-        )
-    if not re.fullmatch("[a-z][a-z0-9_]*", added.key):
-        raise PluginError(
-            "a family's key is a word of small letters and digits", where=source, found=repr(added.key)
-        )
-    for other in known:
-        if shared := list(_shared(added, other)):
-            raise PluginError(
-                f"the family {added.key} cannot be told from {other.label}",
-                where=source,
-                expected="a key, a label and endings of keys that no other family has",
-                found=shared[0],
-            )
-
-
-def _shared(added: Family, other: Family) -> Iterator[str]:
-    """What both have: names, endings of tensors of as many axes; and endings that go with every family."""
-    if added.key == other.key:
-        yield f"key {added.key}"
-    if added.label == other.label:
-        yield f"label {added.label}"
-    for form in added.forms:
-        yield from (f"ending {ending}" for ending in form.roles.keys() & COMMON.keys())
-        for theirs in other.forms:
-            both = sorted(form.roles.keys() & theirs.roles.keys())
-            axes = ((form.axes_of(form.roles[key]), theirs.axes_of(theirs.roles[key])) for key in both)
-            if all(set(one) & set(another) for one, another in axes):  # else the axes tell which it is
-                yield from (f"ending {key}" for key in both)
-
-
 @dataclass(frozen=True)
 class _Roles:
     """The roles of all families."""
@@ -177,21 +115,22 @@ class _Roles:
     vague: frozenset[str]
 
 
-@lru_cache(maxsize=4)
-def _roles(every: tuple[Family, ...]) -> _Roles:
+@followed
+@cache
+def _roles() -> _Roles:
     owners: dict[str, tuple[Form, ...]] = {}
-    for form in (form for each in every for form in each.forms):
+    for form in (form for each in families() for form in each.forms):
         for role in form.own:
             owners[role] = (*owners.get(role, ()), form)
     axes = {role: _joined(form.axes_of(role) for form in forms) for role, forms in owners.items()}
     endings = {
         ending: role
-        for each in every
+        for each in families()
         for form in each.forms
         if form.build is not None
         for ending, role in form.roles.items()
     }
-    vague = frozenset().union(*(form.vague for each in every for form in each.forms))
+    vague = frozenset().union(*(form.vague for each in families() for form in each.forms))
     return _Roles(endings | COMMON, owners, axes | dict.fromkeys(COMMON.values(), NUMBER), vague)
 
 
@@ -202,7 +141,7 @@ def _joined(ranges: Iterable[range]) -> range:
 
 def endings() -> Mapping[str, str]:
     """What stands behind layers' names in the keys of files of layers, and the role of each tensor."""
-    return _roles(families()).endings
+    return _roles().endings
 
 
 def written(role: str) -> str:
@@ -212,18 +151,18 @@ def written(role: str) -> str:
 
 def vague_roles() -> frozenset[str]:
     """Roles whose endings other keys of a file have, too."""
-    return _roles(families()).vague
+    return _roles().vague
 
 
 def counts(role: str, beside: Set[str]) -> bool:
     """Whether a role is a part of a family in a layer of these roles: a vague one beside others alone."""
-    forms = _roles(families()).owners.get(role, ())
+    forms = _roles().owners.get(role, ())
     return role not in vague_roles() or any((form.own - form.vague) & beside for form in forms)
 
 
 def axes_of(role: str) -> range:
     """How many axes the tensor of a role can have, in any family."""
-    return _roles(families()).axes.get(role, ANY_VECTOR)
+    return _roles().axes.get(role, ANY_VECTOR)
 
 
 def form_of(group: Group) -> Form | None:
@@ -234,7 +173,7 @@ def form_of(group: Group) -> Form | None:
     AdapterError
         They are of several families.
     """
-    owners = _roles(families()).owners
+    owners = _roles().owners
     present = {
         role: forms
         for role in group.roles

@@ -17,8 +17,9 @@ from functools import cache
 from paramerge.errors import UsageError
 from paramerge.formats.dialect import Dialect, Place, WrittenLayer
 from paramerge.formats.layers import Spelled, underscored_layer, underscored_norm, without_dots
+from paramerge.kinds import followed
 from paramerge.models.names import ModuleName
-from paramerge.models.registry import followed, record_of, records
+from paramerge.models.registry import record_of, records
 from paramerge.models.unet_keys import UNetKeyMap
 from paramerge.wording import option
 

@@ -8,9 +8,10 @@ from functools import cache
 
 from paramerge.adapters import LayerModule
 from paramerge.formats.native import ARCHITECTURE_KEY, BASE_HASH_KEY
+from paramerge.kinds import followed
 from paramerge.models.model_names import allows
 from paramerge.models.names import ModuleName
-from paramerge.models.registry import followed, published, record_of, records
+from paramerge.models.registry import published, record_of, records
 
 __all__ = ["base_hashes", "guess_architecture", "possible_architectures"]
 

@@ -11,10 +11,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 
+from paramerge.kinds import followed
 from paramerge.models.clip_keys import BUNDLED_ENCODERS, EncoderPrefix, canonical_key, from_openclip
 from paramerge.models.key_map import Rows
 from paramerge.models.record import ArchitectureRecord
-from paramerge.models.registry import followed, records
+from paramerge.models.registry import records
 from paramerge.models.unet_keys import (
     LDM_UNET_PREFIX,
     UNetKeyMap,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
+from paramerge.kinds import followed
 from paramerge.models.names import ModuleName
-from paramerge.models.registry import followed, records
+from paramerge.models.registry import records
 
 __all__ = ["columns", "layer_kind"]
 

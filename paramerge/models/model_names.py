@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
+from paramerge.kinds import followed
 from paramerge.models.record import ArchitectureRecord
-from paramerge.models.registry import followed, records
+from paramerge.models.registry import records
 from paramerge.models.resemblance import CLIP_ENCODER, SHARED, Resemblance
 
 __all__ = ["UNET_LIKE", "allows", "looks_like", "recognise", "resemblances"]

@@ -7,79 +7,55 @@ several (``docs/extending.md``).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from functools import cache, lru_cache
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from paramerge.errors import PluginError
+from paramerge.kinds import Registry, followed
 from paramerge.models.architectures import BUILT_IN
 from paramerge.models.names import COMPONENTS
 from paramerge.models.record import ArchitectureRecord, Published
-from paramerge.plugins import plugins
 
-__all__ = ["GROUP", "family_of", "published", "record_of", "records", "refresh", "register", "unregister"]
-
-GROUP = "paramerge.architectures"
-"""The entry points of packages that add architectures."""
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_registered: dict[str, ArchitectureRecord] = {}
+__all__ = ["ARCHITECTURES", "family_of", "published", "record_of", "records", "register", "unregister"]
 
 
-@cache
-def records() -> tuple[ArchitectureRecord, ...]:
-    """Every architecture, in the order in which they are tried: those that were added come first.
-
-    Raises
-    ------
-    PluginError
-        A package adds something that is no record, or one whose name is taken.
-    """
-    found = {record.name: record for record in BUILT_IN}
-    added: dict[str, ArchitectureRecord] = {}
-    for who, offered in [*plugins(GROUP), *((f"register({name!r})", r) for name, r in _registered.items())]:
-        for record in _several(offered):
-            _check(record, who, {**found, **added})
-            added[record.name] = record
-    return (*added.values(), *found.values())
-
-
-def register(record: ArchitectureRecord) -> None:
-    """Add an architecture for as long as the program runs.
-
-    Raises
-    ------
-    PluginError
-        It is no record, its name is taken, or a field of it cannot be.
-    """
-    _check(record, "register", {known.name: known for known in records()})
-    _registered[record.name] = record
-    refresh()
+def _check(record: ArchitectureRecord, who: str, known: Sequence[ArchitectureRecord]) -> None:
+    """Refuse a record with a field that cannot be."""
+    where = f"{who}: architecture {record.name}"
+    if record.component not in COMPONENTS:
+        raise PluginError(
+            "an architecture is of a component that there is not",
+            where=where,
+            expected=", ".join(COMPONENTS),
+            found=record.component,
+        )
+    if record.family is not None and all(record.family != other.name for other in known):
+        raise PluginError(
+            "an architecture is of a family that there is not", where=where, found=record.family
+        )
+    given = (record.shown_by, record.unordered_rows, *(found.pattern for found in record.resembles))
+    for pattern in (*record.patterns, *(text for text in given if text is not None)):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise PluginError(
+                f"a pattern of this architecture is no regular expression ({error})",
+                where=where,
+                found=pattern,
+            ) from error
 
 
-def unregister(name: str) -> None:
-    """Take back :func:`register`; nothing happens where there is no such architecture of a caller."""
-    _registered.pop(name, None)
-    refresh()
-
-
-_followers: list[Callable[[], None]] = []
-
-
-_Cached = TypeVar("_Cached", bound="Callable[..., object]")
-
-
-def followed(cached: _Cached) -> _Cached:
-    """Decorate a cached function of the registry, which is to forget when an architecture is added."""
-    _followers.append(cached.cache_clear)  # type: ignore[attr-defined]
-    return cached
-
-
-def refresh() -> None:
-    """Ask anew what packages add: after one was installed, and whenever a caller adds one."""
-    records.cache_clear()
-    for forget in _followers:
-        forget()
+ARCHITECTURES = Registry(
+    ArchitectureRecord,
+    "architecture",
+    "paramerge.architectures",
+    BUILT_IN,
+    names=lambda record: (record.name,),
+    check=_check,
+    added_first=True,  # theirs is what they know of; the last of those that come along are vague
+)
+records = ARCHITECTURES.all
+register, unregister = ARCHITECTURES.register, ARCHITECTURES.unregister
 
 
 @followed
@@ -109,44 +85,3 @@ def family_of(name: str) -> str:
 def published() -> dict[str, Callable[..., Published]]:
     """By name what makes the layout of an architecture's published checkpoint, where that is known."""
     return {record.name: record.published for record in records() if record.published is not None}
-
-
-def _several(offered: Any) -> Iterable[Any]:
-    return offered if isinstance(offered, (tuple, list)) else (offered,)
-
-
-def _check(record: Any, who: str, known: dict[str, ArchitectureRecord]) -> None:
-    """Refuse what is no record of a new architecture."""
-    if not isinstance(record, ArchitectureRecord):
-        raise PluginError(
-            "what is added as an architecture is none",
-            where=who,
-            expected="an ArchitectureRecord, or several",
-            found=type(record).__name__,
-        )
-    where = f"{who}: architecture {record.name}"
-    if record.name in known:
-        raise PluginError("there is an architecture of this name already", where=where)
-    if not _NAME.fullmatch(record.name):
-        raise PluginError("this is no name of an architecture", where=where, expected="a-z, 0-9, - and _")
-    if record.component not in COMPONENTS:
-        raise PluginError(
-            "an architecture is of a component that there is not",
-            where=where,
-            expected=", ".join(COMPONENTS),
-            found=record.component,
-        )
-    if record.family is not None and record.family not in known:
-        raise PluginError(
-            "an architecture is of a family that there is not", where=where, found=record.family
-        )
-    given = (record.shown_by, record.unordered_rows, *(found.pattern for found in record.resembles))
-    for pattern in (*record.patterns, *(text for text in given if text is not None)):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise PluginError(
-                f"a pattern of this architecture is no regular expression ({error})",
-                where=where,
-                found=pattern,
-            ) from error

@@ -16,9 +16,10 @@ from paramerge.errors import NonFiniteError, UnmatchedError, UsageError
 from paramerge.files.dtypes import is_float
 from paramerge.files.source import Source
 from paramerge.files.tensors import stored
+from paramerge.kinds import followed
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName
-from paramerge.models.registry import followed, published
+from paramerge.models.registry import published
 from paramerge.resolve.matching import check_family, check_shape
 from paramerge.resolve.naming import in_names_of
 from paramerge.resolve.row_order import refuse_unknown_rows

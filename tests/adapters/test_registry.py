@@ -76,7 +76,7 @@ def test_every_ending_is_read_as_its_role(family: Family) -> None:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.key)
 def test_no_family_can_be_told_twice(family: Family) -> None:
     others = [other for other in FAMILIES if other is not family]
-    registry._check(family, "here", others)  # raises where a key, a label or an ending is another's
+    registry.FAMILIES.check(family, "here", others)  # raises where a key, a label or an ending is another's
 
 
 def test_foreign_families_are_variants_of_known_ones_and_have_other_names() -> None:

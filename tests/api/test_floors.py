@@ -16,7 +16,7 @@ FLOORS = (
     ("deprecation", "version", "wording"),
     ("errors",),
     ("algebra", "interpretation", "listing", "plugins", "shipped", "system_faults"),
-    ("old_names", "strict_json"),
+    ("kinds", "old_names", "strict_json"),
     ("files",),
     ("models",),
     ("adapters",),

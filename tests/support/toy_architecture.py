@@ -1,22 +1,16 @@
-"""The architecture of ``docs/extending.md``: its code taken out of the document, and small models of it."""
+"""The architecture of ``docs/extending.md``: small models of it."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import re
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paramerge.files.writer import write_safetensors
-from paramerge.models import registry
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 WIDTH = 16
 Arrays = Mapping[str, NDArray[np.float32]]
 
@@ -54,37 +48,6 @@ SHAPES = {
         )
     },
 }
-
-
-def block(language: str, holding: str) -> str:
-    """The document's first code block of a language that holds a text."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    return next(text for text in blocks if holding in text)
-
-
-def write_package(folder: Path, code: str | None = None) -> None:
-    """Lay out ``folder`` as pip installs the document's package, or one with other code in it."""
-    assert '"toydit:RECORD"' in block("toml", "paramerge.architectures")
-    (folder / "toydit.py").write_text(code or block("python", "Toy DiT"))
-    info = folder / "paramerge_toydit-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: paramerge-toydit\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[paramerge.architectures]\ntoydit = toydit:RECORD\n")
-
-
-@contextmanager
-def installed(folder: Path) -> Iterator[None]:
-    """With ``folder`` among the places of installed packages."""
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    sys.modules.pop("toydit", None)
-    registry.refresh()
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        sys.modules.pop("toydit", None)
-        registry.refresh()
 
 
 def weights(seed: int = 0) -> dict[str, NDArray[np.float32]]:
