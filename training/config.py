@@ -118,7 +118,7 @@ class TrainConfig:
 
     # what is kept and shown on the way
     save_every: int = _option(100, "Steps between checkpoints; 0 for none but the last.")
-    checkpoints_limit: int = _option(2, "How many checkpoints are kept; 0 for all.")
+    checkpoints_limit: int = _option(2, "How many checkpoints are kept, and one to fall back to; 0: all.")
     validation_prompts: tuple[str, ...] = _option((), "Prompts that are drawn on the way and at the end.")
     validation_every: int = _option(50, "Steps between these pictures.")
     validation_steps: int = _option(25, "Sampling steps of these pictures.")

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from paramerge.errors import UsageError
+from paramerge.generation.loading import pick_device
 from paramerge.training.config import TrainConfig
 
 __all__ = ["accelerator_for", "require_packages", "require_tracker"]
@@ -67,16 +68,19 @@ def accelerator_for(config: TrainConfig) -> Any:
     Raises
     ------
     UsageError
-        The model would be cut up over devices, several processes were meant that do not see each other, or
-        the tracker's package is not installed.
+        The model would be cut up over devices, several processes were meant that do not see each other, the
+        device is not here, or the tracker's package is not installed.
     """
     require_tracker(config.tracker)
     for name, kind in _CUT_UP.items():
         if os.environ.get(name, "false").lower() == "true":
             raise _cut_up(kind)
+    import torch
     from accelerate import Accelerator  # type: ignore[attr-defined]
     from accelerate.utils import DistributedType  # type: ignore[attr-defined]
 
+    _choose_device(config.device)
+    _forget_other_trainings(config)
     log_with = None if config.tracker == "none" else config.tracker
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -87,7 +91,43 @@ def accelerator_for(config: TrainConfig) -> Any:
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
         raise _cut_up(accelerator.distributed_type)
     _check_processes(accelerator.num_processes)
+    wanted = torch.device(config.device or accelerator.device)
+    if wanted.type != accelerator.device.type or (accelerator.num_processes > 1 and wanted.index is not None):
+        raise UsageError(
+            "the training would not run on the device that was asked for",
+            where="device",
+            expected=wanted,
+            found=f"{accelerator.device} in {accelerator.num_processes} processes",
+            hint="with several processes give the kind alone, such as cuda: each takes its own",
+        )
     return accelerator
+
+
+def _choose_device(name: str | None) -> None:
+    """Refuse a device that is not here; make the GPU with this number the one that is used."""
+    if name is None:
+        return
+    import torch
+
+    pick_device(name)
+    device = torch.device(name)
+    if device.type == "meta":
+        raise UsageError("this device holds no numbers", where="device", expected="cpu, cuda", found=name)
+    if device.index is not None and device.type != "cpu":
+        getattr(torch, device.type).set_device(device)
+
+
+def _forget_other_trainings(config: TrainConfig) -> None:
+    """Let a process train again with another precision or device: accelerate remembers those of before."""
+    import torch
+    from accelerate.state import AcceleratorState, PartialState
+
+    on_cpu = config.device is not None and torch.device(config.device).type == "cpu"
+    partial: Any = PartialState._shared_state
+    alone = partial and not torch.distributed.is_initialized()
+    moved = alone and config.device is not None and (partial["device"].type == "cpu") != on_cpu
+    if moved or AcceleratorState._shared_state.get("_mixed_precision", "no") != config.mixed_precision:
+        AcceleratorState._reset_state(reset_partial_state=moved)
 
 
 def _cut_up(kind: object) -> UsageError:

@@ -18,6 +18,7 @@ from paramerge.errors import CheckpointError, NonFiniteError
 from paramerge.files.writer import write_bytes
 from paramerge.generation.loading import load_pipeline
 from paramerge.shipped import named_model
+from paramerge.training.agreement import check_same, share_state
 from paramerge.training.chance import generator
 from paramerge.training.config import TrainConfig, config_to_toml
 from paramerge.training.examples import (
@@ -70,7 +71,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     CheckpointError
         The model cannot be loaded, or the checkpoint to resume from is of another run.
     NonFiniteError
-        The loss is NaN or Inf; the last checkpoint is kept.
+        The loss or the gradient is NaN or Inf; the last checkpoint is kept.
     OutputError
         The output is not new or empty, is an input or lies in one; or a file cannot be written, as on a full
         disk: the last checkpoint is kept.
@@ -95,7 +96,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     schedule = noise_schedule(pipeline)
     dtype = _DTYPES[config.mixed_precision]
     if config.method != "dreambooth":
-        for model in (pipeline.unet, pipeline.vae, *text_encoders(pipeline).values()):
+        for model in (pipeline.unet, *text_encoders(pipeline).values()):  # the autoencoder stays float32
             model.to(dtype)
     torch.manual_seed(config.seed)
     trained = attach(pipeline, config)
@@ -114,10 +115,12 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     state = TrainingState(trained.parameters, optimizer, average)
     slots = config.batch_size * config.accumulation * accelerator.num_processes
     identity = {"settings": config.identity(), "data": examples.data_sha256, "whole_batch": slots}
+    check_same(identity, accelerator)
     newest = latest_checkpoint(config.output / "checkpoints") if resume else None
-    if newest is not None:
+    if newest is not None and accelerator.is_main_process:
         load_checkpoint(state, newest, identity)
-        _load_scale(state, accelerator, newest)
+    share_state(state, accelerator)
+    _load_scale(state, accelerator)
     watcher = None
     if accelerator.is_main_process:
         write_bytes(config.output / "config.toml", config_to_toml(config).encode())
@@ -125,11 +128,13 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
         watcher.begin_again(state, [rates(step) for step in range(state.step)])
 
     # the steps
+    saved = newest is not None
+    exact = torch.float32 if accelerator.device.type == "mps" else torch.float64
     while state.step < config.steps:
         trained.before_step(state.step)
         for group in optimizer.param_groups:
             group["lr"] = rates(state.step)
-        loss = 0.0
+        loss = torch.zeros((), dtype=exact, device=accelerator.device)
         for micro in range(config.accumulation):
             batch = _Slots(examples, config, state.step, micro, slots, accelerator)
             with accelerator.autocast():
@@ -137,24 +142,29 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
                     prompts = prepare_prompts(pipeline, config, examples.captions, accelerator.device)
                 part = _forward(pipeline, batch, prompts, schedule, dtype) / config.accumulation
             accelerator.backward(part)
-            loss += float(part.detach())
-        loss = _mean(loss, accelerator)
-        _check_finite(loss, state)
+            loss += part.detach()
         _average_gradients(trained, accelerator)
-        if config.max_grad_norm:
-            accelerator.clip_grad_norm_(trained.parameters.values(), config.max_grad_norm)
+        norm = accelerator.clip_grad_norm_(trained.parameters.values(), config.max_grad_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad()
+        # the one look at what the device made of the step
+        found, slope = torch.stack([accelerator.reduce(loss, "mean"), norm.to(loss)]).tolist()
+        _check_finite(found, slope, state, accelerator)
         state.step += 1
-        state.losses.append(loss)
+        state.losses.append(found)
         _follow(state, config.ema_decay)
         if watcher is not None:
             watcher.after_step(state, rates(state.step - 1))
-            if state.step == config.steps or (config.save_every and state.step % config.save_every == 0):
+            draws = watcher.draws_at(state.step)
+            due = config.save_every and (state.step % config.save_every == 0 or (draws and not saved))
+            if due or state.step == config.steps:
                 state.scale = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
                 save_checkpoint(state, config.output / "checkpoints", identity, config.checkpoints_limit)
+                saved = True
+            if draws:
+                watcher.draw(state)
         if report is not None and accelerator.is_main_process:
-            report(state.step, config.steps, loss)
+            report(state.step, config.steps, found)
 
     # the adapter
     adapter: tuple[Path, ...] = ()
@@ -224,15 +234,15 @@ def _forward(pipeline: Any, slots: _Slots, prompts: Prompts | None, schedule: An
     return loss_of(pipeline.unet, batch, prompts, schedule, config, dtype)
 
 
-def _load_scale(state: TrainingState, accelerator: Any, path: Path) -> None:
+def _load_scale(state: TrainingState, accelerator: Any) -> None:
     """Give the gradient scaler of float16, where there is one, its scale of then."""
-    if accelerator.scaler is None:
+    if accelerator.scaler is None or state.step == 0:
         return
     wanted = accelerator.scaler.state_dict().keys()
     if state.scale.keys() != wanted:
         raise CheckpointError(
             "the checkpoint is without the gradient scaler's state",
-            where=path,
+            where=f"step {state.step}",
             expected=", ".join(wanted),
             found=", ".join(state.scale) or "nothing",
             hint="resume on the kind of device that wrote it, or choose another output",
@@ -240,19 +250,24 @@ def _load_scale(state: TrainingState, accelerator: Any, path: Path) -> None:
     accelerator.scaler.load_state_dict(state.scale)
 
 
-def _mean(loss: float, accelerator: Any) -> float:
-    value = torch.tensor(loss, dtype=torch.float64 if accelerator.device.type != "mps" else torch.float32)
-    return float(accelerator.reduce(value.to(accelerator.device), "mean"))
+def _check_finite(loss: float, norm: float, state: TrainingState, accelerator: Any) -> None:
+    """Refuse a loss or a gradient (its norm) that is NaN or Inf, before anything of it is saved.
 
-
-def _check_finite(loss: float, state: TrainingState) -> None:
+    The scaler of float16 leaves steps of infinite gradients out and halves its scale; below a scale of 1 that
+    is no overflow any more.
+    """
     if not math.isfinite(loss):
-        raise NonFiniteError(
-            "the training diverged: the loss is not finite",
-            where=f"step {state.step + 1}",
-            found=loss,
-            hint="resume from the last checkpoint with a smaller learning rate, or without fp16",
-        )
+        what, found = "loss", loss
+    elif not math.isfinite(norm) and (accelerator.scaler is None or accelerator.scaler.get_scale() < 1):
+        what, found = "gradient", norm
+    else:
+        return
+    raise NonFiniteError(
+        f"the training diverged: the {what} is not finite",
+        where=f"step {state.step + 1}",
+        found=found,
+        hint="resume from the last checkpoint with a smaller learning rate, or without fp16",
+    )
 
 
 def _average_gradients(trained: Trained, accelerator: Any) -> None:

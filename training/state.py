@@ -17,11 +17,18 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from paramerge.errors import OutputError
+from paramerge.errors import NonFiniteError, OutputError
 from paramerge.files.writer import write_bytes
 from paramerge.training.checkpoint_file import CheckpointFile, open_checkpoint
 
-__all__ = ["TrainingState", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "TrainingState",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "packed",
+    "save_checkpoint",
+    "unpack",
+]
 
 _KEY = "paramerge.training"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -44,14 +51,8 @@ class TrainingState:
     """The gradient scaler's, in float16."""
 
 
-def save_checkpoint(state: TrainingState, folder: Path, identity: Mapping[str, Any], limit: int) -> Path:
-    """Write ``step-00000123.safetensors`` whole or not at all; then remove all but ``limit`` (0: keep all).
-
-    Raises
-    ------
-    OutputError
-        It cannot be written, as on a full disk: those before it stay.
-    """
+def packed(state: TrainingState) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """All of ``state`` as plain facts and named tensors; :func:`unpack` takes them."""
     names = list(state.parameters)
     moved = state.optimizer.state_dict()["state"]
     tensors: dict[str, Tensor] = {f"parameter.{name}": value for name, value in state.parameters.items()}
@@ -59,17 +60,58 @@ def save_checkpoint(state: TrainingState, folder: Path, identity: Mapping[str, A
     for index, moments in moved.items():
         for kind, value in moments.items():
             tensors[f"optimizer.{kind}.{names[index]}"] = torch.as_tensor(value)
-    facts = {**identity, "step": state.step, "losses": state.losses, "scale": state.scale}
+    facts = {"step": state.step, "losses": state.losses, "scale": state.scale}
     facts["moments"] = [names[index] for index in moved]
-    plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    return facts, {key: value.detach() for key, value in tensors.items()}
+
+
+def unpack(state: TrainingState, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Put what :func:`packed` gave, of the same training, into ``state``."""
+    with torch.no_grad():
+        for name, parameter in state.parameters.items():
+            parameter.copy_(tensors[f"parameter.{name}"])
+        for name, value in state.average.items():
+            value.copy_(tensors[f"average.{name}"])
+    places = {name: index for index, name in enumerate(state.parameters)}
+    moments: dict[int, dict[str, Tensor]] = {places[name]: {} for name in facts["moments"]}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, kind, name = key.split(".", 2)
+            moments[places[name]][kind] = value
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    state.step, state.losses, state.scale = facts["step"], list(facts["losses"]), dict(facts["scale"])
+
+
+def save_checkpoint(state: TrainingState, folder: Path, identity: Mapping[str, Any], limit: int) -> Path:
+    """Write ``step-00000123.safetensors`` whole or not at all; keep ``limit`` and one more (0: all).
+
+    The one beyond the limit is there to fall back to: the newest may come from a training that goes wrong.
+
+    Raises
+    ------
+    NonFiniteError
+        A tensor holds NaN or Inf: nothing is written.
+    OutputError
+        It cannot be written, as on a full disk: those before it stay.
+    """
+    facts, tensors = packed(state)
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(
+                "the training diverged: what it would save is not finite",
+                where=f"step {state.step}: {key}",
+                hint="resume from the last checkpoint with a smaller learning rate, or without fp16",
+            )
+    plain = {key: value.cpu().contiguous().clone() for key, value in tensors.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the folder cannot be made ({error.strerror})", where=folder) from error
     path = folder / f"step-{state.step:08d}.safetensors"
-    write_bytes(path, save(plain, {_KEY: json.dumps(facts)}))
+    write_bytes(path, save(plain, {_KEY: json.dumps({**identity, **facts})}))
     if limit:
-        for old in sorted(_checkpoints(folder))[:-limit]:
+        for old in sorted(_checkpoints(folder))[: -limit - 1]:
             old.unlink(missing_ok=True)
     return path
 
@@ -111,15 +153,9 @@ def load_checkpoint(state: TrainingState, path: Path, identity: Mapping[str, Any
     for value in scale.values():
         file.number("scale of gradients", value)
     tensors = file.read(_expected(state, file))
-    moments = _moments(state, file, tensors, step)
-    with torch.no_grad():
-        for name, parameter in state.parameters.items():
-            parameter.copy_(tensors[f"parameter.{name}"])
-        for name, value in state.average.items():
-            value.copy_(tensors[f"average.{name}"])
-    groups = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    state.step, state.losses, state.scale = step, numbers, scale
+    moved = _with_moments(state, file)
+    _check_moments(moved, file, tensors, step)
+    unpack(state, {"step": step, "losses": numbers, "scale": scale, "moments": moved}, tensors)
 
 
 def _expected(state: TrainingState, file: CheckpointFile) -> dict[str, Tensor]:
@@ -144,16 +180,8 @@ def _with_moments(state: TrainingState, file: CheckpointFile) -> list[str]:
     return [str(name) for name in noted]
 
 
-def _moments(
-    state: TrainingState, file: CheckpointFile, tensors: Mapping[str, Tensor], step: int
-) -> dict[int, dict[str, Tensor]]:
-    moments = {}
-    noted = set(_with_moments(state, file))
-    for index, name in enumerate(state.parameters):
-        if name not in noted:
-            continue
+def _check_moments(moved: list[str], file: CheckpointFile, tensors: Mapping[str, Tensor], step: int) -> None:
+    for name in moved:
         found = {kind: tensors[f"optimizer.{kind}.{name}"] for kind in ("step", *_MOMENTS)}
         if not 0 < float(found["step"]) <= step or bool((found["exp_avg_sq"] < 0).any()):
             raise file.damaged("the optimiser's moments are none that it can have had", where=name)
-        moments[index] = found
-    return moments

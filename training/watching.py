@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,16 +34,21 @@ class Watcher:
             accelerator.init_trackers("paramerge", config=settings)
 
     def after_step(self, state: TrainingState, rate: float) -> None:
-        """Log the step; plot and draw where it is time."""
-        config, last = self._config, state.step == self._config.steps
-        with open(self._folder / "log.jsonl", "a") as log:
-            log.write(json.dumps({"step": state.step, "loss": state.losses[-1], "rate": rate}) + "\n")
-        self._accelerator.log({"loss": state.losses[-1], "rate": rate}, step=state.step)
+        """Log the step, and plot where it is time."""
+        loss, last = state.losses[-1], state.step == self._config.steps
+        with _never_ending("the log", state.step):
+            with open(self._folder / "log.jsonl", "a") as log:
+                log.write(json.dumps({"step": state.step, "loss": loss, "rate": rate}) + "\n")
+            self._accelerator.log({"loss": loss, "rate": rate}, step=state.step)
         if last or state.step % _PLOT_EVERY == 0:
-            write_bytes(self._folder / "loss.png", loss_plot(state.losses))
-        due = config.validation_every and state.step % config.validation_every == 0
-        if config.validation_prompts and (due or last):
-            self.draw(state)
+            with _never_ending("the plot of the loss", state.step):
+                write_bytes(self._folder / "loss.png", loss_plot(state.losses))
+
+    def draws_at(self, step: int) -> bool:
+        """Whether there are pictures to draw after ``step``."""
+        config = self._config
+        due = config.validation_every and step % config.validation_every == 0
+        return bool(config.validation_prompts and (due or step == config.steps))
 
     def begin_again(self, state: TrainingState, rates: Sequence[float]) -> None:
         """Write the log anew up to the step that a run resumes from."""
@@ -54,6 +60,10 @@ class Watcher:
 
     def draw(self, state: TrainingState) -> None:
         """``samples/step-00000123.png``: a row for each prompt, a column for each seed."""
+        with _never_ending("the pictures of validation", state.step):
+            self._draw(state)
+
+    def _draw(self, state: TrainingState) -> None:
         from paramerge.generation.grid import Row, labelled_grid, png
         from paramerge.generation.sampling import Request, draw
 
@@ -73,6 +83,18 @@ class Watcher:
         folder = self._folder / "samples"
         folder.mkdir(exist_ok=True)
         write_bytes(folder / f"step-{state.step:08d}.png", png(image, {"step": str(state.step)}))
+
+
+@contextmanager
+def _never_ending(what: str, step: int) -> Iterator[None]:
+    """What only shows how a training goes must not end it: not by NaN, a full disk, or a device's memory."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"step {step}: {what} failed, the training goes on ({reason})", stacklevel=3)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # of what ran out of memory
 
 
 @contextmanager

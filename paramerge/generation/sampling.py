@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from paramerge.errors import NonFiniteError, UsageError
+from paramerge.generation.latents import decoded
 from paramerge.wording import option
 
 __all__ = ["SCHEDULERS", "Request", "cut_prompts", "draw", "draw_batch", "set_scheduler"]
@@ -117,6 +118,8 @@ def draw_batch(
         return values
 
     pipeline.set_progress_bar_config(disable=True)
+    # a pipeline hands its latents on as they are: to an autoencoder of another dtype, or under autocast
+    apart = pipeline.vae.dtype != pipeline.unet.dtype or torch.is_autocast_enabled(pipeline.device.type)
     images = pipeline(
         [prompt] * len(seeds),
         negative_prompt=[request.negative] * len(seeds),
@@ -125,9 +128,10 @@ def draw_batch(
         width=request.width,
         height=request.height,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        output_type="np",
+        output_type="latent" if apart else "np",
         callback_on_step_end=after_step,
     ).images
+    images = decoded(pipeline, images) if apart else images
     for seed, image in zip(seeds, images, strict=True):
         if not np.isfinite(image).all():
             raise NonFiniteError(

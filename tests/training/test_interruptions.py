@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from training_runs import settings
 
 from paramerge.errors import FileFormatError, NonFiniteError, OutputError, UsageError
 from paramerge.files import writer
 from paramerge.training import loop
 from paramerge.training.loop import train
-from paramerge.training.state import latest_checkpoint
+from paramerge.training.state import TrainingState, latest_checkpoint, save_checkpoint
 
 
 def test_bad_pictures_and_empty_folders(sd: Path, dog: Path, tmp_path: Path) -> None:
@@ -49,6 +50,104 @@ def test_a_loss_that_is_nan_keeps_the_last_checkpoint(sd: Path, dog: Path, tmp_p
     )
     assert not (tmp_path / "adapter.safetensors").exists()
     assert len(train(settings(sd, dog, tmp_path, save_every=1), resume=True).losses) == 4
+
+
+@pytest.mark.parametrize("clipped", [1.0, 0.0])
+def test_a_gradient_that_is_nan_is_never_saved(clipped: float, sd: Path, dog: Path, tmp_path: Path) -> None:
+    """Though the loss of its step is a number, as where a square root's gradient at 0 is infinite."""
+    original = loop._average_gradients
+    calls = []
+
+    def broken(trained: Any, accelerator: Any) -> None:
+        original(trained, accelerator)
+        calls.append(1)
+        if len(calls) == 3:
+            next(p.grad for p in trained.parameters.values() if p.grad is not None)[0] = float("nan")
+
+    config = settings(
+        sd, dog, tmp_path, save_every=1, checkpoints_limit=1, subset="ex-ca-hl", max_grad_norm=clipped
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_average_gradients", broken)
+        with pytest.raises(NonFiniteError, match="gradient is not finite") as caught:
+            train(config)
+    assert caught.value.where == "step 3"
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-00000001.safetensors",  # one beyond the limit
+        "step-00000002.safetensors",
+    ]
+    assert not (tmp_path / "adapter.safetensors").exists()
+    assert len(train(config, resume=True).losses) == 4
+
+
+def test_what_is_not_finite_is_never_written(tmp_path: Path) -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    state = TrainingState({"p": parameter}, torch.optim.AdamW([parameter]), {"p": torch.ones(2)}, step=1)
+    state.average["p"][1] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"average\.p"):
+        save_checkpoint(state, tmp_path, {}, 1)
+    assert not list(tmp_path.iterdir())
+
+
+# --- validation ---------------------------------------------------------------------------------------------
+
+DRAWS: dict[str, Any] = {
+    "validation_prompts": ("a noto dog",),
+    "validation_steps": 1,
+    "validation_seeds": (0,),
+}
+
+
+FAULTS = (NonFiniteError("the picture is not finite"), torch.OutOfMemoryError("memory"), OSError(28, "full"))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+@pytest.mark.filterwarnings("ignore:step 2")
+def test_a_validation_that_fails_warns_and_ends_nothing(
+    fault: Exception, sd: Path, dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[bool] = []
+
+    def broken(*arguments: Any, **more: Any) -> Any:
+        saved.append(any((tmp_path / "checkpoints").glob("step-00000002.safetensors")))
+        raise fault
+
+    monkeypatch.setattr("paramerge.generation.sampling.draw", broken)
+    config = settings(sd, dog, tmp_path, subset="ex-ca-hl", validation_every=2, **DRAWS)
+    with pytest.warns(UserWarning, match="step 4: the pictures of validation failed"):
+        result = train(config)
+    assert saved == [True, True]  # the first checkpoint was there before anything was drawn
+    assert len(result.losses) == 4
+    assert result.adapter[0].is_file()
+
+
+def test_a_plot_or_a_log_that_fails_ends_nothing(
+    sd: Path, dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(losses: Any) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("paramerge.training.watching.loss_plot", broken)
+    with pytest.warns(UserWarning, match="the plot of the loss failed"):
+        assert train(settings(sd, dog, tmp_path, steps=1, subset="ex-ca-hl")).adapter[0].is_file()
+
+
+def test_validation_decodes_in_float32_under_half_precision(
+    sd: Path, dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The autoencoder of SDXL overflows in half precision, which autocast would give it."""
+    seen: list[tuple[torch.dtype, bool]] = []
+    original = AutoencoderKL.decode
+
+    def decode(self: Any, latents: torch.Tensor, *more: Any, **named: Any) -> Any:
+        seen.append((latents.dtype, torch.is_autocast_enabled("cpu")))
+        return original(self, latents, *more, **named)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", decode)
+    config = settings(sd, dog, tmp_path, steps=1, mixed_precision="bf16", subset="ex-ca-hl", **DRAWS)
+    train(config)
+    assert seen == [(torch.float32, False)]
+    assert (tmp_path / "samples" / "step-00000001.png").is_file()
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(sd: Path, dog: Path, tmp_path: Path) -> None:

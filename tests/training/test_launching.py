@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
@@ -111,7 +112,7 @@ def test_one_process_of_the_launcher_is_none_the_worse(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
 def test_processes_that_do_not_see_each_other_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As MPI starts them on GPUs, say, where accelerate goes by LOCAL_RANK and takes each as alone."""
-    alone = SimpleNamespace(num_processes=1, distributed_type=DistributedType.NO)
+    alone = SimpleNamespace(num_processes=1, distributed_type=DistributedType.NO, device=torch.device("cpu"))
     monkeypatch.setattr("accelerate.Accelerator", lambda **settings: alone)
     assert accelerator_for(CONFIG) is alone
     monkeypatch.setenv(name, "2")
@@ -132,6 +133,29 @@ def test_the_launcher_itself(sd: Path, dog: Path, tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "started one" in done.stderr
     assert not (tmp_path / "o").exists()
+
+
+# --- devices and precisions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:77", "meta"])
+def test_a_device_that_is_not_here_is_refused(device: str) -> None:
+    with pytest.raises(UsageError, match="device") as caught:
+        accelerator_for(replace(CONFIG, device=device))
+    assert str(caught.value.found) == device
+
+
+def test_a_device_that_accelerate_does_not_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where accelerate finds a CPU alone, and a GPU was asked for."""
+    monkeypatch.setattr(launching, "_choose_device", lambda name: None)
+    with pytest.raises(UsageError, match="device that was asked for") as caught:
+        accelerator_for(replace(CONFIG, device="mps"))
+    assert "mps" in str(caught.value)
+
+
+def test_precisions_one_after_the_other_in_one_process() -> None:
+    found = [accelerator_for(replace(CONFIG, mixed_precision=kind)) for kind in ("no", "bf16", "no")]
+    assert [accelerator.mixed_precision for accelerator in found[-1:]] == ["no"]
 
 
 # --- trackers -----------------------------------------------------------------------------------------------

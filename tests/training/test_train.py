@@ -66,6 +66,7 @@ def test_a_para_from_a_folder_of_pictures(sd: Path, dog: Path, tmp_path: Path) -
         "step-00000020.png",
     ]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-00000010.safetensors",  # one beyond the limit
         "step-00000015.safetensors",
         "step-00000020.safetensors",
     ]
