@@ -64,7 +64,9 @@ _FILES = (_BASE, *(f"{variant.name}.safetensors" for variant in _VARIANTS if var
     show_default=True,
     help="A folder, made if missing.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the first noise."
+)
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Sampling steps.")
 @overwrite_option
 @json_option

@@ -65,19 +65,27 @@ download_option = click.option(
     "--clip", metavar="FOLDER|ID", help=f"Any CLIP of transformers, {shipped.CONTRASTIVE}, or none."
 )
 @download_option
-@click.option("--lpips", type=click.Choice(_DISTANCES), default=_DISTANCES[0], show_default=True)
+@click.option(
+    "--lpips",
+    type=click.Choice(_DISTANCES),
+    default=_DISTANCES[0],
+    show_default=True,
+    help="The network of the perceptual score.",
+)
 @click.option("--no-ssim", is_flag=True, help="Leave diversity out.")
 @click.option("--max-pairs", type=click.IntRange(1), help="Pairs for diversity, at random. Default: all.")
 @click.option("-n", "count", type=click.IntRange(1), default=16, show_default=True, help="Pictures a run.")
 @click.option("--runs", type=click.IntRange(1), default=1, show_default=True, help="For error bars.")
-@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of the first run.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Pictures at once.")
-@click.option("--steps", type=click.IntRange(1), default=25, show_default=True)
-@click.option("--guidance", type=float, default=7.5, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=25, show_default=True, help="Sampling steps.")
+@click.option("--guidance", type=float, default=7.5, show_default=True, help="Classifier-free guidance.")
 @click.option("--negative", default="", help="What the pictures should not show.")
-@click.option("--scheduler", type=click.Choice(_SAMPLERS), default="ddim", show_default=True)
+@click.option(
+    "--scheduler", type=click.Choice(_SAMPLERS), default="ddim", show_default=True, help="As for generate."
+)
 @click.option("--width", type=int, help="Default: the model's own size.")
-@click.option("--height", type=int)
+@click.option("--height", type=int, help="Default: the model's own size.")
 @gamma_option
 @dtype_option(help="Default: fp32 on a CPU, else fp16.")
 @click.option("--device", help="Such as cpu or cuda. Default: the GPU if there is one.")

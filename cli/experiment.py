@@ -43,13 +43,25 @@ _DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none"
     required=True,
     help="A folder of pictures for each subject: the DreamBooth dataset's, or with a dataset.toml.",
 )
-@click.option("--budget", type=click.Choice(_BUDGETS), default="small", show_default=True)
+@click.option(
+    "--budget",
+    type=click.Choice(_BUDGETS),
+    default="small",
+    show_default=True,
+    help="Of every stage a little; of the shipped model on a CPU; the paper's protocol.",
+)
 @click.option("--seed", type=click.IntRange(0, 10**6), default=0, show_default=True, help="Of all chance.")
 @click.option(
     "--clip", metavar="FOLDER|ID", help=f"Any CLIP of transformers, {shipped.CONTRASTIVE}, or none."
 )
 @download_option
-@click.option("--lpips", type=click.Choice(_DISTANCES), default=_DISTANCES[0], show_default=True)
+@click.option(
+    "--lpips",
+    type=click.Choice(_DISTANCES),
+    default=_DISTANCES[0],
+    show_default=True,
+    help="The network of the perceptual score.",
+)
 @click.option("--device", help="Such as cpu or cuda. Default: the GPU if there is one.")
 @click.option(
     "-o",

@@ -59,7 +59,14 @@ __all__ = ["extract"]
 @click.option(
     "--kronecker", "--krona", metavar="A1,A2", default="64,4", show_default=True, help="Its first factor."
 )
-@click.option("--lokr-factor", type=int, metavar="N", default=-1, show_default=True)
+@click.option(
+    "--lokr-factor",
+    type=int,
+    metavar="N",
+    default=-1,
+    show_default=True,
+    help="LoKr: the first factor's side is at most this, as in LyCORIS; -1: as near a square as it can be.",
+)
 @click.option("--only", "only", multiple=True, metavar="COMPONENT", help="unet ... May be repeated.")
 @click.option("--partial", is_flag=True, help="Leave out changes that the family cannot hold, and say which.")
 @dtype_option(default="fp16")

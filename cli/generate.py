@@ -41,10 +41,12 @@ _SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
 @step_options
 @click.option("--prompt", "prompts", multiple=True, required=True, help="May be repeated: a row each.")
 @click.option("--negative", default="", help="What the pictures should not show.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the first noise."
+)
 @click.option("-n", "count", type=click.IntRange(1), default=4, show_default=True, help="Pictures a prompt.")
-@click.option("--steps", type=click.IntRange(1), default=25, show_default=True)
-@click.option("--guidance", type=float, default=7.5, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=25, show_default=True, help="Sampling steps.")
+@click.option("--guidance", type=float, default=7.5, show_default=True, help="Classifier-free guidance.")
 @click.option(
     "--scheduler",
     type=click.Choice(_SAMPLERS),
@@ -53,7 +55,7 @@ _SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
     help="ddim (eta 0) is the paper's; own: the checkpoint's.",
 )
 @click.option("--width", type=int, help="Default: the model's own size.")
-@click.option("--height", type=int)
+@click.option("--height", type=int, help="Default: the model's own size.")
 @click.option("--compare", is_flag=True, help="First the same pictures without the adapters.")
 @gamma_option
 @interpretation_options
@@ -65,7 +67,14 @@ _SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
     type=click.Path(path_type=Path),
     help="For a single file: the diffusers folder with its configuration and tokenizer.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="grid.png", show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="grid.png",
+    show_default=True,
+    help="The picture to write.",
+)
 @overwrite_option
 @json_option
 @click.pass_context

@@ -128,7 +128,7 @@ class DtypeChoice(click.Choice[str]):
 
 
 def dtype_option(
-    *, default: str | None = None, keep: bool = False, help: str | None = None
+    *, default: str | None = None, keep: bool = False, help: str = "Of the numbers in the output."
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``--dtype``, of every verb that has one."""
     names = [*([KEEP] if keep else []), *map(short_name, WRITTEN)]

@@ -45,7 +45,7 @@ def resize(
 
     \b
     paramerge resize style.safetensors --energy 0.95 -o small.safetensors
-    paramerge resize para.safetensors --rank 4 --base sdxl.safetensors -o small.safetensors
+    paramerge resize para.safetensors --rank 4 --base sdxl.safetensors -o small-para.safetensors
     """
     from paramerge.resize.call import resize as run
 

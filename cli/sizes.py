@@ -30,7 +30,13 @@ class _SizedFamily(click.Choice[str]):
 
 
 @click.command(name="sizes")
-@click.option("--arch", type=click.Choice(list(published())), default="sdxl", show_default=True)
+@click.option(
+    "--arch",
+    type=click.Choice(list(published())),
+    default="sdxl",
+    show_default=True,
+    help="The architecture of the base.",
+)
 @click.option(
     "--subset",
     "subsets",
@@ -70,7 +76,14 @@ class _SizedFamily(click.Choice[str]):
     show_default=True,
     help="The shape of DiffuseKronA's first factor; 64,4, 64,8 and 32,16 are its code's.",
 )
-@click.option("--lokr-factor", type=int, metavar="N", default=-1, show_default=True)
+@click.option(
+    "--lokr-factor",
+    type=int,
+    metavar="N",
+    default=-1,
+    show_default=True,
+    help="LoKr: the first factor's side is at most this, as in LyCORIS; -1: as near a square as it can be.",
+)
 @dtype_option(default="fp16")
 @json_option
 def sizes(

@@ -85,7 +85,7 @@ def _signature(name: str, thing: object) -> str:
     one = f"{name}({', '.join(arguments)}){arrow}"
     if len(one) > 100:
         one = f"{name}(\n" + "".join(f"    {argument},\n" for argument in arguments) + f"){arrow}"
-    return f"```python\n{one}\n```\n"
+    return f"```python signature\n{one}\n```\n"
 
 
 def _argument(parameter: inspect.Parameter) -> str:

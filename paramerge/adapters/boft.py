@@ -175,6 +175,7 @@ def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int | None:
 FAMILY = Family(
     key="boft",
     label="BOFT",
+    formula="butterfly stages of OFT on rows; PEFT: on columns",
     forms=(
         Form(
             "BOFT",

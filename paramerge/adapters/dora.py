@@ -184,6 +184,7 @@ def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
 FAMILY = Family(
     key="dora",
     label="DoRA",
+    formula="m o (W + D) / (norm(W + D) + eps), D a LoRA, LoHa or LoKr",
     forms=(
         Form(
             "DoRA",

@@ -116,6 +116,9 @@ class Family:
         part of a module; None where only the names change, between files with kohya's names.
     tuner:
         PEFT's ``peft_type``; empty where PEFT has no such tuner.
+    formula:
+        The weight at strength 1, for ``docs/families.md``: ``o`` is the element-wise product, ``(x)`` the
+        Kronecker product, ``s`` the scale that the file states.
     """
 
     key: str
@@ -126,6 +129,7 @@ class Family:
     counted: str = "ranks"
     parts: Mapping[str, PartOf | None] = field(default_factory=dict)
     tuner: str = ""
+    formula: str = ""
 
     @property
     def endings(self) -> Iterator[str]:

@@ -80,6 +80,7 @@ def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
 FAMILY = Family(
     key="full",
     label="full difference",
+    formula="W + diff, b + diff_b",
     forms=(
         Form(
             "full difference",

@@ -121,6 +121,7 @@ _ROLES = {f"{role}.weight": role for role in _AXES}
 FAMILY = Family(
     key="glora",
     label="GLoRA",
+    formula="W + s (W a1 a2 + b1 b2)",
     forms=(Form("GLoRA", _ROLES, _build, _AXES, unread=("bm1.weight", "bm2.weight")),),
     stored=_stored,
     ranked=True,

@@ -128,6 +128,7 @@ def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
 FAMILY = Family(
     key="ia3",
     label="IA3",
+    formula="W o (1 + l); PEFT: W o l and b o l",
     forms=(
         Form(
             "IA3",

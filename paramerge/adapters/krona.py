@@ -89,4 +89,4 @@ def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int | None:
     return a1 * a2 + (shape[0] // a1) * (shape[1] // a2)
 
 
-FAMILY = Family(key="krona", label="DiffuseKronA", stored=_stored)
+FAMILY = Family(key="krona", label="DiffuseKronA", formula="W + down^T (x) up, rows shuffled", stored=_stored)

@@ -155,6 +155,7 @@ FORM = Form(
 FAMILY = Family(
     key="loha",
     label="LoHa",
+    formula="W + s (B1 A1) o (B2 A2), Tucker cores within",
     forms=(FORM,),
     stored=_stored,
     ranked=True,

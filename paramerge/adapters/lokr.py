@@ -243,6 +243,7 @@ FORM = Form("LoKr", {f"{role}.<name>": role for role in _AXES}, _build, _AXES)
 FAMILY = Family(
     key="lokr",
     label="LoKr",
+    formula="W + s (w1 (x) w2), each factor whole, a b, or Tucker",
     forms=(FORM,),
     stored=_stored,
     ranked=True,

@@ -265,6 +265,7 @@ FORM = Form(
 FAMILY = Family(
     key="lora",
     label="LoRA",
+    formula="W + s B A, a Tucker core within A",
     forms=(FORM,),
     stored=stored_of_lora,
     ranked=True,

@@ -23,6 +23,7 @@ def _build(group: Group, rules: Rules) -> Iterator[DifferenceModule]:
 FAMILY = Family(
     key="norm",
     label="norm",
+    formula="w + w_norm, b + b_norm",
     forms=(
         Form(
             "norm",

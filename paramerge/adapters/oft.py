@@ -216,6 +216,7 @@ def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
 FAMILY = Family(
     key="oft",
     label="OFT",
+    formula="rescale o blockdiag(R)^T W; PEFT: W blockdiag(R)^T",
     forms=(
         Form(
             "OFT",

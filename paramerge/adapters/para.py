@@ -145,6 +145,7 @@ def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
 FAMILY = Family(
     key="para",
     label="PaRa",
+    formula="W - Q Q^T W",
     forms=(Form("PaRa", {"para_B": "basis"}, None, {"basis": MATRIX}),),
     stored=_stored,
     ranked=True,

@@ -88,6 +88,7 @@ def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
 FAMILY = Family(
     key="svdiff",
     label="SVDiff",
+    formula="U max(S + delta, 0) V^T",
     forms=(Form("SVDiff", {"delta": "delta"}, _build, {"delta": VECTOR}),),
     stored=_stored,
     counted="singular values",

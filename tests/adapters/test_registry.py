@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import re
-from pathlib import Path
 
 import pytest
 from family_cases import CASES, KRONA_CASES
@@ -17,7 +15,6 @@ from paramerge.adapters.foreign import FOREIGN
 from paramerge.convert.parts import FORMATS
 from paramerge.formats.roles import read_role
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 FAMILIES = registry.BUILT_IN
 ELSEWHERE = {"para": "tests/adapters/test_para_basis.py", "norm": "tests/formats/test_lycoris.py"}
 """Families whose cases are not in ``family_cases``, and where they are."""
@@ -38,17 +35,6 @@ def test_every_file_of_a_family_is_in_the_list() -> None:
 @each_family
 def test_every_family_has_cases(family: Family) -> None:
     assert family.key in ELSEWHERE or any(case.family == family.key for case in (*CASES, *KRONA_CASES))
-
-
-@each_family
-def test_every_family_is_documented_with_its_keys(family: Family) -> None:
-    rows = [line.split("|") for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]
-    labels = [cells[1] for cells in rows]
-    assert any(re.search(rf"\b{family.label}\b", text) for text in labels)
-    keys = next(cells[3] for cells in rows if re.search(rf"\b{family.label}\b", cells[1]))
-    for form in family.forms:
-        named = [without_name(ending).removesuffix(".weight") for ending in form.roles]
-        assert any(name in keys for name in named), (form.name, named)
 
 
 @each_family
