@@ -7,7 +7,7 @@ Stage i mixes rows that lie 2^i half blocks apart; the two order them differentl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,10 @@ from paramerge.adapters.family import Family, Form
 from paramerge.adapters.group import Group
 from paramerge.adapters.oft import build_rotation, cayley, constrained_skew
 from paramerge.adapters.parts import NAMES_ALONE
+from paramerge.adapters.peft_config import TunerSettings
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings, butterfly_blocks
+from paramerge.adapters.tuner import Tuner, refuse_biases
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
@@ -154,7 +156,7 @@ def _build_peft(group: Group, rules: Rules) -> Iterator[PeftBoftModule]:
     square = len(blocks.shape) == 4 and blocks.shape[-1] == blocks.shape[-2]
     group.check(square and max(s.shape) == math.prod(s.shape), "blocks (m, n, b, b) and s (out, 1)")
     _check_butterfly(group, blocks)
-    rules.tuner(group, "BOFT")
+    rules.tuner(group, "BOFT", TunerSettings)
     yield PeftBoftModule(group.name, blocks, s)
 
 
@@ -162,6 +164,11 @@ def _check_butterfly(group: Group, blocks: StoredTensor) -> None:
     stages, count, size, _ = blocks.shape
     fits = stages == 1 or (size % 2 == 0 and (count * size) % (2**stages * (size // 2)) == 0)
     group.check(fits, "stages that a butterfly of this size has")
+
+
+def _read_tuner(config: Mapping[str, object], where: str) -> TunerSettings:
+    refuse_biases(config, where)
+    return TunerSettings("BOFT", where)
 
 
 def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int | None:
@@ -192,6 +199,6 @@ FAMILY = Family(
     ),
     stored=_stored,
     counted="block sizes",
-    tuner="BOFT",
+    tuner=Tuner("BOFT", _read_tuner),
     parts=NAMES_ALONE,
 )

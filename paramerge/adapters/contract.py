@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -123,6 +123,10 @@ class LayerModule(ABC):
         None where the change of a row depends on the others.
         """
         return None
+
+    def renamed(self, name: ModuleName) -> Self:
+        """The same change of the layer ``name``."""
+        return replace(self, name=name)  # type: ignore[type-var]
 
     @abstractmethod
     def transform(self, W: np.ndarray) -> np.ndarray:

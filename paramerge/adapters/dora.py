@@ -103,6 +103,10 @@ class DoraModule(DependentModule):
     def is_cut(self) -> bool:
         return self.rows is not None
 
+    def renamed(self, name: ModuleName) -> DoraModule:
+        """The same around the same change, both of the layer ``name``."""
+        return replace(self, name=name, inner=self.inner.renamed(name))
+
     def part(self, name: ModuleName, runs: tuple[tuple[int, int], ...]) -> DoraModule | None:
         """These rows, where each has a length of its own; None by input channels."""
         if self.axis == "in":
@@ -158,9 +162,9 @@ def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
     """The inner change and its magnitudes: one for each row in all formats but kohya's, which know both."""
     if not isinstance(module, DoraModule):
         return None
-    if to not in KOHYA and (module.axis == "in" or not isinstance(module.inner, LoraModule)):
+    if to != KOHYA and (module.axis == "in" or not isinstance(module.inner, LoraModule)):
         return None
-    make = _AROUND[module.inner.family].parts["kohya"]
+    make = _AROUND[module.inner.family].parts[KOHYA]
     inner = None if make is None else make(module.inner, to, dtype)
     if inner is None:
         return None
@@ -168,7 +172,7 @@ def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
     if module.rows is not None:
         magnitude = np.concatenate([magnitude[start:stop] for start, stop in module.rows])
     convolution = inner.tensors["up"].ndim == 4 if "up" in inner.tensors else False
-    if to in KOHYA:
+    if to == KOHYA:
         ones = (1,) * (3 if convolution else 1)
         shaped = magnitude.reshape((-1, *ones) if module.axis == "out" else (1, -1, *ones[1:]))
         tensors = {**inner.tensors, "dora_scale": shaped}
@@ -200,6 +204,6 @@ FAMILY = Family(
     ),
     stored=_stored,
     ranked=True,
-    parts=dict.fromkeys((*KOHYA, "diffusers", "peft"), _part),
-    tuner="LORA",
+    parts=dict.fromkeys((KOHYA, "diffusers", "peft"), _part),
+    tuner=lora.FAMILY.tuner,
 )

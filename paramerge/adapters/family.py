@@ -14,6 +14,7 @@ from paramerge.adapters.group import ANY_VECTOR, NUMBER, Group
 from paramerge.adapters.parts import PartOf
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings
+from paramerge.adapters.tuner import Tuner
 
 __all__ = [
     "COMMON",
@@ -115,7 +116,7 @@ class Family:
         The formats that can hold it (``kohya``, ``diffusers``, ``peft`` ...), each with what makes a layer's
         part of a module; None where only the names change, between files with kohya's names.
     tuner:
-        PEFT's ``peft_type``; empty where PEFT has no such tuner.
+        PEFT's, for its folders; None where PEFT has no such tuner.
     formula:
         The weight at strength 1, for ``docs/families.md``: ``o`` is the element-wise product, ``(x)`` the
         Kronecker product, ``s`` the scale that the file states.
@@ -128,7 +129,7 @@ class Family:
     ranked: bool = False
     counted: str = "ranks"
     parts: Mapping[str, PartOf | None] = field(default_factory=dict)
-    tuner: str = ""
+    tuner: Tuner | None = None
     formula: str = ""
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +12,12 @@ import numpy as np
 from paramerge.adapters.contract import DependentModule, read_finite
 from paramerge.adapters.family import Family, Form
 from paramerge.adapters.group import NUMBER, Group
+from paramerge.adapters.layer_patterns import check_patterns, whole_match
 from paramerge.adapters.parts import NAMES_ALONE
+from paramerge.adapters.peft_config import TunerSettings, bad_option
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings
+from paramerge.adapters.tuner import Tuner
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
@@ -107,9 +110,9 @@ def _build(group: Group, rules: Rules) -> Iterator[Ia3Module]:
 def _build_peft(group: Group, rules: Rules) -> Iterator[Ia3Module]:
     vector = group.need("ia3_l")
     _check_vector(group, vector)
-    tuner = rules.tuner(group, "IA3")
+    settings = rules.tuner(group, "IA3", Ia3Settings)
     linear = len(vector.shape) == 2
-    scales_inputs = tuner.scales_inputs(group.name.path)
+    scales_inputs = settings.scales_inputs(group.name.path)
     if linear and vector.shape[0] != vector.shape[1]:
         group.check(scales_inputs == (vector.shape[0] == 1), "(1, in) for feedforward_modules, else (out, 1)")
     yield Ia3Module(group.name, vector, "in" if scales_inputs else "out", around_one=False)
@@ -119,6 +122,35 @@ def _build_peft(group: Group, rules: Rules) -> Iterator[Ia3Module]:
 
 def _check_vector(group: Group, vector: StoredTensor) -> None:
     group.check(max(vector.shape, default=0) == math.prod(vector.shape), "one number for each channel")
+
+
+@dataclass(frozen=True)
+class Ia3Settings(TunerSettings):
+    """What PEFT's configuration says: the layers whose inputs are scaled, names or a regular expression."""
+
+    feedforward: str | tuple[str, ...] = ()
+
+    def scales_inputs(self, path: str) -> bool:
+        """Whether the inputs of the layer ``path`` are scaled, as PEFT tells it by the module's name."""
+        for spelling in (path, path.removeprefix("text_model.")):
+            if isinstance(self.feedforward, str):
+                if whole_match(self.feedforward, spelling):
+                    return True
+            elif spelling.endswith(self.feedforward):
+                return True
+        return False
+
+
+def _read_tuner(config: Mapping[str, object], where: str) -> Ia3Settings:
+    option = "feedforward_modules"
+    named = config.get(option) or ()
+    if isinstance(named, str):
+        check_patterns(option, [named], where)
+        return Ia3Settings("IA3", where, feedforward=named)
+    if not isinstance(named, list | tuple) or not all(isinstance(name, str) for name in named):
+        raise bad_option(option, named, where, "a list of names or a regular expression")
+    check_patterns(option, list(named), where, names=True)
+    return Ia3Settings("IA3", where, feedforward=tuple(named))
 
 
 def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
@@ -141,6 +173,6 @@ FAMILY = Family(
     ),
     stored=_stored,
     counted="numbers",
-    tuner="IA3",
+    tuner=Tuner("IA3", _read_tuner),
     parts=NAMES_ALONE,
 )

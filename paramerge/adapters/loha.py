@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,10 @@ from paramerge.adapters.family import CORE, FACTOR, Family, Form
 from paramerge.adapters.group import Group
 from paramerge.adapters.lora import stored_of_lora
 from paramerge.adapters.parts import KOHYA, Part
+from paramerge.adapters.peft_config import read_ranked
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings
+from paramerge.adapters.tuner import Tuner, uses_cores
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
@@ -141,6 +143,10 @@ def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
     return Part(module.name, "loha", tensors, module.scale * module.rank, module.rank)
 
 
+def _options(parts: Sequence[Part]) -> dict[str, object]:
+    return {"use_effective_conv2d": uses_cores(parts, "hada_t1")}
+
+
 def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
     return 2 * stored_of_lora(shape, settings)
 
@@ -159,6 +165,6 @@ FAMILY = Family(
     forms=(FORM,),
     stored=_stored,
     ranked=True,
-    parts=dict.fromkeys((*KOHYA, "peft"), _part),
-    tuner="LOHA",
+    parts=dict.fromkeys((KOHYA, "peft"), _part),
+    tuner=Tuner("LOHA", read_ranked, _options),
 )

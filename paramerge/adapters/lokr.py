@@ -13,10 +13,13 @@ from paramerge.adapters.contract import AdditiveModule, LayerModule, read_finite
 from paramerge.adapters.family import CORE, FACTOR, MATRIX, Family, Form
 from paramerge.adapters.group import Group
 from paramerge.adapters.loha import tucker
+from paramerge.adapters.lokr_options import lokr_options
 from paramerge.adapters.parts import KOHYA, Part
+from paramerge.adapters.peft_config import read_ranked
 from paramerge.adapters.rounding import rounded
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings, factor_pair
+from paramerge.adapters.tuner import Tuner
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
@@ -247,6 +250,6 @@ FAMILY = Family(
     forms=(FORM,),
     stored=_stored,
     ranked=True,
-    parts=dict.fromkeys((*KOHYA, "peft"), _part),
-    tuner="LOKR",
+    parts=dict.fromkeys((KOHYA, "peft"), _part),
+    tuner=Tuner("LOKR", read_ranked, lokr_options),
 )

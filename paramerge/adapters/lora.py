@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,9 +15,11 @@ from paramerge.adapters.folding import folded
 from paramerge.adapters.group import Group
 from paramerge.adapters.krona import KronaModule, build_krona
 from paramerge.adapters.parts import KOHYA, Part
+from paramerge.adapters.peft_config import read_lora
 from paramerge.adapters.rounding import rounded
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings, sides
+from paramerge.adapters.tuner import Tuner
 from paramerge.errors import ShapeError
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
@@ -209,7 +211,7 @@ def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
     if module.rslora:
         alpha = module.scale * module.rank
         notes.append(_RSLORA)
-    contracted = module.mid is not None and to not in KOHYA
+    contracted = module.mid is not None and to != KOHYA
     into_factors = to == "diffusers" and alpha != module.rank
     if not contracted and not into_factors and module.rows is None:
         tensors = {"up": read_stored(module.up), "down": read_stored(module.down)}
@@ -246,6 +248,11 @@ def stored_of_lora(shape: tuple[int, ...], settings: SizeSettings) -> int:
     return settings.rank * sum(sides(shape))
 
 
+def lora_options(parts: Sequence[Part]) -> dict[str, object]:
+    """PEFT's options of a LoRA, or of the DoRA around it."""
+    return {"bias": "none", "use_dora": parts[0].family == "dora", "use_rslora": False}
+
+
 FORM = Form(
     "LoRA",
     {
@@ -269,6 +276,6 @@ FAMILY = Family(
     forms=(FORM,),
     stored=stored_of_lora,
     ranked=True,
-    parts=dict.fromkeys((*KOHYA, "diffusers", "peft"), _part),
-    tuner="LORA",
+    parts=dict.fromkeys((KOHYA, "diffusers", "peft"), _part),
+    tuner=Tuner("LORA", read_lora, lora_options, "lora_alpha"),
 )

@@ -8,7 +8,7 @@ LyCORIS and kohya rotate outputs, ``W' = rescale o blockdiag(R)^T W``; PEFT rota
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -18,8 +18,10 @@ from paramerge.adapters.contract import DependentModule, read_finite
 from paramerge.adapters.family import MATRIX, Family, Form
 from paramerge.adapters.group import Group
 from paramerge.adapters.parts import NAMES_ALONE
+from paramerge.adapters.peft_config import TunerSettings, bad_option, flag
 from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings, factor_pair
+from paramerge.adapters.tuner import Tuner, refuse_biases
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import MODEL, ModuleName
 
@@ -204,8 +206,35 @@ def _build_peft(group: Group, rules: Rules) -> Iterator[PeftOftModule]:
         # and one block for all where there is but one
         yield PeftOftModule(group.name, weight, weight.shape[0] == 1)
         return
-    tuner = rules.tuner(group, "OFT")
-    yield PeftOftModule(group.name, weight, tuner.shared_block, tuner.series_terms)
+    settings = rules.tuner(group, "OFT", OftSettings)
+    yield PeftOftModule(group.name, weight, settings.shared_block, settings.series_terms)
+
+
+_MAX_TERMS = 100
+"""Terms of a series; PEFT's default is 5, and each is a product of matrices for every layer."""
+
+
+@dataclass(frozen=True)
+class OftSettings(TunerSettings):
+    """What PEFT's configuration says: one block for all groups of inputs; the series' terms, or None."""
+
+    shared_block: bool = False
+    series_terms: int | None = None
+
+
+def _read_tuner(config: Mapping[str, object], where: str) -> OftSettings:
+    refuse_biases(config, where)
+    option = "num_cayley_neumann_terms"
+    terms = config.get(option, 5)
+    series = flag(config, "use_cayley_neumann", where, default=True)
+    if series and (type(terms) is not int or not 0 < terms <= _MAX_TERMS):
+        raise bad_option(option, terms, where, f"a whole number from 1 to {_MAX_TERMS}")
+    return OftSettings(
+        "OFT",
+        where,
+        shared_block=flag(config, "block_share", where),
+        series_terms=terms if series and isinstance(terms, int) else None,
+    )
 
 
 def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:
@@ -228,6 +257,6 @@ FAMILY = Family(
     ),
     stored=_stored,
     counted="block sizes",
-    tuner="OFT",
+    tuner=Tuner("OFT", _read_tuner),
     parts=NAMES_ALONE,
 )

@@ -19,8 +19,8 @@ from paramerge.models.names import ModuleName
 
 __all__ = ["KOHYA", "NAMES_ALONE", "Part", "PartOf", "cast"]
 
-KOHYA = ("kohya", "kohya-sgm")
-"""The formats with kohya's names, which hold what LyCORIS saves, too."""
+KOHYA = "kohya"
+"""The format of files with kohya's names, which hold what LyCORIS saves, too."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ PartOf = Callable[[LayerModule, str, str | None], Part | None]
 """The part of a module for a format, by its name; what must be written otherwise is rounded to a dtype (None:
 the module's). None where the format does not hold this form of the family."""
 
-NAMES_ALONE: Mapping[str, PartOf | None] = dict.fromkeys(KOHYA)
+NAMES_ALONE: Mapping[str, PartOf | None] = {KOHYA: None}
 """For a family that files with kohya's names hold, and that has no other form to come from."""
 
 

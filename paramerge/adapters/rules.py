@@ -4,48 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TypeVar
 
 from paramerge.adapters.group import Group
+from paramerge.adapters.peft_config import TunerSettings
+from paramerge.adapters.scaling import Scaling, scale_by_rank
 from paramerge.errors import AdapterError
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.models.names import ModuleName
 
-__all__ = ["Rules", "Scaling", "Tuner", "scale_by_rank"]
+__all__ = ["Rules"]
 
 
-class Scaling(NamedTuple):
-    """How a layer is scaled where the file has no alpha of its own for it: see :class:`LoraModule`."""
-
-    alpha: float | None = None
-    rslora: bool = False
-
-
-def scale_by_rank(name: ModuleName, rank: int) -> Scaling:
-    """alpha = rank: the rule of every dialect for a layer without alpha."""
-    return Scaling()
-
-
-class Tuner(Protocol):
-    """PEFT's configuration of a family, read."""
-
-    @property
-    def tuner(self) -> str:
-        """PEFT's ``peft_type``."""
-
-    @property
-    def shared_block(self) -> bool:
-        """OFT: whether one block turns all groups of inputs."""
-
-    @property
-    def series_terms(self) -> int | None:
-        """OFT: terms of the Cayley transform's series, or None for the inverse."""
-
-    def rank_of(self, path: str) -> int | None:
-        """The rank that is configured for the layer ``path``, where this tuner has ranks."""
-
-    def scales_inputs(self, path: str) -> bool:
-        """IA3: whether the inputs of the layer ``path`` are scaled, and not its outputs."""
+_Settings = TypeVar("_Settings", bound=TunerSettings)
 
 
 @dataclass(frozen=True)
@@ -65,7 +36,7 @@ class Rules:
     """
 
     scaling: Callable[[ModuleName, int], Scaling] = scale_by_rank
-    configuration: Tuner | None = None
+    configuration: TunerSettings | None = None
     interpretation: Interpretation = BY_TRAINER
     krona: frozenset[str] = field(default=frozenset(), repr=False)
     paper_order: bool = False
@@ -86,21 +57,21 @@ class Rules:
             raise AdapterError("rank-stabilised scaling is not known for this family", where=group.name)
         return alpha, None
 
-    def tuner(self, group: Group, name: str) -> Tuner:
-        """The configuration of the tuner ``name``, where tensors have no meaning without it.
+    def tuner(self, group: Group, name: str, kind: type[_Settings]) -> _Settings:
+        """The settings of the tuner ``name``, where tensors have no meaning without them.
 
         Raises
         ------
         AdapterError
-            There is none, or it is of another tuner.
+            There are none, or they are another tuner's.
         """
-        if self.configuration is None or self.configuration.tuner != name:
-            found = "none" if self.configuration is None else f"peft_type {self.configuration.tuner}"
-            raise AdapterError(
-                f"these are PEFT's tensors of {name}, and the configuration that belongs to them is missing",
-                where=group.name,
-                expected=f"adapter_config.json with peft_type {name}",
-                found=found,
-                hint="give the folder that holds adapter_model.safetensors and adapter_config.json",
-            )
-        return self.configuration
+        settings = self.configuration
+        if isinstance(settings, kind) and settings.tuner == name:
+            return settings
+        raise AdapterError(
+            f"these are PEFT's tensors of {name}, and the configuration that belongs to them is missing",
+            where=group.name,
+            expected=f"adapter_config.json with peft_type {name}",
+            found="none" if settings is None else f"peft_type {settings.tuner}",
+            hint="give the folder that holds adapter_model.safetensors and adapter_config.json",
+        )

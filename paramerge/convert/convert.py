@@ -17,7 +17,7 @@ from paramerge.adapters.parts import Part
 from paramerge.adapters.rounding import rounded
 from paramerge.adapters.unread import refuse_unread
 from paramerge.checkpoints.layout import Base
-from paramerge.convert.parts import part_of
+from paramerge.convert.parts import names_change_alone, part_of
 from paramerge.convert.request import (
     ConvertOptions,
     check_output,
@@ -105,7 +105,7 @@ def convert(
     weights = None if base is None else BaseWeights(base)
     if weights is not None:
         adapters = [weights.check(adapter) for adapter in adapters]
-    elif not options.to.startswith("kohya"):
+    elif not named_dialect(options.to).underscored:
         refuse_unread_names(adapters)
     if options.to == "diffusers":
         for adapter in adapters:
@@ -135,12 +135,12 @@ def _rank_notes(parts: Sequence[Part], options: ConvertOptions) -> dict[str, int
 def _parts(
     adapter: Adapter, options: ConvertOptions, left_out: list[str], progress: Callable[[int, int], None]
 ) -> Iterator[Part]:
-    header, form = read_header(adapter.opened[0]), named_dialect(options.to).parts
+    header, to = read_header(adapter.opened[0]), named_dialect(options.to)
     written = 0
     for done, module in enumerate(adapter.modules.values()):
         progress(done, len(adapter.modules))
         try:
-            part = part_of(module, adapter, header, form, options.dtype)
+            part = part_of(module, adapter, header, to, options.dtype)
         except FamilyError:
             if not options.partial:
                 raise
@@ -149,7 +149,7 @@ def _parts(
         written += len(part.tensors)
         yield part
     progress(len(adapter.modules), len(adapter.modules))
-    if adapter.dialect.startswith("kohya") and options.to.startswith("kohya") and not left_out:
+    if names_change_alone(adapter, to) and not left_out:
         _check_all_written(header, written)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,7 @@ import numpy as np
 from paramerge import algebra
 from paramerge.adapters import Adapter, LayerModule, ParaModule
 from paramerge.adapters.parts import Part
-from paramerge.convert.peft_folder import one_rank
-from paramerge.errors import AdapterError, FamilyError
+from paramerge.errors import AdapterError, FamilyError, UsageError
 from paramerge.files.header import read_header
 from paramerge.files.source import Source
 from paramerge.files.tensors import stored
@@ -20,6 +20,7 @@ from paramerge.formats.layers import bare_layer
 from paramerge.formats.provenance import base_hashes, guess_architecture
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName
+from paramerge.wording import call
 
 __all__ = ["deft_config", "is_deft", "open_deft"]
 
@@ -111,7 +112,7 @@ def deft_config(parts: Sequence[Part], linear: dict[ModuleName, bool] | None) ->
             )
         _refuse_dependent(part)
     targets = sorted(part.name.path for part in parts)
-    config = renamed(PaRaConfig(r=one_rank(parts), target_modules=targets)).to_dict()
+    config = renamed(PaRaConfig(r=_one_rank(parts), target_modules=targets)).to_dict()
     return {**config, "target_modules": targets, "inference_mode": True}
 
 
@@ -124,3 +125,17 @@ def _refuse_dependent(part: Part) -> None:
             where=part.name,
             hint="write it anew first: paramerge merge FILE -o CLEAN",
         )
+
+
+def _one_rank(parts: Sequence[Part]) -> int:
+    """The rank that all layers have; UsageError where they have several."""
+    ranks = Counter(part.rank for part in parts)
+    if len(ranks) > 1:
+        raise UsageError(
+            "DEFT has one rank for all layers of a model",
+            where=parts[0].name.component,
+            expected="one rank",
+            found=", ".join(f"rank {rank} in {count} layers" for rank, count in sorted(ranks.items())),
+            hint=f"make them equal first: {call('resize', rank='')}, with the smallest",
+        )
+    return next(iter(ranks))

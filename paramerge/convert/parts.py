@@ -9,18 +9,17 @@ from paramerge.adapters.parts import KOHYA, Part, cast
 from paramerge.errors import FamilyError
 from paramerge.files.header import Header
 from paramerge.files.tensors import stored
+from paramerge.formats.dialect import Dialect
+from paramerge.formats.registry import DIALECTS, writable
 from paramerge.formats.roles import read_role
 from paramerge.models.names import ModuleName, split_kind
 from paramerge.wording import call, option
 
-__all__ = ["FORMATS", "part_of"]
-
-FORMATS = (*KOHYA, "diffusers", "peft", "para", "deft")
-"""What dialects and families call the formats of parts."""
+__all__ = ["names_change_alone", "part_of"]
 
 
-def part_of(module: LayerModule, adapter: Adapter, header: Header, to: str, dtype: str | None) -> Part:
-    """The tensors that ``to`` (of :data:`FORMATS`) holds for a layer.
+def part_of(module: LayerModule, adapter: Adapter, header: Header, to: Dialect, dtype: str | None) -> Part:
+    """The tensors that a file in the dialect ``to`` holds for a layer.
 
     Raises
     ------
@@ -28,27 +27,33 @@ def part_of(module: LayerModule, adapter: Adapter, header: Header, to: str, dtyp
         The format has no such family, or not this form of it.
     """
     family = registry.family(module.family)
-    if to not in family.parts:
+    if to.parts not in family.parts:
         raise FamilyError(
-            f"{to} has no way to hold {family.label}",
+            f"{to.key} has no way to hold {family.label}",
             where=f"{adapter.path}: {module.name}",
-            expected=", ".join(other.label for other in registry.families() if to in other.parts),
+            expected=", ".join(other.label for other in registry.families() if to.parts in other.parts),
             found=family.label,
             hint=_hint(family, to),
         )
-    if to in KOHYA and adapter.dialect in KOHYA and not module.is_cut:
+    if names_change_alone(adapter, to) and not module.is_cut:
         return cast(_renamed(module, header), dtype)
-    make = family.parts[to]
-    part = None if make is None else make(module, to, dtype)
+    make = family.parts[to.parts]
+    part = None if make is None else make(module, to.parts, dtype)
     if part is None:
         raise _formless(module, family, adapter, to)
     return cast(part, dtype)
 
 
-def _hint(family: Family, to: str) -> str:
+def names_change_alone(adapter: Adapter, to: Dialect) -> bool:
+    """Whether files in both dialects have the same tensors of every family."""
+    given = DIALECTS.get(adapter.dialect)
+    return given is not None and given.parts == to.parts == KOHYA
+
+
+def _hint(family: Family, to: Dialect) -> str:
     if "para" in family.parts:
         return f"a PaRa becomes a LoRA for one base: give {option('base')}"
-    holding = [name for name in FORMATS if name in family.parts and name != to]
+    holding = [key for key, each in writable().items() if each.parts in family.parts and each is not to]
     if holding:
         return f"convert it to {' or '.join(holding)}"
     return f"bake it, and extract a LoRA from the result: {call('extract', tuned='BAKED', base='BASE')}"
@@ -62,10 +67,10 @@ def _renamed(module: LayerModule, header: Header) -> Part:
     return Part(layer, module.family, tensors, rank=module.rank)
 
 
-def _formless(module: LayerModule, family: Family, adapter: Adapter, to: str) -> FamilyError:
+def _formless(module: LayerModule, family: Family, adapter: Adapter, to: Dialect) -> FamilyError:
     form = f" ({module.form})" if module.form else ""
     return FamilyError(
-        f"{to} has no way to hold this form of {family.label}",
+        f"{to.key} has no way to hold this form of {family.label}",
         where=f"{adapter.path}: {module.name}",
         found=f"{family.label}{form}, as {adapter.dialect} has it",
         hint=f"bake it, and extract a LoRA from the result: {call('extract', tuned='BAKED', base='BASE')}",

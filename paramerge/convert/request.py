@@ -12,7 +12,7 @@ from paramerge.errors import FamilyError, UsageError
 from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.outputs import check_output_file, check_output_folder, inputs_of
 from paramerge.formats.layers import bare_norm, clip_path, unet_path
-from paramerge.formats.registry import named_dialect, writable
+from paramerge.formats.registry import DIALECTS, named_dialect, writable
 from paramerge.listing import listed
 from paramerge.merge.request import Input
 from paramerge.models.names import MODEL, ModuleName, split_kind
@@ -97,9 +97,10 @@ def check_request(
 
 
 def refuse_unread_names(adapters: Sequence[Adapter]) -> None:
-    """kohya's names of other models: which underscores are dots, only the checkpoint tells."""
+    """Refuse names of other models with underscores: which are dots, only the checkpoint tells."""
     for adapter in adapters:
-        if not adapter.dialect.startswith("kohya"):
+        dialect = DIALECTS.get(adapter.dialect)
+        if dialect is None or not dialect.underscored:
             continue
         unread = [
             str(name)

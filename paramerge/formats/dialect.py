@@ -93,6 +93,8 @@ class Dialect:
     spell:
         The stem of a layer (or of a norm, without ``.weight``) in an adapter for an architecture. It raises
         UsageError for a layer that the dialect has no name for. None where nothing is written so.
+    underscored:
+        Whether the dots of paths are underscores in its names.
     parts:
         The format whose parts it has: families say for ``kohya``, ``diffusers``, ``peft``, ``para`` and
         ``deft`` which tensors hold a layer of theirs. Empty where ``convert`` does not write it.
@@ -118,6 +120,7 @@ class Dialect:
     cut: Callable[[str], tuple[str, str] | None] | None = None
     indexed: Callable[[Header], Mapping[str, Place]] | None = None
     spell: Callable[[ModuleName, str | None], str] | None = None
+    underscored: bool = False
     parts: str = ""
     alpha: Literal["tensor", "configuration", "folded"] = "tensor"
     metadata: Callable[[Sequence[WrittenLayer], str | None], dict[str, str]] = _no_metadata

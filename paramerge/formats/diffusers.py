@@ -24,11 +24,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from paramerge.adapters.rules import Scaling, scale_by_rank
+from paramerge.adapters.peft_config import LoraSettings, read_settings
+from paramerge.adapters.scaling import Scaling, scale_by_rank
 from paramerge.errors import AdapterError, FamilyError
 from paramerge.formats.dialect import Dialect, Place, WrittenLayer
 from paramerge.formats.layers import bare_layer, bare_norm, dotted_layer, dotted_norm
-from paramerge.formats.peft_config import LoraSettings, read_settings
 from paramerge.models.names import COMPONENTS, MODEL, ModuleName
 from paramerge.strict_json import object_from
 from paramerge.wording import option

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from paramerge.adapters import DoraModule, LayerModule, registry
 from paramerge.adapters.building import build
 from paramerge.adapters.group import Group
-from paramerge.adapters.rules import Rules, scale_by_rank
+from paramerge.adapters.peft_config import TunerSettings
+from paramerge.adapters.rules import Rules
+from paramerge.adapters.scaling import scale_by_rank
 from paramerge.errors import AdapterError, IncompleteLayerError
 from paramerge.files.header import Header
 from paramerge.formats import diffusers, peft
@@ -17,7 +19,6 @@ from paramerge.formats.families import DIFFUSE_KRONA, SVDIFF, Survey, several_di
 from paramerge.formats.kohya import KOHYA
 from paramerge.formats.layers import strays
 from paramerge.formats.peft import PEFT
-from paramerge.formats.peft_tuners import TunerSettings
 from paramerge.formats.registry import dialects
 from paramerge.formats.roles import dialects_of, read_roles
 from paramerge.interpretation import KRONA_KEY, Interpretation
@@ -140,7 +141,7 @@ def _rules(
 def _check_tuner(header: Header, tuner: TunerSettings, modules: Iterable[LayerModule]) -> None:
     """Refuse a configuration of one tuner beside the tensors of another."""
     modules = list(modules)
-    wanted = {family.key for family in registry.families() if family.tuner == tuner.tuner}
+    wanted = {f.key for f in registry.families() if f.tuner is not None and f.tuner.peft_type == tuner.tuner}
     others = [str(module.name) for module in modules if module.family not in wanted]
     if others:
         raise AdapterError(

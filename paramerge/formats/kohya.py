@@ -21,7 +21,6 @@ from paramerge.kinds import followed
 from paramerge.models.names import ModuleName
 from paramerge.models.registry import record_of, records
 from paramerge.models.unet_keys import UNetKeyMap
-from paramerge.wording import option
 
 __all__ = ["KOHYA", "KOHYA_SGM", "kohya_metadata"]
 
@@ -65,10 +64,10 @@ def _ldm_blocks(architecture: str | None) -> UNetKeyMap:
     if structure is None:
         raise UsageError(
             "LDM's numbering depends on the architecture, and this adapter does not tell it",
-            where=option("to", "kohya-sgm"),
+            where="kohya-sgm",
             expected=", ".join(r.name for r in records() if r.ldm is not None and r.family is None),
             found=architecture or "unknown",
-            hint=f"give {option('base')}, or convert to kohya",
+            hint="read it with the base that it is for, or keep kohya's usual names",
         )
     return UNetKeyMap(structure)
 
@@ -125,6 +124,7 @@ KOHYA = Dialect(
     place=_place,
     spell=_stem,
     parts="kohya",
+    underscored=True,
     aliases=("lycoris",),
     metadata=_metadata,
 )
@@ -134,7 +134,8 @@ KOHYA_SGM = Dialect(
     claims=_claims,
     place=_place,
     spell=_stem_in_ldm_blocks,
-    parts="kohya-sgm",
+    parts="kohya",
+    underscored=True,
     metadata=_metadata,
     variant_of="kohya",
 )

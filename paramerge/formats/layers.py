@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from paramerge.formats import comfyui
 from paramerge.models.names import COMPONENTS, MODEL, ModuleName
 from paramerge.models.unet_keys import ldm_to_diffusers
 
@@ -90,17 +91,6 @@ _UNDERSCORED_PREFIXES = {
     "oft_unet_": "unet",  # kohya's OFT
 }
 _DOTTED_COMPONENTS = tuple(name for name in COMPONENTS if name not in (MODEL, "vae"))
-_MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-"""What ComfyUI puts before the names of the model that removes the noise, whatever it is."""
-
-_BUNDLED = re.compile(r"text_encoders\.(?P<encoder>clip_[lgh]|t5xxl)\.(?:transformer\.)?")
-_BUNDLED_COMPONENTS = {
-    "clip_l": "text_encoder",
-    "clip_h": "text_encoder",
-    "clip_g": "text_encoder_2",
-    "t5xxl": "text_encoder_3",
-}
-"""The text encoders as ComfyUI and Forge name them beside a model."""
 
 _LDM_BLOCK = re.compile(r"(?:input_blocks|middle_block|output_blocks)\.")
 _LDM_NAME = re.compile(r"(?:input_blocks|middle_block|output_blocks|out)\.")
@@ -158,10 +148,8 @@ def bare_layer(path: str) -> ModuleName | None:
     found = clip_path(path)
     if found:
         return ModuleName("text_encoder", found)
-    for prefix in _MODEL_PREFIXES:
-        rest = path.removeprefix(prefix)
-        if rest == path or not _PATH.fullmatch(rest):
-            continue
+    rest = comfyui.without_prefix(path)
+    if rest is not None and _PATH.fullmatch(rest):
         unet = _any_unet_path(rest)
         return ModuleName("unet", unet) if unet else ModuleName("transformer", rest)
     return ModuleName(MODEL, path) if _PATH.fullmatch(path) else None
@@ -218,9 +206,9 @@ def dotted_norm(path: str) -> ModuleName | None:
 
 def bare_norm(path: str) -> ModuleName | None:
     """Read the dotted name of a norm or an embedding without component, as :func:`bare_layer` does."""
-    prefix = next((prefix for prefix in _MODEL_PREFIXES if path.startswith(prefix)), None)
-    if prefix is not None:
-        return _norm("unet", path.removeprefix(prefix))
+    rest = comfyui.without_prefix(path)
+    if rest is not None:
+        return _norm("unet", rest)
     return _norm("unet", path) or _norm("text_encoder", path)
 
 
@@ -239,8 +227,8 @@ def underscored_norm(stem: str) -> Spelled | None:
 
 def _component_of(path: str) -> tuple[str | None, str]:
     """The component that a dotted name begins with, and the rest; None where it begins with none."""
-    if match := _BUNDLED.match(path):
-        return _BUNDLED_COMPONENTS[match["encoder"]], path[match.end() :]
+    if bundled := comfyui.bundled_encoder(path):
+        return bundled
     component, _, rest = path.partition(".")
     return (component, rest) if component in _DOTTED_COMPONENTS else (None, path)
 

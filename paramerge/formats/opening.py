@@ -24,7 +24,6 @@ from paramerge.formats.families import (
     wrong_family,
 )
 from paramerge.formats.family_files import read_layers
-from paramerge.formats.peft_tuners import read_tuner
 from paramerge.formats.provenance import base_hashes, guess_architecture
 from paramerge.formats.roles import part_of
 from paramerge.formats.whole_layers import whole_layers
@@ -128,7 +127,7 @@ def open_adapter(
     if not _is_peft(header, Path(path)):
         files = AdapterFiles(files.weights, None)
     config = None if files.config is None else Source.open(files.config)
-    tuner = None if config is None else read_tuner(peft.read_config(config), str(config.path))
+    tuner = None if config is None else peft.read_tuner(peft.read_config(config), str(config.path))
     found = survey(header)
     refuse_foreign(found, header.path)
     modules: Mapping[ModuleName, LayerModule]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
-from paramerge.adapters import DoraModule, LayerModule
+from paramerge.adapters import LayerModule
+from paramerge.adapters.peft_config import TunerSettings, read_lora
+from paramerge.adapters.registry import families
 from paramerge.errors import AdapterError
 from paramerge.files.source import Source
 from paramerge.formats.dialect import Dialect, Place
@@ -29,6 +30,7 @@ __all__ = [
     "leftover_reason",
     "missing_config",
     "read_config",
+    "read_tuner",
     "text_encoders_by_width",
 ]
 
@@ -77,16 +79,10 @@ def text_encoders_by_width(modules: Mapping[ModuleName, LayerModule]) -> dict[Mo
     for name, module in modules.items():
         if name.component == "text_encoder":
             renamed = ModuleName("text_encoder_2", name.path)
-            moved[renamed] = _renamed(module, renamed)
+            moved[renamed] = module.renamed(renamed)
         else:
             moved[name] = module
     return moved
-
-
-def _renamed(module: LayerModule, name: ModuleName) -> LayerModule:
-    if isinstance(module, DoraModule):
-        return replace(module, name=name, inner=replace(module.inner, name=name))  # type: ignore[type-var]
-    return replace(module, name=name)  # type: ignore[type-var]
 
 
 def _width(module: LayerModule) -> int | None:
@@ -118,6 +114,21 @@ def read_config(source: Source) -> Mapping[str, object]:
     """
     data = source.read(0, min(source.size, MAX_BYTES + 1))
     return object_from(data, source.path, what="this configuration")
+
+
+def read_tuner(config: Mapping[str, object], where: str) -> TunerSettings:
+    """The settings of a configuration, as the family reads it whose tuner it says; LoRA where it says none.
+
+    Raises
+    ------
+    FamilyError
+        Another tuner, or one with an option that changes what it is.
+    AdapterError
+        An option has an impossible value.
+    """
+    tuners = {family.tuner.peft_type: family.tuner for family in families() if family.tuner is not None}
+    tuner = tuners.get(str(config.get("peft_type", "LORA")))
+    return read_lora(config, where) if tuner is None else tuner.read(config, where)
 
 
 def missing_config(path: Path) -> AdapterError:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, cast
 
 from paramerge.adapters import Adapter, LayerModule
 from paramerge.checkpoints.layout import Base
@@ -111,13 +110,13 @@ def _placed(
         yield module
         return
     if place.whole is not None and len(place.parts) == 1:
-        yield _renamed(module, place.whole)
+        yield module.renamed(place.whole)
         return
     sizes = [targets[name].shape[0] for name in place.parts]
     parts = [module.part(name, runs) for name, runs in zip(place.parts, _runs(place, sizes), strict=True)]
     divided = [part for part in parts if part is not None]
     if not divided:
-        yield module if place.whole is None else _renamed(module, place.whole)
+        yield module if place.whole is None else module.renamed(place.whole)
         return
     if module.out_features != sum(sizes):
         raise ShapeError(
@@ -136,11 +135,6 @@ def _runs(place: _Place, sizes: Sequence[int]) -> list[tuple[tuple[int, int], ..
         return [((half, 2 * half), (0, half))]
     ends = list(accumulate(sizes))
     return [((end - size, end),) for size, end in zip(sizes, ends, strict=True)]
-
-
-def _renamed(module: LayerModule, name: ModuleName) -> LayerModule:
-    renamed: LayerModule = replace(cast(Any, module), name=name)  # every family's module is a dataclass
-    return renamed
 
 
 class _BaseNames:

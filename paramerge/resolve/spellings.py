@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
 
 from paramerge.adapters import Adapter, LayerModule
 from paramerge.formats.layers import folded
@@ -40,7 +39,7 @@ def _renamed(adapter: Adapter, names: dict[str, ModuleName]) -> Adapter:
     for name, module in adapter.modules.items():
         wanted = names[folded(name)] if counts[folded(name)] == 1 else name
         # every family's module is a dataclass
-        modules[wanted] = module if wanted == name else replace(cast(Any, module), name=wanted)
+        modules[wanted] = module if wanted == name else module.renamed(wanted)
     if modules.keys() == adapter.modules.keys():
         return adapter
     return replace(adapter, modules=modules)

@@ -12,7 +12,7 @@ from paramerge import adapters
 from paramerge.adapters import registry
 from paramerge.adapters.family import COMMON, Family, without_name
 from paramerge.adapters.foreign import FOREIGN
-from paramerge.convert.parts import FORMATS
+from paramerge.formats.registry import writable
 from paramerge.formats.roles import read_role
 
 FAMILIES = registry.BUILT_IN
@@ -45,7 +45,9 @@ def test_every_family_has_a_size_but_norms(family: Family) -> None:
 
 @each_family
 def test_formats_that_hold_it_are_formats(family: Family) -> None:
-    assert set(family.parts) <= set(FORMATS)
+    assert set(family.parts) <= {dialect.parts for dialect in writable().values()}
+    folder = family.tuner is not None and family.tuner.options is not None
+    assert ("peft" in family.parts) == folder
 
 
 @each_family

@@ -1,4 +1,4 @@
-"""PEFT's LoRA configuration: which alpha a layer has, and what would make it more than plain LoRA."""
+"""PEFT's configurations with ranks: which alpha a layer has, and what would make it more than plain LoRA."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from reprlib import repr as repr_of
 
-from paramerge.adapters.rules import Scaling
+from paramerge.adapters.layer_patterns import check_patterns, first_match
+from paramerge.adapters.scaling import Scaling
 from paramerge.errors import AdapterError, FamilyError, shortened
-from paramerge.formats.layer_patterns import check_patterns, first_match
 from paramerge.wording import call
 
-__all__ = ["LoraSettings", "bad_option", "flag", "read_settings"]
+__all__ = ["LoraSettings", "TunerSettings", "bad_option", "flag", "read_lora", "read_ranked", "read_settings"]
 
 _OTHER_METHODS = {
     "use_qalora": "QALoRA",
@@ -65,6 +65,30 @@ class LoraSettings:
             )
         key = first_match(self.alpha_pattern, path)
         return Scaling(self.alpha if key is None else self.alpha_pattern[key], self.rslora)
+
+
+@dataclass(frozen=True)
+class TunerSettings:
+    """The part of a configuration that decides what the tensors mean; ``scaling`` of tuners with ranks."""
+
+    tuner: str
+    where: str
+    scaling: LoraSettings | None = None
+
+    def rank_of(self, path: str) -> int | None:
+        """The rank that is configured for the layer ``path``; None for tuners without ranks."""
+        return None if self.scaling is None else self.scaling.rank_of(path)
+
+
+def read_lora(config: Mapping[str, object], where: str) -> TunerSettings:
+    """LoRA's configuration, checked as by :func:`read_settings`."""
+    return TunerSettings("LORA", where, read_settings(config, where))
+
+
+def read_ranked(config: Mapping[str, object], where: str) -> TunerSettings:
+    """The configuration of another tuner with ranks, whose option for alpha is ``alpha``."""
+    renamed = {**config, "lora_alpha": config.get("alpha"), "peft_type": "LORA"}
+    return TunerSettings(str(config.get("peft_type")), where, read_settings(renamed, where))
 
 
 def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
