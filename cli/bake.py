@@ -27,8 +27,6 @@ from paramerge.errors import UsageError
 from paramerge.interpretation import Interpretation, KronaOrder
 from paramerge.strict_json import dump
 
-__all__ = ["bake"]
-
 
 @click.command(cls=OrderedSteps)
 @click.option(

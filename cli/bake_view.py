@@ -16,8 +16,6 @@ if TYPE_CHECKING:  # these modules import torch
     from paramerge.bake.bake import BakeReport
     from paramerge.bake.diagnose import Diagnosis
 
-__all__ = ["show_diagnosis", "show_plan", "show_report"]
-
 _SHOWN_LAYERS = 12
 _SAME = 1e-12
 """A distance between two merges below this is rounding in float64."""

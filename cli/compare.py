@@ -12,8 +12,6 @@ from paramerge.cli.render import Progress, note, note_ending, warn
 from paramerge.interpretation import Interpretation, KronaOrder
 from paramerge.strict_json import dump
 
-__all__ = ["compare"]
-
 
 @click.command(name="compare")
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="A B ...")

@@ -22,8 +22,6 @@ from paramerge.compare.summary import (
     totals_of,
 )
 
-__all__ = ["show_comparison"]
-
 _SHOWN_LAYERS = 6
 _HEADINGS = {
     "para-para": "PaRa and PaRa",

@@ -14,8 +14,6 @@ from paramerge.strict_json import dump
 if TYPE_CHECKING:
     from paramerge.convert.convert import ConversionReport
 
-__all__ = ["convert"]
-
 
 class _Format(click.Choice[str]):
     """The dialects that are written, asked for when they are needed: a package may add one."""

@@ -19,8 +19,6 @@ from paramerge.cli.threads import threads_for_model
 from paramerge.errors import StoppedError
 from paramerge.strict_json import dump
 
-__all__ = ["demo"]
-
 _PROMPTS = (
     "a twemoji <v1>",
     "a twemoji <v1> on a yellow background",

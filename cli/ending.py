@@ -15,15 +15,6 @@ from typing import Any, TextIO, cast
 from paramerge.errors import OutputError
 from paramerge.system_faults import meaning
 
-__all__ = [
-    "CLOSED_PIPE",
-    "Stopped",
-    "flush",
-    "guarded_streams",
-    "stopped_by_signals",
-    "stopping_signal",
-]
-
 CLOSED_PIPE = 128 + 13
 """The exit code of a program that printed into a closed pipe, as shells know it."""
 

@@ -23,8 +23,6 @@ from paramerge.cli.threads import threads_for_model
 from paramerge.errors import UsageError
 from paramerge.strict_json import dump
 
-__all__ = ["HUB_CLIP", "Stages", "download_option", "evaluate", "load_measures", "require_packages", "scorer"]
-
 _SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
 _DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none")
 _PACKAGES = ("diffusers", "transformers", "PIL", "torchmetrics", "matplotlib")

@@ -9,8 +9,6 @@ from paramerge.cli.render import out, shown
 from paramerge.training.evaluation.evaluate import Results
 from paramerge.training.evaluation.measuring import METRICS
 
-__all__ = ["show_results"]
-
 
 def show_results(results: Results, console: Console = out) -> None:
     """A row for each set; below it what each column is and which model computed it."""

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from paramerge.training.experiments.plan import Plan
     from paramerge.training.experiments.run import Outcome
 
-__all__ = ["NAMES", "experiment"]
-
 NAMES = ("table1", "table2", "composition", "editing", "order", "gamma", "subsets", "rates")
 """The experiments; a test holds them equal to the library's own."""
 _ALL = "all"

@@ -10,8 +10,6 @@ from rich.table import Table
 from paramerge.cli.render import out, shown
 from paramerge.training.experiments.plan import Plan, whole_cost
 
-__all__ = ["plain_table", "show_plan", "show_whole_cost"]
-
 
 def show_plan(plan: Plan, clip: str, lpips: str, console: Console = out) -> None:
     """Everything that would be done and its cost; ``--json`` has each cell by itself."""

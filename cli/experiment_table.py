@@ -10,8 +10,6 @@ from paramerge.training.evaluation.summary import Value
 from paramerge.training.experiments.figures import row_values
 from paramerge.training.experiments.run import Outcome
 
-__all__ = ["show_outcome"]
-
 _COLOURS = {"holds": "green", "does not hold": "red", "cannot be told": "yellow"}
 _FACTS = ("parameters", "bytes", "seconds")
 

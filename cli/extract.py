@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from paramerge.adapters import Adapter
     from paramerge.extract.from_lora import Extraction, TakenLayer
 
-__all__ = ["extract"]
-
 
 @click.command()
 @click.option(

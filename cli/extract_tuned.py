@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from paramerge.extract.extract import ExtractedLayer, ExtractionReport
     from paramerge.extract.families import ExtractOptions
 
-__all__ = ["extract_tuned"]
-
 
 def extract_tuned(
     tuned: Path,

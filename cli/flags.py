@@ -6,8 +6,6 @@ from typing import Any
 
 from paramerge.wording import reworded
 
-__all__ = ["flagged", "with_flags"]
-
 _FLAGS = {
     "tuned": "from",
     "architecture": "arch",

@@ -26,8 +26,6 @@ from paramerge.errors import UsageError
 from paramerge.interpretation import Interpretation, KronaOrder
 from paramerge.strict_json import dump
 
-__all__ = ["generate"]
-
 _SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
 
 

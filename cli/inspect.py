@@ -11,8 +11,8 @@ import click
 
 from paramerge.cli.flags import flagged
 from paramerge.cli.options import interpretation_options, json_option
+from paramerge.files.recipe_text import RECIPE_KEY
 from paramerge.inspect.inspection import (
-    RECIPE_KEY,
     AdapterFacts,
     CheckpointFacts,
     ForeignFacts,
@@ -24,8 +24,6 @@ from paramerge.inspect.inspection import (
 from paramerge.inspect.training_notes import training_notes
 from paramerge.interpretation import Interpretation, KronaOrder
 from paramerge.strict_json import dump
-
-__all__ = ["as_data", "inspect"]
 
 Facts = AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts
 

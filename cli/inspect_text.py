@@ -16,8 +16,8 @@ from rich.table import Table
 from paramerge.adapters.registry import family
 from paramerge.cli.render import gigabytes, shown
 from paramerge.errors import shortened
+from paramerge.files.recipe_text import RECIPE_KEY
 from paramerge.inspect.inspection import (
-    RECIPE_KEY,
     AdapterFacts,
     CheckpointFacts,
     ForeignFacts,
@@ -27,8 +27,6 @@ from paramerge.inspect.inspection import (
 )
 from paramerge.inspect.training_notes import training_notes
 from paramerge.models.names import COMPONENTS
-
-__all__ = ["show"]
 
 _LARGEST = 5
 _KEYS = 8

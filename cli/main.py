@@ -25,8 +25,6 @@ from paramerge.strict_json import dump
 from paramerge.system_faults import TRACEBACK_VARIABLE, as_paramerge_error
 from paramerge.version import __version__
 
-__all__ = ["COMMANDS", "cli", "main"]
-
 COMMANDS = {
     "bake": "paramerge.cli.bake:bake",
     "convert": "paramerge.cli.convert:convert",

@@ -23,9 +23,7 @@ from paramerge.strict_json import dump
 if TYPE_CHECKING:
     from typing import Literal
 
-    from paramerge.merge.combine import MergeReport
-
-__all__ = ["as_data", "merge"]
+    from paramerge.merge.report import MergeReport
 
 
 @click.command(name="merge")

@@ -9,9 +9,7 @@ from rich.table import Table
 
 from paramerge.cli.render import gigabytes, out, shown
 from paramerge.compare.places import group_of, short_name
-from paramerge.merge.combine import MergedLayer, MergeReport
-
-__all__ = ["show_merge"]
+from paramerge.merge.report import MergedLayer, MergeReport
 
 _SHOWN_LAYERS = 5
 

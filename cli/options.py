@@ -13,19 +13,6 @@ from paramerge.cli.stopping import RememberedCommand
 from paramerge.files.dtype_names import KEEP, WRITTEN, dtype_named, short_name
 from paramerge.interpretation import KronaOrder
 
-__all__ = [
-    "OrderedSteps",
-    "dtype_option",
-    "gamma_option",
-    "interpretation_options",
-    "json_option",
-    "overwrite_option",
-    "rehash_option",
-    "step_options",
-    "steps_of",
-    "unmatched_option",
-]
-
 _STEP_KINDS: dict[str, Kind] = {"para": "para", "lora": "lora", "adapter": "adapter"}
 _META_KEY = "paramerge.steps"
 

@@ -15,8 +15,6 @@ from rich.progress import Progress as RichProgress
 from paramerge.cli.flags import with_flags
 from paramerge.errors import printable, shortened
 
-__all__ = ["Progress", "err", "gigabytes", "note", "note_ending", "out", "shown", "warn"]
-
 _REFRESH_SECONDS = 0.1
 
 # lines that go to a file or another program are not broken

@@ -12,8 +12,6 @@ from paramerge.cli.options import dtype_option, json_option, overwrite_option, r
 from paramerge.cli.render import Progress, note_ending, warn
 from paramerge.strict_json import dump
 
-__all__ = ["resize"]
-
 
 @click.command(name="resize")
 @click.argument("adapter", type=click.Path(path_type=Path), metavar="IN")

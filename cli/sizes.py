@@ -15,8 +15,6 @@ from paramerge.strict_json import dump
 if TYPE_CHECKING:
     from paramerge.sizes.sizes import BoundaryChoice, Size
 
-__all__ = ["kronecker_pair", "sizes"]
-
 
 class _SizedFamily(click.Choice[str]):
     """The families whose size can be told, asked for when they are needed: a package may add one."""

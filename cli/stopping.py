@@ -12,8 +12,6 @@ import click
 
 from paramerge.errors import StoppedError
 
-__all__ = ["RememberedCommand", "resumable"]
-
 _META_KEY = "paramerge.arguments"
 
 

@@ -13,8 +13,6 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
-__all__ = ["choose_threads", "threads_for_model"]
-
 _USERS = "OMP_NUM_THREADS"
 _BLAS = ("OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS")
 _WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}

@@ -6,8 +6,6 @@ from typing import Any
 
 import click
 
-__all__ = ["train"]
-
 
 class TrainCommand(click.Command):
     """Its flags are the fields of the training's configuration, looked up when the command is used."""

@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
-__all__ = ["also_takes", "deprecated"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -9,8 +9,6 @@ from typing import Literal
 from paramerge.errors import UsageError
 from paramerge.wording import option
 
-__all__ = ["BY_TRAINER", "KRONA_KEY", "Interpretation", "KronaOrder"]
-
 KronaOrder = Literal["code", "paper"]
 
 KRONA_KEY = "krona.order"

@@ -14,8 +14,6 @@ from typing import Any, Generic, TypeVar
 from paramerge.errors import PluginError, UsageError
 from paramerge.plugins import plugins
 
-__all__ = ["Registry", "followed"]
-
 Record = TypeVar("Record")
 _Cached = TypeVar("_Cached", bound="Callable[..., object]")
 

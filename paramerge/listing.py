@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from paramerge.errors import shortened
 
-__all__ = ["listed"]
-
 
 def listed(names: Sequence[str], limit: int = 6) -> str:
     """The first names, each shortened, and how many more there are."""

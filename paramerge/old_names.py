@@ -6,8 +6,6 @@ import importlib
 
 from paramerge.deprecation import deprecated
 
-__all__ = ["old_name"]
-
 _BY_NAME = "give the options by name"
 _PLACES = {
     "BakeOptions": ("apply.steps", _BY_NAME),

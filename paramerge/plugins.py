@@ -13,8 +13,6 @@ from typing import Any
 
 from paramerge.errors import PluginError
 
-__all__ = ["plugins"]
-
 
 def plugins(group: str) -> Iterator[tuple[str, Any]]:
     """What installed packages add under ``group``: who offers it, for messages, and the object, in order.

@@ -13,17 +13,6 @@ from typing import Literal
 
 from paramerge.errors import FileFormatError
 
-__all__ = [
-    "ADAPTERS",
-    "CONTRASTIVE",
-    "MODEL_NAME",
-    "ShippedAdapter",
-    "adapter_file",
-    "contrastive",
-    "model",
-    "named_model",
-]
-
 MODEL_NAME = "emoji-diffusion"
 """The model's name, which commands take in place of a path."""
 

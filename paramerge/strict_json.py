@@ -19,19 +19,6 @@ from typing import Any
 from paramerge.errors import FileFormatError, ParamergeError, shortened
 from paramerge.system_faults import reading
 
-__all__ = [
-    "MAX_BYTES",
-    "MAX_DEPTH",
-    "MAX_VALUES",
-    "check_bounds",
-    "dump",
-    "no_collection",
-    "object_from",
-    "parse",
-    "read_object",
-    "unique",
-]
-
 MAX_DEPTH = 127
 """Objects and lists within each other that serde_json reads."""
 

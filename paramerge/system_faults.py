@@ -22,16 +22,6 @@ from paramerge.errors import (
     UsageError,
 )
 
-__all__ = [
-    "TRACEBACK_VARIABLE",
-    "as_paramerge_error",
-    "meaning",
-    "named_file",
-    "out_of_memory",
-    "read_error",
-    "reading",
-]
-
 TRACEBACK_VARIABLE = "PARAMERGE_TRACEBACK"
 """The environment variable that has the command line show where an internal error happened."""
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-__all__ = ["Worded", "call", "option", "reworded"]
-
 _BEGIN, _BETWEEN, _END = "\ue000", "\ue001", "\ue002"
 """Characters for private use: no text of ours has them, and in a file's name they do no harm."""
 

@@ -215,7 +215,7 @@ def test_what_is_registered_is_checked() -> None:
 
 def test_every_name_that_is_written_is_read_as_the_same_architecture(tmp_path: Path) -> None:
     """Native files, and what kohya's scripts and ModelSpec have, one by one."""
-    from paramerge.formats.lora_writer import kohya_metadata
+    from paramerge.formats.kohya import kohya_metadata
     from paramerge.formats.provenance import guess_architecture
 
     for record in registry.records():

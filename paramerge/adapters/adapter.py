@@ -13,8 +13,6 @@ from paramerge.files.source import Source
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.models.names import ModuleName
 
-__all__ = ["Adapter", "Leftover"]
-
 
 @dataclass(frozen=True)
 class Leftover:

@@ -24,8 +24,6 @@ from paramerge.adapters.tuner import Tuner, refuse_biases
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["FAMILY", "BoftModule", "PeftBoftModule"]
-
 
 @dataclass(frozen=True)
 class BoftModule(DependentModule):

@@ -7,8 +7,6 @@ from paramerge.adapters.group import Group
 from paramerge.adapters.registry import form_of, forms_beside
 from paramerge.adapters.rules import Rules
 
-__all__ = ["build"]
-
 
 def build(group: Group, rules: Rules) -> list[LayerModule]:
     """The modules that a layer's keys are: of its weight, and of its bias where there is one.

@@ -9,18 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = [
-    "Change",
-    "Difference",
-    "Hadamard",
-    "Kronecker",
-    "Product",
-    "Rows",
-    "ShuffledKronecker",
-    "frobenius_norm",
-    "product_norm",
-]
-
 _BLOCK_ELEMENTS = 1 << 20
 
 

@@ -19,15 +19,6 @@ from paramerge.errors import NonFiniteError
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = [
-    "AdditiveModule",
-    "DependentModule",
-    "LayerModule",
-    "RowsModule",
-    "read_finite",
-    "read_stored",
-]
-
 
 class LayerModule(ABC):
     """One layer of an adapter, still in its file: ``W -> W'``.

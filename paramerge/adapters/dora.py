@@ -22,8 +22,6 @@ from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["FAMILY", "DoraModule"]
-
 
 @dataclass(frozen=True)
 class DoraModule(DependentModule):

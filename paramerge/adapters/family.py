@@ -16,19 +16,6 @@ from paramerge.adapters.rules import Rules
 from paramerge.adapters.sizes import SizeSettings
 from paramerge.adapters.tuner import Tuner
 
-__all__ = [
-    "COMMON",
-    "CORE",
-    "FACTOR",
-    "MATRIX",
-    "VECTOR",
-    "Family",
-    "Form",
-    "Stored",
-    "ending_pattern",
-    "without_name",
-]
-
 VECTOR, MATRIX, FACTOR, CORE = range(1, 2), range(2, 3), range(2, 6), range(3, 6)
 """Axes of tensors: a vector; a matrix; one that may be a convolution's; a Tucker core."""
 

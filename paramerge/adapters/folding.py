@@ -11,8 +11,6 @@ import math
 
 import numpy as np
 
-__all__ = ["folded"]
-
 _LAST_BIT = {"F8_E4M3": -9, "F8_E5M2": -16, "F16": -24, "BF16": -133, "F32": -149, "F64": -1074}
 """The exponent of the smallest number above 0."""
 

@@ -16,8 +16,6 @@ from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["FAMILY", "DifferenceModule"]
-
 
 @dataclass(frozen=True)
 class DifferenceModule(AdditiveModule):

@@ -19,8 +19,6 @@ from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["FAMILY", "GloraModule"]
-
 
 @dataclass(frozen=True)
 class GloraModule(DependentModule):

@@ -10,8 +10,6 @@ from paramerge.files.tensors import StoredTensor, stored
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 
-__all__ = ["ANY_VECTOR", "NUMBER", "Group"]
-
 ANY_VECTOR = range(1, 6)
 """Axes of a tensor of which nothing more is said."""
 NUMBER = range(0)

@@ -21,8 +21,6 @@ from paramerge.adapters.tuner import Tuner
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["FAMILY", "Ia3Module"]
-
 
 @dataclass(frozen=True)
 class Ia3Module(DependentModule):

@@ -18,8 +18,6 @@ from paramerge.adapters.sizes import SizeSettings
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["FAMILY", "KronaModule", "build_krona"]
-
 
 @dataclass(frozen=True)
 class KronaModule(AdditiveModule):

@@ -13,8 +13,6 @@ from functools import cache
 
 from paramerge.errors import AdapterError, shortened
 
-__all__ = ["check_patterns", "first_match", "whole_match"]
-
 _MAX_PATTERNS = 10_000
 _MAX_EXPRESSIONS = 100
 _MEMORY = 1 << 20

@@ -21,8 +21,6 @@ from paramerge.adapters.tuner import Tuner, uses_cores
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["FAMILY", "FORM", "LohaModule", "tucker"]
-
 
 @dataclass(frozen=True)
 class LohaModule(AdditiveModule):

@@ -23,8 +23,6 @@ from paramerge.adapters.tuner import Tuner
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["FAMILY", "FORM", "LokrFactor", "LokrModule"]
-
 
 @dataclass(frozen=True)
 class LokrFactor:

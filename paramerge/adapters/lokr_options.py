@@ -14,8 +14,6 @@ from paramerge.adapters.sizes import factor_pair
 from paramerge.adapters.tuner import is_large_convolution, uses_cores
 from paramerge.errors import FamilyError
 
-__all__ = ["lokr_options"]
-
 
 def lokr_options(parts: Sequence[Part]) -> dict[str, object]:
     """``decompose_factor`` and ``decompose_both`` under which PEFT divides every layer as it is divided.

@@ -24,8 +24,6 @@ from paramerge.errors import ShapeError
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["FAMILY", "FORM", "LoraModule", "check_factors", "stored_of_lora"]
-
 
 @dataclass(frozen=True)
 class LoraModule(AdditiveModule):

@@ -10,8 +10,6 @@ from paramerge.adapters.group import Group
 from paramerge.adapters.parts import NAMES_ALONE
 from paramerge.adapters.rules import Rules
 
-__all__ = ["FAMILY"]
-
 
 def _build(group: Group, rules: Rules) -> Iterator[DifferenceModule]:
     weight, bias = group.need("w_norm"), group.take("b_norm")

@@ -8,8 +8,6 @@ from paramerge.errors import AdapterError, NonFiniteError, ShapeError
 from paramerge.files.dtypes import NUMPY
 from paramerge.files.tensors import StoredTensor
 
-__all__ = ["read_number"]
-
 
 def read_number(tensor: StoredTensor, role: str, *, positive: bool = False) -> float:
     """The one finite number of a tensor, whole or real; an alpha of 0 switches its layer off.

@@ -25,8 +25,6 @@ from paramerge.adapters.tuner import Tuner, refuse_biases
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import MODEL, ModuleName
 
-__all__ = ["FAMILY", "OftModule", "PeftOftModule", "build_rotation", "cayley", "constrained_skew"]
-
 
 @dataclass(frozen=True)
 class OftModule(DependentModule):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["overflowing"]
-
 
 def overflowing() -> np.errstate:
     """A context, of the thread that enters it, in which NumPy does not warn of overflow and what comes of it.

@@ -18,8 +18,6 @@ from paramerge.files.dtypes import NUMPY
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["FAMILY", "ParaModule", "storage_cut"]
-
 _EPS = 2.0**-52
 """Of float64, in which bases are worked on: what it holds is rounded by arithmetic, not by storage."""
 

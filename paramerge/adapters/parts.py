@@ -17,8 +17,6 @@ from paramerge.adapters.rounding import rounded
 from paramerge.files.dtypes import NUMPY
 from paramerge.models.names import ModuleName
 
-__all__ = ["KOHYA", "NAMES_ALONE", "Part", "PartOf", "cast"]
-
 KOHYA = "kohya"
 """The format of files with kohya's names, which hold what LyCORIS saves, too."""
 

@@ -12,8 +12,6 @@ from paramerge.adapters.scaling import Scaling
 from paramerge.errors import AdapterError, FamilyError, shortened
 from paramerge.wording import call
 
-__all__ = ["LoraSettings", "TunerSettings", "bad_option", "flag", "read_lora", "read_ranked", "read_settings"]
-
 _OTHER_METHODS = {
     "use_qalora": "QALoRA",
     "use_bdlora": "block-diagonal LoRA",

@@ -30,21 +30,6 @@ from paramerge.adapters.group import ANY_VECTOR, NUMBER, Group
 from paramerge.errors import AdapterError, PluginError
 from paramerge.kinds import Registry, followed
 
-__all__ = [
-    "FAMILIES",
-    "axes_of",
-    "endings",
-    "families",
-    "family",
-    "form_of",
-    "label",
-    "register",
-    "sized",
-    "unregister",
-    "vague_roles",
-    "written",
-]
-
 BUILT_IN = (
     para.FAMILY,
     lora.FAMILY,

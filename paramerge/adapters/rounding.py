@@ -9,8 +9,6 @@ from paramerge.files.dtypes import NUMPY
 from paramerge.models.names import ModuleName
 from paramerge.wording import option
 
-__all__ = ["rounded"]
-
 
 def rounded(name: ModuleName, factor: np.ndarray, dtype: str) -> np.ndarray:
     """The factor in ``dtype``.

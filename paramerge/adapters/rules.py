@@ -13,9 +13,6 @@ from paramerge.errors import AdapterError
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.models.names import ModuleName
 
-__all__ = ["Rules"]
-
-
 _Settings = TypeVar("_Settings", bound=TunerSettings)
 
 

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from paramerge.models.names import ModuleName
 
-__all__ = ["Scaling", "scale_by_rank"]
-
 
 class Scaling(NamedTuple):
     """The alpha and the rule of a layer; see :class:`~paramerge.adapters.lora.LoraModule`."""

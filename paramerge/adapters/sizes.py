@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["SizeSettings", "butterfly_blocks", "factor_pair", "sides"]
-
 
 @dataclass(frozen=True, slots=True)
 class SizeSettings:

@@ -16,8 +16,6 @@ from paramerge.adapters.sizes import SizeSettings, sides
 from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
-__all__ = ["FAMILY", "SvdiffModule"]
-
 
 @dataclass(frozen=True)
 class SvdiffModule(DependentModule):

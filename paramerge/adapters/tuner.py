@@ -9,8 +9,6 @@ from paramerge.adapters.parts import Part
 from paramerge.adapters.peft_config import TunerSettings, bad_option
 from paramerge.errors import FamilyError
 
-__all__ = ["Tuner", "is_large_convolution", "refuse_biases", "uses_cores"]
-
 
 @dataclass(frozen=True, eq=False)
 class Tuner:

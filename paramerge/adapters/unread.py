@@ -9,8 +9,6 @@ from paramerge.errors import UnmatchedError
 from paramerge.models.names import ModuleName
 from paramerge.wording import option
 
-__all__ = ["refuse_unread", "shown", "unread_warnings"]
-
 _SHOWN = 8
 
 

@@ -10,8 +10,6 @@ from paramerge.apply.strengths import USUAL_STRENGTH
 from paramerge.apply.tensor_plan import FilePlan
 from paramerge.wording import Worded, option
 
-__all__ = ["already_baked", "given_twice", "lost_in_fp8", "unusual_strengths"]
-
 
 def unusual_strengths(strengths: Sequence[tuple[str, float]]) -> Iterator[str]:
     """A warning for each adapter, by name, whose strength is larger than any that a trainer has in mind."""

@@ -20,21 +20,6 @@ from paramerge.adapters.para import ParaModule, storage_cut
 from paramerge.apply.operations import FamilyOp, LoraOp, Op, ParaOp, ParaPart
 from paramerge.models.names import ModuleName
 
-__all__ = [
-    "Chain",
-    "ChainChange",
-    "DeltaLink",
-    "LoraLink",
-    "ParaLink",
-    "joint_cut",
-    "load_bases",
-    "load_chain",
-    "load_delta",
-    "load_lora",
-    "load_para",
-    "orthonormal_basis",
-]
-
 FLOAT64 = torch.float64
 
 

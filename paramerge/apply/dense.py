@@ -19,8 +19,6 @@ from paramerge.apply.operations import Edit, FamilyOp, Op
 from paramerge.apply.tensor_plan import TensorPlan
 from paramerge.models.names import ModuleName
 
-__all__ = ["Added", "LayerInTensor", "WholeLayer", "apply_ops", "room_for"]
-
 _ROOM = threading.Lock()
 
 

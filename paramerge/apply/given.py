@@ -22,19 +22,6 @@ if TYPE_CHECKING:  # naming adapters must not import NumPy
     from paramerge.adapters import Adapter as OpenedAdapter
     from paramerge.checkpoints.layout import Base
 
-__all__ = [
-    "Adapter",
-    "Lora",
-    "Para",
-    "PathLike",
-    "hashing",
-    "open_given",
-    "opened_base",
-    "patterns",
-    "step_of",
-    "unscaled",
-]
-
 PathLike = str | os.PathLike[str]
 
 

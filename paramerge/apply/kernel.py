@@ -24,8 +24,6 @@ from paramerge.apply.rounding import Rounder
 from paramerge.apply.tensor_plan import TensorPlan
 from paramerge.errors import NonFiniteError
 
-__all__ = ["LayerResult", "TensorEditor", "as_matrix", "matrix_shape"]
-
 _BLOCK_ELEMENTS = 1 << 18
 
 _PARTIAL_ROWS = 1024

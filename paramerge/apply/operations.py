@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from paramerge.adapters import LayerModule, LoraModule, ParaModule
 from paramerge.checkpoints.targets import Target
 
-__all__ = ["Edit", "FamilyOp", "LoraOp", "Op", "ParaOp", "ParaPart"]
-
 
 @dataclass(frozen=True, slots=True)
 class ParaPart:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["Rounder"]
-
 _MIDDLE_OF_BF16 = -(1 << 15)
 """The lower half of a float32's bits, as int16, where it lies in the middle between two numbers of BF16."""
 

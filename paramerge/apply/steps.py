@@ -13,8 +13,6 @@ from paramerge.files.dtype_names import KEEP, WRITTEN, parse_dtype, short_name
 from paramerge.resolve.blocks import BlockWeights, parse_blocks
 from paramerge.wording import option
 
-__all__ = ["BakeOptions", "Kind", "MergeChoice", "Step", "check_gamma", "parse_step"]
-
 Kind = Literal["para", "lora", "adapter"]
 """How an adapter was given: as one of any family, or strictly as a PaRa or a LoRA."""
 

@@ -6,8 +6,6 @@ import math
 
 from paramerge.errors import UsageError
 
-__all__ = ["LARGEST_STRENGTH", "USUAL_STRENGTH", "check_strength"]
-
 USUAL_STRENGTH = 4.0
 """Beyond it, either way, a strength is warned of."""
 

@@ -10,8 +10,6 @@ from paramerge.checkpoints.layout import WeightFile
 from paramerge.files.dtypes import BITS
 from paramerge.files.header import TensorInfo
 
-__all__ = ["FilePlan", "TensorPlan"]
-
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:

@@ -31,8 +31,6 @@ from paramerge.files.staging import new_folder
 from paramerge.files.writer import check_written, new_file, output_error
 from paramerge.wording import option
 
-__all__ = ["BakeReport", "Progress", "bake"]
-
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all; from several threads, but never from two at once."""
 

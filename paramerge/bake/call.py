@@ -18,8 +18,6 @@ if TYPE_CHECKING:  # planning needs no torch
     from paramerge.bake.bake import BakeReport, Progress
     from paramerge.checkpoints.layout import Base
 
-__all__ = ["bake", "plan_bake"]
-
 
 def plan_bake(
     base: PathLike | Base | None,

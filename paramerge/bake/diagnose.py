@@ -22,8 +22,6 @@ from paramerge.apply.chain import (
 from paramerge.apply.operations import Edit, FamilyOp, LoraOp, ParaOp
 from paramerge.bake.plan import Plan
 
-__all__ = ["Diagnosis", "OrderLoss", "SequenceDistance", "diagnose", "needs_diagnosis"]
-
 
 @dataclass(frozen=True)
 class OrderLoss:

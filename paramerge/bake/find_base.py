@@ -15,8 +15,6 @@ from paramerge.files.header import read_header
 from paramerge.files.source import Source
 from paramerge.wording import option
 
-__all__ = ["MODELS_VARIABLE", "find_base", "model_folders", "named_hashes"]
-
 MODELS_VARIABLE = "PARAMERGE_MODELS"
 
 _SHA256_LENGTH = 64

@@ -16,8 +16,6 @@ from paramerge.checkpoints.layout import Base
 from paramerge.files.recipe_text import RECIPE_KEY, parsed_recipe
 from paramerge.strict_json import parse
 
-__all__ = ["EarlierRecipe", "earlier_recipe", "public_metadata", "without_paths"]
-
 
 @dataclass(frozen=True)
 class EarlierRecipe:

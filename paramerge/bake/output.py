@@ -20,8 +20,6 @@ from paramerge.files.source import Source
 from paramerge.files.staging import write_recipe
 from paramerge.strict_json import MAX_BYTES, object_from
 
-__all__ = ["check_output", "default_output", "write_companions"]
-
 _VARIANT = re.compile(r"\.(\w+)(?:-\d+-of-\d+)?\.safetensors$")
 _NO_NAME = re.compile(r"[^\w.@-]")
 """Characters that stand for something else in a shell or a path."""

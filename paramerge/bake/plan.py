@@ -34,8 +34,6 @@ from paramerge.wording import option
 if TYPE_CHECKING:  # planning needs no torch
     from paramerge.bake.bake import BakeReport
 
-__all__ = ["Plan", "make_plan"]
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -18,8 +18,6 @@ from paramerge.resolve.naming import homes_of, in_names_of
 from paramerge.resolve.row_order import refuse_unknown_rows
 from paramerge.wording import option
 
-__all__ = ["PlannedStep", "match_step"]
-
 
 @dataclass(frozen=True)
 class PlannedStep:

@@ -24,8 +24,6 @@ from paramerge.models.registry import record_of
 from paramerge.resolve.blocks import BlockUse
 from paramerge.version import __version__
 
-__all__ = ["RECIPE_KEY", "RECIPE_VERSION", "InputFile", "build_recipe", "output_metadata"]
-
 RECIPE_VERSION = 1
 
 _STALE = (

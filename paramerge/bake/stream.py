@@ -10,8 +10,6 @@ from paramerge.bake.tasks import BUFFER_BYTES, Placed, Task, held_bytes
 from paramerge.files.positioned import ALIGNMENT, PositionedWriter, aligned_buffer
 from paramerge.files.source import Source
 
-__all__ = ["TensorStream"]
-
 
 class TensorStream:
     """A worker's buffers and its hands on the source and the output. Not shared between threads.

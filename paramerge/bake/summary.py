@@ -15,8 +15,6 @@ from paramerge.bake.planned_step import PlannedStep
 from paramerge.bake.tasks import BUFFER_BYTES, WORKERS
 from paramerge.resolve.blocks import BlockUse
 
-__all__ = ["ComponentSummary", "PlanSummary", "StepSummary", "summarise"]
-
 _RUNTIME_BYTES = 235 << 20
 """Python with torch (CPU build) loaded and its work areas touched."""
 

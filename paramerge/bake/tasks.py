@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from paramerge.apply.tensor_plan import TensorPlan
 
-__all__ = ["BUFFER_BYTES", "WORKERS", "Placed", "Task", "held_bytes", "make_tasks"]
-
 WORKERS = 4
 """Threads that read, compute and write: two keep two cores busy while the others wait for the disk."""
 

@@ -20,19 +20,6 @@ from paramerge.models.names import MODEL
 from paramerge.strict_json import read_object
 from paramerge.wording import option
 
-__all__ = [
-    "MAX_INDEX_BYTES",
-    "WEIGHT_SUFFIXES",
-    "Weights",
-    "choose_weights",
-    "common_variant",
-    "find_weights",
-    "is_shard",
-    "is_weight_file",
-    "read_weights",
-    "stem_of",
-]
-
 WEIGHT_SUFFIXES = (
     ".safetensors",
     ".bin",

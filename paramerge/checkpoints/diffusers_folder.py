@@ -27,8 +27,6 @@ from paramerge.models.names import COMPONENTS, MODEL
 from paramerge.strict_json import read_object
 from paramerge.wording import option
 
-__all__ = ["BAKED_COMPONENTS", "FolderContents", "read_folder"]
-
 VAE = "vae"
 BAKED_COMPONENTS = tuple(name for name in COMPONENTS if name not in (VAE, MODEL))
 """The components that adapters reach; of the others only the VAE is opened, whose dtype may change."""

@@ -13,8 +13,6 @@ from paramerge.formats.families import adapter_keys
 from paramerge.models.model_names import UNET_LIKE, looks_like, recognise
 from paramerge.wording import option
 
-__all__ = ["refuse_adapter", "refuse_long_names", "refuse_quantised", "refuse_wrapped", "without_unet"]
-
 _WRAPPED_KEY = re.compile(r"\.base_layer\.(weight|bias)$")
 _TRAINING_WRAPPER = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_forward_module)\.|^module\.")
 

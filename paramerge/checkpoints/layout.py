@@ -36,17 +36,6 @@ from paramerge.models.record import ArchitectureRecord
 from paramerge.system_faults import reading
 from paramerge.wording import option
 
-__all__ = [
-    "DIFFUSERS_FOLDER",
-    "MODEL_FILE",
-    "MODEL_FOLDER",
-    "SINGLE_FILE",
-    "UNET_FILE",
-    "Base",
-    "WeightFile",
-    "open_base",
-]
-
 SINGLE_FILE = "single-file"
 DIFFUSERS_FOLDER = "diffusers-folder"
 UNET_FILE = "unet-file"

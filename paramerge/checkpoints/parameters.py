@@ -12,8 +12,6 @@ from paramerge.checkpoints.targets import Target, divided_rows
 from paramerge.models.components import Located
 from paramerge.models.names import ModuleName
 
-__all__ = ["parameters_of"]
-
 
 def parameters_of(
     shapes: Mapping[str, tuple[int, ...]], located: Mapping[str, Located]

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from paramerge.errors import CheckpointError
 from paramerge.files.dtypes import BITS
 
-__all__ = ["METADATA_KEY", "WITHOUT_WEIGHTS", "quantised_layer", "quantised_tensors"]
-
 METADATA_KEY = "_quantization_metadata"
 """Where ComfyUI says in a file's metadata which layers are quantised."""
 

@@ -20,8 +20,6 @@ from paramerge.models.unet_keys import LDM_UNET_PREFIX, UNetKeyMap
 from paramerge.models.unet_structure import infer_structure
 from paramerge.models.vae_keys import LDM_VAE_PREFIX, vae_to_ldm
 
-__all__ = ["single_file_tensors", "write_single_file"]
-
 _TEXT_PREFIX = "cond_stage_model.transformer."
 _WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",

@@ -16,8 +16,6 @@ from paramerge.models.components import Located, locate
 from paramerge.models.key_map import Rows, runs_of
 from paramerge.models.names import ModuleName
 
-__all__ = ["Target", "divided_rows", "find_targets", "targets_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Target:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from paramerge.adapters import Adapter as OpenedAdapter
     from paramerge.checkpoints.layout import Base
 
-__all__ = ["compare"]
-
 
 def compare(
     adapters: Iterable[Adapter | Step | PathLike | OpenedAdapter],

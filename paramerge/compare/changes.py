@@ -18,8 +18,6 @@ from paramerge.errors import FamilyError
 from paramerge.models.names import ModuleName
 from paramerge.wording import option
 
-__all__ = ["ChangePair", "compare_changes", "compare_with_para"]
-
 
 @dataclass(frozen=True)
 class ChangePair:

@@ -30,8 +30,6 @@ from paramerge.resolve.checks import check_architectures, warnings_of
 from paramerge.resolve.spellings import in_one_spelling
 from paramerge.resolve.weights import BaseWeights
 
-__all__ = ["Comparison", "LayerPair", "PairComparison", "compare"]
-
 LayerPair = ParaPair | MixedPair | LoraPair | ChangePair
 
 _THREADS = 2

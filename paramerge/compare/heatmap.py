@@ -18,8 +18,6 @@ from paramerge.compare.places import (
     sorted_rows,
 )
 
-__all__ = ["Cell", "HeatMap", "Metric", "Panel", "heat_maps", "metrics_of"]
-
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Where a scale may end: the first that holds all values."""
 

@@ -12,17 +12,6 @@ from paramerge.adapters.para import storage_cut
 from paramerge.compare.spaces import LoraSpace, ParaSpace
 from paramerge.models.names import ModuleName
 
-__all__ = [
-    "RELATION_THRESHOLD",
-    "LoraPair",
-    "MixedPair",
-    "ParaPair",
-    "compare_loras",
-    "compare_mixed",
-    "compare_paras",
-    "random_cosine",
-]
-
 _Pair = algebra.SubspacePair[np.ndarray]
 
 _TRACY_WIDOM_MEAN = -1.2065

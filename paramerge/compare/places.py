@@ -11,16 +11,6 @@ from paramerge.models.layer_kinds import columns as layer_columns
 from paramerge.models.layer_kinds import layer_kind
 from paramerge.models.names import COMPONENTS, ModuleName
 
-__all__ = [
-    "Place",
-    "columns_in_order",
-    "component_title",
-    "group_of",
-    "place_of",
-    "short_name",
-    "sorted_rows",
-]
-
 _TITLES = {
     "unet": "UNet",
     "transformer": "Transformer",

@@ -19,8 +19,6 @@ from paramerge.compare.summary import ChangeTotals, LoraTotals, MixedTotals, Par
 from paramerge.files.writer import write_bytes
 from paramerge.version import __version__
 
-__all__ = ["render_report", "write_report"]
-
 
 @dataclass(frozen=True)
 class Value:

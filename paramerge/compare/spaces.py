@@ -18,8 +18,6 @@ from paramerge.adapters.contract import read_finite
 from paramerge.adapters.para import storage_cut
 from paramerge.merge.lora import read_block
 
-__all__ = ["LayerSpaces", "LoraSpace", "ParaSpace", "read_spaces"]
-
 _WELL_CONDITIONED = 1e3
 """Up to this condition of the columns Cholesky's R is right to about 1e-10."""
 

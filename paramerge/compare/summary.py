@@ -12,19 +12,6 @@ from paramerge.compare.compare import Comparison, LayerPair, PairComparison
 from paramerge.compare.pairs import LoraPair, MixedPair, ParaPair, relation_of
 from paramerge.compare.places import group_of
 
-__all__ = [
-    "ChangeTotals",
-    "LoraTotals",
-    "MixedTotals",
-    "ParaTotals",
-    "Totals",
-    "as_dict",
-    "grouped",
-    "severity",
-    "standing_out",
-    "totals_of",
-]
-
 
 @dataclass(frozen=True)
 class ParaTotals:

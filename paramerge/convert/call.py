@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from paramerge.adapters import Adapter as OpenedAdapter
     from paramerge.checkpoints.layout import Base
 
-__all__ = ["convert"]
-
 
 def _has_options(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return len(args) > 2 or bool(kwargs.keys() & {"inputs", "options"})

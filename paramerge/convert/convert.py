@@ -25,7 +25,7 @@ from paramerge.convert.request import (
     refuse_other_names,
     refuse_unread_names,
 )
-from paramerge.convert.writing import CONVERSION_KEY, Writing, counted_notes
+from paramerge.convert.writing import Writing, counted_notes
 from paramerge.errors import AdapterError, FamilyError
 from paramerge.files.header import Header, read_header
 from paramerge.formats.diffusers import SEVERAL_RANKS, has_several_ranks
@@ -35,8 +35,6 @@ from paramerge.merge.request import CombineOptions, Input
 from paramerge.models.names import COMPONENTS, ModuleName
 from paramerge.resolve.checks import check_architectures, common_architecture
 from paramerge.resolve.weights import BaseWeights, LayerShapes
-
-__all__ = ["CONVERSION_KEY", "ConversionReport", "ConvertOptions", "ConvertedLayer", "convert"]
 
 
 @dataclass(frozen=True)

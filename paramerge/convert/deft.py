@@ -22,8 +22,6 @@ from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 from paramerge.wording import call
 
-__all__ = ["deft_config", "is_deft", "open_deft"]
-
 _SUFFIX = ".deft_P"
 _CONVOLUTIONS = ("conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut")
 

@@ -15,8 +15,6 @@ from paramerge.formats.roles import read_role
 from paramerge.models.names import ModuleName, split_kind
 from paramerge.wording import call, option
 
-__all__ = ["names_change_alone", "part_of"]
-
 
 def part_of(module: LayerModule, adapter: Adapter, header: Header, to: Dialect, dtype: str | None) -> Part:
     """The tensors that a file in the dialect ``to`` holds for a layer.

@@ -9,8 +9,6 @@ from paramerge.adapters import registry
 from paramerge.adapters.parts import Part
 from paramerge.errors import FamilyError
 
-__all__ = ["peft_config"]
-
 
 def peft_config(parts: Sequence[Part]) -> dict[str, object]:
     """``adapter_config.json`` for the layers of one model.

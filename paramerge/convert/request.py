@@ -19,14 +19,6 @@ from paramerge.models.names import MODEL, ModuleName, split_kind
 from paramerge.models.registry import records
 from paramerge.wording import call, option
 
-__all__ = [
-    "ConvertOptions",
-    "check_output",
-    "check_request",
-    "refuse_other_names",
-    "refuse_unread_names",
-]
-
 
 @dataclass(frozen=True)
 class ConvertOptions:

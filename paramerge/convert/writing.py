@@ -27,8 +27,6 @@ from paramerge.resolve.checks import common_architecture
 from paramerge.resolve.weights import BaseWeights
 from paramerge.version import __version__
 
-__all__ = ["CONVERSION_KEY", "Writing", "counted_notes"]
-
 CONVERSION_KEY = "convert.recipe"
 """Metadata key of the output: the inputs and the base by SHA-256, and the options, as JSON."""
 

@@ -15,8 +15,6 @@ from paramerge.extract.families import ExtractOptions
 if TYPE_CHECKING:
     from paramerge.checkpoints.layout import Base
 
-__all__ = ["extract"]
-
 
 def _has_options(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return len(args) > 3 or "options" in kwargs

@@ -17,8 +17,6 @@ from paramerge.models.names import COMPONENTS, ModuleName
 from paramerge.models.registry import family_of
 from paramerge.resolve.weights import BaseWeights
 
-__all__ = ["ChangedLayer", "Differences"]
-
 
 @dataclass(frozen=True)
 class ChangedLayer:

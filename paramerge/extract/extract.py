@@ -31,8 +31,6 @@ from paramerge.models.registry import family_of
 from paramerge.version import __version__
 from paramerge.wording import option
 
-__all__ = ["EXTRACTION_KEY", "ExtractedLayer", "ExtractionReport", "extract"]
-
 EXTRACTION_KEY = "extraction.recipe"
 """Metadata key of the output: both checkpoints by SHA-256, and the options, as JSON."""
 

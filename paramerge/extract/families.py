@@ -19,8 +19,6 @@ from paramerge.extract.projector import nearest_para
 from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.dtypes import NUMPY
 
-__all__ = ["EXTRACTORS", "ExtractOptions", "Extracted", "holds"]
-
 
 @dataclass(frozen=True)
 class ExtractOptions:

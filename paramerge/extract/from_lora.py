@@ -23,8 +23,6 @@ from paramerge.errors import FamilyError, UsageError
 from paramerge.models.names import ModuleName
 from paramerge.wording import option
 
-__all__ = ["Extraction", "TakenLayer", "extract_para"]
-
 
 @dataclass(frozen=True)
 class TakenLayer:

@@ -13,8 +13,6 @@ import numpy as np
 
 from paramerge.extract.lowrank import leading
 
-__all__ = ["NearestKronecker", "nearest_kronecker"]
-
 
 @dataclass(frozen=True)
 class NearestKronecker:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Leading", "leading"]
-
 _EXACT_SIDE = 320
 """The largest shorter side that is decomposed as a whole."""
 _OVERSAMPLING = 8

@@ -17,8 +17,6 @@ import numpy as np
 from paramerge.extract.lowrank import leading
 from paramerge.files.dtypes import unit_roundoff
 
-__all__ = ["NearestPara", "nearest_para"]
-
 _MOST = 256
 """The most directions that are looked for in one layer."""
 _SMALLEST = {"F16": 2.0**-25, "F8_E4M3": 2.0**-10, "F8_E5M2": 2.0**-17}

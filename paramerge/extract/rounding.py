@@ -12,8 +12,6 @@ import numpy as np
 
 from paramerge.files.dtypes import unit_roundoff
 
-__all__ = ["coarser", "only_rounded"]
-
 _LEAST_EXPONENT = {"F64": -1022, "F32": -126, "BF16": -126, "F16": -14, "F8_E4M3": -6, "F8_E5M2": -14}
 """Exponent of the smallest normal number: below it the steps stay as they are."""
 

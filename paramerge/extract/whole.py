@@ -18,8 +18,6 @@ from paramerge.formats.kohya import KOHYA
 from paramerge.formats.layers import dotted_norm
 from paramerge.models.names import ModuleName
 
-__all__ = ["WHOLE_FAMILIES", "completed_norms", "whole_difference"]
-
 WHOLE_FAMILIES = ("lora", "lokr")
 """Families whose files have places for whole differences."""
 

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from paramerge.errors import UsageError
 from paramerge.wording import option
 
-__all__ = ["KEEP", "WRITTEN", "dtype_named", "library_name", "parse_dtype", "short_name"]
-
 _SPELLINGS = {
     "F64": ("fp64", "float64", "double"),
     "F32": ("fp32", "float32", "float"),

@@ -8,8 +8,6 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 
-__all__ = ["BITS", "EDITABLE", "FLOATS", "NUMPY", "is_float", "unit_roundoff"]
-
 BITS = {
     "F4": 4,
     "F6_E2M3": 6,

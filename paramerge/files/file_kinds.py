@@ -8,8 +8,6 @@ from pathlib import Path
 
 from paramerge.errors import FileFormatError
 
-__all__ = ["START_BYTES", "refuse_other_kind"]
-
 START_BYTES = 256
 """As many bytes of a file's beginning are looked at."""
 

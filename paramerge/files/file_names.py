@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["cut_name", "readable_name"]
-
 
 def cut_name(name: str, room: int = 200) -> str:
     """The beginning of ``name`` that takes at most ``room`` bytes, of whole characters.

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from paramerge.errors import CheckpointError
 
-__all__ = ["check_regular", "refuse_link_outside"]
-
 
 def check_regular(path: Path) -> None:
     """Raise ``CheckpointError`` unless ``path`` is a file, or a link to one."""

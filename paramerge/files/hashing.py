@@ -25,16 +25,6 @@ from paramerge.files.source import Source
 from paramerge.files.writer import write_bytes
 from paramerge.strict_json import parse
 
-__all__ = [
-    "HashBeside",
-    "cached_sha256",
-    "distrust_cache",
-    "file_sha256",
-    "legacy_hash",
-    "remember_sha256",
-    "source_sha256",
-]
-
 _SETTLED_SECONDS = 2.0
 """A file changed less than this ago may change again within its time stamp's resolution: not remembered."""
 

@@ -24,8 +24,6 @@ from paramerge.files.file_kinds import START_BYTES, refuse_other_kind
 from paramerge.files.source import Source
 from paramerge.strict_json import MAX_DEPTH, check_bounds, no_collection, parse, unique
 
-__all__ = ["LONGEST_KEY", "MAX_HEADER_BYTES", "Header", "TensorInfo", "encode_header", "read_header"]
-
 MAX_HEADER_BYTES = 100_000_000
 """The limit that the safetensors library itself sets on a header."""
 

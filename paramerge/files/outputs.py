@@ -21,8 +21,6 @@ from paramerge.files.staging import restore_folder, strangers
 from paramerge.files.writer import output_error
 from paramerge.wording import option
 
-__all__ = ["check_output_file", "check_output_folder", "inputs_of"]
-
 _SAFETENSORS = ".safetensors"
 _STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/[^/]+/(task/[^/]+/)?fd/\d+")
 _SPECIAL = {

@@ -12,8 +12,6 @@ import errno
 import mmap
 import os
 
-__all__ = ["ALIGNMENT", "PositionedWriter", "aligned_buffer", "write_all_at"]
-
 ALIGNMENT = 4096
 """Memory address, file position and length of a direct write are multiples of this."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from paramerge.strict_json import check_bounds, parse
 
-__all__ = ["RECIPE_KEY", "parsed_recipe"]
-
 RECIPE_KEY = "paramerge.recipe"
 
 _MAX_LENGTH = 4 << 20

@@ -23,8 +23,6 @@ from typing import Protocol
 from paramerge.errors import FileFormatError, InputChangedError
 from paramerge.system_faults import reading
 
-__all__ = ["Opened", "Source", "Stamp", "check_unchanged"]
-
 _TICK_NS = 10_000_000
 """Two changes of a file that are nearer in time than this may get the same time stamp."""
 

@@ -21,8 +21,6 @@ _HAS_LOCKS = os.name == "posix"
 if _HAS_LOCKS:
     import fcntl
 
-__all__ = ["STAGE", "clear_stale", "lock_open", "lock_stage", "stage_name", "stage_path_of"]
-
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
 STAGE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<state>partial|old)", re.DOTALL)

@@ -29,8 +29,6 @@ from paramerge.files.writer import (
 )
 from paramerge.strict_json import read_object
 
-__all__ = ["RECIPE_FILE", "new_folder", "restore_folder", "strangers", "write_recipe"]
-
 RECIPE_FILE = "paramerge_recipe.json"
 """In every folder that paramerge writes: how it came about, and the files it consists of."""
 

@@ -12,8 +12,6 @@ from paramerge.files.dtypes import NUMPY
 from paramerge.files.header import Header, TensorInfo
 from paramerge.files.source import Source
 
-__all__ = ["StoredTensor", "stored"]
-
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:

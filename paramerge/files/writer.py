@@ -25,20 +25,6 @@ from paramerge.files.stages import STAGE, clear_stale, lock_open, stage_path_of
 from paramerge.system_faults import meaning
 from paramerge.wording import option
 
-__all__ = [
-    "check_written",
-    "exchange_names",
-    "make_folder",
-    "new_file",
-    "note_placing",
-    "output_error",
-    "sync_folder",
-    "unconfirmed",
-    "write_bytes",
-    "write_safetensors",
-    "written_outputs",
-]
-
 _DTYPE_NAMES = {dtype: name for name, dtype in NUMPY.items()}
 
 

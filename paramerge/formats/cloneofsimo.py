@@ -19,8 +19,6 @@ from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 from paramerge.strict_json import parse
 
-__all__ = ["CLONEOFSIMO", "token_embeddings"]
-
 _KEY = re.compile(r"(?P<component>unet|text_encoder):(?P<index>[0-9]{1,5}):(?P<side>up|down)")
 
 _UNET_CLASSES = {"CrossAttention", "Attention", "GEGLU"}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["bundled_encoder", "without_prefix"]
-
 _MODEL = re.compile(r"(?:model\.)?diffusion_model\.")
 _ENCODER = re.compile(r"text_encoders\.(?P<encoder>clip_[lgh]|t5xxl)\.(?:transformer\.)?")
 _COMPONENTS = {

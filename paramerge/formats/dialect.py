@@ -17,8 +17,6 @@ from paramerge.errors import UsageError
 from paramerge.files.header import Header
 from paramerge.models.names import ModuleName
 
-__all__ = ["Dialect", "Place", "Role", "WrittenLayer"]
-
 
 class Place(NamedTuple):
     """What a key's stem names, and how.

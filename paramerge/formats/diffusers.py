@@ -33,15 +33,6 @@ from paramerge.models.names import COMPONENTS, MODEL, ModuleName
 from paramerge.strict_json import object_from
 from paramerge.wording import option
 
-__all__ = [
-    "DIFFUSERS",
-    "DIFFUSERS_OLD",
-    "METADATA_KEY",
-    "SEVERAL_RANKS",
-    "has_several_ranks",
-    "scaling_from_metadata",
-]
-
 METADATA_KEY = "lora_adapter_metadata"
 
 _OLD_STEM = re.compile(r"(?P<path>.+?)(?:\.processor)?\.to_(?P<layer>q|k|v|out)_lora")

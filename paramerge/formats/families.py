@@ -25,21 +25,6 @@ from paramerge.formats.roles import common_key
 from paramerge.listing import listed
 from paramerge.wording import option
 
-__all__ = [
-    "CHECKPOINT",
-    "DIFFUSE_KRONA",
-    "EMBEDDING",
-    "LORA",
-    "PARA",
-    "SVDIFF",
-    "Survey",
-    "adapter_keys",
-    "refuse_foreign",
-    "several_dialects",
-    "survey",
-    "wrong_family",
-]
-
 LORA, PARA, DIFFUSE_KRONA, SVDIFF = (each.FAMILY.label for each in (lora, para, krona, svdiff))
 EMBEDDING = "textual inversion"
 CHECKPOINT = "checkpoint"

@@ -25,8 +25,6 @@ from paramerge.interpretation import KRONA_KEY, Interpretation
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 
-__all__ = ["read_layers"]
-
 
 def read_layers(
     header: Header, found: Survey, tuner: TunerSettings | None, interpretation: Interpretation

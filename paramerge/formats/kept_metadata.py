@@ -14,8 +14,6 @@ from paramerge.formats import diffusers
 from paramerge.formats.native import ARCHITECTURE_KEY
 from paramerge.strict_json import check_bounds, parse
 
-__all__ = ["INPUTS_KEY", "kept_metadata", "kept_of_several"]
-
 INPUTS_KEY = "merge.metadata"
 """Metadata key of a merge of several: what is kept of each input, as a JSON list in their order."""
 

@@ -22,8 +22,6 @@ from paramerge.models.names import ModuleName
 from paramerge.models.registry import record_of, records
 from paramerge.models.unet_keys import UNetKeyMap
 
-__all__ = ["KOHYA", "KOHYA_SGM", "kohya_metadata"]
-
 _BEGINNINGS = ("lora_", "lycoris_", "oft_unet_")
 _NAMES = "kohya's names, which are those of a UNet and its CLIP text encoders"
 

@@ -19,22 +19,6 @@ from paramerge.formats import comfyui
 from paramerge.models.names import COMPONENTS, MODEL, ModuleName
 from paramerge.models.unet_keys import ldm_to_diffusers
 
-__all__ = [
-    "Spelled",
-    "bare_layer",
-    "bare_norm",
-    "clip_path",
-    "dotted_layer",
-    "dotted_norm",
-    "folded",
-    "stated_layer",
-    "strays",
-    "underscored_layer",
-    "underscored_norm",
-    "unet_path",
-    "without_dots",
-]
-
 _UNET = re.compile(
     r"""
     conv_in | conv_out | (?:time|add|class)_embedding\.linear_[12]

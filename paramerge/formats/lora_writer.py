@@ -17,12 +17,6 @@ from paramerge.files.writer import write_safetensors
 from paramerge.formats.kohya import KOHYA, kohya_metadata
 from paramerge.models.names import ModuleName
 
-__all__ = [
-    "LoraFactors",
-    "stored_alpha",
-    "write_lora",
-]
-
 
 @dataclass(frozen=True)
 class LoraFactors:

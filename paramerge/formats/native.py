@@ -28,8 +28,6 @@ from paramerge.models.names import ModuleName
 from paramerge.models.registry import record_of
 from paramerge.strict_json import object_from
 
-__all__ = ["ARCHITECTURE_KEY", "BASE_HASH_KEY", "FORMAT_VERSION", "PARA", "read_modules", "write_para"]
-
 FORMAT_VERSION = "1.0"
 """Major and minor. A newer minor adds only what may be ignored; a newer major is refused."""
 SUFFIX = ".para_B"

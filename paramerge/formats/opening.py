@@ -32,8 +32,6 @@ from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 from paramerge.system_faults import reading
 
-__all__ = ["AdapterFiles", "find_files", "is_adapter_folder", "open_adapter", "short_names"]
-
 _DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 _NO_LAYER = "the name is not that of a layer of an SD or SDXL UNet or CLIP text encoder"
 _NO_PART = "the key is no part of a LoRA or of another family"

@@ -20,20 +20,6 @@ from paramerge.formats.layers import bare_layer, bare_norm
 from paramerge.models.names import ModuleName
 from paramerge.strict_json import MAX_BYTES, object_from
 
-__all__ = [
-    "CONFIG_NAME",
-    "DEFT",
-    "PEFT",
-    "PREFIX",
-    "WEIGHTS_NAME",
-    "is_copy_of_base",
-    "leftover_reason",
-    "missing_config",
-    "read_config",
-    "read_tuner",
-    "text_encoders_by_width",
-]
-
 PREFIX = "base_model.model."
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"

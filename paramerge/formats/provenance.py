@@ -13,8 +13,6 @@ from paramerge.models.model_names import allows
 from paramerge.models.names import ModuleName
 from paramerge.models.registry import published, record_of, records
 
-__all__ = ["base_hashes", "guess_architecture", "possible_architectures"]
-
 _SHA256 = re.compile(r"(?:0x)?([0-9a-f]{64})")
 _SHORT_HASH = re.compile(r"[0-9a-f]{8,10}")
 

@@ -17,18 +17,6 @@ from paramerge.formats.native import PARA
 from paramerge.formats.peft import DEFT, PEFT
 from paramerge.kinds import Registry, followed
 
-__all__ = [
-    "DIALECTS",
-    "boundaries",
-    "dialect_of",
-    "dialects",
-    "named_dialect",
-    "place_of",
-    "register",
-    "unregister",
-    "writable",
-]
-
 DIALECTS = Registry(
     Dialect,
     "dialect",

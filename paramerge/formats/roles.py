@@ -18,14 +18,6 @@ from paramerge.formats.dialect import Dialect, Place, Role
 from paramerge.formats.diffusers import DIFFUSERS
 from paramerge.formats.registry import dialect_of, place_of
 
-__all__ = [
-    "common_key",
-    "dialects_of",
-    "part_of",
-    "read_role",
-    "read_roles",
-]
-
 _OF_LORA = frozenset({"up", "down", "mid"})
 
 

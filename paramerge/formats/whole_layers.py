@@ -18,8 +18,6 @@ from paramerge.formats.registry import boundaries, place_of
 from paramerge.formats.roles import read_role
 from paramerge.models.names import ModuleName, split_kind
 
-__all__ = ["whole_layers"]
-
 _LONGEST_ENDING = 8
 """Words that may stand in a key behind its layer: ``lora_magnitude_vector.default.weight`` has three."""
 

@@ -16,8 +16,6 @@ from paramerge.errors import CheckpointError, NonFiniteError
 from paramerge.files.source import check_unchanged
 from paramerge.models.names import ModuleName, split_kind
 
-__all__ = ["apply_plan"]
-
 
 def apply_plan(
     plan: Plan, pipeline: Any, progress: Callable[[int, int], None] | None = None

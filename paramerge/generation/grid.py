@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-__all__ = ["Row", "labelled_grid", "png"]
-
 _GAP = 8
 _TEXT = 14
 _LINE = 18

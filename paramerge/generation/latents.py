@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["decoded", "scaled", "unscaled"]
-
 
 def scaled(config: Any, z: Tensor) -> Tensor:
     """An autoencoder's latents (n, c, h, w) as the diffusion model has them, by the autoencoder's ``config``.

@@ -24,8 +24,6 @@ from paramerge.models.registry import record_of, records
 from paramerge.strict_json import read_object
 from paramerge.wording import option
 
-__all__ = ["config_folder", "load_pipeline", "pick_device", "pick_dtype", "require_libraries"]
-
 _INDEX = "model_index.json"
 _PACKAGES = {"diffusers": "diffusers", "transformers": "transformers", "PIL": "pillow"}
 _VARIANT = re.compile(r"diffusion_pytorch_model\.(?P<variant>[\w-]+?)(-\d+-of-\d+)?\.safetensors")

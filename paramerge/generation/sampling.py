@@ -13,8 +13,6 @@ from paramerge.errors import NonFiniteError, UsageError
 from paramerge.generation.latents import decoded
 from paramerge.wording import option
 
-__all__ = ["SCHEDULERS", "Request", "cut_prompts", "draw", "draw_batch", "set_scheduler"]
-
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "dpm++": "DPMSolverMultistepScheduler",

@@ -12,8 +12,6 @@ from paramerge.inspect.inspection import (
 )
 from paramerge.interpretation import BY_TRAINER, Interpretation
 
-__all__ = ["inspect"]
-
 
 def inspect(
     path: PathLike, interpretation: Interpretation = BY_TRAINER

@@ -33,18 +33,6 @@ from paramerge.models.model_names import looks_like
 from paramerge.models.names import COMPONENTS, ModuleName
 from paramerge.system_faults import reading
 
-__all__ = [
-    "RECIPE_KEY",
-    "AdapterFacts",
-    "CheckpointFacts",
-    "ComponentFacts",
-    "ForeignFacts",
-    "LayerFacts",
-    "UnknownFacts",
-    "inspect_path",
-    "read_recipe",
-]
-
 
 @dataclass(frozen=True)
 class LayerFacts:

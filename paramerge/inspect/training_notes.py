@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from paramerge.errors import FileFormatError
 from paramerge.strict_json import object_from
 
-__all__ = ["training_notes"]
-
 _PLAIN = (
     ("title", ("modelspec.title", "ss_output_name", "name")),
     ("author", ("modelspec.author",)),

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from paramerge.adapters import Adapter as OpenedAdapter
     from paramerge.checkpoints.layout import Base
 
-__all__ = ["merge"]
-
 
 def merge(
     adapters: Iterable[Adapter | Step | PathLike | OpenedAdapter],

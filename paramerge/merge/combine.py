@@ -40,8 +40,6 @@ from paramerge.resolve.weights import BaseWeights, LayerShapes
 from paramerge.version import __version__
 from paramerge.wording import option
 
-__all__ = ["MERGE_KEY", "MergeReport", "MergedInput", "MergedLayer", "Progress", "combine"]
-
 MERGE_KEY = "merge.recipe"
 """Metadata key of the output: the inputs by SHA-256 with their scales, and all options, as JSON."""
 

@@ -21,15 +21,6 @@ from paramerge.errors import ShapeError
 from paramerge.formats.lora_writer import LoraFactors
 from paramerge.models.names import ModuleName
 
-__all__ = [
-    "Block",
-    "SummedLayer",
-    "concatenated",
-    "read_block",
-    "rounding_error",
-    "sum_layer",
-]
-
 _EPS = 2.0**-52
 
 

@@ -16,8 +16,6 @@ from paramerge.merge.request import CombineOptions
 from paramerge.models.names import ModuleName
 from paramerge.resolve.weights import BaseWeights, LayerShapes
 
-__all__ = ["as_one_lora"]
-
 
 def as_one_lora(
     name: ModuleName,

@@ -17,8 +17,6 @@ from paramerge.models.names import ModuleName
 from paramerge.resolve.weights import BaseWeights, LayerShapes
 from paramerge.wording import option
 
-__all__ = ["JointLayer", "chosen_keep", "join_layer"]
-
 
 @dataclass(frozen=True)
 class JointLayer:

@@ -10,8 +10,6 @@ from pathlib import Path
 from paramerge.merge.request import CombineOptions
 from paramerge.models.names import ModuleName
 
-__all__ = ["MergeReport", "MergedInput", "MergedLayer"]
-
 
 @dataclass(frozen=True)
 class MergedInput:

@@ -16,8 +16,6 @@ from paramerge.wording import call, option
 if TYPE_CHECKING:  # reading options must not import NumPy
     from paramerge.adapters import Adapter
 
-__all__ = ["CombineOptions", "Input", "KeepChoice", "check_request", "input_of", "parse_input"]
-
 KeepChoice = Literal["energy", "consensus", "order"]
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from paramerge.models.registry import records
 from paramerge.models.unet_facts import UNetFacts, unet_facts
 
-__all__ = ["UNKNOWN", "Architecture", "detect_architecture"]
-
 UNKNOWN = "unknown"
 
 

@@ -23,8 +23,6 @@ from paramerge.models.clip_keys import from_openclip, to_openclip
 from paramerge.models.unet_keys import LDM_UNET_PREFIX, UNetKeyMap
 from paramerge.models.vae_keys import LDM_VAE_PREFIX, vae_to_ldm
 
-__all__ = ["Blueprint", "Encoder", "TensorSpec"]
-
 SCHEDULE_BUFFERS = (
     "alphas_cumprod",
     "alphas_cumprod_prev",

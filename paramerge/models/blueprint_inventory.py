@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from paramerge.models.unet_structure import UNetStructure, standard_structure
 
-__all__ = ["ClipConfig", "Shapes", "UNetConfig", "VaeConfig", "clip_shapes", "unet_shapes", "vae_shapes"]
-
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 """Pairs of a key and a shape, in the order of the modules."""
 

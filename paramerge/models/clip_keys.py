@@ -11,15 +11,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = [
-    "BUNDLED_ENCODERS",
-    "EncoderPrefix",
-    "OpenClipTensor",
-    "canonical_key",
-    "from_openclip",
-    "to_openclip",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class EncoderPrefix:

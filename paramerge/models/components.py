@@ -25,8 +25,6 @@ from paramerge.models.unet_keys import (
 from paramerge.models.unet_structure import infer_structure
 from paramerge.models.vae_keys import LDM_VAE_PREFIX
 
-__all__ = ["Located", "locate"]
-
 
 @dataclass(frozen=True, slots=True)
 class Located:

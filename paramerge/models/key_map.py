@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, Protocol
 
-__all__ = ["Blocks", "KeyMap", "Layer", "LayerTable", "Rows", "is_divided", "runs_of"]
-
 Rows = Literal["equal", "square"] | tuple[int, ...]
 """How many rows each part of a stacked matrix has: all as many; all but the last as many as the matrix has
 columns (the last has the rest); or these numbers."""

@@ -9,8 +9,6 @@ from paramerge.kinds import followed
 from paramerge.models.names import ModuleName
 from paramerge.models.registry import records
 
-__all__ = ["columns", "layer_kind"]
-
 _KINDS = {
     ".attn1.": "self-attention",
     ".attn2.": "cross-attention",

@@ -11,8 +11,6 @@ from paramerge.models.record import ArchitectureRecord
 from paramerge.models.registry import records
 from paramerge.models.resemblance import CLIP_ENCODER, SHARED, Resemblance
 
-__all__ = ["UNET_LIKE", "allows", "looks_like", "recognise", "resemblances"]
-
 _BESIDE = re.compile(r"(^|\.)(controlnet_\w+|control_model|motion_modules)\.")
 """Networks that run beside a model and are built of its blocks."""
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["COMPONENTS", "MODEL", "ModuleName", "split_kind"]
-
 MODEL = "model"
 """The component of a model on its own, and of adapters that do not say what of a pipeline they are for."""
 

@@ -19,8 +19,6 @@ from paramerge.models.unet_facts import UNetTraits
 from paramerge.models.unet_keys import LDM_UNET_PREFIX
 from paramerge.models.unet_structure import UNetStructure
 
-__all__ = ["ArchitectureRecord", "BlockNames", "KohyaNames", "Published"]
-
 
 class Published(Protocol):
     """The tensors of a published checkpoint, without their values."""

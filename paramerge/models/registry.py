@@ -16,8 +16,6 @@ from paramerge.models.architectures import BUILT_IN
 from paramerge.models.names import COMPONENTS
 from paramerge.models.record import ArchitectureRecord, Published
 
-__all__ = ["ARCHITECTURES", "family_of", "published", "record_of", "records", "register", "unregister"]
-
 
 def _check(record: ArchitectureRecord, who: str, known: Sequence[ArchitectureRecord]) -> None:
     """Refuse a record with a field that cannot be."""

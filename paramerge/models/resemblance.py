@@ -4,18 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = [
-    "CLIP_ENCODER",
-    "DIFFUSION_TRANSFORMER",
-    "FLUX_LIKE",
-    "LANGUAGE_MODEL",
-    "SHARED",
-    "STABLE_DIFFUSION",
-    "T5_ENCODER",
-    "VIDEO_TRANSFORMER",
-    "Resemblance",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Resemblance:

@@ -13,8 +13,6 @@ from paramerge.models.resemblance import STABLE_DIFFUSION
 from paramerge.models.unet_blocks import unet_blocks
 from paramerge.models.unet_facts import UNetTraits
 
-__all__ = ["INPUTS", "stable_diffusion"]
-
 INPUTS: Mapping[int, str] = {4: "", 9: "-inpainting", 8: "-pix2pix", 5: "-depth"}
 """By the channels that go in: latents of 4, and what more."""
 

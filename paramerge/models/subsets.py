@@ -17,8 +17,6 @@ from types import MappingProxyType
 
 from paramerge.errors import UsageError
 
-__all__ = ["PAPER_GAMMA", "SUBSETS", "Subset", "in_subset", "select", "subset"]
-
 PAPER_GAMMA = Fraction(1, 40)
 """The paper's rank boundary. Its Table 3 has it on convolutions only, Table 5 (at r = 32) on all layers."""
 

@@ -14,8 +14,6 @@ from paramerge.models.record import BlockNames
 from paramerge.models.unet_keys import UNetKeyMap
 from paramerge.models.unet_structure import UNetStructure
 
-__all__ = ["unet_blocks"]
-
 _BASE, _MID = "BASE", "MID"
 _BLOCK = re.compile(r"(input|output)_blocks\.(\d+)\.")
 

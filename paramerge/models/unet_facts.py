@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 from paramerge.models.unet_structure import UNetStructure, infer_structure
 
-__all__ = ["UNetFacts", "UNetTraits", "unet_facts"]
-
 
 @dataclass(frozen=True, slots=True)
 class UNetFacts:

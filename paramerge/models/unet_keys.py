@@ -12,14 +12,6 @@ from functools import cached_property
 
 from paramerge.models.unet_structure import UNetStructure
 
-__all__ = [
-    "LDM_UNET_PREFIX",
-    "UNetKeyMap",
-    "is_diffusers_unet_key",
-    "is_ldm_unet_key",
-    "ldm_to_diffusers",
-]
-
 LDM_UNET_PREFIX = "model.diffusion_model."
 """What stands before the UNet's keys in a single file."""
 

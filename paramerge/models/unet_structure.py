@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 from paramerge.errors import CheckpointError
 
-__all__ = ["Level", "UNetStructure", "infer_structure", "standard_structure"]
-
 _FIXED_BLOCKS = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["LDM_VAE_PREFIX", "vae_to_ldm"]
-
 LDM_VAE_PREFIX = "first_stage_model."
 """What stands before the VAE's keys in a single file."""
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from paramerge.adapters import Adapter as OpenedAdapter
     from paramerge.checkpoints.layout import Base
 
-__all__ = ["resize"]
-
 
 def resize(
     adapter: Adapter | Step | PathLike | OpenedAdapter,

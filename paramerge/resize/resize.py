@@ -14,13 +14,12 @@ from paramerge.files.outputs import check_output_file, inputs_of
 from paramerge.files.source import check_unchanged
 from paramerge.formats import write_para
 from paramerge.formats.kept_metadata import kept_metadata
-from paramerge.merge.combine import MergedInput, MergedLayer, MergeReport, Progress, combine
+from paramerge.merge.combine import Progress, combine
+from paramerge.merge.report import MergedInput, MergedLayer, MergeReport
 from paramerge.merge.request import CombineOptions, Input
 from paramerge.models.names import ModuleName
 from paramerge.resolve.weights import BaseWeights
 from paramerge.wording import call, option
-
-__all__ = ["resize"]
 
 
 def resize(

@@ -19,8 +19,6 @@ from paramerge.models.record import BlockNames
 from paramerge.models.registry import record_of, records
 from paramerge.wording import option
 
-__all__ = ["BlockUse", "BlockWeights", "block_names", "block_of", "parse_blocks", "used_blocks"]
-
 _NUMBERED = re.compile(r"(.*\D)\d+")
 
 

@@ -10,8 +10,6 @@ from paramerge.adapters.unread import unread_warnings
 from paramerge.errors import ArchitectureError, ShapeError
 from paramerge.wording import Worded, option
 
-__all__ = ["check_architectures", "common_architecture", "common_bases", "warnings_of"]
-
 _SHA256_LENGTH = 64
 
 

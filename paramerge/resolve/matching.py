@@ -16,8 +16,6 @@ from paramerge.models.registry import family_of, record_of
 from paramerge.resolve.naming import homes_of, stacked_elsewhere
 from paramerge.wording import option
 
-__all__ = ["check_family", "check_shape", "check_unmatched"]
-
 
 def check_family(base: Base, targets: Mapping[ModuleName, Target], adapter: Adapter) -> None:
     """Refuse an SDXL adapter on SD1.5 and the like, before single layers are looked at.

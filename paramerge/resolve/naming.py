@@ -22,8 +22,6 @@ from paramerge.models.names import MODEL, ModuleName, split_kind
 from paramerge.models.registry import record_of
 from paramerge.wording import option
 
-__all__ = ["homes_of", "in_names_of", "stacked_elsewhere"]
-
 Targets = Mapping[ModuleName, Target]
 
 

@@ -12,8 +12,6 @@ from paramerge.models.names import ModuleName
 from paramerge.models.registry import record_of
 from paramerge.wording import option
 
-__all__ = ["refuse_unknown_rows"]
-
 
 def refuse_unknown_rows(base: Base, adapter: Adapter, names: Iterable[ModuleName]) -> None:
     """Refuse an adapter on layers whose rows may stand in another order than the base's.

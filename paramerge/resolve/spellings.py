@@ -10,8 +10,6 @@ from paramerge.adapters import Adapter, LayerModule
 from paramerge.formats.layers import folded
 from paramerge.models.names import MODEL, ModuleName
 
-__all__ = ["in_one_spelling"]
-
 
 def in_one_spelling(adapters: Sequence[Adapter]) -> list[Adapter]:
     """``adapters`` with one name for each layer, the one that tells most, whatever the file's dialect.

@@ -25,8 +25,6 @@ from paramerge.resolve.naming import in_names_of
 from paramerge.resolve.row_order import refuse_unknown_rows
 from paramerge.wording import option
 
-__all__ = ["BaseWeights", "LayerShapes"]
-
 
 class BaseWeights:
     """The layers of a base that was opened; a weight is read when it is asked for."""

@@ -7,8 +7,6 @@ from fractions import Fraction
 
 from paramerge.sizes.sizes import BoundaryChoice, Size, adapter_sizes, unet_layers
 
-__all__ = ["sizes"]
-
 
 def sizes(
     architecture: str = "sdxl",

@@ -22,8 +22,6 @@ from paramerge.models.registry import published, record_of
 from paramerge.models.subsets import select
 from paramerge.wording import option
 
-__all__ = ["ALL_LAYERS", "BoundaryChoice", "Size", "adapter_size", "adapter_sizes", "unet_layers"]
-
 ALL_LAYERS = "all"
 """The subset of every linear and convolution layer."""
 

@@ -107,3 +107,31 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         for used in uses.values():
             used.difference_update(free)
     assert not uses, f"a circle is among {sorted(uses)}"
+
+
+def defined(path: Path) -> set[str]:
+    """The names that a module defines, as functions, classes or values."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+DEFINED = {module: defined(path) for module, path in MODULES.items() if path.name != "__init__.py"}
+
+
+def test_names_are_imported_from_where_they_are_defined_and_are_not_private() -> None:
+    """So no module needs a list of its names: what others may take has no underscore, and its own place."""
+    elsewhere, private = [], []
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            for alias in node.names if isinstance(node, ast.ImportFrom) and node.module in DEFINED else ():
+                said = f"{module} takes {alias.name} from {node.module}"
+                if alias.name not in DEFINED[node.module]:
+                    elsewhere.append(said)
+                if alias.name.startswith("_") and not alias.name.startswith("__"):
+                    private.append(said)
+    assert not elsewhere and not private

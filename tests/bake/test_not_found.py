@@ -10,7 +10,8 @@ import pytest
 from baking import plan_of
 
 from paramerge.apply.steps import Step
-from paramerge.convert.convert import ConvertOptions, convert
+from paramerge.convert.convert import convert
+from paramerge.convert.request import ConvertOptions
 from paramerge.errors import FamilyError, UnmatchedError, UsageError
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter

@@ -18,8 +18,8 @@ from safetensors.numpy import load_file
 from paramerge.adapters import LoraModule
 from paramerge.cli.main import main
 from paramerge.errors import ParamergeError
+from paramerge.files.recipe_text import RECIPE_KEY
 from paramerge.formats import open_adapter, write_para
-from paramerge.inspect.inspection import RECIPE_KEY
 from paramerge.inspect.training_notes import training_notes
 from paramerge.models.architectures.sd15 import sd15
 from paramerge.models.architectures.sdxl import sdxl

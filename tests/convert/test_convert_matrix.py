@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from merging import relative
 
-from paramerge.convert.convert import ConversionReport, ConvertOptions, convert
+from paramerge.convert.convert import ConversionReport, convert
+from paramerge.convert.request import ConvertOptions
 from paramerge.errors import FamilyError, OutputError, UnmatchedError, UsageError
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from strategies import law
 
 from paramerge.adapters.folding import folded
-from paramerge.convert.convert import ConvertOptions, convert
+from paramerge.convert.convert import convert
+from paramerge.convert.request import ConvertOptions
 from paramerge.files.dtypes import FLOATS, NUMPY
 from paramerge.formats import open_adapter
 from paramerge.merge.request import Input

@@ -21,8 +21,9 @@ from paramerge.apply.steps import BakeOptions, Step
 from paramerge.bake.bake import bake
 from paramerge.bake.plan import make_plan
 from paramerge.checkpoints.layout import open_base
-from paramerge.convert.convert import ConversionReport, ConvertOptions, convert
+from paramerge.convert.convert import ConversionReport, convert
 from paramerge.convert.deft import open_deft
+from paramerge.convert.request import ConvertOptions
 from paramerge.errors import AdapterError, FamilyError, UsageError
 from paramerge.files.hashing import file_sha256
 from paramerge.files.writer import write_safetensors

@@ -12,8 +12,10 @@ from paramerge.apply.steps import BakeOptions, Step
 from paramerge.bake.bake import bake
 from paramerge.bake.plan import make_plan
 from paramerge.checkpoints.layout import open_base
-from paramerge.convert.convert import ConvertOptions, convert
-from paramerge.extract.extract import ExtractOptions, extract
+from paramerge.convert.convert import convert
+from paramerge.convert.request import ConvertOptions
+from paramerge.extract.extract import extract
+from paramerge.extract.families import ExtractOptions
 from paramerge.formats import open_adapter
 from paramerge.merge.request import Input
 

@@ -14,11 +14,12 @@ from safetensors.numpy import load_file
 from paramerge.apply.steps import Step
 from paramerge.bake.bake import bake
 from paramerge.checkpoints.layout import open_base
-from paramerge.convert.convert import ConvertOptions, convert
+from paramerge.convert.convert import convert
+from paramerge.convert.request import ConvertOptions
 from paramerge.errors import AdapterError
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter
-from paramerge.formats.roles import place_of
+from paramerge.formats.registry import place_of
 from paramerge.merge.combine import combine
 from paramerge.merge.request import CombineOptions, Input
 from paramerge.models.names import ModuleName

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from paramerge.adapters import DoraModule
 from paramerge.compare.compare import compare
-from paramerge.convert.convert import ConvertOptions, convert
+from paramerge.convert.convert import convert
+from paramerge.convert.request import ConvertOptions
 from paramerge.errors import ParamergeError, UnmatchedError
 from paramerge.extract.from_lora import extract_para
 from paramerge.formats import open_adapter

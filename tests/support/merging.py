@@ -13,7 +13,8 @@ from paramerge.adapters import LoraModule, ParaModule
 from paramerge.checkpoints.layout import open_base
 from paramerge.formats import open_adapter, write_para
 from paramerge.formats.lora_writer import LoraFactors, write_lora
-from paramerge.merge.combine import MergeReport, combine
+from paramerge.merge.combine import combine
+from paramerge.merge.report import MergeReport
 from paramerge.merge.request import CombineOptions, parse_input
 from paramerge.models.names import ModuleName
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from paramerge.models.record import ArchitectureRecord
 from paramerge.models.resemblance import DIFFUSION_TRANSFORMER, FLUX_LIKE, T5_ENCODER
 
-__all__ = ["RECORDS"]
-
 RECORDS = (
     ArchitectureRecord(
         "chroma",

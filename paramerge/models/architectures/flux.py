@@ -10,8 +10,6 @@ from paramerge.models.key_map import Blocks, Layer, LayerTable
 from paramerge.models.record import ArchitectureRecord, KohyaNames
 from paramerge.models.resemblance import DIFFUSION_TRANSFORMER, FLUX_LIKE, T5_ENCODER
 
-__all__ = ["KEY_MAP", "RECORDS"]
-
 _DOUBLE = Blocks(
     "double_blocks",
     "transformer_blocks",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from paramerge.models.record import ArchitectureRecord
 
-__all__ = ["RECORDS"]
-
 RECORDS = (
     ArchitectureRecord("flux2", label="FLUX.2", patterns=(r"double_stream_modulation_img\.lin(ear)?\.",)),
 )

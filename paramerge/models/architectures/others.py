@@ -9,8 +9,6 @@ from paramerge.models.names import MODEL
 from paramerge.models.record import ArchitectureRecord
 from paramerge.models.resemblance import VIDEO_TRANSFORMER
 
-__all__ = ["OTHERS"]
-
 _RECORDS = (
     ArchitectureRecord(
         "hunyuan-video",

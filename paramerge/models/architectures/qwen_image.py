@@ -5,8 +5,6 @@ from __future__ import annotations
 from paramerge.models.record import ArchitectureRecord
 from paramerge.models.resemblance import DIFFUSION_TRANSFORMER, Resemblance
 
-__all__ = ["RECORDS"]
-
 RECORDS = (
     ArchitectureRecord(
         "qwen-image",

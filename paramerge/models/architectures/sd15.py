@@ -11,8 +11,6 @@ from paramerge.models.stable_diffusion import stable_diffusion
 from paramerge.models.unet_facts import UNetTraits
 from paramerge.models.unet_structure import standard_structure
 
-__all__ = ["RECORDS", "sd15"]
-
 _BLUEPRINT = Blueprint(
     "sd15",
     UNetConfig((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 768, (8, 8, 8, 8)),

@@ -9,8 +9,6 @@ from paramerge.models.stable_diffusion import stable_diffusion
 from paramerge.models.unet_facts import UNetTraits
 from paramerge.models.unet_structure import standard_structure
 
-__all__ = ["RECORDS", "sd2"]
-
 _CLIP_H = ClipConfig(1024, 24, 16, 1024, "gelu", openclip=True, unused_layers=1)
 _BLUEPRINT = Blueprint(
     "sd2",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from paramerge.models.record import ArchitectureRecord, KohyaNames
 from paramerge.models.resemblance import DIFFUSION_TRANSFORMER, T5_ENCODER, Resemblance
 
-__all__ = ["RECORDS"]
-
 RECORDS = (
     ArchitectureRecord(
         "sd3",

@@ -9,8 +9,6 @@ from paramerge.models.stable_diffusion import stable_diffusion
 from paramerge.models.unet_facts import UNetTraits
 from paramerge.models.unet_structure import standard_structure
 
-__all__ = ["CLIP_BIGG", "RECORDS", "sdxl"]
-
 CLIP_BIGG = ClipConfig(1280, 32, 20, 1280, "gelu", openclip=True)
 _UNET = UNetConfig(
     (320, 640, 1280), (0, 2, 10), 10, 2048, (5, 10, 20), linear_projection=True, time_ids=6, pooled=1280

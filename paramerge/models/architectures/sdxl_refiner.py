@@ -7,8 +7,6 @@ from paramerge.models.blueprint import Blueprint, Encoder
 from paramerge.models.blueprint_inventory import UNetConfig, VaeConfig
 from paramerge.models.stable_diffusion import stable_diffusion
 
-__all__ = ["RECORDS", "sdxl_refiner"]
-
 _UNET = UNetConfig(
     (384, 768, 1536, 1536),
     (0, 4, 4, 0),

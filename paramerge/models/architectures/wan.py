@@ -5,8 +5,6 @@ from __future__ import annotations
 from paramerge.models.record import ArchitectureRecord
 from paramerge.models.resemblance import VIDEO_TRANSFORMER
 
-__all__ = ["RECORDS"]
-
 RECORDS = (
     ArchitectureRecord(
         "wan",
