@@ -13,13 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from baking import check_close, load, rounded, shapes_of, small_model
+import torch
+from baking import check_close, load, plan_of, rounded, shapes_of, small_model
+from tiny_pipelines import sd_pipeline
 from toy_packages import ROWGAIN, WAYS, run
 
 from paramerge.adapters import registry
+from paramerge.apply.steps import Step
+from paramerge.checkpoints.layout import open_base
 from paramerge.errors import PluginError
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter
+from paramerge.generation.adapting import apply_plan
+from paramerge.generation.loading import load_pipeline
 
 PATH = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 STEM = f"lora_unet_{PATH.replace('.', '_')}"
@@ -41,12 +47,15 @@ def known(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def gains(base: Path, tmp_path: Path) -> Path:
-    rows = shapes_of(base)[f"unet.{PATH}"][0]
+    return gains_for(base, tmp_path / "gains.safetensors")
+
+
+def gains_for(model: Path, path: Path) -> Path:
+    """Row gains for one layer of the model's UNet."""
+    rows = shapes_of(model)[f"unet.{PATH}"][0]
     values = np.random.default_rng(0).normal(0, 0.3, rows).astype(np.float32)
-    write_safetensors(
-        tmp_path / "gains.safetensors", {f"{STEM}.{ENDING}": values}, {"ss_base_model_version": "sd_v1"}
-    )
-    return tmp_path / "gains.safetensors"
+    write_safetensors(path, {f"{STEM}.{ENDING}": values}, {"ss_base_model_version": "sd_v1"})
+    return path
 
 
 @pytest.mark.usefixtures("known")
@@ -106,6 +115,27 @@ def _check_baked(base: Path, gains: Path, baked: Path, strength: float) -> None:
     check_close(after[key], W + strength * (np.exp(g)[:, None] * W - W))
     assert all(np.array_equal(after[other], before[other]) for other in before if other != key)
     assert not np.array_equal(rounded(W, "F16"), after[key].astype(np.float64))
+
+
+@pytest.mark.usefixtures("known")
+def test_generates_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Applied to a pipeline that is loaded, and by the command."""
+    model, _ = sd_pipeline(tmp_path)
+    gains = gains_for(model, tmp_path / "gains.safetensors")
+    pipeline = load_pipeline(open_base(model), torch.float32)
+    before = {key: value.numpy().copy() for key, value in pipeline.unet.state_dict().items()}
+    (result,) = apply_plan(plan_of(model, Step("adapter", gains, 0.5)), pipeline)
+    assert result.name == f"unet.{PATH}"
+    after = {key: value.numpy() for key, value in pipeline.unet.state_dict().items()}
+    W = before[f"{PATH}.weight"].astype(np.float64)
+    g = next(iter(load(gains).tensors.values())).astype(np.float64)
+    check_close(after[f"{PATH}.weight"], W + 0.5 * (np.exp(g)[:, None] * W - W))
+    assert [key for key in after if not np.array_equal(after[key], before[key])] == [f"{PATH}.weight"]
+
+    drawn = ("--prompt", "a dog", "--steps", 1, "-n", 1, "-o", tmp_path / "grid.png", "--json")
+    code, text = run(capsys, "generate", "--model", model, "--adapter", gains, *drawn)
+    facts = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    assert code == 0 and facts["layers"] == 1 and facts["adapters"][0]["name"] == gains.name
 
 
 @pytest.mark.usefixtures("known")
