@@ -17,13 +17,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import paths  # noqa: F401  first: it makes the next one importable
+from blueprints import sdxl
 from measure import Cost, run, warm
 from rich.console import Console
 from rich.table import Table
 
 from paramerge.formats.lora_writer import LoraFactors, write_lora
 from paramerge.formats.native import write_para
-from paramerge.models.architectures.sdxl import sdxl
 from paramerge.models.layer_kinds import layer_kind
 from paramerge.models.names import ModuleName
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import paths  # noqa: F401  first: it makes the next one importable
+from blueprints import blueprint_of
 from random_checkpoint import write_random_checkpoint
 
 from paramerge.checkpoints.layout import open_base
@@ -35,7 +36,7 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     base = given.folder / f"{given.arch}.safetensors"
     if not base.exists():
-        write_random_checkpoint(published()[given.arch](), base, seed=0)
+        write_random_checkpoint(blueprint_of(given.arch), base, seed=0)
     for job in given.jobs:
         kind = "para" if job == "para" else "lora"
         adapter = (

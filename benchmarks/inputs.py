@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import paths  # noqa: F401  first: it makes the next one importable
+from blueprints import sdxl
 from random_checkpoint import write_random_checkpoint
 
 from paramerge.checkpoints.layout import open_base
 from paramerge.checkpoints.targets import Target
 from paramerge.files.writer import write_safetensors
 from paramerge.formats.native import write_para
-from paramerge.models.architectures.sdxl import sdxl
 from paramerge.models.names import ModuleName
 
 _KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}

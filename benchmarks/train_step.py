@@ -135,9 +135,8 @@ def one(method: str, subset: str, options: argparse.Namespace) -> dict[str, Any]
 def make_unet(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     import paths  # noqa: F401  first: it makes the next one importable
     from blueprint_configs import folder_configs
+    from blueprints import sdxl
     from diffusers import UNet2DConditionModel
-
-    from paramerge.models.architectures.sdxl import sdxl
 
     config = folder_configs(sdxl(options.width))["unet/config.json"]
     dtype = torch.bfloat16 if options.device.startswith("cuda") else torch.float32

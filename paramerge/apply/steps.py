@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from paramerge.apply.amounts import check_amounts
 from paramerge.apply.strengths import check_strength
 from paramerge.errors import UsageError
 from paramerge.files.dtype_names import KEEP, WRITTEN, parse_dtype, short_name
@@ -79,7 +80,7 @@ class BakeOptions:
     private: bool = False
 
     def __post_init__(self) -> None:
-        check_gamma(self.gamma)
+        check_amounts(gamma=self.gamma)
         object.__setattr__(self, "dtype", short_name(parse_dtype(self.dtype, (KEEP, *WRITTEN))))
         if self.merge not in get_args(MergeChoice):
             raise UsageError(
@@ -88,17 +89,6 @@ class BakeOptions:
                 expected=", ".join(get_args(MergeChoice)),
                 found=self.merge,
             )
-
-
-def check_gamma(gamma: float | None) -> None:
-    """Refuse a rank boundary outside (0, 1]; None is none."""
-    if gamma is not None and not 0 < gamma <= 1:
-        raise UsageError(
-            "gamma is a share of a layer's rank",
-            where=option("gamma"),
-            expected="a number above 0 and at most 1, such as 0.025 (the paper's 1/40)",
-            found=gamma,
-        )
 
 
 def parse_step(kind: Kind, text: str) -> Step:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paramerge.apply.amounts import check_amounts
 from paramerge.checkpoints.layout import Base
 from paramerge.errors import FamilyError, UsageError
 from paramerge.extract.difference import Differences
@@ -259,26 +260,13 @@ def _check(options: ExtractOptions) -> None:
             expected=", ".join(EXTRACTORS),
             found=options.family,
         )
-    if options.rank is not None and options.rank < 1:
-        raise UsageError(
-            "a rank counts directions", where=option("rank"), expected="above 0", found=options.rank
-        )
-    for name, value in ((option("energy"), options.energy), (option("gamma"), options.gamma)):
-        if value is not None and not 0 < value <= 1:
-            raise UsageError("this is a share", where=name, expected="a number in (0, 1]", found=value)
     wrong = [name for name in told if name == option("gamma")] if options.family != "para" else []
     wrong = told if options.family == "krona" else wrong
     if wrong:
         raise UsageError(
             f"{' and '.join(wrong)} says nothing about this family", where=option("family", options.family)
         )
-    if options.family == "lora" and len(told) != 1:
-        raise UsageError(
-            "say how large the LoRA may be, in one way",
-            where=f"{option('rank')}, {option('energy')}",
-            expected=f"{option('rank')} with a number, or {option('energy')} with a share",
-            found=" and ".join(told) or "neither",
-        )
+    check_amounts(options.rank, options.energy, options.gamma, one=options.family == "lora")
 
 
 def _unheld(options: ExtractOptions, left_out: dict[str, str]) -> FamilyError:

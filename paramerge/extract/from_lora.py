@@ -19,9 +19,9 @@ from paramerge.adapters.lora import LoraModule
 from paramerge.adapters.overflow import overflowing
 from paramerge.adapters.unread import refuse_unread
 from paramerge.algebra import leading_output_directions, lora_loss
+from paramerge.apply.amounts import check_amounts
 from paramerge.errors import FamilyError, UsageError
 from paramerge.models.names import ModuleName
-from paramerge.wording import option
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def extract_para(
         NaN or Inf in a factor.
     """
     refuse_unread(adapter, allowed=allow_unmatched)
-    _check_choice(rank, energy)
+    check_amounts(rank, energy, one=True)
     if adapter.family != "lora":
         raise FamilyError(
             "directions are extracted from a LoRA",
@@ -134,24 +134,3 @@ def _extract_layer(module: LoraModule, rank: int | None, energy: float | None) -
 
 def _loras(adapter: Adapter) -> Iterable[LoraModule]:
     return (module for module in adapter.modules.values() if isinstance(module, LoraModule))
-
-
-def _check_choice(rank: int | None, energy: float | None) -> None:
-    if (rank is None) == (energy is None):
-        raise UsageError(
-            "say how many directions to take, in one way",
-            where=f"{option('rank')}, {option('energy')}",
-            expected=f"{option('rank')} with a number, or {option('energy')} with a share",
-            found="neither" if rank is None else "both",
-        )
-    if rank is not None and rank < 1:
-        raise UsageError(
-            "a rank counts directions", where=option("rank"), expected="a whole number above 0", found=rank
-        )
-    if energy is not None and not 0 < energy <= 1:
-        raise UsageError(
-            "an energy is a share of the squared norm",
-            where=option("energy"),
-            expected="a number in (0, 1]",
-            found=energy,
-        )

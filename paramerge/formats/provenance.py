@@ -56,10 +56,9 @@ def _shapes(architecture: str) -> Mapping[ModuleName, tuple[int, ...]]:
     blueprint = published()[architecture]()
     found = {}
     for component in blueprint.components:
-        for spec in blueprint.component(component):
-            for part, shape in spec.parts:
-                name = part.removesuffix(".weight") if len(shape) > 1 and "embeddings." not in part else part
-                found[ModuleName.parse(name)] = shape
+        for key, shape in blueprint.shapes(component).items():
+            path = key.removesuffix(".weight") if len(shape) > 1 and "embeddings." not in key else key
+            found[ModuleName(component, path)] = shape
     return found
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from paramerge.apply.steps import Step, check_gamma, parse_step
+from paramerge.apply.amounts import check_amounts
+from paramerge.apply.steps import Step, parse_step
 from paramerge.apply.strengths import check_strength
 from paramerge.errors import FamilyError, UsageError
 from paramerge.files.dtype_names import parse_dtype
@@ -63,21 +64,7 @@ class CombineOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", parse_dtype(self.dtype))
-        check_gamma(self.gamma)
-        if self.energy is not None and not 0 < self.energy <= 1:
-            raise UsageError(
-                "an energy is a share of the squared norm",
-                where=option("energy"),
-                expected="a number above 0 and at most 1",
-                found=self.energy,
-            )
-        if self.rank is not None and self.rank < 1:
-            raise UsageError(
-                "a rank counts directions",
-                where=option("rank"),
-                expected="a whole number above 0",
-                found=self.rank,
-            )
+        check_amounts(self.rank, self.energy, self.gamma)
         if self.keep is not None and self.keep not in get_args(KeepChoice):
             raise UsageError(
                 "no such choice",

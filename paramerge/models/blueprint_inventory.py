@@ -1,4 +1,4 @@
-"""Every tensor of a UNet, a CLIP text encoder and a VAE from hyperparameters, by diffusers' names."""
+"""Every tensor of a UNet and a CLIP text encoder from hyperparameters, by diffusers' names."""
 
 from __future__ import annotations
 
@@ -60,92 +60,82 @@ class ClipConfig:
     """Last layers that single files hold and diffusers folders leave out (SD2 reads the last but one)."""
 
 
-@dataclass(frozen=True, slots=True)
-class VaeConfig:
-    """Hyperparameters of the autoencoder."""
-
-    channels: tuple[int, ...] = (128, 256, 512, 512)
-    latent: int = 4
-    layers_per_block: int = 2
-    groups: int = 32
-    scaling_factor: float = 0.18215
-
-
-def _affine(name: str, *shape: int) -> Shapes:
+def affine(name: str, *shape: int) -> Shapes:
     """A Linear, Conv or (with one size) normalisation layer: weight and bias."""
     yield f"{name}.weight", shape
     yield f"{name}.bias", shape[:1]
 
 
-def _resnet(name: str, inputs: int, outputs: int, time: int | None) -> Shapes:
-    yield from _affine(f"{name}.norm1", inputs)
-    yield from _affine(f"{name}.conv1", outputs, inputs, 3, 3)
+def resnet(name: str, inputs: int, outputs: int, time: int | None) -> Shapes:
+    """A residual block; ``time`` is the width of the time embedding, None in an autoencoder."""
+    yield from affine(f"{name}.norm1", inputs)
+    yield from affine(f"{name}.conv1", outputs, inputs, 3, 3)
     if time is not None:
-        yield from _affine(f"{name}.time_emb_proj", outputs, time)
-    yield from _affine(f"{name}.norm2", outputs)
-    yield from _affine(f"{name}.conv2", outputs, outputs, 3, 3)
+        yield from affine(f"{name}.time_emb_proj", outputs, time)
+    yield from affine(f"{name}.norm2", outputs)
+    yield from affine(f"{name}.conv2", outputs, outputs, 3, 3)
     if inputs != outputs:
-        yield from _affine(f"{name}.conv_shortcut", outputs, inputs, 1, 1)
+        yield from affine(f"{name}.conv_shortcut", outputs, inputs, 1, 1)
 
 
 def _transformer(name: str, width: int, depth: int, config: UNetConfig) -> Shapes:
     kernel = () if config.linear_projection else (1, 1)
-    yield from _affine(f"{name}.norm", width)
-    yield from _affine(f"{name}.proj_in", width, width, *kernel)
+    yield from affine(f"{name}.norm", width)
+    yield from affine(f"{name}.proj_in", width, width, *kernel)
     for i in range(depth):
         block = f"{name}.transformer_blocks.{i}"
         for attention, source in (("attn1", width), ("attn2", config.context)):
             yield f"{block}.{attention}.to_q.weight", (width, width)
             yield f"{block}.{attention}.to_k.weight", (width, source)
             yield f"{block}.{attention}.to_v.weight", (width, source)
-            yield from _affine(f"{block}.{attention}.to_out.0", width, width)
-        yield from _affine(f"{block}.ff.net.0.proj", 8 * width, width)
-        yield from _affine(f"{block}.ff.net.2", width, 4 * width)
+            yield from affine(f"{block}.{attention}.to_out.0", width, width)
+        yield from affine(f"{block}.ff.net.0.proj", 8 * width, width)
+        yield from affine(f"{block}.ff.net.2", width, 4 * width)
         for norm in ("norm1", "norm2", "norm3"):
-            yield from _affine(f"{block}.{norm}", width)
-    yield from _affine(f"{name}.proj_out", width, width, *kernel)
+            yield from affine(f"{block}.{norm}", width)
+    yield from affine(f"{name}.proj_out", width, width, *kernel)
 
 
 def unet_shapes(config: UNetConfig) -> Shapes:
     """Keys and shapes of diffusers' ``UNet2DConditionModel``."""
     channels, layers = config.channels, config.layers_per_block
     first, last, time = channels[0], channels[-1], 4 * channels[0]
-    yield from _affine("conv_in", first, config.in_channels, 3, 3)
-    yield from _affine("time_embedding.linear_1", time, first)
-    yield from _affine("time_embedding.linear_2", time, time)
+    yield from affine("conv_in", first, config.in_channels, 3, 3)
+    yield from affine("time_embedding.linear_1", time, first)
+    yield from affine("time_embedding.linear_2", time, time)
     if config.time_ids:
         added = config.pooled + config.time_ids * config.time_id_width
-        yield from _affine("add_embedding.linear_1", time, added)
-        yield from _affine("add_embedding.linear_2", time, time)
+        yield from affine("add_embedding.linear_1", time, added)
+        yield from affine("add_embedding.linear_2", time, time)
 
     skips, width = [first], first
     for level, outputs in enumerate(channels):
         block = f"down_blocks.{level}"
         for layer in range(layers):
-            yield from _resnet(f"{block}.resnets.{layer}", width, outputs, time)
+            yield from resnet(f"{block}.resnets.{layer}", width, outputs, time)
             width = outputs
             if depth := config.depths[level]:
                 yield from _transformer(f"{block}.attentions.{layer}", width, depth, config)
             skips.append(width)
         if level < len(channels) - 1:
-            yield from _affine(f"{block}.downsamplers.0.conv", width, width, 3, 3)
+            yield from affine(f"{block}.downsamplers.0.conv", width, width, 3, 3)
             skips.append(width)
 
-    yield from _resnet("mid_block.resnets.0", last, last, time)
+    yield from resnet("mid_block.resnets.0", last, last, time)
     yield from _transformer("mid_block.attentions.0", last, config.mid_depth, config)
-    yield from _resnet("mid_block.resnets.1", last, last, time)
+    yield from resnet("mid_block.resnets.1", last, last, time)
 
     for level, outputs in enumerate(reversed(channels)):
         block = f"up_blocks.{level}"
         for layer in range(layers + 1):
-            yield from _resnet(f"{block}.resnets.{layer}", width + skips.pop(), outputs, time)
+            yield from resnet(f"{block}.resnets.{layer}", width + skips.pop(), outputs, time)
             width = outputs
             if depth := config.depths[-1 - level]:
                 yield from _transformer(f"{block}.attentions.{layer}", width, depth, config)
         if level < len(channels) - 1:
-            yield from _affine(f"{block}.upsamplers.0.conv", width, width, 3, 3)
-    yield from _affine("conv_norm_out", first)
-    yield from _affine("conv_out", config.out_channels, first, 3, 3)
+            yield from affine(f"{block}.upsamplers.0.conv", width, width, 3, 3)
+    yield from affine("conv_norm_out", first)
+    yield from affine("conv_out", config.out_channels, first, 3, 3)
 
 
 def clip_shapes(config: ClipConfig, layers: int | None = None) -> Shapes:
@@ -156,48 +146,11 @@ def clip_shapes(config: ClipConfig, layers: int | None = None) -> Shapes:
     for i in range(config.layers if layers is None else layers):
         layer = f"text_model.encoder.layers.{i}"
         for projection in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            yield from _affine(f"{layer}.self_attn.{projection}", width, width)
-        yield from _affine(f"{layer}.layer_norm1", width)
-        yield from _affine(f"{layer}.mlp.fc1", 4 * width, width)
-        yield from _affine(f"{layer}.mlp.fc2", width, 4 * width)
-        yield from _affine(f"{layer}.layer_norm2", width)
-    yield from _affine("text_model.final_layer_norm", width)
+            yield from affine(f"{layer}.self_attn.{projection}", width, width)
+        yield from affine(f"{layer}.layer_norm1", width)
+        yield from affine(f"{layer}.mlp.fc1", 4 * width, width)
+        yield from affine(f"{layer}.mlp.fc2", width, 4 * width)
+        yield from affine(f"{layer}.layer_norm2", width)
+    yield from affine("text_model.final_layer_norm", width)
     if config.projection:
         yield "text_projection.weight", (config.projection, width)
-
-
-def vae_shapes(config: VaeConfig) -> Shapes:
-    """Keys and shapes of diffusers' ``AutoencoderKL``."""
-    channels, last = config.channels, config.channels[-1]
-    yield from _affine("encoder.conv_in", channels[0], 3, 3, 3)
-    width = channels[0]
-    for level, outputs in enumerate(channels):
-        for layer in range(config.layers_per_block):
-            yield from _resnet(f"encoder.down_blocks.{level}.resnets.{layer}", width, outputs, None)
-            width = outputs
-        if level < len(channels) - 1:
-            yield from _affine(f"encoder.down_blocks.{level}.downsamplers.0.conv", width, width, 3, 3)
-    yield from _vae_middle("encoder", last)
-    yield from _affine("encoder.conv_norm_out", last)
-    yield from _affine("encoder.conv_out", 2 * config.latent, last, 3, 3)
-    yield from _affine("decoder.conv_in", last, config.latent, 3, 3)
-    width = last
-    for level, outputs in enumerate(reversed(channels)):
-        for layer in range(config.layers_per_block + 1):
-            yield from _resnet(f"decoder.up_blocks.{level}.resnets.{layer}", width, outputs, None)
-            width = outputs
-        if level < len(channels) - 1:
-            yield from _affine(f"decoder.up_blocks.{level}.upsamplers.0.conv", width, width, 3, 3)
-    yield from _vae_middle("decoder", last)
-    yield from _affine("decoder.conv_norm_out", channels[0])
-    yield from _affine("decoder.conv_out", 3, channels[0], 3, 3)
-    yield from _affine("quant_conv", 2 * config.latent, 2 * config.latent, 1, 1)
-    yield from _affine("post_quant_conv", config.latent, config.latent, 1, 1)
-
-
-def _vae_middle(way: str, width: int) -> Shapes:
-    yield from _affine(f"{way}.mid_block.attentions.0.group_norm", width)
-    for layer in ("to_q", "to_k", "to_v", "to_out.0"):
-        yield from _affine(f"{way}.mid_block.attentions.0.{layer}", width, width)
-    for i in range(2):
-        yield from _resnet(f"{way}.mid_block.resnets.{i}", width, width, None)

@@ -56,31 +56,31 @@ class OpenClipTensor:
     transposed: bool = False
 
 
-_TOP_LEVEL = {
+TOP_LEVEL = {
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "ln_final.weight": "text_model.final_layer_norm.weight",
     "ln_final.bias": "text_model.final_layer_norm.bias",
     "text_projection": "text_projection.weight",
 }
-_BLOCK_LAYERS = {
+"""OpenCLIP's keys outside its blocks, and transformers'."""
+
+BLOCK_LAYERS = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
 }
-_TOP_LEVEL_BACK = {new: old for old, new in _TOP_LEVEL.items()}
-_BLOCK_LAYERS_BACK = {new: old for old, new in _BLOCK_LAYERS.items()}
+"""OpenCLIP's layers of a block with one tensor of each kind, and transformers'."""
 
 _OPENCLIP_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)$")
-_ENCODER_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)$")
 
 
 def from_openclip(key: str) -> OpenClipTensor | None:
     """The parts of OpenCLIP's ``key`` (without prefix); None if transformers lacks it (``logit_scale``)."""
-    if key in _TOP_LEVEL:
-        return OpenClipTensor((_TOP_LEVEL[key],), transposed=key == "text_projection")
+    if key in TOP_LEVEL:
+        return OpenClipTensor((TOP_LEVEL[key],), transposed=key == "text_projection")
     match = _OPENCLIP_BLOCK.match(key)
     if match is None:
         return None
@@ -88,20 +88,6 @@ def from_openclip(key: str) -> OpenClipTensor | None:
     stem = f"text_model.encoder.layers.{number}"
     if layer == "attn.in_proj":
         return OpenClipTensor(tuple(f"{stem}.self_attn.{x}_proj.{kind}" for x in "qkv"))
-    if layer not in _BLOCK_LAYERS:
+    if layer not in BLOCK_LAYERS:
         return None
-    return OpenClipTensor((f"{stem}.{_BLOCK_LAYERS[layer]}.{kind}",))
-
-
-def to_openclip(key: str) -> str | None:
-    """OpenCLIP's key (without prefix) that holds the canonical ``key``; q, k and v share one."""
-    if key in _TOP_LEVEL_BACK:
-        return _TOP_LEVEL_BACK[key]
-    match = _ENCODER_LAYER.match(key)
-    if match is None:
-        return None
-    number, layer, kind = match.groups()
-    stem = f"transformer.resblocks.{number}"
-    if layer in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
-        return f"{stem}.attn.in_proj_{kind}"
-    return f"{stem}.{_BLOCK_LAYERS_BACK[layer]}.{kind}" if layer in _BLOCK_LAYERS_BACK else None
+    return OpenClipTensor((f"{stem}.{BLOCK_LAYERS[layer]}.{kind}",))

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from paramerge.models.blueprint import TensorSpec
 from paramerge.models.clip_keys import EncoderPrefix
 from paramerge.models.key_map import KeyMap
 from paramerge.models.names import MODEL
@@ -25,10 +24,10 @@ class Published(Protocol):
 
     @property
     def components(self) -> tuple[str, ...]:
-        """The components with weights."""
+        """The components that adapters reach."""
 
-    def component(self, name: str) -> list[TensorSpec]:
-        """The tensors of one component, by the names of layers that paramerge speaks."""
+    def shapes(self, component: str) -> Mapping[str, tuple[int, ...]]:
+        """The tensors of one component: keys by the names of layers that paramerge speaks, and shapes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +149,7 @@ class ArchitectureRecord:
     key_map: KeyMap | None = None
     ldm: UNetStructure | None = None
     blocks: BlockNames | None = None
-    published: Callable[..., Published] | None = None
+    published: Callable[[], Published] | None = None
     context_width: int | None = None
     encoder_width: int | None = None
     shown_by: str | None = None

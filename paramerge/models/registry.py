@@ -80,6 +80,6 @@ def family_of(name: str) -> str:
     return record_of(name).plain
 
 
-def published() -> dict[str, Callable[..., Published]]:
+def published() -> dict[str, Callable[[], Published]]:
     """By name what makes the layout of an architecture's published checkpoint, where that is known."""
     return {record.name: record.published for record in records() if record.published is not None}

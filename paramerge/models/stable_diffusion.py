@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,6 @@ INPUTS: Mapping[int, str] = {4: "", 9: "-inpainting", 8: "-pix2pix", 5: "-depth"
 
 def stable_diffusion(
     blueprint: Blueprint,
-    published: Callable[..., Blueprint],
     *,
     vectors: Iterable[int],
     projected: bool | None = None,
@@ -29,8 +28,6 @@ def stable_diffusion(
 
     Parameters
     ----------
-    published:
-        Makes the blueprint, at any width.
     vectors:
         The lengths of its vectors of block weights.
     projected:
@@ -61,7 +58,7 @@ def stable_diffusion(
         ),
         "ldm": ldm,
         "blocks": unet_blocks(ldm, vectors),
-        "published": published,
+        "published": lambda: blueprint,
         "context_width": unet.context,
         "resembles": (STABLE_DIFFUSION,),
     }

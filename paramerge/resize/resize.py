@@ -8,6 +8,7 @@ import numpy as np
 
 from paramerge.adapters import Adapter, ParaModule
 from paramerge.adapters.unread import refuse_unread, unread_warnings
+from paramerge.apply.amounts import check_amounts
 from paramerge.checkpoints.layout import Base
 from paramerge.errors import FamilyError, UsageError
 from paramerge.files.outputs import check_output_file, inputs_of
@@ -50,13 +51,7 @@ def resize(
     OutputError
         ``output`` is an input, stands there already (without ``overwrite``), or cannot be written.
     """
-    if (rank is None) == (energy is None):
-        raise UsageError(
-            "say how large it may be, in one way",
-            where=f"{option('rank')}, {option('energy')}",
-            expected=f"{option('rank')} with a number, or {option('energy')} with a share",
-            found="neither" if rank is None else "both",
-        )
+    check_amounts(rank, energy, one=True)
     if adapter.family not in ("lora", "para"):
         raise FamilyError(
             f"{' and '.join(adapter.families)} cannot be resized",

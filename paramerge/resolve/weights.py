@@ -170,9 +170,8 @@ def _published(architecture: str | None) -> Mapping[ModuleName, tuple[int, int]]
     blueprint = published()[architecture]()
     shapes = {}
     for component in blueprint.components:
-        for spec in blueprint.component(component):
-            for part, shape in spec.parts:
-                if part.endswith(".weight") and len(shape) > 1:
-                    name = ModuleName.parse(part.removesuffix(".weight"))
-                    shapes[name] = (shape[0], math.prod(shape[1:]))
+        for key, shape in blueprint.shapes(component).items():
+            if key.endswith(".weight") and len(shape) > 1:
+                name = ModuleName(component, key.removesuffix(".weight"))
+                shapes[name] = (shape[0], math.prod(shape[1:]))
     return shapes

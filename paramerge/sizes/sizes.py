@@ -83,11 +83,10 @@ def unet_layers(architecture: str) -> dict[str, tuple[int, ...]]:
             found=architecture,
         )
     component = record_of(architecture).component
-    parts = [part for spec in published()[architecture]().component(component) for part in spec.parts]
     return {
-        name.removeprefix(f"{component}.").removesuffix(".weight"): shape
-        for name, shape in parts
-        if name.endswith(".weight") and len(shape) > 1
+        key.removesuffix(".weight"): shape
+        for key, shape in published()[architecture]().shapes(component).items()
+        if key.endswith(".weight") and len(shape) > 1
     }
 
 

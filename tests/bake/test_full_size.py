@@ -21,6 +21,7 @@ from baking import (
     rounded,
     shapes_of,
 )
+from blueprints import sdxl
 from checkpoint_files import write_holes
 from flux_shapes import single_file_shapes
 from random_checkpoint import write_random_checkpoint
@@ -30,7 +31,6 @@ from paramerge.checkpoints.targets import Target
 from paramerge.files.header import Header, read_header
 from paramerge.files.tensors import stored
 from paramerge.files.writer import write_safetensors
-from paramerge.models.architectures.sdxl import sdxl
 
 pytestmark = pytest.mark.slow
 

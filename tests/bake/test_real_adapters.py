@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from baking import DTYPES, LARGEST_SHARE_OFF, add, check_close, plan_of, remove
+from blueprints import sd15
 from checkpoint_files import configs
 from lora_oracles import full_name, hollow, layers_of_class, unet, walk_of_2023
 from random_checkpoint import write_random_checkpoint
@@ -27,7 +28,6 @@ from paramerge.bake.bake import bake
 from paramerge.errors import FamilyError
 from paramerge.extract.from_lora import extract_para
 from paramerge.formats import open_adapter, write_para
-from paramerge.models.architectures.sd15 import sd15
 
 Factors = dict[str, tuple[np.ndarray, np.ndarray]]
 

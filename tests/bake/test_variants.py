@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from baking import add, load, lora_file, para_file, plan_of, random_bases, random_factors, remove, shapes_of
+from blueprints import Blueprint, sd2, sd15, sdxl_refiner
 from checkpoint_files import blueprint, write_holes
 from checkpoint_files import shapes_of as spec_shapes
 from random_checkpoint import write_random_checkpoint
@@ -17,10 +18,6 @@ from paramerge.apply.steps import Step
 from paramerge.bake.bake import bake
 from paramerge.checkpoints.layout import open_base
 from paramerge.errors import ArchitectureError, ShapeError
-from paramerge.models.architectures.sd2 import sd2
-from paramerge.models.architectures.sd15 import sd15
-from paramerge.models.architectures.sdxl_refiner import sdxl_refiner
-from paramerge.models.blueprint import Blueprint
 
 VARIANTS = {
     "sd2": lambda: sd2(16, vocabulary=64),

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from blueprints import sd15
 from checkpoint_files import ARCHITECTURES, Shape, blueprint, shapes_of, write_folder, write_holes
 
 from paramerge.checkpoints.layout import open_base
 from paramerge.models.architecture import detect_architecture
-from paramerge.models.architectures.sd15 import sd15
 from paramerge.models.blueprint_inventory import UNetConfig, unet_shapes
 from paramerge.models.unet_facts import unet_facts
 

@@ -7,11 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+from blueprints import sd15, sdxl
 from checkpoint_files import ARCHITECTURES, blueprint, configs, meta_model, parameter_shapes, shapes_of
 
 from paramerge.errors import UsageError
-from paramerge.models.architectures.sd15 import sd15
-from paramerge.models.architectures.sdxl import sdxl
 from paramerge.models.clip_keys import canonical_key
 from paramerge.models.registry import published
 
@@ -79,7 +78,7 @@ def test_the_first_encoder_can_be_named_as_transformers_5_saves_it() -> None:
 
 
 def test_names_of_architectures_are_those_that_are_reported() -> None:
-    assert {name: make(16).architecture for name, make in published().items()} == {n: n for n in published()}
+    assert {name: make().architecture for name, make in published().items()} == {n: n for n in published()}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blueprints import to_openclip
 from checkpoint_files import blueprint, configs, layers, meta_model, parameter_shapes
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import law
 
-from paramerge.models.clip_keys import canonical_key, from_openclip, to_openclip
+from paramerge.models.clip_keys import canonical_key, from_openclip
 from paramerge.models.components import locate
 
 OPENCLIP = [

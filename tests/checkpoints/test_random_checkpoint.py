@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blueprints import sd15
 from checkpoint_files import blueprint, configs, meta_model, shapes_of
 from random_checkpoint import write_random_checkpoint
 
@@ -19,7 +20,6 @@ from paramerge.errors import UsageError
 from paramerge.files.dtypes import unit_roundoff
 from paramerge.files.header import read_header
 from paramerge.files.tensors import stored
-from paramerge.models.architectures.sd15 import sd15
 from paramerge.models.clip_keys import canonical_key
 
 

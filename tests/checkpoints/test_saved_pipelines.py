@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blueprints import Blueprint
 from checkpoint_files import blueprint, configs, layers
 
 from paramerge.checkpoints.layout import open_base
 from paramerge.files.tensors import stored
-from paramerge.models.blueprint import Blueprint
 from paramerge.models.clip_keys import canonical_key
 from paramerge.models.names import ModuleName
 

@@ -6,10 +6,10 @@ import math
 import re
 
 import pytest
+from blueprints import sdxl
 
 from paramerge.algebra.boundary import adjusted_rank
 from paramerge.errors import UsageError
-from paramerge.models.architectures.sdxl import sdxl
 from paramerge.models.blueprint_inventory import unet_shapes
 from paramerge.models.subsets import PAPER_GAMMA, SUBSETS, in_subset, select, subset
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from adapter_files import REAL_LOKRS, REAL_LORAS, Array, factors, kohya_layer, product_norm, save
+from blueprints import sd15, sdxl
 from family_cases import CASES
 from random_checkpoint import write_random_checkpoint
 from safetensors.numpy import load_file
@@ -21,8 +22,6 @@ from paramerge.errors import ParamergeError
 from paramerge.files.recipe_text import RECIPE_KEY
 from paramerge.formats import open_adapter, write_para
 from paramerge.inspect.training_notes import training_notes
-from paramerge.models.architectures.sd15 import sd15
-from paramerge.models.architectures.sdxl import sdxl
 from paramerge.models.names import ModuleName
 
 TO_Q = ModuleName("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q")

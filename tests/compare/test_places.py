@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from blueprints import sd15, sdxl
 
 from paramerge.compare.places import columns_in_order, place_of, short_name, sorted_rows
-from paramerge.models.architectures.sd15 import sd15
-from paramerge.models.architectures.sdxl import sdxl
 from paramerge.models.layer_kinds import layer_kind
 from paramerge.models.names import ModuleName
 

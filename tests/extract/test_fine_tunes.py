@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from baking import DTYPES, Array, load, plan_of
+from blueprints import sd15
 from random_checkpoint import write_random_checkpoint
 
 from paramerge.apply.steps import Step
@@ -19,7 +20,6 @@ from paramerge.extract.rounding import only_rounded
 from paramerge.files.dtypes import FLOATS
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter
-from paramerge.models.architectures.sd15 import sd15
 
 LAYER = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
 

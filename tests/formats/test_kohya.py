@@ -19,6 +19,7 @@ from adapter_files import (
     relative_distance,
     save,
 )
+from blueprints import sdxl
 from lora_oracles import by_diffusers
 from lycoris.modules.locon import LoConModule
 from random_checkpoint import write_random_checkpoint
@@ -26,7 +27,6 @@ from random_checkpoint import write_random_checkpoint
 from paramerge.adapters import LoraModule
 from paramerge.checkpoints.layout import open_base
 from paramerge.formats import open_adapter
-from paramerge.models.architectures.sdxl import sdxl
 from paramerge.models.unet_keys import UNetKeyMap
 from paramerge.models.unet_structure import standard_structure
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from baking import load
+from blueprints import sd15, sdxl
 from merging import ATTENTION, CONV, SHAPES, TEXT, draw_factors, name_of, rng_of, write_factors
 
 from paramerge.adapters import LoraModule
@@ -17,8 +18,6 @@ from paramerge.formats import open_adapter
 from paramerge.formats.kohya import KOHYA
 from paramerge.formats.layers import underscored_layer
 from paramerge.formats.lora_writer import LoraFactors, write_lora
-from paramerge.models.architectures.sd15 import sd15
-from paramerge.models.architectures.sdxl import sdxl
 from paramerge.models.layer_kinds import layer_kind
 from paramerge.models.names import ModuleName
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from baking import load, shapes_of, small_model
+from blueprints import sd15
 from hypothesis import given
 from hypothesis import strategies as st
 from merging import (
@@ -35,7 +36,6 @@ from paramerge.errors import AdapterError, NonFiniteError, ShapeError, Unmatched
 from paramerge.files.hashing import file_sha256
 from paramerge.formats import open_adapter
 from paramerge.merge.combine import MERGE_KEY
-from paramerge.models.architectures.sd15 import sd15
 from paramerge.resolve.weights import BaseWeights
 
 FP32 = 1e-5

@@ -24,6 +24,7 @@ import click
 import ml_dtypes
 import numpy as np
 import torch  # noqa: F401 - not to be stopped half imported
+from blueprints import sd15
 from family_cases import CASES, KRONA_CASES, Case, Shape
 from random_checkpoint import write_random_checkpoint
 
@@ -33,7 +34,6 @@ from paramerge.files.dtypes import BITS, FLOATS, NUMPY
 from paramerge.files.header import encode_header, read_header
 from paramerge.files.tensors import stored
 from paramerge.files.writer import write_safetensors
-from paramerge.models.architectures.sd15 import sd15
 
 __all__ = ["Bench", "Finding", "Mutant", "check", "mutant"]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from blueprints import sd15, sdxl
 from numpy.typing import NDArray
 from random_checkpoint import write_random_checkpoint
 
@@ -23,8 +24,6 @@ from paramerge.bake.plan import Plan, make_plan
 from paramerge.checkpoints.layout import open_base
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter, write_para
-from paramerge.models.architectures.sd15 import sd15
-from paramerge.models.architectures.sdxl import sdxl
 from paramerge.models.names import ModuleName
 
 Array = NDArray[np.generic]

@@ -6,8 +6,9 @@ with ``DiffusionPipeline.from_pretrained(folder, tokenizer=None)`` takes prompt 
 
 from __future__ import annotations
 
-from paramerge.models.blueprint import Blueprint
-from paramerge.models.blueprint_inventory import ClipConfig, UNetConfig, VaeConfig
+from blueprints import Blueprint, VaeConfig
+
+from paramerge.models.blueprint_inventory import ClipConfig, UNetConfig
 from paramerge.version import __version__
 
 __all__ = ["folder_configs"]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from blueprint_configs import folder_configs
+from blueprints import Blueprint, TensorSpec, blueprint_of
 
 from paramerge.files.dtypes import BITS
 from paramerge.files.header import encode_header
-from paramerge.models.blueprint import Blueprint, TensorSpec
 from paramerge.models.registry import published
 
 Shape = tuple[int, ...]
@@ -24,7 +24,7 @@ ARCHITECTURES = tuple(published())
 @cache
 def blueprint(architecture: str, shrink: int = 1) -> Blueprint:
     """A published architecture, at its true size or with every width divided by ``shrink``."""
-    return published()[architecture](shrink, vocabulary=49408 if shrink == 1 else 50)
+    return blueprint_of(architecture, shrink, vocabulary=49408 if shrink == 1 else 50)
 
 
 def shapes_of(specs: Iterable[TensorSpec]) -> dict[str, Shape]:

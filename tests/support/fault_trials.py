@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blueprints import sd15
 from random_checkpoint import write_random_checkpoint
 
 from paramerge.files.writer import write_safetensors
-from paramerge.models.architectures.sd15 import sd15
 from paramerge.system_faults import meaning
 
 SHIM = Path(__file__).parents[2] / "tools" / "fault_shim.c"

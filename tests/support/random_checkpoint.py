@@ -19,11 +19,11 @@ from typing import BinaryIO
 
 import numpy as np
 from blueprint_configs import folder_configs
+from blueprints import Blueprint, TensorSpec
 
 from paramerge.errors import UsageError
 from paramerge.files.dtypes import BITS, FLOATS, NUMPY
 from paramerge.files.header import encode_header
-from paramerge.models.blueprint import Blueprint, TensorSpec
 
 __all__ = ["LAYOUTS", "write_random_checkpoint"]
 

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import torch
+from blueprints import sdxl
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from random_checkpoint import write_random_checkpoint
 
 from paramerge.checkpoints.single_file import write_single_file
-from paramerge.models.architectures.sdxl import sdxl
 from paramerge.training.tiny import models
 from paramerge.training.tiny.export import make_pipeline
 from paramerge.training.tiny.tokenizer import make_tokenizer

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from blueprint_configs import folder_configs
+from blueprints import sdxl
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from paramerge.formats import open_adapter
-from paramerge.models.architectures.sdxl import sdxl
 from paramerge.peft import paper_config, para_layers, save_para
 from paramerge.training.config import TrainConfig
 from paramerge.training.examples import Batch, Prompts

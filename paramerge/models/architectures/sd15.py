@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from paramerge.models.blueprint import Blueprint, Encoder
-from paramerge.models.blueprint_inventory import ClipConfig, UNetConfig, VaeConfig
+from paramerge.models.blueprint_inventory import ClipConfig, UNetConfig
 from paramerge.models.record import ArchitectureRecord, KohyaNames
 from paramerge.models.stable_diffusion import stable_diffusion
 from paramerge.models.unet_facts import UNetTraits
@@ -15,23 +13,11 @@ _BLUEPRINT = Blueprint(
     "sd15",
     UNetConfig((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 768, (8, 8, 8, 8)),
     (Encoder("text_encoder", "cond_stage_model.transformer.", ClipConfig(768, 12, 12)),),
-    VaeConfig(),
-    schedule=True,
 )
-
-
-def sd15(shrink: int = 1, *, vocabulary: int = 49408, inpainting: bool = False) -> Blueprint:
-    """Stable Diffusion 1.5; ``inpainting`` adds the mask and the masked image to the UNet's input."""
-    blueprint = _BLUEPRINT
-    if inpainting:
-        unet = replace(blueprint.unet, in_channels=9)
-        blueprint = replace(blueprint, architecture="sd15-inpainting", unet=unet)
-    return blueprint.shrunk(shrink, vocabulary)
 
 
 _SD15 = stable_diffusion(
     _BLUEPRINT,
-    sd15,
     vectors=(17, 26),
     label="Stable Diffusion 1.5",
     modelspec="stable-diffusion-v1",

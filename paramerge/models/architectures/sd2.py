@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paramerge.models.blueprint import Blueprint, Encoder
-from paramerge.models.blueprint_inventory import ClipConfig, UNetConfig, VaeConfig
+from paramerge.models.blueprint_inventory import ClipConfig, UNetConfig
 from paramerge.models.record import KohyaNames
 from paramerge.models.stable_diffusion import stable_diffusion
 from paramerge.models.unet_facts import UNetTraits
@@ -14,19 +14,11 @@ _BLUEPRINT = Blueprint(
     "sd2",
     UNetConfig((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 1024, (5, 10, 20, 20), linear_projection=True),
     (Encoder("text_encoder", "cond_stage_model.model.", _CLIP_H),),
-    VaeConfig(),
-    schedule=True,
 )
-
-
-def sd2(shrink: int = 1, *, vocabulary: int = 49408) -> Blueprint:
-    """Stable Diffusion 2.0 and 2.1."""
-    return _BLUEPRINT.shrunk(shrink, vocabulary)
 
 
 _SD2 = stable_diffusion(
     _BLUEPRINT,
-    sd2,
     vectors=(17, 26),
     label="Stable Diffusion 2",
     encoder_width=1024,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paramerge.models.blueprint import Blueprint, Encoder
-from paramerge.models.blueprint_inventory import ClipConfig, UNetConfig, VaeConfig
+from paramerge.models.blueprint_inventory import ClipConfig, UNetConfig
 from paramerge.models.record import ArchitectureRecord, KohyaNames
 from paramerge.models.stable_diffusion import stable_diffusion
 from paramerge.models.unet_facts import UNetTraits
@@ -20,19 +20,11 @@ _BLUEPRINT = Blueprint(
         Encoder("text_encoder", "conditioner.embedders.0.transformer.", ClipConfig(768, 12, 12)),
         Encoder("text_encoder_2", "conditioner.embedders.1.model.", CLIP_BIGG),
     ),
-    VaeConfig(scaling_factor=0.13025),
-    schedule=False,
 )
-
-
-def sdxl(shrink: int = 1, *, vocabulary: int = 49408) -> Blueprint:
-    """Stable Diffusion XL base 1.0."""
-    return _BLUEPRINT.shrunk(shrink, vocabulary)
 
 
 _SDXL = stable_diffusion(
     _BLUEPRINT,
-    sdxl,
     vectors=(12, 20),
     projected=False,
     label="Stable Diffusion XL",

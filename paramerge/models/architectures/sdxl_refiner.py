@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from paramerge.models.architectures.sdxl import CLIP_BIGG
 from paramerge.models.blueprint import Blueprint, Encoder
-from paramerge.models.blueprint_inventory import UNetConfig, VaeConfig
+from paramerge.models.blueprint_inventory import UNetConfig
 from paramerge.models.stable_diffusion import stable_diffusion
 
 _UNET = UNetConfig(
@@ -21,20 +21,12 @@ _BLUEPRINT = Blueprint(
     "sdxl-refiner",
     _UNET,
     (Encoder("text_encoder_2", "conditioner.embedders.0.model.", CLIP_BIGG),),
-    VaeConfig(scaling_factor=0.13025),
-    schedule=False,
 )
-
-
-def sdxl_refiner(shrink: int = 1, *, vocabulary: int = 49408) -> Blueprint:
-    """Stable Diffusion XL refiner 1.0."""
-    return _BLUEPRINT.shrunk(shrink, vocabulary)
 
 
 RECORDS = (
     stable_diffusion(
         _BLUEPRINT,
-        sdxl_refiner,
         vectors=(26,),
         label="Stable Diffusion XL refiner",
         modelspec="stable-diffusion-xl-v1-refiner",
