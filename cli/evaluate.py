@@ -266,12 +266,15 @@ def _clip_for(model: Path | None) -> str:
 
 def _check(model: Path | None, prompts: tuple[str, ...], folders: tuple[Path, ...], adapters: tuple) -> None:
     if (model is None) == (not folders):
-        raise UsageError("say what to measure", expected="either --model with --prompt, or --pictures")
+        raise UsageError(
+            "the pictures to measure are not given in one way",
+            expected="either --model with --prompt, or --pictures",
+        )
     if model is not None and not prompts:
         raise UsageError("there is nothing to draw", where="--model", expected="at least one --prompt")
     if model is None and (adapters or prompts):
         raise UsageError(
-            "prompts and adapters are for pictures that are drawn now",
+            "prompts or adapters were given for pictures that are drawn already",
             where="--pictures",
             expected="--text for what the text score reads",
         )

@@ -105,7 +105,7 @@ def extract(
     """
     if (tuned is None) == (source is None) or (tuned is None) != (base is None):
         raise UsageError(
-            "say what to extract from, in one way",
+            "the source of the extraction is not given in one way",
             where="--from, --base, --from-lora",
             expected="--from with --base, or --from-lora alone",
         )
@@ -123,7 +123,7 @@ def extract(
     elif source is not None:
         if family != "para" or gamma is not None or only or partial:
             raise UsageError(
-                "from a LoRA only a PaRa is extracted, of all its layers",
+                "an option was given that does not apply to an extraction from a LoRA",
                 where="--from-lora",
                 expected="--rank or --energy",
             )

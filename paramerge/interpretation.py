@@ -34,7 +34,9 @@ class Interpretation:
 
     def __post_init__(self) -> None:
         if self.lokr_scale is not None and not math.isfinite(self.lokr_scale):
-            raise UsageError("a scale is a finite number", where=option("lokr_scale"), found=self.lokr_scale)
+            raise UsageError(
+                "the scale is not a finite number", where=option("lokr_scale"), found=self.lokr_scale
+            )
         if self.krona not in (None, "code", "paper"):
             raise UsageError(
                 "no such order", where=option("krona"), expected="code or paper", found=self.krona

@@ -48,7 +48,7 @@ def unique(pairs: _Pairs) -> dict[str, Any]:
     if len(entries) != len(pairs):
         seen: set[str] = set()
         double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {shortened(double)!r} stands there twice")
+        raise ValueError(f"the key {shortened(double)!r} is there twice")
     return entries
 
 

@@ -134,7 +134,7 @@ def test_damage_is_told_in_the_words_of_all_dialects(
             "1 of 2 layers are incomplete",
         ),
         ({**whole, f"{stem}~down": whole[f"{stem}~down"][:1]}, "ranks of up and down do not agree"),
-        ({**whole, kohyas: whole[f"{stem}~up"]}, "several dialects"),
+        ({**whole, kohyas: whole[f"{stem}~up"]}, "mixes dialects"),
         ({**whole, f"{stem}~dora_scale": whole[f"{stem}~up"]}, "one magnitude for each row"),
     ):
         write_safetensors(slashes, tensors, {})

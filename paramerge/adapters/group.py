@@ -107,7 +107,7 @@ class Group:
             )
         if 0 in tensor.shape:
             raise AdapterError(
-                "a layer of rank or size 0", where=f"{tensor.path}: {key}", found=list(tensor.shape)
+                "a layer has rank or size 0", where=f"{tensor.path}: {key}", found=list(tensor.shape)
             )
         if len(tensor.shape) not in axes:
             raise ShapeError(

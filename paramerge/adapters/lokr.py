@@ -82,7 +82,7 @@ class LokrFactor:
     @property
     def _pair(self) -> tuple[StoredTensor, StoredTensor]:
         if self.a is None or self.b is None:
-            raise ValueError("a factor is whole, or has both a and b")
+            raise ValueError("a factor is neither whole nor a pair of a and b")
         return self.a, self.b
 
     def __str__(self) -> str:

@@ -189,7 +189,7 @@ def check_factors(up: StoredTensor, down: StoredTensor, mid: StoredTensor | None
         )
     if set(up.shape[2:]) - {1} or (mid is not None and (len(mid.shape) != 4 or set(down.shape[2:]) - {1})):
         raise ShapeError(
-            "the kernel sits in a factor where it cannot be",
+            "a factor has a kernel where it can have none",
             where=where,
             expected="up (out, r, 1, 1)" + (" and down (r, in, 1, 1) around mid" if mid else ""),
             found=found,

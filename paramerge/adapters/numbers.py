@@ -46,6 +46,6 @@ def read_number(tensor: StoredTensor, role: str, *, positive: bool = False) -> f
         raise NonFiniteError(f"an {role} is not finite", where=where, found=value)
     if value < 0 and positive:
         raise AdapterError(
-            f"an {role} bounds a norm, and is below 0", where=where, expected="0 or above", found=value
+            f"an {role} that bounds a norm is below 0", where=where, expected="0 or above", found=value
         )
     return value

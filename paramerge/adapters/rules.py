@@ -66,7 +66,7 @@ class Rules:
         if isinstance(settings, kind) and settings.tuner == name:
             return settings
         raise AdapterError(
-            f"these are PEFT's tensors of {name}, and the configuration that belongs to them is missing",
+            f"the configuration of PEFT's tensors of {name} is missing",
             where=group.name,
             expected=f"adapter_config.json with peft_type {name}",
             found="none" if settings is None else f"peft_type {settings.tuner}",

@@ -68,7 +68,7 @@ def uses_cores(parts: Sequence[Part], role: str) -> bool:
     flat = [part for part in parts if part not in cores and is_large_convolution(part)]
     if cores and flat:
         raise FamilyError(
-            "PEFT has cores in all convolutions of a model or in none",
+            "some convolutions have cores and others have none, which PEFT cannot hold",
             where=flat[0].name,
             found=f"{len(cores)} with a core, {len(flat)} without",
             hint="convert to kohya, which can hold both",

@@ -154,7 +154,7 @@ def unscaled(opened: Iterable[tuple[Step, OpenedAdapter]], verb: str) -> list[Op
     for step, adapter in opened:
         if step.strength != 1 or step.blocks is not None:
             raise UsageError(
-                f"a strength says nothing to {verb}",
+                f"a strength was given to {verb}, which takes none",
                 where=step.path,
                 expected="the file alone",
                 found=f"@{step.strength:g}",
@@ -180,7 +180,7 @@ def opened_base(base: PathLike | Base, variant: str | None = None) -> Base:
         return open_base(named_model(Path(base)), variant)
     if variant is not None:
         raise UsageError(
-            "the variant is chosen where the base is opened",
+            "a variant was given for a base that is open already",
             where=option("variant"),
             found=variant,
             hint="open the base with it, or give the base's path",

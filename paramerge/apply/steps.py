@@ -42,7 +42,7 @@ class Step:
         wrong = [value for value in (self.strength, *strengths) if not 0 <= value <= 1]
         if self.kind == "para" and wrong:
             raise UsageError(
-                "a PaRa's strength lies between 0 and 1",
+                "the strength of a PaRa is out of range",
                 where=self.path,
                 expected="0 (nothing removed) to 1 (the directions are gone)",
                 found=wrong[0],

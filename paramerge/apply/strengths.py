@@ -24,7 +24,7 @@ def check_strength(value: float, where: object, name: str = "strength") -> None:
         raise UsageError(f"the {name} is not a finite number", where=where, found=value)
     if abs(value) > LARGEST_STRENGTH:
         raise UsageError(
-            f"the {name} is far beyond any that an adapter is made for",
+            f"the {name} is too large",
             where=where,
             expected=f"at most {LARGEST_STRENGTH:g}, and usually about 1",
             found=f"{value:g}",

@@ -158,7 +158,7 @@ def _no_weights(folder: Path, stem: str) -> CheckpointError:
     pickles = [name for name in others if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if pickles:
         return CheckpointError(
-            "the weights are there as pickles only, and these are never opened: they can run any code",
+            "the weights are pickles, which are never opened: they can run any code",
             where=folder,
             expected=f"{stem}.safetensors",
             found=", ".join(pickles),
@@ -232,7 +232,7 @@ def _check_shard_name(index: Path, name: str) -> None:
     inside = PureWindowsPath(name).name == name and name not in ("", ".", "..")
     if not inside or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
         raise CheckpointError(
-            "the index names a shard by what is no file name"
+            "the index names a shard by something that is no file name"
             if inside
             else "the index points outside its folder",
             where=index,

@@ -161,10 +161,12 @@ def _check_file(path: Path, variant: str | None) -> None:
             expected="a .safetensors file or a diffusers folder",
         )
     if variant is not None:
-        raise CheckpointError("only folders have variants", where=path, found=f"variant {variant!r}")
+        raise CheckpointError(
+            "a variant was given for a single file", where=path, found=f"variant {variant!r}"
+        )
     if is_shard(path) and "-of-00001" not in path.name:
         raise CheckpointError(
-            "this file is one of several shards that are a model together",
+            "this file is one shard of a model, not all of it",
             where=path,
             expected="the folder with all shards and their index",
             hint=f"give the folder to {option('base')}: {path.parent}",

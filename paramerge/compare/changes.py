@@ -89,7 +89,7 @@ def _change(module: LayerModule, W: np.ndarray | None) -> np.ndarray:
         return module.delta(W)
     if module.depends_on_weight:
         raise FamilyError(
-            f"what {label(module.family)} changes depends on the weight that it meets",
+            f"no base was given, and what {label(module.family)} changes depends on its weights",
             where=module.name,
             expected="a base to compare on",
             found="adapters alone",

@@ -92,7 +92,7 @@ def deft_config(parts: Sequence[Part], linear: dict[ModuleName, bool] | None) ->
     UsageError
         Several ranks.
     FamilyError
-        A convolution: DEFT is for linear layers.
+        A convolution: DEFT holds linear layers alone.
     AdapterError
         Dependent columns, out of which DEFT's QR would make directions.
     """
@@ -103,7 +103,7 @@ def deft_config(parts: Sequence[Part], linear: dict[ModuleName, bool] | None) ->
         told = None if linear is None else linear.get(part.name)
         if told is False or (told is None and part.name.path.split(".")[-1] in _CONVOLUTIONS):
             raise FamilyError(
-                "DEFT is for linear layers",
+                "a layer is not linear, and DEFT holds linear layers alone",
                 where=part.name,
                 found="a convolution",
                 hint="keep the PaRa's own format, which paramerge.peft loads with its convolutions",
@@ -130,7 +130,7 @@ def _one_rank(parts: Sequence[Part]) -> int:
     ranks = Counter(part.rank for part in parts)
     if len(ranks) > 1:
         raise UsageError(
-            "DEFT has one rank for all layers of a model",
+            "the layers have different ranks, and DEFT has one for all",
             where=parts[0].name.component,
             expected="one rank",
             found=", ".join(f"rank {rank} in {count} layers" for rank, count in sorted(ranks.items())),

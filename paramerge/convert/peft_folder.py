@@ -22,7 +22,7 @@ def peft_config(parts: Sequence[Part]) -> dict[str, object]:
     families = {part.family for part in parts}
     if len(families) > 1:
         raise FamilyError(
-            "a folder of PEFT holds one kind of adapter for a model",
+            "the layers are of several families, and a PEFT folder holds one",
             where=parts[0].name.component,
             expected="one family",
             found=", ".join(sorted(families)),

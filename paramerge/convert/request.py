@@ -56,7 +56,7 @@ def check_request(
     for given, adapter in zip(inputs, adapters, strict=True):
         if given.scale != 1 and (adapter.family == "para" or not to_lora):
             raise UsageError(
-                "a conversion keeps the strength of its input",
+                "a strength was given to a conversion, which keeps its input's",
                 where=given.path,
                 expected="the file alone",
                 found=f"@{given.scale:g}",
@@ -64,7 +64,7 @@ def check_request(
             )
     if len(adapters) > 1 and not to_lora:
         raise UsageError(
-            "several adapters are converted one by one",
+            "several adapters were given to be converted into one",
             where=", ".join(str(given.path) for given in inputs),
             expected="one adapter, or PaRas and LoRAs for a LoRA's format",
             hint="make them one first: paramerge merge A B -o BOTH",
@@ -73,12 +73,13 @@ def check_request(
         return False
     if others := sorted(families - {"para", "lora"}):
         raise FamilyError(
-            "only PaRas and LoRAs become one LoRA", where=options.to, found=", ".join(others),
+            "an adapter that is neither a PaRa nor a LoRA cannot become a part of one LoRA",
+            where=options.to, found=", ".join(others),
             hint=f"bake them all, and extract a LoRA: {call('extract', tuned='BAKED', base='BASE')}",
         )  # fmt: skip
     if base is None:
         raise FamilyError(
-            "a PaRa is a LoRA for one base only: it takes away what that base would do",
+            "no base was given, and a PaRa is a LoRA for one base alone",
             where=option("to", options.to),
             expected=option("base"),
             found="no base",
@@ -101,7 +102,7 @@ def refuse_unread_names(adapters: Sequence[Adapter]) -> None:
         ]
         if unread:
             raise UsageError(
-                "these names have underscores that may be dots",
+                "the names of the layers cannot be read: their underscores may be dots",
                 where=adapter.path,
                 expected=f"{option('base')}, whose keys tell",
                 found=listed(unread, 3),

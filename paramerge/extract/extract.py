@@ -264,7 +264,7 @@ def _check(options: ExtractOptions) -> None:
     wrong = told if options.family == "krona" else wrong
     if wrong:
         raise UsageError(
-            f"{' and '.join(wrong)} says nothing about this family", where=option("family", options.family)
+            f"{' and '.join(wrong)} does not apply to this family", where=option("family", options.family)
         )
     check_amounts(options.rank, options.energy, options.gamma, one=options.family == "lora")
 

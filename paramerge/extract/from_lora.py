@@ -100,7 +100,7 @@ def extract_para(
     check_amounts(rank, energy, one=True)
     if adapter.family != "lora":
         raise FamilyError(
-            "directions are extracted from a LoRA",
+            "this adapter is no LoRA, so no directions can be extracted",
             where=adapter.path,
             expected="a LoRA",
             found=", ".join(adapter.families),

@@ -376,7 +376,7 @@ def _in_order(path: Path, rows: dict[str, _Row], data_start: int, file_size: int
         position = end
     if data_start + position != file_size:
         raise FileFormatError(
-            "bytes after the last tensor that the header does not speak of",
+            "the file has bytes after the last tensor that its header names",
             where=path,
             expected=f"{data_start + position} bytes",
             found=f"{file_size} bytes",

@@ -92,7 +92,7 @@ def check_output_file(
         _refuse_inputs(named, real, inputs)
         if real.exists() and not overwrite:
             raise OutputError(
-                "a file stands at the output already",
+                "the output exists already",
                 where=named,
                 hint=f"give another name, or replace it with {option('overwrite')}",
             )
@@ -187,7 +187,7 @@ def _refuse_special(path: Path, status: os.stat_result) -> None:
     kind = stat.S_IFMT(status.st_mode)
     if kind not in (stat.S_IFREG, stat.S_IFDIR):
         raise OutputError(
-            "what stands at the output is no regular file, and is left alone",
+            "the output is no regular file, and is left alone",
             where=path,
             found=_SPECIAL.get(kind, "neither a file nor a folder"),
             hint="give another name",
@@ -201,7 +201,7 @@ def _refuse_folder_or_special(path: Path) -> None:
     _refuse_special(path, status)
     if stat.S_ISDIR(status.st_mode):
         raise OutputError(
-            "a folder stands where the file should be written",
+            "the output is a folder, and a file is to be written",
             where=path,
             hint="give the name of a file, which may be in that folder",
         )
@@ -214,7 +214,7 @@ def _refuse_file(path: Path) -> None:
         _refuse_special(path, status)
         if not stat.S_ISDIR(status.st_mode):
             raise OutputError(
-                "a file stands where the folder should be written", where=path, hint="give another name"
+                "the output is a file, and a folder is to be written", where=path, hint="give another name"
             )
     elif path.suffix.lower() in (_SAFETENSORS, *PICKLE_SUFFIXES):
         raise OutputError(
@@ -289,7 +289,7 @@ def _check_content(path: Path, real: Path, overwrite: bool) -> None:
     others = strangers(real)
     if others is None:
         raise OutputError(
-            "a folder with files stands at the output",
+            "the folder at the output is not empty",
             where=path,
             found="no recipe of paramerge that lists what is there",
             hint="give another name, or move the folder away",
@@ -304,7 +304,7 @@ def _check_content(path: Path, real: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         raise OutputError(
-            "a folder that paramerge wrote stands at the output already",
+            "the output exists already, a folder that paramerge wrote",
             where=path,
             hint=f"give another name, or replace it with {option('overwrite')}",
         )

@@ -183,7 +183,7 @@ def _swap(stage: Path, target: Path, overwrite: bool) -> None:
         return
     if not overwrite or strangers(target) != []:
         raise OutputError(
-            "other files came to stand at the output meanwhile", where=target, hint="give another name"
+            "other files appeared at the output meanwhile", where=target, hint="give another name"
         )
     if exchange_names(stage, target):
         return

@@ -79,7 +79,7 @@ def new_file(
         sync_folder(target.parent)
     except FileExistsError as error:
         raise OutputError(
-            "a file came to stand at the output meanwhile, and is left as it is",
+            "a file appeared at the output meanwhile, and is left as it is",
             where=target,
             hint=f"give another name, or replace it with {option('overwrite')}",
         ) from error
@@ -215,7 +215,7 @@ def output_error(error: OSError, path: Path) -> OutputError:
     """What an ``OSError`` while writing ``path`` means, in the form the user reads."""
     special = {
         errno.ENOENT: ("the folder does not exist", f"create it: mkdir -p {path.parent}"),
-        errno.EISDIR: ("a folder stands where the file should be written", "choose another output"),
+        errno.EISDIR: ("the output is a folder, and a file is to be written", "choose another output"),
         errno.EACCES: ("there is no permission to write here", "choose another output"),
     }
     what, hint = special.get(error.errno or 0) or meaning(error)

@@ -146,7 +146,7 @@ class Dialect:
             The dialect has no name for it, or is only read.
         """
         if self.spell is None:
-            raise UsageError("adapters are read in this format, not written", where=self.key)
+            raise UsageError("this format cannot be written", where=self.key)
         stem = self.spell(name, architecture)
         place = self.place(stem)
         found = None if place is None else place.name

@@ -210,7 +210,7 @@ _HINTS = {
 def several_dialects(spoken: Mapping[str, Sequence[str]], path: Path) -> AdapterError:
     """The error for a file whose keys, by dialect, are of more than one."""
     return AdapterError(
-        "this file speaks several dialects at once",
+        "this file mixes dialects",
         where=path,
         expected="one way to name layers",
         found="; ".join(f"{name}: {listed(keys, 2)}" for name, keys in sorted(spoken.items())),

@@ -61,7 +61,7 @@ def _ldm_blocks(architecture: str | None) -> UNetKeyMap:
     structure = record_of(architecture).ldm
     if structure is None:
         raise UsageError(
-            "LDM's numbering depends on the architecture, and this adapter does not tell it",
+            "the architecture of this adapter is not known, and LDM's numbering depends on it",
             where="kohya-sgm",
             expected=", ".join(r.name for r in records() if r.ldm is not None and r.family is None),
             found=architecture or "unknown",

@@ -125,7 +125,7 @@ def stored_alpha(name: ModuleName, alpha: float, dtype: str) -> np.ndarray:
     single = np.float32(alpha)
     if not math.isfinite(alpha) or not np.isfinite(single) or (single == 0 and alpha != 0):
         raise NonFiniteError(
-            "an alpha that cannot be stored", where=name, expected="a number in the range of F32", found=alpha
+            "an alpha cannot be stored", where=name, expected="a number in the range of F32", found=alpha
         )
     with np.errstate(over="ignore", under="ignore"):
         narrow = np.asarray(alpha, NUMPY[dtype])

@@ -124,7 +124,9 @@ def write_para(
     if not modules:
         raise UsageError("there is no layer to write", where=path, expected="at least one layer")
     if reserved := [key for key in metadata or {} if key.startswith("paramerge.")]:
-        raise UsageError("these metadata belong to the format", where=path, found=listed(reserved))
+        raise UsageError(
+            "metadata were given under names of the format itself", where=path, found=listed(reserved)
+        )
     modules = dict(sorted(modules.items()))
     lost = strays(modules)
     tensors = {
@@ -184,7 +186,7 @@ def _checked_basis(basis: StoredTensor) -> StoredTensor:
 def _check_shape(shape: tuple[int, ...], where: str) -> None:
     if len(shape) == 2 and 0 in shape:
         raise AdapterError(
-            "a layer of rank or size 0", where=where, expected="(d, r) with r at least 1", found=list(shape)
+            "a layer has rank or size 0", where=where, expected="(d, r) with r at least 1", found=list(shape)
         )
     if len(shape) != 2 or shape[1] > shape[0]:
         raise ShapeError(
@@ -269,9 +271,7 @@ def _checked_gamma(gamma: float | str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value <= 1:
-        raise AdapterError(
-            "gamma is a share of a layer's rank", where=where, expected="a number in (0, 1]", found=gamma
-        )
+        raise AdapterError("gamma is out of range", where=where, expected="a number in (0, 1]", found=gamma)
     return value
 
 

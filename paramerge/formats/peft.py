@@ -120,7 +120,7 @@ def read_tuner(config: Mapping[str, object], where: str) -> TunerSettings:
 def missing_config(path: Path) -> AdapterError:
     """The error for PEFT's weights alone: without alpha they have no size."""
     return AdapterError(
-        "the scale of this PEFT adapter is not known: its alpha stands in adapter_config.json",
+        "the scale of this PEFT adapter is not known: its alpha is in adapter_config.json",
         where=path,
         expected=f"{CONFIG_NAME} beside it",
         found="the weights alone",

@@ -157,7 +157,9 @@ class _Job:
     def merge_both(self, output: Path) -> list[MergedLayer]:
         """PaRa + LoRA -> the LoRA for this base."""
         if self.base is None:
-            raise UsageError("a PaRa and a LoRA together need a base", expected=option("base"))
+            raise UsageError(
+                "a PaRa and a LoRA cannot become one adapter without a base", expected=option("base")
+            )
         pairs = [
             as_one_lora(
                 name,

@@ -62,7 +62,7 @@ def chosen_keep(options: CombineOptions, base: BaseWeights | None) -> KeepChoice
     """
     if options.keep == "energy" and base is None:
         raise UsageError(
-            "what a direction removes depends on the base's weights",
+            "no base was given, and what a direction removes depends on its weights",
             where=option("keep", "energy"),
             expected=option("base"),
             hint=f"give {option('base')}, or choose with {option('keep', 'consensus')} or "

@@ -89,7 +89,7 @@ def input_of(step: Step) -> Input:
     """
     if step.blocks is not None:
         raise UsageError(
-            "block weights belong to a bake, not to a merge of adapters",
+            "block weights were given to a merge of adapters",
             where=step.path,
             expected="FILE or FILE@SCALE",
             hint=f"bake with them: {option('lora', 'FILE@SCALE:BLOCKS')}",
@@ -141,7 +141,7 @@ def check_request(
 def _check_paras(inputs: Sequence[Input], adapters: Sequence[Adapter], options: CombineOptions) -> None:
     if options.merge == "sequential":
         raise UsageError(
-            "a product of projectors is not a projector, so a sequential merge is not a PaRa",
+            "a sequential merge of PaRas is no PaRa: a product of projectors is no projector",
             where=option("merge", "sequential"),
             expected=option("merge", "joint"),
             hint=f"bake the PaRas one after the other ({call('bake', merge='sequential')}), or merge them "
@@ -150,7 +150,7 @@ def _check_paras(inputs: Sequence[Input], adapters: Sequence[Adapter], options: 
     for given, adapter in zip(inputs, adapters, strict=True):
         if adapter.family == "para" and given.scale != 1:
             raise UsageError(
-                "a PaRa file holds directions and no strength",
+                "a strength was given for a PaRa, whose file can hold none",
                 where=given.path,
                 expected="the file alone",
                 found=f"@{given.scale:g}",
@@ -159,7 +159,7 @@ def _check_paras(inputs: Sequence[Input], adapters: Sequence[Adapter], options: 
             )
     if options.keep is not None and options.gamma is None and options.rank is None:
         raise UsageError(
-            f"{option('keep')} chooses the directions that stay within a boundary, and there is none",
+            f"{option('keep')} was given without a boundary for the directions to stay within",
             where=option("keep", options.keep),
             hint=f"add {option('gamma')} or {option('rank')}, or leave {option('keep')} out",
         )
@@ -177,7 +177,7 @@ def _without_base(adapters: Sequence[Adapter]) -> FamilyError:
         for family in ("para", "lora")
     }
     return FamilyError(
-        "a PaRa and a LoRA together are neither one nor the other without a base",
+        "a PaRa and a LoRA cannot become one adapter without a base",
         where=f"PaRa {names['para']}, LoRA {names['lora']}",
         expected=f"adapters of one family, or {option('base')}",
         found="both families",

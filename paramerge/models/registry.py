@@ -22,14 +22,14 @@ def _check(record: ArchitectureRecord, who: str, known: Sequence[ArchitectureRec
     where = f"{who}: architecture {record.name}"
     if record.component not in COMPONENTS:
         raise PluginError(
-            "an architecture is of a component that there is not",
+            "an architecture has a component that does not exist",
             where=where,
             expected=", ".join(COMPONENTS),
             found=record.component,
         )
     if record.family is not None and all(record.family != other.name for other in known):
         raise PluginError(
-            "an architecture is of a family that there is not", where=where, found=record.family
+            "an architecture has a family that does not exist", where=where, found=record.family
         )
     given = (record.shown_by, record.unordered_rows, *(found.pattern for found in record.resembles))
     for pattern in (*record.patterns, *(text for text in given if text is not None)):

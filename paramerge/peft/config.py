@@ -93,21 +93,21 @@ class PaRaConfig(PeftConfig):
             ("gamma_layers", self.gamma_layers, ("all", "conv")),
         ):
             if value not in known:
-                raise UsageError("this is not a choice", where=name, expected=", ".join(known), found=value)
+                raise UsageError("no such choice", where=name, expected=", ".join(known), found=value)
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
-            raise UsageError("a rank counts directions", where="r", expected="1 or more", found=self.r)
+            raise UsageError("the rank is out of range", where="r", expected="1 or more", found=self.r)
         if wrong := {name: rank for name, rank in self.rank_pattern.items() if rank < 0}:
             raise UsageError("a rank is negative", where="rank_pattern", expected="0 or more", found=wrong)
         if self.gamma is not None and not 0 < self.gamma <= 1:
             raise UsageError(
-                "gamma is a share of a layer's rank",
+                "gamma is out of range",
                 where="gamma",
                 expected="a number in (0, 1], or None for no boundary",
                 found=self.gamma,
             )
         if not (math.isfinite(self.soft_epsilon) and self.soft_epsilon > 0):
             raise UsageError(
-                "the soft projector needs an eps",
+                "the eps of the soft projector is out of range",
                 where="soft_epsilon",
                 expected="above 0",
                 found=self.soft_epsilon,

@@ -56,7 +56,7 @@ def deft_config(config: PaRaConfig) -> DeftConfig:
     """
     if config.rank_pattern or config.gamma is not None:
         raise UsageError(
-            "DEFT has one rank for all layers",
+            "the layers have different ranks, and DEFT has one for all",
             where="PaRaConfig",
             expected="no rank_pattern and no gamma",
             found=f"rank_pattern={config.rank_pattern}, gamma={config.gamma}",

@@ -155,7 +155,7 @@ class PaRaLayer(AdaptedLayer):
             return
         if self.covered:
             raise UsageError(
-                "a PaRa is merged before the adapters around it, and one of these is merged already",
+                "an adapter around this PaRa is merged already, and the PaRa has to be merged first",
                 where=self.where,
                 expected=f"{', '.join(fresh)} first",
                 hint="unmerge all, then merge all at once",
@@ -198,7 +198,9 @@ class PaRaLayer(AdaptedLayer):
         """The layer's output less what the active adapters remove."""
         self.reached = True
         if kwargs.pop("adapter_names", None) is not None:
-            raise UsageError("PaRa does not choose adapters for each sample of a batch", where=self.where)
+            raise UsageError(
+                "adapters were chosen for each sample of a batch, which PaRa cannot do", where=self.where
+            )
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()

@@ -54,7 +54,7 @@ class PaRaModel(BaseTuner):
         others = {c.merge for c in self.peft_config.values() if isinstance(c, PaRaConfig) and c is not config}
         if others and config.merge not in others:
             raise UsageError(
-                "all PaRas of a model are merged in one way",
+                "the PaRas of this model are to be merged in different ways",
                 where="merge",
                 expected=", ".join(sorted(others)),
                 found=config.merge,
@@ -132,7 +132,7 @@ def _kind(base: nn.Module, where: str) -> type[PaRaLinear] | type[PaRaConv2d]:
     if isinstance(base, nn.Conv2d) and base.groups == 1:
         return PaRaConv2d
     raise UsageError(
-        "PaRa works on linear layers and on convolutions without groups",
+        "PaRa cannot work on this layer",
         where=where,
         expected="torch.nn.Linear, or torch.nn.Conv2d with groups = 1",
         found=f"{type(base).__name__}"

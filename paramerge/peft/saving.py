@@ -135,7 +135,7 @@ def _only_adapter(components: Mapping[str, nn.Module]) -> str:
     }
     if len(names) != 1:
         raise UsageError(
-            "say which PaRa to save",
+            "the PaRa to save is not named, and there is not one alone",
             where="adapter_name",
             expected="the name of a PaRa",
             found=", ".join(sorted(names)) or "no PaRa at all",

@@ -79,7 +79,7 @@ def _para_by_energy(
     """Of each layer the fewest directions that take this share of ``||Q^T W||^2`` from the base."""
     if base is None:
         raise UsageError(
-            "what a direction removes depends on the base's weights",
+            "no base was given, and what a direction removes depends on its weights",
             where=option("energy"),
             expected=option("base"),
             hint=f"give the checkpoint, or say {option('rank')}",

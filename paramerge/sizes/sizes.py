@@ -188,10 +188,10 @@ def _check(family: str, settings: SizeSettings) -> tuple[Stored, bool]:
         raise UsageError("unknown family", where=option("families"), expected=", ".join(known), found=family)
     if settings.rank < 1:
         raise UsageError(
-            "a rank counts directions", where=option("ranks"), expected="1 or more", found=settings.rank
+            "the rank is out of range", where=option("ranks"), expected="1 or more", found=settings.rank
         )
     if min(settings.kronecker) < 1:
-        raise UsageError("a factor has at least one row", where=option("kronecker"), found=settings.kronecker)
+        raise UsageError("a factor has no row", where=option("kronecker"), found=settings.kronecker)
     return known[family]
 
 

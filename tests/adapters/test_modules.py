@@ -128,7 +128,7 @@ def test_extracted_directions_hold_the_most_energy(
 def test_extraction_says_what_it_needs(tmp_path: Path) -> None:
     path = tmp_path / "p.safetensors"
     write_para(path, {ModuleName("unet", "conv_in"): np.eye(4, 2)}, architecture=None)
-    with pytest.raises(FamilyError, match="extracted from a LoRA"):
+    with pytest.raises(FamilyError, match="is no LoRA"):
         extract_para(open_adapter(path), rank=1)
     for choice in ({}, {"rank": 1, "energy": 0.5}, {"rank": 0}, {"energy": 0.0}, {"energy": math.nan}):
         with pytest.raises(UsageError):

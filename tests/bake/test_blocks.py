@@ -193,7 +193,7 @@ def test_a_paras_strength_stays_within_its_range(models, tmp_path: Path) -> None
     ]
     bases = random_bases(shapes_of(base), layers, 2)
     para = para_file(tmp_path / "p.safetensors", bases, dtype="F32")
-    with pytest.raises(UsageError, match="lies between 0 and 1"):
+    with pytest.raises(UsageError, match="is out of range"):
         parse_step("para", f"{para}@0.5:MID=3")
     bake(plan_of(base, parse_step("para", f"{para}@0.5:MID=2,IN=0.5")), tmp_path / "out")
     before, after = load(base / "unet"), load(tmp_path / "out" / "unet")
@@ -208,5 +208,5 @@ def test_a_paras_strength_stays_within_its_range(models, tmp_path: Path) -> None
 def test_a_merge_of_adapters_takes_none(tmp_path: Path) -> None:
     from paramerge.merge.request import parse_input
 
-    with pytest.raises(UsageError, match="belong to a bake"):
+    with pytest.raises(UsageError, match="to a merge of adapters"):
         parse_input("a.safetensors@0.5:IN04=0.5")

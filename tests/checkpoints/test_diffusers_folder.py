@@ -200,7 +200,7 @@ def test_a_component_that_the_index_names_must_be_there(component: str, tmp_path
 def test_weights_as_pickles_alone_are_refused(component: str, pickle: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model", skip=[component])
     put(folder / component / pickle)
-    with pytest.raises(CheckpointError, match="pickles only, and these are never opened") as caught:
+    with pytest.raises(CheckpointError, match="pickles, which are never opened") as caught:
         open_base(folder)
     assert caught.value.found == pickle
 

@@ -175,7 +175,7 @@ def test_a_name_outside_the_folder_is_refused(name: str, index: Path) -> None:
 def test_what_is_no_file_name_is_refused(name: str, index: Path) -> None:
     change(index, conv_in__weight=name)
     error = refusal(index)
-    assert error.what == "the index names a shard by what is no file name"
+    assert error.what == "the index names a shard by something that is no file name"
     assert str(error).isascii() or str(index) in str(error)
     assert str(error.found).isprintable()
 
@@ -301,7 +301,7 @@ def test_what_is_no_index_is_refused(text: str, found: str, index: Path) -> None
         ("{", "Expecting"),
         ("[]", "a list"),
         ("null", "null"),
-        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "stands there twice"),
+        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "is there twice"),
         ('{"weight_map": {"a": "\\ud800.safetensors"}}', "surrogate"),
         ('{"weight_map": {"a": NaN}}', "NaN"),
         ("[" * 100_000, "deep"),

@@ -44,7 +44,7 @@ def test_errors_say_what_and_what_next(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="folder does not exist"):
         write_bytes(tmp_path / "missing" / "a", b"")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OutputError, match="a folder stands where"):
+    with pytest.raises(OutputError, match="the output is a folder"):
         write_bytes(tmp_path / "folder", b"")
 
 

@@ -153,7 +153,7 @@ def test_errors_have_parts_and_a_code(files: Path, capfd: pytest.CaptureFixture[
         (("--lora", files / "a.safetensors"), 4, "PaRa"),
         (("--lora", lora, "-o", base), 6, "one of the inputs"),
         (("--lora", lora, "--only", "vae"), 2, "nothing of this adapter is selected"),
-        (("--lora", lora, "--gamma", "2"), 2, "share of a layer's rank"),
+        (("--lora", lora, "--gamma", "2"), 2, "gamma is out of range"),
         (("--lora", lora, "--gamma", "x"), 2, "gamma"),
         (("--lora", f"{lora}@nan"), 2, "finite"),
         (("--lora", lora, "--merge", "both"), 2, "both"),

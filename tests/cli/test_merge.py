@@ -132,7 +132,7 @@ def test_the_same_call_gives_the_same_bytes() -> None:
 def test_a_sequential_merge_is_refused_with_what_to_do(capfd: pytest.CaptureFixture[str]) -> None:
     assert call("merge", P, Q, *OUT, "--merge", "sequential") == 2
     text = capfd.readouterr().err
-    assert "a product of projectors is not a projector, so a sequential merge is not a PaRa" in text
+    assert "a sequential merge of PaRas is no PaRa: a product of projectors is no projector" in text
     assert "bake --merge sequential" in text and "jointly" in text
     assert not Path("out.safetensors").exists()
 
@@ -141,11 +141,11 @@ def test_a_sequential_merge_is_refused_with_what_to_do(capfd: pytest.CaptureFixt
     ("arguments", "code", "words"),
     [
         ((P, L, *OUT), 4, "without a base"),
-        ((P, Q, *OUT, "--gamma", "0"), 2, "gamma is a share"),
-        ((P, Q, *OUT, "--gamma", "1/40", "--keep", "energy"), 2, "depends on the base's weights"),
+        ((P, Q, *OUT, "--gamma", "0"), 2, "gamma is out of range"),
+        ((P, Q, *OUT, "--gamma", "1/40", "--keep", "energy"), 2, "depends on its weights"),
         ((P, Q, *OUT, "--gamma", "1/40", "--rank", "x"), 2, "'x' is not a valid integer"),
         ((L, M, *OUT, "--gamma", "1/40"), 2, "--gamma does not apply to a merge of LoRAs"),
-        ((f"{P}@0.5", Q, *OUT), 2, "directions and no strength"),
+        ((f"{P}@0.5", Q, *OUT), 2, "a strength was given for a PaRa"),
         ((f"{L}@much", M, *OUT), 2, "not a number"),
         (("absent.safetensors", P, *OUT), 3, "no such file"),
         (("base.safetensors", P, *OUT), 4, "this is a checkpoint"),

@@ -166,7 +166,7 @@ REFUSED: dict[str, Make] = {
     "a link to an input inside": _linked_inside,
     "inside an input": _inside,
     "around the inputs": _around,
-    "a folder with files": _at(fill),
+    "is not empty": _at(fill),
     "a named pipe": _at(make_fifo),
     "a socket": _at(bind_socket),
     "a device": _at(lambda path: path.symlink_to("/dev/null")),

@@ -238,7 +238,7 @@ def test_deft_holds_one_rank_of_linear_layers(base: Path, files: dict[str, Path]
     layers = [layer for layer in shapes if layer.startswith("unet.") and ".attn1.to_q" in layer]
     bases = random_bases(shapes, layers, 2)
     uneven = para_file(tmp_path / "u.safetensors", {**bases, layers[0]: bases[layers[0]][:, :1]})
-    with pytest.raises(UsageError, match="one rank"):
+    with pytest.raises(UsageError, match="different ranks"):
         run(uneven, to="deft", output=tmp_path / "deft")
     twice = {layer: np.repeat(B[:, :1], 2, axis=1) for layer, B in bases.items()}
     with pytest.raises(AdapterError, match="depend"):

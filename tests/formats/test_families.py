@@ -219,7 +219,7 @@ def test_several_dialects_in_one_file_are_refused(tmp_path: Path) -> None:
         f"unet.{TO_Q}.lora_A.weight": down,
         f"unet.{TO_Q}.lora_B.weight": up,
     }
-    with pytest.raises(AdapterError, match="several dialects"):
+    with pytest.raises(AdapterError, match="mixes dialects"):
         open_adapter(save(tmp_path / "f.safetensors", tensors))
 
 

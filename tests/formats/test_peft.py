@@ -200,7 +200,7 @@ def test_what_is_more_than_lora_is_refused_by_name(options: dict[str, Any], name
 
 def test_weights_without_their_configuration_are_refused(folder: Path) -> None:
     (folder / "adapter_config.json").unlink()
-    with pytest.raises(AdapterError, match=r"alpha stands in adapter_config\.json"):
+    with pytest.raises(AdapterError, match=r"alpha is in adapter_config\.json"):
         open_adapter(folder / "adapter_model.safetensors")
 
 

@@ -129,7 +129,7 @@ def test_without_its_configuration_it_is_refused(
 ) -> None:
     trained(config, options, tmp_path)
     (tmp_path / "adapter_config.json").unlink()
-    with pytest.raises(AdapterError, match="its alpha stands in"):
+    with pytest.raises(AdapterError, match="its alpha is in"):
         open_adapter(tmp_path / "adapter_model.safetensors")
 
 

@@ -265,17 +265,17 @@ def test_a_boundary_of_nothing_leaves_the_layer_out(tmp_path: Path, base: Path, 
 def test_options_that_do_not_fit(tmp_path: Path, three: list[Path]) -> None:
     out = tmp_path / "out.safetensors"
     for options, word in (
-        ({"rank": 2, "keep": "energy"}, "depends on the base's weights"),
-        ({"keep": "order"}, "there is none"),
+        ({"rank": 2, "keep": "energy"}, "depends on its weights"),
+        ({"keep": "order"}, "without a boundary"),
         ({"energy": 0.9}, "energy does not apply"),
-        ({"merge": "sequential"}, "a product of projectors is not a projector"),
-        ({"rank": 0}, "a rank counts"),
-        ({"gamma": 1.5}, "gamma is a share"),
+        ({"merge": "sequential"}, "a product of projectors is no projector"),
+        ({"rank": 0}, "the rank is out of range"),
+        ({"gamma": 1.5}, "gamma is out of range"),
         ({"keep": "most"}, "no such choice"),
     ):
         with pytest.raises(UsageError, match=word):
             merge(out, *three, **options)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="holds directions and no strength"):
+    with pytest.raises(UsageError, match="a strength was given for a PaRa"):
         merge(out, three[0], f"{three[1]}@0.5")
     assert not out.exists()
 

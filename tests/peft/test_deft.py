@@ -72,7 +72,7 @@ def test_what_is_no_para_is_refused() -> None:
         para_config(DeftConfig(r=2, target_modules=LINEAR))
     with pytest.raises(FamilyError, match="relu"):
         para_config(DeftConfig(r=2, target_modules=LINEAR, para=True))
-    with pytest.raises(UsageError, match="one rank"):
+    with pytest.raises(UsageError, match="different ranks"):
         deft_config(random_para(gamma=0.5))
     model = get_peft_model(small(), DeftConfig(r=2, target_modules=["lin"], decomposition_method="qr"))
     with pytest.raises(FamilyError, match="deft_R"):

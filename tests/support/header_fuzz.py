@@ -59,7 +59,7 @@ _FIELD_VALUES = (*_NUMBERS, *_STRINGS, *_OTHERS)
 _SPACES = (" ", "\n", "\t", "\r", "\f", "\xa0", "\ufeff", "\u2028", "")
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "BOOL": 1, "U64": 8}
 _REASONS = (
-    ("stands there twice", "a key twice in one object"),
+    ("is there twice", "a key twice in one object"),
     ("is not valid JSON", "not valid JSON"),
 )
 

@@ -61,7 +61,7 @@ class Drawn:
     def __post_init__(self) -> None:
         if self.texts and len(self.texts) != len(self.prompts):
             raise UsageError(
-                "each prompt has one text",
+                "the numbers of prompts and texts differ",
                 where="--text",
                 expected=f"{len(self.prompts)} texts, or none",
                 found=len(self.texts),
@@ -162,7 +162,7 @@ def evaluate_folders(
     processes, stage = processes or Processes(), stage or _no_stage
     if len(texts) not in (0, 1, len(folders)):
         raise UsageError(
-            "each folder has one text",
+            "the numbers of folders and texts differ",
             where="--text",
             expected=f"none, 1 or {len(folders)}",
             found=len(texts),

@@ -86,6 +86,7 @@ def read_references(files: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
     """
     if size[0] != size[1]:
         raise UsageError(
-            "a subject's pictures are compared with square ones only", found=f"{size[1]} x {size[0]}"
+            "the pictures are not square, and cannot be compared with the subject's",
+            found=f"{size[1]} x {size[0]}",
         )
     return np.stack([read_picture(path, size[0]).pixels for path in files])

@@ -55,7 +55,9 @@ def load_variant(plan: Plan, variant: Variant, trained: Path, dtype: torch.dtype
         return pipeline.to(device)
     if len(variant.uses) != 1:
         raise UsageError(
-            "only PaRas and LoRAs are combined here", found=", ".join(sorted(methods)), where="experiment"
+            "an adapter to be combined is neither a PaRa nor a LoRA",
+            found=", ".join(sorted(methods)),
+            where="experiment",
         )
     (use,) = variant.uses
     paths = kept(plan, use.training, trained, use.steps).paths

@@ -67,7 +67,7 @@ def _config(config: TrainConfig, model: Any, target: str) -> Any:
 def _whole(alpha: float) -> int:
     """PEFT's LoHa and LoKr take whole alphas alone."""
     if alpha != int(alpha):
-        raise UsageError("alpha must be whole here", where="alpha", expected="a whole number", found=alpha)
+        raise UsageError("alpha is not a whole number", where="alpha", expected="a whole number", found=alpha)
     return int(alpha)
 
 

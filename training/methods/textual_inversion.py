@@ -86,7 +86,7 @@ def _start(tokenizer: Any, encoder: Any, config: TrainConfig) -> Tensor:
         ids = tokenizer(config.initializer, add_special_tokens=False).input_ids
         if len(ids) != 1:
             raise UsageError(
-                "the start of a textual inversion is one token",
+                "the start of a textual inversion is not one token",
                 where="initializer",
                 expected="a word that the tokenizer has as one token",
                 found=f"{config.initializer!r}, {len(ids)} tokens",
