@@ -95,7 +95,7 @@ def test_every_verb(base: Path, gains: Path, tmp_path: Path, capsys: pytest.Capt
     code, text = run(capsys, "compare", gains, gains, "--base", base, "--json")
     assert code == 0, text
     code, text = run(capsys, "compare", gains, gains)
-    assert code == 4 and "what RowGain changes depends on the weight" in text
+    assert code == 4 and "what RowGain changes depends on its weights" in text
 
     code, text = run(capsys, "sizes", "--arch", "sd15", "--subset", "all", "--family", "rowgain", "--json")
     (size,) = json.loads(text)["sizes"]

@@ -106,7 +106,7 @@ def test_what_a_para_takes(files: Files, base: Path, other: str) -> None:
 
 
 def test_a_family_that_depends_on_the_weight_needs_a_base(files: Files) -> None:
-    with pytest.raises(FamilyError, match="what OFT changes depends on the weight"):
+    with pytest.raises(FamilyError, match="what OFT changes depends on its weights"):
         files.compared("oft", "lora")
 
 
