@@ -1,4 +1,4 @@
-"""What an adapter file says, independent of the dialect it says it in."""
+"""An opened adapter as data, independent of its file's dialect."""
 
 from __future__ import annotations
 

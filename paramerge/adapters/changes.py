@@ -1,4 +1,4 @@
-"""What additive families add to a weight, made by blocks of rows so that it need never be whole in memory."""
+"""The changes of additive families, made by blocks of rows, so that none need be whole in memory."""
 
 from __future__ import annotations
 

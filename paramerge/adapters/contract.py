@@ -1,8 +1,8 @@
-"""What every family's layer can do: the one contract that planning, baking and inspecting rely on.
+"""The contract of every family's layer, on which planning, baking and inspecting rely.
 
-A module says how one weight changes. Weights are matrices ``(d, k)``, rows are output features, a
-convolution is flattened to ``(out, in * kh * kw)``, a norm's weight or a bias is a column ``(n, 1)``. All
-results are float64 NumPy arrays.
+A module says how one weight changes. Weights are matrices ``(d, k)``, rows are output features, a convolution
+is flattened to ``(out, in * kh * kw)``, a norm's weight or a bias is a column ``(n, 1)``. All results are
+float64 NumPy arrays.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class LayerModule(ABC):
     @property
     @abstractmethod
     def rank(self) -> int:
-        """What its family counts: the rank of factors, the size of blocks, singular values."""
+        """The number that its family counts: the rank of factors, the size of blocks, singular values."""
 
     @property
     @abstractmethod
@@ -74,12 +74,12 @@ class LayerModule(ABC):
 
     @property
     def scale(self) -> float | None:
-        """What the product of the factors is multiplied by; None for a family without such a number."""
+        """The factor on the product of the low-rank factors; None for a family without one."""
         return None
 
     @property
     def form(self) -> str:
-        """How the change is represented here, in a few words; empty where the family has one form only."""
+        """The form of the change within its family, in a few words; empty where there is one form only."""
         return ""
 
     @property
@@ -98,7 +98,8 @@ class LayerModule(ABC):
         return self.out_features in (None, rows) and self.in_features in (None, columns)
 
     def misfit(self, shape: tuple[int, ...]) -> tuple[str, str]:
-        """What a weight of ``shape`` asks for and what there is, in words, where :meth:`fits` says no."""
+        """Where :meth:`fits` says no: what is expected of a weight of ``shape``, and what was found, in
+        words."""
         rows, columns = shape[0], math.prod(shape[1:])
         sizes = (self.out_features, self.in_features)
         if sizes in ((rows, columns), (None, None)):
@@ -109,7 +110,7 @@ class LayerModule(ABC):
         return " x ".join(map(str, (rows, columns)[:count])), " x ".join(found)
 
     def part(self, name: ModuleName, runs: tuple[tuple[int, int], ...]) -> LayerModule | None:
-        """What changes the runs ``(start, stop)`` of its rows, in this order, as the layer ``name``.
+        """The change of the runs ``(start, stop)`` of its rows, in this order, as that of the layer ``name``.
 
         None where the change of a row depends on the others.
         """
@@ -156,7 +157,7 @@ class AdditiveModule(LayerModule):
 
     @abstractmethod
     def change(self) -> Change:
-        """What is added at strength 1, read from the file; made by rows when asked for.
+        """The change at strength 1, read from the file; its rows are made when asked for.
 
         Raises
         ------
@@ -165,7 +166,7 @@ class AdditiveModule(LayerModule):
         """
 
     def part(self, name: ModuleName, runs: tuple[tuple[int, int], ...]) -> AdditiveModule:
-        """These rows of what is added."""
+        """The change of these rows alone."""
         return RowsModule(name, self, runs)
 
     def transform(self, W: np.ndarray) -> np.ndarray:
@@ -190,7 +191,7 @@ class AdditiveModule(LayerModule):
 
 @dataclass(frozen=True)
 class RowsModule(AdditiveModule):
-    """Some rows of what another module adds, for one of the layers that it is for together.
+    """Some rows of another module's change, for one of the layers that share that module.
 
     Attributes
     ----------
@@ -253,7 +254,7 @@ class RowsModule(AdditiveModule):
 
 
 class DependentModule(LayerModule):
-    """A family whose change depends on the weight that it meets."""
+    """A family whose change depends on the weight."""
 
     depends_on_weight = True
 

@@ -106,7 +106,7 @@ class DoraModule(DependentModule):
         return replace(self, name=name, inner=self.inner.renamed(name))
 
     def part(self, name: ModuleName, runs: tuple[tuple[int, int], ...]) -> DoraModule | None:
-        """These rows, where each has a length of its own; None by input channels."""
+        """The DoRA of these rows, where each row has a length of its own; None where input channels have."""
         if self.axis == "in":
             return None
         return replace(self, name=name, inner=self.inner.part(name, runs), rows=runs)
@@ -125,7 +125,7 @@ class DoraModule(DependentModule):
 
 
 _LYCORIS_EPS = 2.0**-23
-"""What LyCORIS adds to norms: the distance from 1 to the next float32."""
+"""The number that LyCORIS adds to norms: the distance from 1 to the next float32."""
 
 _AROUND = {each.key: each for each in (lora.FAMILY, loha.FAMILY, lokr.FAMILY)}
 """The families whose change it can have in it."""

@@ -69,7 +69,7 @@ class Form:
         return frozenset(self.roles.values())
 
     def axes_of(self, role: str) -> range:
-        """How many axes the tensor of ``role`` can have, or NUMBER."""
+        """The number of axes that the tensor of ``role`` can have, or NUMBER."""
         return self.axes.get(role, ANY_VECTOR)
 
     def has_axes(self, role: str, count: int) -> bool:

@@ -43,7 +43,7 @@ def folded(up: np.ndarray, down: np.ndarray, scale: float, dtype: str) -> tuple[
 
 
 class _Range:
-    """What ``dtype`` loses of a factor that is multiplied by a power of two."""
+    """The loss of a factor that is multiplied by a power of two and stored as ``dtype``."""
 
     def __init__(self, factor: np.ndarray, dtype: str) -> None:
         size = np.abs(factor[factor != 0])

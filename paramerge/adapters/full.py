@@ -1,4 +1,4 @@
-"""Whole differences: of a layer's weight, a bias, a norm's weight (``diff``, ``diff_b``, ``w_norm``)."""
+"""Whole differences of a layer's weight, a bias, a norm's weight (``diff``, ``diff_b``, ``w_norm``)."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class GloraModule(DependentModule):
         return tuple(tensor for tensor in every if tensor is not None)
 
     def transform(self, W: np.ndarray) -> np.ndarray:
-        """Both changes in float64."""
+        """The weight with both changes, in float64."""
         a1, a2, b1, b2 = (_matrix(tensor) for tensor in (self.a1, self.a2, self.b1, self.b2))
         if self.core is not None:
             b2 = tucker(read_finite(self.core), b2)

@@ -1,4 +1,4 @@
-"""The keys of one layer, taken one by one; what nobody takes, and what does not fit, is an error."""
+"""The keys of one layer, taken one by one; a key that nobody takes or that does not fit is an error."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Group:
         self._axes[role] = axes
 
     def axes_of(self, role: str) -> int:
-        """How many axes the tensor of a role has, taken or not; KeyError where there is none."""
+        """The number of axes of a role's tensor, taken or not; KeyError where there is none."""
         return len(self._header.tensors[self._taken.get(role) or self._keys[role]].shape)
 
     def has(self, role: str) -> bool:
@@ -119,7 +119,7 @@ class Group:
         return tensor
 
     def need(self, role: str) -> StoredTensor:
-        """As :meth:`take`, where the family is nothing without it.
+        """The tensor of this role, as :meth:`take` gives it; the family is nothing without it.
 
         Raises
         ------

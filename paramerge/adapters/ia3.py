@@ -48,7 +48,7 @@ class Ia3Module(DependentModule):
 
     @property
     def rank(self) -> int:
-        """How many numbers there are."""
+        """The number of trained numbers."""
         return math.prod(self.vector.shape)
 
     @property
@@ -76,13 +76,13 @@ class Ia3Module(DependentModule):
         return super().keys if self.axis_key is None else (*super().keys, self.axis_key)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """As many numbers as rows, or as input channels."""
+        """Whether there are as many numbers as rows, or as input channels."""
         if self.axis == "in":
             return len(shape) > 1 and shape[1] == self.rank
         return super().fits(shape)
 
     def misfit(self, shape: tuple[int, ...]) -> tuple[str, str]:
-        """How many numbers there should be."""
+        """The numbers expected and found, in words."""
         if self.axis == "out":
             return super().misfit(shape)
         channels = shape[1] if len(shape) > 1 else 0
@@ -124,7 +124,7 @@ def _check_vector(group: Group, vector: StoredTensor) -> None:
 
 @dataclass(frozen=True)
 class Ia3Settings(TunerSettings):
-    """What PEFT's configuration says: the layers whose inputs are scaled, names or a regular expression."""
+    """PEFT's configuration: the layers whose inputs are scaled, as names or a regular expression."""
 
     feedforward: str | tuple[str, ...] = ()
 

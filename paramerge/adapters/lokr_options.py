@@ -50,7 +50,7 @@ def lokr_options(parts: Sequence[Part]) -> dict[str, object]:
 
 
 def _factors(part: Part) -> tuple[tuple[int, int], tuple[int, int]]:
-    """How the layer's outputs and input channels are divided: ((a, c), (b, e))."""
+    """The division of the layer's outputs and input channels: ((a, c), (b, e))."""
     sides = []
     for stem in ("lokr_w1", "lokr_w2"):
         if stem in part.tensors:

@@ -65,7 +65,7 @@ class LoraModule(AdditiveModule):
 
     @property
     def scale(self) -> float:
-        """What B A is multiplied by: alpha / r, or alpha / sqrt(r) with :attr:`rslora`."""
+        """The factor on B A: alpha / r, or alpha / sqrt(r) with :attr:`rslora`."""
         alpha = float(self.rank) if self.alpha is None else self.alpha
         return alpha / math.sqrt(self.rank) if self.rslora else alpha / self.rank
 
@@ -145,7 +145,7 @@ class LoraModule(AdditiveModule):
 
 
 def _read_exact(tensor: StoredTensor) -> np.ndarray:
-    """As float32, or float64 if it is stored so: no value changes."""
+    """The tensor as float32, or as float64 if it is stored so: no value changes."""
     return read_stored(tensor).astype(np.float64 if tensor.dtype == "F64" else np.float32)
 
 

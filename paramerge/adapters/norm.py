@@ -1,4 +1,4 @@
-"""What LyCORIS trains of a norm: differences of its weight and its bias."""
+"""Norms as LyCORIS trains them: differences of the weight and the bias."""
 
 from __future__ import annotations
 

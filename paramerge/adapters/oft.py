@@ -214,7 +214,7 @@ _MAX_TERMS = 100
 
 @dataclass(frozen=True)
 class OftSettings(TunerSettings):
-    """What PEFT's configuration says: one block for all groups of inputs; the series' terms, or None."""
+    """PEFT's configuration: whether one block turns all groups of inputs; the series' terms, or None."""
 
     shared_block: bool = False
     series_terms: int | None = None

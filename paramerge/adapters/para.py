@@ -19,7 +19,7 @@ from paramerge.files.tensors import StoredTensor
 from paramerge.models.names import ModuleName
 
 _EPS = 2.0**-52
-"""Of float64, in which bases are worked on: what it holds is rounded by arithmetic, not by storage."""
+"""The spacing of float64, in which bases are worked on: their rounding is arithmetic's, not storage's."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def _check(added: Family, where: str, known: Iterable[Family]) -> None:
 
 
 def _shared(added: Family, other: Family) -> Iterator[str]:
-    """What both have: a label, endings of tensors of as many axes; and endings that go with every family."""
+    """Shared names: a label, an ending of tensors of as many axes, an ending that goes with every family."""
     if added.label == other.label:
         yield f"label {added.label}"
     for form in added.forms:
@@ -125,7 +125,7 @@ def _joined(ranges: Iterable[range]) -> range:
 
 
 def endings() -> Mapping[str, str]:
-    """What stands behind layers' names in the keys of files of layers, and the role of each tensor."""
+    """The endings behind layers' names in keys, with the role of each tensor."""
     return _roles().endings
 
 
@@ -146,7 +146,7 @@ def counts(role: str, beside: Set[str]) -> bool:
 
 
 def axes_of(role: str) -> range:
-    """How many axes the tensor of a role can have, in any family."""
+    """The number of axes that the tensor of a role can have, in any family."""
     return _roles().axes.get(role, ANY_VECTOR)
 
 

@@ -1,4 +1,4 @@
-"""What decides the meaning of an adapter's tensors beside the tensors themselves."""
+"""The rules that decide what an adapter's tensors mean, beside the tensors themselves."""
 
 from __future__ import annotations
 

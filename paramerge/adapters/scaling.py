@@ -1,4 +1,4 @@
-"""How a layer is scaled where its file has no alpha of its own for it."""
+"""The scale of a layer whose file has no alpha of its own for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What families need to tell how many numbers they store for a layer, from the layer's shape alone.
+"""The settings and helpers by which families tell their size from a layer's shape alone.
 
 ``d`` is the number of outputs, ``k`` the number of inputs (of a convolution: input channels times kernel).
 Where trainers differ the form counted is LyCORIS' (LoHa, LoKr, OFT, BOFT, GLoRA, IA3), PEFT's (DoRA) or that
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SizeSettings:
-    """What decides a family's size besides the layer.
+    """The settings that decide a family's size beside the layer.
 
     Attributes
     ----------

@@ -34,7 +34,7 @@ class SvdiffModule(DependentModule):
 
     @property
     def rank(self) -> int:
-        """How many singular values are shifted."""
+        """The number of singular values that are shifted."""
         return self.shift.shape[0]
 
     @property
@@ -54,11 +54,11 @@ class SvdiffModule(DependentModule):
         return (self.shift,)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """One number for each singular value."""
+        """Whether there is one number for each singular value."""
         return self.rank == min(shape[0], math.prod(shape[1:]))
 
     def misfit(self, shape: tuple[int, ...]) -> tuple[str, str]:
-        """How many shifts there should be."""
+        """The shifts expected and found, in words."""
         return f"one number for each of {min(shape[0], math.prod(shape[1:]))} singular values", (
             f"{self.rank} numbers"
         )
