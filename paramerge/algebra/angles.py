@@ -1,4 +1,4 @@
-"""How two subspaces lie to each other: principal angles, shared directions, the Friedrichs angle."""
+"""The angles between two subspaces: principal angles, shared directions, the Friedrichs angle."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["SubspacePair", "compare_subspaces", "friedrichs_cosine", "principal_
 
 @dataclass(frozen=True, slots=True)
 class SubspacePair(Generic[Array]):
-    """Two subspaces, and all that merging two PaRas depends on.
+    """The angles between two subspaces, on which a merge of two PaRas depends.
 
     ``angles`` are the ``min(ranks)`` principal angles in radians, ascending, ``ranks`` the two dimensions,
-    ``shared`` how many directions are in both, ``crossed`` how many pairs of principal directions are at
+    ``shared`` the number of directions in both, ``crossed`` the number of pairs of principal directions at
     right angles, and ``friedrichs_cosine`` the largest cosine of an angle that is not shared (0 if none).
     """
 
@@ -30,17 +30,17 @@ class SubspacePair(Generic[Array]):
 
     @property
     def joint_rank(self) -> int:
-        """What the joint merge removes: ``r1 + r2 - dim(V1 n V2)``."""
+        """The rank that the joint merge removes: ``r1 + r2 - dim(V1 n V2)``."""
         return sum(self.ranks) - self.shared
 
     @property
     def sequential_rank(self) -> int:
-        """What the sequence removes, in either order: ``r1 + dim(V2 n V1^perp)``."""
+        """The rank that the sequence removes, in either order: ``r1 + dim(V2 n V1^perp)``."""
         return max(self.ranks) + self.crossed
 
 
 def compare_subspaces(Q1: Array, Q2: Array, *, rtol: float | None = None) -> SubspacePair[Array]:
-    """Measure how two subspaces lie to each other, at the cost of one small SVD and one tall one.
+    """Measure the angles between two subspaces, at the cost of one small SVD and one tall one.
 
     Angles above 45 degrees come from their cosines, the singular values of ``Q1^T Q2``; those below from
     their sines, the singular values of ``(I - Q1 Q1^T) Q2``, since a cosine cannot tell angles under

@@ -1,4 +1,4 @@
-"""What every function of the algebra does first: find the array library, check, and choose a precision.
+"""Checks, array library and working precision: the beginning of every function of the algebra.
 
 The algebra is written once, against the array-API standard, and runs on NumPy arrays and on torch
 tensors of any device (through ``array_api_compat``; torch itself is never imported here).
@@ -36,12 +36,12 @@ __all__ = [
 
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
 _STORED_ROUNDOFF = {**UNIT_ROUNDOFF, "float8_e4m3fn": 2.0**-4, "float8_e5m2": 2.0**-3}
-"""Also of dtypes that are for storage alone."""
+"""Unit roundoff, also of dtypes that are for storage alone."""
 HALF_PRECISION = frozenset({"float16", "bfloat16"})
 
 
 class MatrixLike(Protocol):
-    """What is asked of an array by its type: NumPy arrays and torch tensors both have it."""
+    """The attributes that NumPy arrays and torch tensors share."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,7 +49,7 @@ class MatrixLike(Protocol):
 
     @property
     def ndim(self) -> int:
-        """How many axes there are."""
+        """Number of axes."""
 
 
 Array = TypeVar("Array", bound=MatrixLike)
@@ -99,7 +99,7 @@ def prepare(inputs: Mapping[str, MatrixLike], *, finite: bool = False) -> Prepar
 def prepare_matrices(
     inputs: Mapping[str, MatrixLike], *, finite: bool = False, rowless: Collection[str] = ()
 ) -> Prepared:
-    """As :func:`prepare`, for inputs that must be matrices, with at least one row if not in ``rowless``.
+    """Check and widen (:func:`prepare`) matrices, with at least one row if not in ``rowless``.
 
     Raises :class:`~paramerge.errors.ShapeError` for any other shape.
     """
@@ -117,7 +117,7 @@ def prepare_matrices(
 
 
 def storage_tolerance(dtype: str, columns: int) -> float:
-    """How far rounding to ``dtype`` can move the singular values of unit columns.
+    """Bound how far rounding to ``dtype`` moves the singular values of unit columns.
 
     Rounding moves a column of norm 1 by at most the unit roundoff ``u``, so ``columns`` of them move by at
     most ``u * sqrt(columns)`` in the Frobenius norm, and no singular value moves by more than that (Weyl).
@@ -151,10 +151,9 @@ def rounding_cut(shape: Sequence[int], eps: float) -> float:
 
 
 def column_cut(shape: Sequence[int], prepared: Prepared) -> float:
-    """The relative cut for unit columns: :func:`rounding_cut`, or that of half-precision storage.
+    """The relative cut for unit columns.
 
-    Whichever is larger: what was rounded to half precision before is uncertain by
-    :func:`storage_tolerance`.
+    The larger of :func:`rounding_cut` and, for inputs stored in half precision, :func:`storage_tolerance`.
     """
     return max(rounding_cut(shape, prepared.eps), prepared.roundoff * math.sqrt(shape[-1]))
 
@@ -184,7 +183,8 @@ def check_strength(strength: float, where: str = "strength") -> None:
 
 
 def detached(array: Any) -> Any:
-    """The same numbers without a gradient: decisions (ranks, signs, scales) are not differentiated."""
+    """The same numbers without a gradient, for decisions (ranks, signs, scales), which are not
+    differentiated."""
     return array.detach() if hasattr(array, "detach") else array
 
 

@@ -23,8 +23,8 @@ ROUNDOFF = Fraction(1, 2**53)
 class Bounded(Generic[Array]):
     """A basis within the rank boundary.
 
-    ``Q`` is (d, rank), ``columns`` the directions there were, ``limit`` is ``floor(gamma * rank(W))``. A
-    ``rank`` of 0 means that the layer is left alone.
+    ``Q`` is (d, rank), ``columns`` the number of directions before the cut, ``limit`` is ``floor(gamma *
+    rank(W))``. A ``rank`` of 0 means that the layer is left alone.
     """
 
     Q: Array
@@ -34,7 +34,7 @@ class Bounded(Generic[Array]):
 
     @property
     def dropped(self) -> int:
-        """How many directions the boundary left out."""
+        """Number of directions that the boundary left out."""
         return self.columns - self.rank
 
 

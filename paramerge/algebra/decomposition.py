@@ -23,14 +23,14 @@ def leading_directions(xp: Any, M: Any, rtol: float, reference: float | None = N
 
 
 def tall_svd(xp: Any, M: Any) -> tuple[Any, Any, Any]:
-    """Thin SVD through QR: of the matrices here, which are tall, faster than that of the whole."""
+    """Thin SVD through QR: faster than an SVD of the whole for the tall matrices here."""
     Q, R = xp.linalg.qr(M)
     U, s, Vh = xp.linalg.svd(R, full_matrices=False)
     return Q @ U, s, Vh
 
 
 def count_above(xp: Any, singular_values: Any, rtol: float, reference: float | None = None) -> int:
-    """How many singular values are above ``rtol`` times the reference (by default the largest of them)."""
+    """Number of singular values above ``rtol`` times the reference (by default the largest of them)."""
     s = detached(singular_values)
     if s.shape[0] == 0:
         return 0

@@ -1,4 +1,4 @@
-"""What other adapters do to a LoRA: how much a PaRa leaves of it, and where two LoRAs meet."""
+"""The effect of other adapters on a LoRA: the share that a PaRa leaves of it, the overlap of two LoRAs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["lora_cosine", "lora_loss", "lora_survival", "null_space_projection"]
 
 
 def lora_loss(Q: Array, up: Array, down: Array) -> float:
-    """Tell what share of a LoRA a PaRa after it takes away: ``||Q^T B A||_F / ||B A||_F``, 0 to 1.
+    """Measure the share of a LoRA that a PaRa after it takes away: ``||Q^T B A||_F / ||B A||_F``, 0 to 1.
 
     LoRA-then-PaRa minus PaRa-then-LoRA is ``-s P B A`` (section 3.2 argues the order in words), so this is
     what the wrong order loses at strength 1. It is 1 if ``span(B)`` lies in ``span(Q)``, whatever the LoRA's
@@ -55,7 +55,7 @@ def lora_survival(Q: Array, up: Array, down: Array) -> float:
 def null_space_projection(
     up: Array, down: Array, other_up: Array, strength: float = 1.0, *, rtol: float | None = None
 ) -> tuple[Array, Array]:
-    """Keep of a LoRA what does not touch the output directions of another: ``(I - s P_other) B A``.
+    """Remove from a LoRA the output directions of another: ``(I - s P_other) B A``.
 
     Parameters
     ----------

@@ -207,7 +207,7 @@ def _thin_svd(prepared: Prepared) -> tuple[Any, Any, Any]:
 
 
 def _there(prepared: Prepared, s: Any, rtol: float | None) -> int:
-    """How many directions of the product rounding does not explain."""
+    """Number of directions of the product that rounding does not explain."""
     check_relative_cut(rtol)
     up, down = prepared.arrays
     cut = rounding_cut((up.shape[0], down.shape[1]), prepared.eps)

@@ -1,8 +1,8 @@
-"""Several PaRas on one weight: the joint merge, the sequence, and exactly how far apart they are.
+"""Several PaRas on one weight: the joint merge, the sequence, and the exact distance of the two.
 
-The paper (section 3.2 and appendix A) takes the sequence ``(I - P2)(I - P1) W`` for the joint merge
-``(I - Pm) W``. They are equal when the projectors commute, and otherwise differ by the cosine of the
-Friedrichs angle. Everything is computed in coordinates of the joint basis: no d x d matrix is formed.
+The paper (section 3.2 and appendix A) takes the sequence ``(I - P2)(I - P1) W`` for the joint merge ``(I -
+Pm) W``. They are equal when the projectors commute, and otherwise differ by the cosine of the Friedrichs
+angle. Everything is computed in coordinates of the joint basis: no d x d matrix is formed.
 """
 
 from __future__ import annotations

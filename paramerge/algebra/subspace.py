@@ -1,4 +1,4 @@
-"""Column spaces: an orthonormal basis of one, the joint basis of several, and honest ranks for both.
+"""Column spaces: an orthonormal basis of one, the joint basis of several, and the true ranks of both.
 
 A PaRa adapter *is* a subspace: the paper's ``B = QR`` (section 3.1, equation 2) keeps only ``span(B)``.
 So every function here reports how many directions there really are, and never invents one: plain QR of
@@ -50,7 +50,7 @@ class Orthonormal(Generic[Array]):
 
     @property
     def deficiency(self) -> int:
-        """How many of the given columns added no direction of their own."""
+        """Number of given columns that added no direction of their own."""
         return self.columns - self.rank
 
 
@@ -114,7 +114,7 @@ def orthonormalise(B: Array, *, rtol: float | None = None, method: Method = "qr"
 
 
 def require_full_rank(B: Array, *, rtol: float | None = None, where: object = "B") -> Orthonormal[Array]:
-    """As :func:`orthonormalise`, but refuse a ``B`` with dependent columns.
+    """Find an orthonormal basis (:func:`orthonormalise`) of a ``B``, and refuse dependent columns.
 
     For the start of a training: from dependent columns (a single column of zeros is enough) QR makes
     directions out of rounding noise, and its gradient is NaN.
