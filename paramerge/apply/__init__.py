@@ -1,1 +1,1 @@
-"""What steps do to a weight: the order, the change they make together, the arithmetic."""
+"""Steps on a weight: their order, the change they make together, the arithmetic."""

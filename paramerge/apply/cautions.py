@@ -1,4 +1,4 @@
-"""What people lose by without a word: odd strengths, adapters that are in it twice, plain fp8."""
+"""Warnings of quiet losses: odd strengths, adapters that are applied twice, plain fp8."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Chain:
         return torch.cat(bases, dim=1) if bases else None
 
     def change(self, C: torch.Tensor | None) -> ChainChange | None:
-        """What the chain does to the weight, for ``C`` = ``basis^T W`` (R, k).
+        """The chain's change of the weight, for ``C`` = ``basis^T W`` (R, k).
 
         None when the chain leaves the layer as it is.
         """
@@ -166,7 +166,7 @@ def _load(op: Op) -> ParaLink | LoraLink | DeltaLink:
 
 
 def load_delta(op: FamilyOp) -> DeltaLink:
-    """What an additive family adds, its own scale in it.
+    """The change of an additive family, with its own scale.
 
     Raises
     ------

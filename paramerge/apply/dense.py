@@ -1,4 +1,4 @@
-"""What low-rank arithmetic cannot serve: changes made row by row, and steps that need the whole weight.
+"""Changes beyond low-rank arithmetic: those made row by row, and steps that need the whole weight.
 
 A chain is cut into segments. A run of steps that do not depend on the weight (and of PaRas, which need of it
 only ``Q^T W``) is one chain as ever; DoRA, IA3, OFT, BOFT, GLoRA and SVDiff are segments of their own, which
@@ -76,7 +76,7 @@ def _segments(ops: Sequence[Op]) -> Iterator[FamilyOp | tuple[Op, ...]]:
 
 
 class Added:
-    """What is added to a layer beside its low-rank change, by blocks of the rows that are stored."""
+    """The change of a layer beside its low-rank change, by blocks of the rows that are stored."""
 
     def __init__(self, links: Sequence[DeltaLink], transposed: bool) -> None:
         self._links = links
@@ -101,7 +101,7 @@ def _without_plus_zero(change: torch.Tensor) -> torch.Tensor:
 
 
 class LayerInTensor:
-    """Where the rows of one layer are in the tensor that it is stored in."""
+    """The rows of one layer within the tensor that it is stored in."""
 
     def __init__(self, edit: Edit) -> None:
         target = edit.target

@@ -189,7 +189,7 @@ def opened_base(base: PathLike | Base, variant: str | None = None) -> Base:
 
 
 def patterns(only: Iterable[str]) -> tuple[str, ...]:
-    """What is chosen by ``only``; one text is one pattern."""
+    """The patterns chosen by ``only``; one text is one pattern."""
     return (only,) if isinstance(only, str) else tuple(only)
 
 

@@ -41,7 +41,7 @@ _TORCH = {
 
 @dataclass(frozen=True, slots=True)
 class LayerResult:
-    """What was done to one layer: the rank taken by PaRas of strength 1, and the rank of the whole change."""
+    """The outcome for one layer: the rank taken by PaRas of strength 1, and the rank of the whole change."""
 
     name: str
     removed: int
@@ -92,7 +92,7 @@ class TensorEditor:
 
     @property
     def results(self) -> list[LayerResult]:
-        """What was done to each layer of the tensor."""
+        """The outcome for each layer of the tensor."""
         return [LayerResult(layer.name, layer.removed, layer.rank) for layer in self._layers]
 
     def look(self, weight: torch.Tensor, first_row: int) -> None:

@@ -1,4 +1,4 @@
-"""What adapters do to a layer, as data: the operations on it in their order, before any tensor is read."""
+"""The operations of adapters on a layer, in their order, as data: no tensor is read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ParaOp:
 
     @property
     def numbers(self) -> int:
-        """How many numbers its factors have."""
+        """The number of its factors' numbers."""
         return sum(2 * part.module.out_features * part.module.rank for part in self.parts)
 
 
@@ -61,7 +61,7 @@ class LoraOp:
 
     @property
     def numbers(self) -> int:
-        """How many numbers its factors have."""
+        """The number of its factors' numbers."""
         return self.module.rank * (self.module.out_features + self.module.in_features)
 
 
@@ -85,7 +85,7 @@ class FamilyOp:
 
     @property
     def numbers(self) -> int:
-        """How many numbers it stores."""
+        """The number of its stored numbers."""
         return sum(tensor.info.elements for tensor in self.module.tensors)
 
 
@@ -94,7 +94,7 @@ Op = ParaOp | LoraOp | FamilyOp
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What happens to one layer: its place in the checkpoint and the operations in order."""
+    """The change of one layer: its place in the checkpoint and the operations in order."""
 
     target: Target
     ops: tuple[Op, ...]

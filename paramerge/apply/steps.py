@@ -1,4 +1,4 @@
-"""What the user asks for: an ordered list of steps and the options of the whole bake."""
+"""A user's request: an ordered list of steps and the options of the whole bake."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paramerge.resolve.blocks import BlockWeights, parse_blocks
 from paramerge.wording import option
 
 Kind = Literal["para", "lora", "adapter"]
-"""How an adapter was given: as one of any family, or strictly as a PaRa or a LoRA."""
+"""The kind that an adapter was given as: one of any family, or strictly a PaRa or a LoRA."""
 
 MergeChoice = Literal["joint", "sequential"]
 
@@ -31,7 +31,7 @@ class Step:
     path: Path
     strength: float = 1.0
     blocks: BlockWeights | None = None
-    """What multiplies the strength, by block of the UNet."""
+    """Factors on the strength, by block of the UNet."""
 
     def __post_init__(self) -> None:
         name = "strength" if self.kind == "para" else "scale"

@@ -1,4 +1,4 @@
-"""How strongly an adapter may be applied: the limits, for every verb that takes strengths."""
+"""The limits of an adapter's strength, for every verb that takes one."""
 
 from __future__ import annotations
 

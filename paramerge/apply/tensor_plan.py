@@ -1,4 +1,4 @@
-"""What happens to each stored tensor of a checkpoint, in the order of the bytes."""
+"""The plan for each stored tensor of a checkpoint, in the order of the bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paramerge.files.header import TensorInfo
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """What happens to one stored tensor. Without edits and with the same dtype its bytes are copied."""
+    """The plan for one stored tensor. Without edits and with the same dtype its bytes are copied."""
 
     info: TensorInfo
     component: str
@@ -45,7 +45,7 @@ class FilePlan:
 
     @property
     def relative(self) -> PurePosixPath:
-        """Where the file stands in the output folder (its name, for a single file)."""
+        """The file's place in the output folder (its name, for a single file)."""
         return self.source.relative
 
     @property
