@@ -40,7 +40,7 @@ _UNKNOWN_HASH = "0" * 64
 
 @dataclass(frozen=True)
 class BakeReport:
-    """What a bake did.
+    """The outcome of a bake.
 
     Attributes
     ----------

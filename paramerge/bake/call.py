@@ -31,7 +31,7 @@ def plan_bake(
     private: bool = False,
     variant: str | None = None,
 ) -> Plan:
-    """What :func:`bake` would do to every tensor, from the headers alone; ``plan.write(output)`` does it.
+    """Plan :func:`bake` for every tensor, from the headers alone; ``plan.write(output)`` carries it out.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the order and the way of merging cost, worked out from the adapters alone before anything is baked."""
+"""The cost of the order and of the way of merging, computed from the adapters before anything is baked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from paramerge.bake.plan import Plan
 
 @dataclass(frozen=True)
 class OrderLoss:
-    """What PaRas that come after the LoRA of step ``lora`` take of it: ``||Q^T B A|| / ||B A||`` (T6).
+    """The loss of the LoRA of step ``lora`` to PaRas that come after it: ``||Q^T B A|| / ||B A||`` (T6).
 
     The same for another additive family; of one that depends on the weight nothing can be said without it.
 
@@ -40,7 +40,7 @@ class OrderLoss:
 
 @dataclass(frozen=True)
 class SequenceDistance:
-    """How far a sequential merge is from the joint one: ``||(I-Pn)...(I-P1) - (I-Pm)||_2`` (theorem T3e).
+    """The distance of a sequential merge from the joint one: ``||(I-Pn)...(I-P1) - (I-Pm)||_2`` (T3e).
 
     With strengths other than 1, the distance between what the two merges do at these strengths.
 

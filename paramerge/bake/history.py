@@ -1,4 +1,4 @@
-"""What a base says of its own past: the recipe of an earlier bake and other metadata, all from outside.
+"""The base's own past, from outside: the recipe of an earlier bake and other metadata.
 
 A recipe is kept whole if it is one that every reader of JSON can take; of a private bake what is not known
 to be free of names is left out of it, and of the metadata, as far back as they go.

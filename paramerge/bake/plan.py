@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def interpretation(self) -> Interpretation | None:
-        """What the user decided where trainers disagree; None where the adapters were opened differently."""
+        """The user's decisions where trainers disagree; None where the adapters were opened differently."""
         found = {step.adapter.interpretation for step in self.steps}
         return found.pop() if len(found) == 1 else None
 

@@ -29,7 +29,7 @@ class PlannedStep:
     excluded: tuple[ModuleName, ...] = field(repr=False, default=())
     unmatched: tuple[ModuleName, ...] = field(repr=False, default=())
     weights: Mapping[ModuleName, float] = field(repr=False, default_factory=dict)
-    """What multiplies the strength on each layer, where the step has block weights."""
+    """Factors on the strength of each layer, where the step has block weights."""
     blocks: tuple[BlockUse, ...] = ()
     """The weights by block, with the layers that each holds."""
 
@@ -79,7 +79,7 @@ def _is_excluded(
 def match_step(
     base: Base, targets: Mapping[ModuleName, Target], step: Step, adapter: Adapter, options: BakeOptions
 ) -> PlannedStep:
-    """Which layers of ``adapter`` are applied to which of the base's ``targets``.
+    """Match the layers of ``adapter`` with the base's ``targets``.
 
     Raises
     ------

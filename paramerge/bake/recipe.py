@@ -1,4 +1,4 @@
-"""What the output says about itself: the recipe, and the fields that user interfaces read.
+"""The metadata of the output: the recipe, and the fields that user interfaces read.
 
 The recipe (JSON in the metadata key ``paramerge.recipe``) names every input by its SHA-256, never by a path,
 with the steps in order, their strengths, all options and the versions: enough to do it again and to check it.
@@ -128,7 +128,7 @@ def _modelspec(base: Mapping[str, str], plan: Plan) -> dict[str, str]:
 
 
 def _implementation(plan: Plan) -> str | None:
-    """Whose names the keys have; None for a file of a model that has no name for them."""
+    """The implementation whose names the keys have; None for a file of a model that has no name for them."""
     if plan.base.layout == DIFFUSERS_FOLDER:
         return "diffusers"
     unet = any(name.component == "unet" for file in plan.base.files for name in file.targets)
@@ -171,7 +171,7 @@ def _step(step: PlannedStep, files: Sequence[InputFile], private: bool) -> dict[
 
 
 def _own_interpretation(plan: Plan, step: PlannedStep) -> dict[str, object]:
-    """What was decided for this adapter alone; what was for all is among the options."""
+    """The decisions for this adapter alone; those for all are among the options."""
     own = step.adapter.interpretation.decided
     return {"interpretation": own} if plan.interpretation is None and own else {}
 

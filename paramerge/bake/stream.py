@@ -1,4 +1,4 @@
-"""One worker: reads a piece of the source, has its tensors edited, writes it at its place in the output."""
+"""One thread: read a piece of the source, edit its tensors, write it at its place in the output."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _MORE_COPIES = {"boft": 6, "svdiff": 7}
 
 @dataclass(frozen=True)
 class StepSummary:
-    """One step: what it is and how much of it is applied."""
+    """One step: its adapter, and the layers to which it is applied."""
 
     kind: str
     file: str
@@ -48,7 +48,7 @@ class StepSummary:
 
 @dataclass(frozen=True)
 class ComponentSummary:
-    """One component of the base: its tensors and bytes, and what each step does in it (layers, by step)."""
+    """One component of the base: its tensors and bytes, and the layers that each step changes in it."""
 
     component: str
     tensors: int
@@ -177,7 +177,7 @@ def _peak_memory(plan: Plan, tensors: Sequence[TensorPlan]) -> int:
 
 
 def _whole_bytes(edit: Edit) -> int:
-    """What a layer takes that is held as a whole in float64: itself, its result, and what lies between."""
+    """Memory for a layer that is held as a whole in float64: itself, its result, and intermediate values."""
     if not edit.needs_whole:
         return 0
     elements = math.prod(edit.target.shape)
