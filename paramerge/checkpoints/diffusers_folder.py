@@ -1,4 +1,4 @@
-"""What lies in a model's folder: the weights that can change, what comes along, and what must stay behind.
+"""The files of a model's folder: weights that can change, files that come along, files that stay behind.
 
 ``model_index.json`` names the components of a diffusers pipeline. Of the weights of the UNet or transformer
 and of the text encoders one variant is taken; its twins (other variants, pickles, ONNX ...) would be
@@ -56,9 +56,9 @@ class FolderContents:
     alone: bool = False
     """Whether the folder is of one model on its own."""
     model_type: str | None = None
-    """What the configuration of the (first) model says it is: ``model_type`` or ``_class_name``."""
+    """The ``model_type`` or ``_class_name`` in the configuration of the (first) model."""
     quantised: dict[str, str] = field(default_factory=dict)
-    """By component, what its configuration says that its weights are quantised by."""
+    """By component, the quantisation that its configuration states."""
 
 
 def read_folder(folder: Path, variant: str | None) -> FolderContents:
@@ -141,20 +141,20 @@ def _must_be_there(component: str, named: dict[str, str]) -> bool:
 
 
 def _config(folder: Path) -> dict[str, object]:
-    """What ``config.json`` in ``folder`` holds; nothing where there is none."""
+    """The content of ``config.json`` in ``folder``; empty where there is none."""
     path = folder / "config.json"
     return read_object(path, what="this configuration", error=CheckpointError) if path.exists() else {}
 
 
 def _stated_type(folder: Path) -> str | None:
-    """What ``config.json`` says the model in ``folder`` is."""
+    """The model in ``folder``, as its ``config.json`` states it."""
     entries = _config(folder)
     stated = entries.get("model_type") or entries.get("_class_name")
     return stated if isinstance(stated, str) else None
 
 
 def _stated_quantisation(folder: Path) -> str | None:
-    """What ``config.json`` says the weights in ``folder`` are quantised by."""
+    """The quantisation that ``config.json`` in ``folder`` states."""
     entries = _config(folder)
     settings = entries.get("quantization_config") or entries.get("compression_config")
     if not isinstance(settings, dict):

@@ -61,7 +61,8 @@ def refuse_adapter(path: Path, keys: Iterable[str]) -> None:
 
 
 def _kinds(keys: Iterable[str]) -> dict[str, str]:
-    """What a file without a UNet holds, each with a key that shows it, in the order of :data:`_NO_UNET`."""
+    """The kinds of content of a file without a UNet, in the order of :data:`_NO_UNET`, each with a key that
+    shows it."""
     found: dict[str, str] = {}
     for key in keys:
         name = next((name for name, pattern in _NO_UNET_PATTERNS if pattern.search(key)), None)

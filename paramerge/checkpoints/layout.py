@@ -49,20 +49,20 @@ class WeightFile:
 
     header: Header
     relative: PurePosixPath
-    """Where it lies in the base's folder; the name alone for a base that is a file."""
+    """Its place in the base's folder; the name alone for a base that is a file."""
     component: str | None
     """The component whose folder it lies in; None for a file whose components are told by the keys."""
     targets: Mapping[ModuleName, Target] = field(repr=False)
     components: Mapping[str, str] = field(repr=False)
     """Every key's component: one that adapters reach, ``vae``, ``ema`` or ``other``."""
     parameters: Mapping[ModuleName, Target] = field(default_factory=dict, repr=False)
-    """What adapters reach beside layers, by names that end in ``.weight`` or ``.bias``."""
+    """Parameters beside the layers that adapters reach, by names that end in ``.weight`` or ``.bias``."""
     quantised: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The scheme of every tensor that belongs to a quantised layer, by key."""
 
     @property
     def reachable(self) -> Mapping[ModuleName, Target]:
-        """All that adapters reach: the layers, then the norms, biases and embeddings."""
+        """Everything that adapters reach: the layers, then the norms, biases and embeddings."""
         return {**self.targets, **self.parameters}
 
 
@@ -85,7 +85,7 @@ class Base:
     left_out: tuple[tuple[PurePosixPath, str], ...] = field(repr=False)
     """Files and folders that must not come along, each with the reason."""
     warnings: tuple[str, ...] = ()
-    """What a user should know of tensors that stay as they are."""
+    """Warnings of tensors that stay as they are."""
 
     companion_files: tuple[Source, ...] = field(default=(), repr=False)
     """The companions, open, in their order."""
@@ -264,7 +264,7 @@ _ENCODER_LIKE = re.compile(r"^(?!.*vis(ion|ual)).*(encoder\.layers|resblocks)\.\
 
 
 def _warnings(files: Iterable[_OpenedFile]) -> Iterator[str]:
-    """What stays as it is although a user may expect adapters to reach it."""
+    """Warnings of tensors that stay as they are although a user may expect adapters to reach them."""
     nameless = [(key, name) for file in files for key, name in file.located.items() if not name.parts]
     ema = sum(name.component == "ema" for _, name in nameless)
     if ema:

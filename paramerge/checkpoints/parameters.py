@@ -1,4 +1,4 @@
-"""What adapters can reach in a file beside its layers: norms' weights, biases, embeddings.
+"""Parameters that adapters reach beside layers: norms' weights, biases, embeddings.
 
 Each goes by the name of its module with ``.weight`` or ``.bias`` behind it, which no layer has:
 ``unet.down_blocks.0.resnets.0.norm1.weight``, ``unet.conv_in.bias``.

@@ -1,9 +1,9 @@
 """Weights that are stored quantised: which tensors belong to one, and by which scheme.
 
-A weight of 8 bits or fewer is plain only if no tensor stands beside it but its bias, and no configuration and
-no mark speaks of quantisation. Everything that belongs to a quantised layer (codes, scales, zero points,
-marks) goes by the scheme's name: an adapter cannot be baked into such a layer, and no dtype can be given to
-any of these tensors. Schemes are recognised here and nowhere else.
+A weight of 8 bits or fewer is plain only if it has no tensor beside it but its bias, and no configuration and
+no mark speaks of quantisation. All tensors of a quantised layer (codes, scales, zero points, marks) go by the
+scheme's name: an adapter cannot be baked into such a layer, and no dtype can be given to any of these
+tensors. Schemes are recognised here and nowhere else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from paramerge.errors import CheckpointError
 from paramerge.files.dtypes import BITS
 
 METADATA_KEY = "_quantization_metadata"
-"""Where ComfyUI says in a file's metadata which layers are quantised."""
+"""The key of a file's metadata by which ComfyUI lists quantised layers."""
 
 _SCALES = (
     "scale_weight",
@@ -43,10 +43,10 @@ _INSIDE = re.compile(
 """Parts of a weight that was saved in parts."""
 
 _UNMISTAKABLE = frozenset({"qweight", "W_q", "weight_packed", "absmax", "quant_map", "quant_state"})
-"""Names that speak of codes even where a weight stands beside them."""
+"""Names that mean codes even beside a weight."""
 
 _PLAIN = ("bias", "running_mean", "running_var", "num_batches_tracked")
-"""What stands beside plain weights."""
+"""Names of tensors beside plain weights."""
 
 _MARKS = ("scaled_fp8",)
 """Keys, with whatever prefix, that say of a whole file that its 8-bit weights are scaled."""

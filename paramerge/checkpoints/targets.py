@@ -1,8 +1,8 @@
-"""What adapters can reach in a file: each Linear and Conv layer of its models.
+"""The layers that adapters can reach in a file: each Linear and Conv layer of its models.
 
 A target is a view of a stored tensor: all of it, a range of its rows (q, k and v in OpenCLIP's stacked
-``in_proj_weight``, or in FLUX's single files), or its transpose (OpenCLIP's ``text_projection``, and what
-GPT-2 calls Conv1D).
+``in_proj_weight``, or in FLUX's single files), or its transpose (OpenCLIP's ``text_projection``, and GPT-2's
+Conv1D layers).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Target:
     shape: tuple[int, ...]
     """The weight's own shape, after slicing and transposing: (out, in) or (out, in, kh, kw)."""
     rows: tuple[int, int] | None = None
-    """The rows ``[start, stop)`` of the stored tensor that it is; None for all."""
+    """The rows ``[start, stop)`` of the stored tensor that are this layer's; None for all."""
     transposed: bool = False
     """Whether the tensor is stored transposed."""
     stack: bool = False
@@ -56,7 +56,8 @@ def find_targets(
 def targets_of(
     shapes: Mapping[str, tuple[int, ...]], located: Mapping[str, Located]
 ) -> dict[ModuleName, Target]:
-    """As :func:`find_targets`, for keys that have been located already."""
+    """Every layer that an adapter can change, as :func:`find_targets`, for keys that have been located
+    already."""
     targets: dict[ModuleName, Target] = {}
     for key, shape in shapes.items():
         for target in _views(key, shape, located[key], shapes):
