@@ -1,7 +1,7 @@
 """Adapters of any family at one layer, compared by the changes they make, as dense matrices.
 
-Only what holds for every family is said: norms, the signed cosine, and what a PaRa takes of the other. A
-family whose change depends on the weight is compared by what it does to a base's own.
+The comparison is of what every family has: norms, the signed cosine, and a PaRa's share of the other. A
+family whose change depends on the weight is compared by its change of a base's own weight.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def compare_changes(
 def compare_with_para(
     name: ModuleName, para: ParaModule, other: LayerModule, W: np.ndarray | None
 ) -> MixedPair:
-    """What a PaRa after the other adapter takes of its change; raises as :func:`compare_changes`."""
+    """The share of another adapter's change that a PaRa after it takes; raises as :func:`compare_changes`."""
     Q = para.directions().Q
     change = _change(other, W)
     norm, met = float(np.linalg.norm(change)), float(np.linalg.norm(Q.T @ change))

@@ -19,7 +19,7 @@ from paramerge.compare.places import (
 )
 
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Where a scale may end: the first that holds all values."""
+"""Possible ends of a scale: the first that holds all values is taken."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Two adapters at one layer: what is worked out for each combination of families."""
+"""Two adapters at one layer: the numbers for each combination of families."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paramerge.models.names import ModuleName
 _Pair = algebra.SubspacePair[np.ndarray]
 
 _TRACY_WIDOM_MEAN = -1.2065
-"""Of the largest eigenvalue of real ensembles, centred and scaled."""
+"""Mean of the largest eigenvalue of real ensembles, centred and scaled."""
 
 RELATION_THRESHOLD = 0.1
 """From this cosine on two LoRAs are said to reinforce or to cancel each other: the squared norm of their sum
@@ -125,7 +125,7 @@ class LoraPair:
 
 
 def relation_of(cosine: float) -> str:
-    """What a signed cosine means for the sum of two LoRAs."""
+    """The relation of two LoRAs by the signed cosine of their changes."""
     if abs(cosine) < RELATION_THRESHOLD:
         return "independent"
     return "reinforce" if cosine > 0 else "cancel"
@@ -222,7 +222,7 @@ def random_cosine(r1: int, r2: int, d: int) -> float:
 
 
 def _overlaps(first: LoraSpace, second: LoraSpace) -> tuple[_Pair, _Pair]:
-    """How the column spaces and the row spaces of two changes lie to each other."""
+    """The overlaps of the column spaces and of the row spaces of two changes."""
     outputs = algebra.compare_subspaces(first.up, second.up)
     inputs = algebra.compare_subspaces(first.down, second.down)
     if outputs.ranks == inputs.ranks == (first.up.shape[1], second.up.shape[1]):

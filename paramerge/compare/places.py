@@ -1,4 +1,4 @@
-"""Where a layer is in its model: the row and the column of a heat map, and names that fit a terminal."""
+"""A layer in its model: the row and the column of a heat map, and a name that fits a terminal."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def sorted_rows(rows: Sequence[str]) -> list[str]:
 
 
 def group_of(name: ModuleName) -> tuple[int, str]:
-    """What tables group by, in their order: component and kind, as ``(0, "unet self-attention")``."""
+    """The group of a layer in tables: component and kind, as ``(0, "unet self-attention")``."""
     kind = layer_kind(name).replace("transformer in/out", "proj in/out")
     return COMPONENTS.index(name.component), f"{_SHORT.get(name.component, name.component)} {kind}"
 
