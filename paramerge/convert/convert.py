@@ -49,7 +49,7 @@ class ConvertedLayer:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What was converted."""
+    """The outcome of a conversion."""
 
     to: str
     outputs: tuple[Path, ...]
@@ -57,7 +57,7 @@ class ConversionReport:
     architecture: str | None
     layers: tuple[ConvertedLayer, ...] = field(repr=False)
     notes: Mapping[str, int]
-    """What had to be written otherwise, and in how many layers."""
+    """Notes on changed forms, each with the number of layers."""
     left_out: tuple[str, ...]
     """Layers and keys that are not in the output."""
 
@@ -152,7 +152,7 @@ def _parts(
 
 
 def _check_all_written(header: Header, written: int) -> None:
-    """Where only names change, as many tensors must come out as went in."""
+    """Refuse a conversion of names alone that writes fewer tensors than were read."""
     if written < len(header.tensors):
         raise AdapterError(
             "some tensors of this adapter would not be in the output",

@@ -1,4 +1,4 @@
-"""What ``convert`` is asked for, and whether it can be: checked before any work."""
+"""The request of ``convert``, and its checks before any work."""
 
 from __future__ import annotations
 

@@ -186,6 +186,6 @@ class Writing:
 
 
 def counted_notes(parts: Sequence[Part]) -> dict[str, int]:
-    """What had to be written otherwise, and in how many layers."""
+    """Notes on changed forms, each with the number of layers."""
     notes = [note for part in parts for note in part.notes]
     return {note: notes.count(note) for note in dict.fromkeys(notes)}
