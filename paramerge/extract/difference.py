@@ -95,7 +95,7 @@ class Differences:
                 yield name, both[1] - both[0]
 
     def changed_beside(self) -> dict[str, str]:
-        """What else is not the same in both, and what it is: a VAE, tensors without a place in a model."""
+        """Other differences of the two, by name: a VAE, tensors without a place in a model."""
         return dict.fromkeys(self._changed_beside(), "no layer that adapters reach")
 
     def _changed(self, name: ModuleName) -> tuple[np.ndarray, np.ndarray] | None:

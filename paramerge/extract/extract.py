@@ -38,7 +38,7 @@ EXTRACTION_KEY = "extraction.recipe"
 
 @dataclass(frozen=True)
 class ExtractedLayer:
-    """What became of a layer that was changed; see :class:`~paramerge.extract.families.Extracted`."""
+    """The outcome for a layer that was changed; see :class:`~paramerge.extract.families.Extracted`."""
 
     name: ModuleName
     rank: int
@@ -52,7 +52,7 @@ class ExtractedLayer:
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """What was extracted and written.
+    """The outcome of an extraction.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class ExtractionReport:
 
     @property
     def error(self) -> float:
-        """What the output misses of all layers' differences together, relative in Frobenius norm."""
+        """The part of all layers' differences together that the output misses, relative in Frobenius norm."""
         total = math.hypot(*(layer.norm for layer in self.layers))
         return math.hypot(*(layer.error * layer.norm for layer in self.layers)) / total if total else 0.0
 

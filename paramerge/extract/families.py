@@ -1,4 +1,4 @@
-"""One changed layer in the form of a family: the tensors to write, and how much they miss."""
+"""One changed layer in the form of a family: the tensors to write, and their error."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ EXTRACTORS: dict[str, Callable[[ChangedLayer, ExtractOptions], Extracted | None]
 
 
 def _there(s: np.ndarray) -> int:
-    """How many singular values rounding does not explain; one at least."""
+    """Number of singular values that rounding does not explain; one at least."""
     return max(1, int(np.sum(s > s[0] * 1e-12)))
 
 

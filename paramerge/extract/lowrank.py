@@ -48,7 +48,7 @@ class Leading:
         return _share(self.norm**2 - float(np.sum(self.s[:rank] ** 2)), self.norm**2)
 
     def excess(self, rank: int) -> float:
-        """How much larger the error may be than the best of this rank, relative to ``||D||``.
+        """The most by which the error exceeds the best of this rank, relative to ``||D||``.
 
         With ``D = P D + E``, P the projector on the range: the best rank r holds at most ``sum s_i^2`` and
         what the r largest singular values of E hold (Ky Fan), so the squares differ by at most ``r ||E||^2``.
