@@ -22,7 +22,7 @@ _SPELLINGS = {
 """The name in safetensors; then the short one that paramerge shows, that of NumPy and torch, and others."""
 
 WRITTEN = ("F16", "BF16", "F32")
-"""What adapters and converted models are written in."""
+"""Dtypes that adapters and converted models are written in."""
 
 KEEP = "keep"
 """In the place of a dtype: each tensor keeps its own."""

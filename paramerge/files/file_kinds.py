@@ -1,4 +1,4 @@
-"""What a file is that is no safetensors, by its first bytes: a page, a pointer, another format of weights."""
+"""Kinds of files that are no safetensors, told by their first bytes: a page, a pointer, other weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from paramerge.errors import FileFormatError
 
 START_BYTES = 256
-"""As many bytes of a file's beginning are looked at."""
+"""Number of bytes at a file's beginning that are looked at."""
 
 _AGAIN = (
     "download the file itself: open its address in a browser, or use a tool that follows links and logs in"

@@ -170,7 +170,7 @@ def _sampled(source: Source) -> str:
 
 
 def _cache_file() -> Path:
-    """Where the cache is; a user without a home, such as a container's, has none (``FileNotFoundError``)."""
+    """The cache's path; a user without a home, such as a container's, has none (``FileNotFoundError``)."""
     try:
         folder = Path(platformdirs.user_cache_dir("paramerge"))
     except RuntimeError as error:

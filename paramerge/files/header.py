@@ -161,7 +161,7 @@ def encode_header(
 
 
 def _read_text(source: Source) -> tuple[int, str]:
-    """Where the data begin, and the header's text."""
+    """The position of the data, and the header's text."""
     path, file_size = source.path, source.size
     prefix = source.read(0, min(8, file_size))
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else file_size
@@ -202,7 +202,7 @@ _Entry = tuple[object, object, object, object]
 _NAMES = ("dtype", "shape", "data_offsets")
 _FIELDS = frozenset(_NAMES)
 _DTYPES = {dtype: dtype for dtype in BITS}
-"""One object for all tensors of a dtype."""
+"""Dtypes by name: one object for all tensors of a dtype."""
 
 _NO_PAIR = "the offsets are not a pair of positions"
 _LARGEST_SIZE = 2**64 - 1

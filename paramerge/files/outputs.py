@@ -147,7 +147,7 @@ def check_output_folder(
 
 @contextmanager
 def _faults_of(path: Path) -> Iterator[None]:
-    """What the system says of ``path``, as an error of ours."""
+    """The system's fault with ``path``, as an error of paramerge."""
     try:
         yield
     except OSError as error:

@@ -32,7 +32,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What changes when a file is written to or another one takes its name."""
+    """Numbers that change when a file is written to or another one takes its name."""
 
     size: int
     mtime_ns: int
@@ -194,7 +194,7 @@ class Source:
 
 
 class Opened(Protocol):
-    """What was opened from files: an adapter, a base."""
+    """The open files of an adapter or a base."""
 
     @property
     def opened(self) -> tuple[Source, ...]:

@@ -28,7 +28,7 @@ STAGE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<state>partial|old)", re.D
 
 
 def stage_name(target: Path) -> str:
-    """How the temporary names for ``target`` call it: its name, cut where that leaves no room for more."""
+    """The part of temporary names that stands for ``target``: its name, cut to leave room for the rest."""
     if cut_name(target.name) == target.name:
         return target.name
     digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]

@@ -85,7 +85,7 @@ def write_recipe(folder: Path, recipe: Mapping[str, object]) -> None:
 
 
 def strangers(folder: Path) -> list[str] | None:
-    """What is in ``folder`` and not, or no longer, as the recipe there says; None without such a recipe.
+    """Files in ``folder`` that its recipe does not list, or not so; None without such a recipe.
 
     Returns
     -------

@@ -212,7 +212,7 @@ def exchange_names(a: Path, b: Path) -> bool:
 
 
 def output_error(error: OSError, path: Path) -> OutputError:
-    """What an ``OSError`` while writing ``path`` means, in the form the user reads."""
+    """The error for an ``OSError`` while writing ``path``."""
     special = {
         errno.ENOENT: ("the folder does not exist", f"create it: mkdir -p {path.parent}"),
         errno.EISDIR: ("the output is a folder, and a file is to be written", "choose another output"),
@@ -229,7 +229,7 @@ def output_error(error: OSError, path: Path) -> OutputError:
 
 
 def unconfirmed(error: OSError, path: Path) -> OutputError:
-    """What to say where the output is in its place, and the system then failed to make that durable."""
+    """The error for an output that is in its place, where the system then failed to make that durable."""
     return OutputError(
         "the output is there and whole, but the system could not confirm that it is safe on the disk",
         where=path,
