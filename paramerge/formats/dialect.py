@@ -1,8 +1,8 @@
-"""What a dialect is: one way in which files of adapters name layers and the parts of what changes them.
+"""The record of a dialect: a way in which files of adapters name layers and the parts of their changes.
 
-A key of an adapter is a stem, which names a layer, a separator, and an ending, which says what part of the
-layer's change the tensor is: ``lora_unet_mid_block_attentions_0_proj_in`` ``.`` ``lora_up.weight``. Each
-dialect has a file of its own, which reads and writes its names, and ends with its :class:`Dialect`.
+A key of an adapter is a stem, which names a layer, a separator, and an ending, which names the part of the
+layer's change: ``lora_unet_mid_block_attentions_0_proj_in`` ``.`` ``lora_up.weight``. Each dialect has a file
+of its own, which reads and writes its names, and ends with its :class:`Dialect`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from paramerge.models.names import ModuleName
 
 
 class Place(NamedTuple):
-    """What a key's stem names, and how.
+    """The layer that a key's stem names, and the dialect of the name.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Role(NamedTuple):
 
 
 class WrittenLayer(Protocol):
-    """What a dialect's metadata are made from: a layer that was written."""
+    """A layer that was written, from which a dialect's metadata are made."""
 
     @property
     def name(self) -> ModuleName:

@@ -62,7 +62,7 @@ def _old_stem(name: ModuleName, architecture: str | None) -> str:
 
 
 def _any(key: str) -> bool:
-    """Whatever no other dialect claims is a dotted name, or none."""
+    """Any key: one that no other dialect claims is a dotted name, or none."""
     return True
 
 
@@ -147,7 +147,7 @@ SEVERAL_RANKS = (
 
 
 _TEXT_MODEL = "text_model."
-"""What transformers 5 leaves out before a text encoder's layers; PEFT matches the end of a path."""
+"""The part of paths that transformers 5 leaves out in a text encoder; PEFT matches the end of a path."""
 
 
 def has_several_ranks(parts: Sequence[WrittenLayer]) -> bool:
@@ -175,7 +175,7 @@ def lora_metadata(parts: Sequence[WrittenLayer], architecture: str | None) -> di
 
 
 def _configuration(parts: Sequence[WrittenLayer]) -> dict[str, object]:
-    """Of one model: scale 1 in every layer, since alphas are in the factors."""
+    """The configuration of one model: scale 1 in every layer, since alphas are in the factors."""
     rank = Counter(part.rank for part in parts).most_common(1)[0][0]
     others = {_pattern(part): part.rank for part in parts if part.rank != rank}
     return {

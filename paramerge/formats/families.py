@@ -1,4 +1,4 @@
-"""What kinds of adapter modules a file holds, told from all of its keys and shapes.
+"""The kinds of adapter modules in a file, told from all of its keys and shapes.
 
 Nothing is chosen by the first key that looks familiar: every key is sorted, each module gets one family,
 and a file that is not wholly understood is refused by name rather than half applied.

@@ -1,4 +1,4 @@
-"""What an adapter's metadata say that stays true when it is resized or merged: titles, triggers, tags, bases.
+"""The metadata that stay true when an adapter is resized or merged: titles, triggers, tags, bases.
 
 What is told of the file itself (hashes of its bytes, ranks, alphas, how it was made) is not kept: it is
 written anew, or would be a lie.

@@ -81,7 +81,7 @@ def _metadata(layers: Sequence[WrittenLayer], architecture: str | None) -> dict[
 def kohya_metadata(
     sizes: Iterable[tuple[int, float]], architecture: str | None, base_sha256: Sequence[str]
 ) -> dict[str, str]:
-    """What kohya's scripts and user interfaces read, from the rank and alpha of every layer.
+    """The metadata that kohya's scripts and user interfaces read, from the rank and alpha of every layer.
 
     There is no date, so that the same input gives the same bytes. Raises UsageError for what is no SHA-256.
     """

@@ -140,7 +140,7 @@ def bare_layer(path: str) -> ModuleName | None:
 
 
 def strays(names: Iterable[ModuleName]) -> frozenset[ModuleName]:
-    """Those of a file's ``names`` that can be no layers, because the others are of a Stable Diffusion UNet.
+    """The ``names`` that can be no layers, because the others are of a Stable Diffusion UNet.
 
     Its models' layers are all known, so a name that is not is a misspelled or an unsupported one.
     """

@@ -86,7 +86,7 @@ def is_copy_of_base(key: str) -> bool:
 
 
 def leftover_reason(key: str) -> str | None:
-    """What a key that is no factor holds, where PEFT has a meaning for it."""
+    """The content of a key that is no factor, where PEFT has a meaning for it."""
     return next((reason for pattern, reason in _EXTRAS if pattern.fullmatch(key)), None)
 
 

@@ -1,4 +1,4 @@
-"""What an adapter was made for: its architecture and its base, told by shapes, names and metadata."""
+"""The origin of an adapter: its architecture and its base, told by shapes, names and metadata."""
 
 from __future__ import annotations
 
@@ -124,6 +124,6 @@ def _own_name(text: str) -> str | None:
 
 
 def _longest(text: str, beginnings: Mapping[str, str]) -> str | None:
-    """What the longest of the ``beginnings`` of ``text`` stands for."""
+    """The value of the longest of the ``beginnings`` of ``text``."""
     found = [beginning for beginning in beginnings if text.startswith(beginning)]
     return beginnings[max(found, key=len)] if found else None

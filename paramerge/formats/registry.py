@@ -41,14 +41,14 @@ def dialect_of(key: str) -> Dialect:
 @followed
 @lru_cache(maxsize=1 << 14)
 def place_of(stem: str) -> Place | None:
-    """What the stem of a key, before its ending, names; None for what can be no module's path."""
+    """The layer that the stem of a key, before its ending, names; None for what can be no module's path."""
     return dialect_of(stem).place(stem)
 
 
 @followed
 @cache
 def boundaries() -> re.Pattern[str]:
-    """What may stand between a layer's name and the rest of a key."""
+    """The separators between a layer's name and the rest of a key."""
     return re.compile("|".join(sorted({re.escape(dialect.separator) for dialect in dialects()})))
 
 

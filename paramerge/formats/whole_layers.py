@@ -24,7 +24,7 @@ _LONGEST_ENDING = 8
 _MEANINGS = {
     ".magnitude": "a magnitude under ai-toolkit's name, of a DoRA whose scale the file does not tell",
 }
-"""What is known of endings that cannot be read."""
+"""Meanings of endings that cannot be read."""
 
 
 def whole_layers(
@@ -89,7 +89,7 @@ def _is_of_another(key: str, layer: str) -> bool:
 
 
 def _meaning(key: str) -> str:
-    """What the key holds, in words; its ending where nothing is known of it."""
+    """The content of the key, in words; its ending where nothing is known of it."""
     known = next((text for ending, text in _MEANINGS.items() if key.endswith(ending)), None)
     ends = [match.start() for match in boundaries().finditer(key)]
     return known or peft.leftover_reason(key) or f"'{key[ends[-1] :]}'"
