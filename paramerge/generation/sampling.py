@@ -31,7 +31,7 @@ _MULTIPLE = 8
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to draw; ``width`` and ``height`` are None for the model's own size."""
+    """A request for pictures; ``width`` and ``height`` are None for the model's own size."""
 
     prompts: tuple[str, ...]
     negative: str = ""
