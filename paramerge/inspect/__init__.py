@@ -1,1 +1,1 @@
-"""``inspect``: what a file is."""
+"""``inspect``: the kind and the content of a file."""

@@ -1,4 +1,4 @@
-"""``paramerge.inspect``: what a file or folder is."""
+"""``paramerge.inspect``: the kind and the content of a file or folder."""
 
 from __future__ import annotations
 

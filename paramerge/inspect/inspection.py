@@ -1,6 +1,7 @@
-"""What a file is, as data: an adapter, one of a family that cannot be baked, a checkpoint, or neither.
+"""The kind and the content of a file, as data: an adapter, one that cannot be baked, a checkpoint, or
+neither.
 
-Headers decide; only of adapters that can be baked are the tensors read, for their norms and ranks.
+Headers decide; tensors are read only of adapters that can be baked, for their norms and ranks.
 """
 
 from __future__ import annotations
@@ -91,12 +92,12 @@ class AdapterFacts:
 
     @property
     def possible(self) -> tuple[str, ...]:
-        """The architectures that have all its layers, where it does not tell which one it is for."""
+        """The architectures that have all its layers, where the adapter does not state its own."""
         return () if self.adapter.architecture else possible_architectures(self.adapter.modules)
 
     @property
     def looks_like(self) -> str | None:
-        """What the names of its layers remind of, where they are none of Stable Diffusion's."""
+        """The models whose layers have names like its own, where these are none of Stable Diffusion's."""
         return looks_like(
             name.path for name in self.adapter.modules if not (unet_path(name.path) or clip_path(name.path))
         )

@@ -1,4 +1,4 @@
-"""What trainers note in an adapter's metadata that a user wants to know: prompts, tags, steps, the base."""
+"""Trainers' notes in an adapter's metadata that a user wants to know: prompts, tags, steps, the base."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PLAIN = (
     ("gamma", ("paramerge.gamma",)),
     ("targets", ("paramerge.targets",)),
 )
-"""What it is called for people, and the metadata that may say it, the better one first."""
+"""Names for people, each with the metadata that may say it, the better one first."""
 
 _NOTHING = {"", "None", "null", "{}", "[]"}
 _SHOWN_TAGS = 12
