@@ -140,7 +140,8 @@ def rounding_error(name: ModuleName, factors: LoraFactors, dtype: str) -> float:
 
 
 def _weighted(block: Block, weight: float) -> tuple[np.ndarray, np.ndarray]:
-    """``weight`` (at most 1 in size) spread evenly over both factors, so that neither becomes tiny.
+    """The block with ``weight`` (at most 1 in size) spread evenly over both factors, so that neither becomes
+    tiny.
 
     The part that goes to ``down`` is a power of two: it costs no accuracy.
     """
@@ -153,7 +154,7 @@ def _weighted(block: Block, weight: float) -> tuple[np.ndarray, np.ndarray]:
 def _truncated(
     factors: LoraFactors, rank: int | None, energy: float | None, noise: float
 ) -> tuple[LoraFactors | None, float]:
-    """The leading directions of a sum; those that only ``noise`` made are none (A - A is nothing)."""
+    """The leading directions of a sum, without those that are ``noise`` alone (A - A is nothing)."""
     scale = factors.alpha / factors.rank
     cut = algebra.truncate_lora(scale * factors.up, factors.down, rank=rank, energy=energy)
     there = int(np.sum(cut.singular_values > noise))
@@ -165,7 +166,7 @@ def _truncated(
 
 
 def _noise(blocks: Sequence[Block]) -> float:
-    """What rounding leaves of terms of these sizes where they cancel."""
+    """The rounding error of terms of these sizes where they cancel."""
     size: int = max(blocks[0].up.shape[0], blocks[0].down.shape[1], 16)
     terms = math.fsum(abs(block.factor) * product_norm(block.up, block.down) for block in blocks)
     return size * _EPS * terms

@@ -53,7 +53,7 @@ class JointLayer:
 
 
 def chosen_keep(options: CombineOptions, base: BaseWeights | None) -> KeepChoice:
-    """How directions are chosen: as asked, else by energy where there is a base, else by consensus.
+    """The choice of directions: as asked, else by energy where there is a base, else by consensus.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a merge of adapters reports: inputs, layers, and what truncation and rounding cost over them all."""
+"""The report of a merge of adapters: inputs, layers, and the errors over them all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paramerge.models.names import ModuleName
 
 @dataclass(frozen=True)
 class MergedInput:
-    """An input of the merge, and how many layers it brought."""
+    """An input of the merge, and the number of its layers."""
 
     path: Path
     family: str
@@ -25,12 +25,12 @@ class MergedInput:
 
 @dataclass(frozen=True)
 class MergedLayer:
-    """What became of one layer.
+    """The outcome for one layer.
 
     ``ranks`` are those of the inputs (0: no such layer), ``full_rank`` the joint rank of PaRas or the sum of
-    LoRA ranks, ``limit`` the rank boundary, ``rank`` what was written (0: the layer was left out). ``error``
-    and ``rounding`` are relative to ``norm``, the Frobenius norm of a LoRA's change. ``kept_energy`` is the
-    share of the removed energy that a boundary kept.
+    LoRA ranks, ``limit`` the rank boundary, ``rank`` that of the output (0: the layer was left out).
+    ``error`` and ``rounding`` are relative to ``norm``, the Frobenius norm of a LoRA's change.
+    ``kept_energy`` is the share of the removed energy that a boundary kept.
     """
 
     name: ModuleName
@@ -47,7 +47,7 @@ class MergedLayer:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What was merged and written."""
+    """The outcome of a merge."""
 
     family: str
     output: Path
@@ -60,17 +60,17 @@ class MergeReport:
 
     @property
     def left_out(self) -> list[ModuleName]:
-        """Layers of which nothing was left to write."""
+        """Layers without anything left to write."""
         return [layer.name for layer in self.layers if layer.rank == 0]
 
     @property
     def error(self) -> float:
-        """What truncation lost of all layers together, relative in Frobenius norm."""
+        """The error of truncation over all layers together, relative (Frobenius)."""
         return _overall(self.layers, [layer.error for layer in self.layers])
 
     @property
     def rounding(self) -> float:
-        """What rounding to the output's dtype lost of all layers together, relative in Frobenius norm."""
+        """The error of rounding to the output's dtype over all layers together, relative (Frobenius)."""
         return _overall(self.layers, [layer.rounding for layer in self.layers])
 
 

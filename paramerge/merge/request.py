@@ -1,4 +1,4 @@
-"""What the user asks of a merge of adapters: inputs with their scales, and the options of the whole merge."""
+"""The request of a merge of adapters: inputs with their scales, and the options of the whole merge."""
 
 from __future__ import annotations
 
