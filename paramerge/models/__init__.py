@@ -1,1 +1,1 @@
-"""What models are: names of layers, structures, key maps, published architectures."""
+"""Models: names of layers, structures, key maps, published architectures."""

@@ -1,4 +1,4 @@
-"""Which architecture a UNet is, from its blocks; and whether its widths are the published ones."""
+"""The architecture of a UNet, from its blocks; and whether its widths are the published ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def detect_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
 
 
 def _input_suffix(facts: UNetFacts, inputs: Mapping[int, str]) -> str:
-    """What more than latents of 4 channels goes in; latents of another width are told by their number."""
+    """The suffix for inputs beyond latents of 4 channels; latents of another width are named by it."""
     if facts.out_channels == facts.in_channels != 4:
         return f"-{facts.in_channels}-channels"
     return inputs.get(facts.in_channels, f"-{facts.in_channels}-channels")

@@ -38,7 +38,7 @@ class UNetConfig:
 
     @property
     def structure(self) -> UNetStructure:
-        """Which blocks the UNet has."""
+        """The blocks of the UNet."""
         return standard_structure(tuple(depth > 0 for depth in self.depths), self.layers_per_block)
 
 

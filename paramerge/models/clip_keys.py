@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EncoderPrefix:
-    """Where a text encoder lies in a single file, and under whose names."""
+    """The place of a text encoder in a single file, and the naming of its keys."""
 
     prefix: str
     component: str
@@ -46,10 +46,10 @@ def canonical_key(key: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class OpenClipTensor:
-    """What an OpenCLIP tensor is made of.
+    """An OpenCLIP tensor by transformers' names.
 
-    ``parts`` are canonical keys whose tensors are stacked along the rows, in this order;
-    ``transposed`` says that it is stored as the transpose of the one part.
+    ``parts`` are canonical keys whose tensors are stacked along the rows, in this order; ``transposed`` says
+    that it is stored as the transpose of the one part.
     """
 
     parts: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""Whose each tensor of a file is, and what it is called there: UNet, text encoders, VAE or something else.
+"""The component and the canonical name of each tensor of a file: UNet, text encoders, VAE or something else.
 
 Files differ in prefixes and in naming (LDM or diffusers, OpenCLIP or transformers). :func:`locate` undoes
-both for every key of a file; what adapters can reach and which architecture it is follow from its answer.
+both for every key of a file; the targets of adapters and the architecture follow from its answer.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _CLIP_LIKE = re.compile(r"\b(encoder\.layers|resblocks)\.\d+\.(self_attn|attn|ml
 @followed
 @cache
 def _unet_encoders() -> tuple[EncoderPrefix, ...]:
-    """Where files with a UNet of Stable Diffusion have text encoders."""
+    """The text encoders in files with a UNet of Stable Diffusion."""
     of_files = [encoder for record in records() if record.unet is not None for encoder in record.encoders]
     apart = (
         EncoderPrefix("text_encoder.", "text_encoder"),

@@ -14,13 +14,13 @@ from itertools import accumulate
 from typing import Literal, Protocol
 
 Rows = Literal["equal", "square"] | tuple[int, ...]
-"""How many rows each part of a stacked matrix has: all as many; all but the last as many as the matrix has
-columns (the last has the rest); or these numbers."""
+"""Rows of each part of a stacked matrix: as many for all; as many as columns for all but the last, which has
+the rest; or these numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What a layer of the single file is in diffusers: one path, several stacked by rows, or one swapped."""
+    """A layer of the single file in diffusers: one path, several stacked by rows, or one swapped."""
 
     parts: tuple[str, ...]
     rows: Rows = "equal"
@@ -39,18 +39,18 @@ class KeyMap(Protocol):
 
     @property
     def kinds(self) -> Mapping[str, str]:
-        """What ends a key of the single file behind its layer, and what diffusers has for it."""
+        """The endings of keys behind a layer in the single file, with those of diffusers."""
 
     def layer(self, path: str) -> Layer | None:
-        """What the single file's layer ``path`` is in diffusers; None if there is no such."""
+        """The layer of diffusers for the single file's ``path``; None if there is no such."""
 
     def path(self, part: str) -> str | None:
-        """The single file's layer that diffusers' ``part`` is, or is a part of; None if there is no such."""
+        """The single file's layer for diffusers' ``part``, whole or in part; None if there is no such."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Numbered blocks: what stands before the number in each naming, and the layers behind it."""
+    """Numbered blocks: the text before the number in each naming, and the layers behind it."""
 
     single: str
     diffusers: str
@@ -93,7 +93,7 @@ class LayerTable:
         }
 
     def layer(self, path: str) -> Layer | None:
-        """As :meth:`KeyMap.layer`."""
+        """The layer of diffusers (:meth:`KeyMap.layer`)."""
         if path in self._outside:
             return self._outside[path]
         match = _NUMBERED.fullmatch(path)
@@ -105,7 +105,7 @@ class LayerTable:
         return Layer(parts, layer.rows, layer.swapped)
 
     def path(self, part: str) -> str | None:
-        """As :meth:`KeyMap.path`."""
+        """The single file's layer (:meth:`KeyMap.path`)."""
         if part in self._back:
             return self._back[part]
         match = _NUMBERED.fullmatch(part)

@@ -1,4 +1,4 @@
-"""What sort of layer one is, for reports: what many models have is here, one architecture's in its record."""
+"""Kinds of layers, for reports: those of many models here, those of one architecture in its record."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _KINDS = {
     ".conv_out.": "input/output",
     ".text_projection.": "projection",
 }
-"""What the path of a layer has in it, and what it is then; the first that is there counts."""
+"""Parts of a layer's path and the kind that each means; the first that is there counts."""
 
 _COLUMNS = {
     "conv_in": "conv",
@@ -72,7 +72,7 @@ _COLUMNS = {
 
 
 def layer_kind(name: ModuleName) -> str:
-    """What sort of layer this is, for reports: ``self-attention``, ``feed-forward``, ``resnet`` ..."""
+    """The kind of a layer, for reports: ``self-attention``, ``feed-forward``, ``resnet`` ..."""
     if name.path.endswith((".weight", ".bias")):
         return "norm or bias" if "embeddings." not in name.path else "embedding"
     for pattern, kind in _kinds().items():
@@ -91,6 +91,6 @@ def _kinds() -> Mapping[str, str]:
 @followed
 @cache
 def columns() -> Mapping[str, str]:
-    """The end of a layer's path and what it is called above a column, in the order of the columns."""
+    """The ends of layers' paths and their titles above a column, in the order of the columns."""
     own = {end: title for record in records() for end, title in record.columns.items()}
     return {**_COLUMNS, **{end: title for end, title in own.items() if end not in _COLUMNS}}

@@ -1,4 +1,4 @@
-"""Models recognised by keys that only they have, and what names of layers remind of."""
+"""Models recognised by keys that only they have, and models whose layers have names like an adapter's."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def recognise(keys: Iterable[str]) -> ArchitectureRecord | None:
 @followed
 @cache
 def _known() -> tuple[Resemblance, ...]:
-    """What names may remind of: what is one architecture's own comes first."""
+    """The resemblances that are known: one architecture's own come first."""
     own = [found for record in records() for found in record.resembles if found not in SHARED]
     return (*dict.fromkeys(own), *SHARED)
 
 
 def looks_like(paths: Iterable[str]) -> str | None:
-    """What the names of an adapter's layers remind of, for messages; None if of nothing known."""
+    """The model that the names of an adapter's layers resemble, for messages; None if none is known."""
     return next(iter(resemblances(paths)), None)
 
 
 def resemblances(paths: Iterable[str]) -> list[str]:
-    """All that names of layers remind of; what is narrower comes first."""
+    """All resemblances of the names of layers; narrower ones come first."""
     return [found.title for found in _reminders(paths)]
 
 

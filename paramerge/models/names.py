@@ -1,4 +1,4 @@
-"""The one naming of layers that everything in paramerge speaks: a component and a dotted module path.
+"""The one naming of layers in paramerge: a component and a dotted module path.
 
 Paths are those of diffusers (UNet) and transformers (CLIP text encoders), whatever a file calls them::
 

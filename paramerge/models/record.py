@@ -52,7 +52,7 @@ class BlockNames:
 
 @dataclass(frozen=True)
 class KohyaNames:
-    """What kohya's scripts call an architecture, and its components in names of layers."""
+    """An architecture's names in kohya's scripts, and its components' in names of layers."""
 
     version: str | None = None
     """``ss_base_model_version``, as it is written."""
@@ -177,17 +177,17 @@ class ArchitectureRecord:
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """The name for people."""
         return self.label or self.name
 
     @property
     def stated_name(self) -> str:
-        """What adapters for it say in ``modelspec.architecture``, before the slash."""
+        """The name that its adapters state in ``modelspec.architecture``, before the slash."""
         return self.modelspec or self.name
 
     @property
     def file_prefixes(self) -> tuple[str, ...]:
-        """What may stand before its keys: nothing where it is a model on its own."""
+        """The possible prefixes of its keys: none where it is a model on its own."""
         return ("",) if self.component == MODEL else self.prefixes
 
 
@@ -205,4 +205,4 @@ _OF_ONE: dict[str, Any] = {
     "resolution": None,
     "pipeline": None,
 }
-"""What :meth:`ArchitectureRecord.variant` leaves out."""
+"""Fields that :meth:`ArchitectureRecord.variant` leaves out."""

@@ -1,4 +1,4 @@
-"""What names of layers remind of, for messages; those that several architectures share."""
+"""Resemblances of layers' names to models, for messages; those that several architectures share."""
 
 from __future__ import annotations
 
@@ -33,4 +33,5 @@ VIDEO_TRANSFORMER = Resemblance(
 )
 
 SHARED = (DIFFUSION_TRANSFORMER, CLIP_ENCODER, T5_ENCODER, LANGUAGE_MODEL, VIDEO_TRANSFORMER)
-"""Those that are wider than one architecture's own, in the order in which they are tried: after these."""
+"""Resemblances that are wider than one architecture's own, in the order in which they are tried, after those.
+"""

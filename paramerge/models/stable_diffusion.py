@@ -1,4 +1,4 @@
-"""What the records of Stable Diffusion's UNets have in common: most of each follows from its blueprint."""
+"""The common part of the records of Stable Diffusion's UNets: most of each follows from its blueprint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paramerge.models.unet_blocks import unet_blocks
 from paramerge.models.unet_facts import UNetTraits
 
 INPUTS: Mapping[int, str] = {4: "", 9: "-inpainting", 8: "-pix2pix", 5: "-depth"}
-"""By the channels that go in: latents of 4, and what more."""
+"""Suffixes of variants by the channels that go in: latents of 4, and more."""
 
 
 def stable_diffusion(

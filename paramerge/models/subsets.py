@@ -1,4 +1,4 @@
-"""Which layers of a UNet the paper's parameter subsets train (its Table 3), as rules on the modules' names.
+"""The layers of a UNet that the paper's parameter subsets train (its Table 3), as rules on modules' names.
 
 The paper's sizes come out exactly with the rules of the trainer that it built on: the layers are the linear
 and convolution layers inside attentions, resnets and resamplers, so feed-forward layers, ``proj_in``,
@@ -31,12 +31,12 @@ _CONVOLUTIONAL = (
 
 @dataclass(frozen=True, slots=True)
 class Subset:
-    """One row of the paper's Table 3, or what its name says where the two differ."""
+    """One row of the paper's Table 3, or the subset that its name means where the two differ."""
 
     name: str
-    """What the command line and PaRaConfig call it."""
+    """Its name on the command line and in PaRaConfig."""
     label: str
-    """What the paper calls it; empty where the paper has no such row."""
+    """The paper's name; empty where the paper has no such row."""
     pattern: str
     """Matches the whole path of a layer that is in the subset."""
     description: str
@@ -123,7 +123,7 @@ def in_subset(name: str, path: str) -> bool:
 
 
 def select(name: str, paths: Iterable[str]) -> list[str]:
-    """Those of ``paths`` (a UNet's linear and convolution layers) that the subset ``name`` has, in order.
+    """The ``paths`` (a UNet's linear and convolution layers) that the subset ``name`` has, in order.
 
     Raises
     ------

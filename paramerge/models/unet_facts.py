@@ -1,8 +1,8 @@
-"""What the keys and shapes of a UNet say, and by what of it an architecture is told.
+"""The facts in a UNet's keys and shapes, and the traits by which an architecture is told.
 
-Widths alone decide nothing: a scaled-down model with SD1.5's blocks is structurally ``sd15``. What tells
-the architectures apart is which levels have transformers, how deep these are, how they project their input
-and what is added to the time embedding.
+Widths alone decide nothing: a scaled-down model with SD1.5's blocks is structurally ``sd15``. Architectures
+differ in the levels that have transformers, the depth of these, the projection of their input and the
+additions to the time embedding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from paramerge.models.unet_structure import UNetStructure, infer_structure
 
 @dataclass(frozen=True, slots=True)
 class UNetFacts:
-    """What the keys and shapes of a UNet say."""
+    """The facts in the keys and shapes of a UNet."""
 
     structure: UNetStructure
     channels: tuple[int, ...]

@@ -13,7 +13,7 @@ from functools import cached_property
 from paramerge.models.unet_structure import UNetStructure
 
 LDM_UNET_PREFIX = "model.diffusion_model."
-"""What stands before the UNet's keys in a single file."""
+"""The prefix of the UNet's keys in a single file."""
 
 _RESNET_LAYERS = {
     "in_layers.0": "norm1",

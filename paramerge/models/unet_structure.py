@@ -1,4 +1,4 @@
-"""Which blocks a UNet has: stated, or read off its keys, and what LDM and diffusers call each.
+"""The blocks of a UNet: stated, or read off its keys; and LDM's and diffusers' names for each.
 
 A UNet of this family is a list of blocks on the way down, a middle, and a list of blocks on the way up.
 LDM numbers the blocks of each way through; diffusers numbers levels, and the resnets, transformers and
@@ -34,13 +34,13 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class UNetStructure:
-    """Which blocks a UNet has; widths and transformer depths do not matter for names."""
+    """The blocks of a UNet; widths and transformer depths do not matter for names."""
 
     down: tuple[Level, ...]
     up: tuple[Level, ...]
     mid_attention: bool = True
     label: str = "add_embedding"
-    """What diffusers calls ``label_emb``: ``add_embedding`` (SDXL) or ``class_embedding`` (unCLIP SD2)."""
+    """Diffusers' name for ``label_emb``: ``add_embedding`` (SDXL) or ``class_embedding`` (unCLIP SD2)."""
 
     def blocks(self) -> Iterator[tuple[str, str]]:
         """Pairs of prefixes ``(LDM, diffusers)``, one for each block, in the order of the forward pass."""
@@ -138,7 +138,7 @@ def _infer_from_ldm(keys: list[str]) -> UNetStructure:
 
 
 def _content(rest: str) -> str:
-    """What a key shows its LDM block to hold: the numbered parts are told apart by their layers."""
+    """The content of a key's LDM block: the numbered parts are told apart by their layers."""
     position, _, layer = rest.partition(".")
     if layer.startswith(("op.", "conv.")):
         return "resampler"

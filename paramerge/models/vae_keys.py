@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 LDM_VAE_PREFIX = "first_stage_model."
-"""What stands before the VAE's keys in a single file."""
+"""The prefix of the VAE's keys in a single file."""
 
 _RULES = (
     (re.compile(r"mid_block\.attentions\.0\.to_out\.0"), "mid.attn_1.proj_out"),
