@@ -42,7 +42,7 @@ class AdaptedLayer(BaseTunerLayer):
         self.scaling: dict[str, float] = {}
         """The strength of each adapter."""
         self.para_gate: dict[str, float] = {}
-        """What the strength is multiplied by while a training opens the gate; 1 for all others."""
+        """Factors on the strength while a training opens the gate; 1 for all others."""
         self.para_method: dict[str, str] = {}
         self.para_epsilon: dict[str, float] = {}
         self.para_mode: dict[str, str] = {}
@@ -52,7 +52,7 @@ class AdaptedLayer(BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._kept: tuple[object, Any] | None = None
-        """What the forward pass keeps between calls, forgotten when an adapter changes."""
+        """Bases that the forward pass keeps between calls, forgotten when an adapter changes."""
         self._hoisted = Hoisted()
         self.in_features, self.out_features = _features(self.base_layer)
 
@@ -142,7 +142,7 @@ class AdaptedLayer(BaseTunerLayer):
         return self.scaling[adapter] * self.para_gate[adapter]
 
     def _present(self, names: Sequence[str] | None = None) -> list[str]:
-        """Those of ``names`` (the active ones) that this layer has, in order, each once."""
+        """The ``names`` (the active ones) that this layer has, in order, each once."""
         chosen = self.active_adapters if names is None else names
         here = self.r  # its keys are those of para_B, which is slower to ask
         return [name for name in dict.fromkeys(chosen) if name in here]

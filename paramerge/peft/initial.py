@@ -1,4 +1,4 @@
-"""How B starts: the r columns that a training begins from.
+"""The start of B: the r columns from which a training begins.
 
 B has orthonormal columns, so its norm is sqrt(r). That norm is a hidden learning rate: the gradient goes with
 ``1 / ||B||`` and is orthogonal to B.

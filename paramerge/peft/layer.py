@@ -39,10 +39,11 @@ class Step:
 
 
 class PaRaLayer(AdaptedLayer):
-    """What linear and convolution layers share. ``W0 - s K K^T W0``, with K from each adapter's B (d, r)."""
+    """Base of linear and convolution layers: ``W0 - s K K^T W0``, K from each adapter's B (d, r)."""
 
     made: ClassVar[int] = 0
-    """How many there were so far: who keeps a list of a model's layers sees when to look anew."""
+    """Number of PaRa layers created so far; :func:`~paramerge.peft.fusing.hoist_bases` scans the model again
+    when it changes."""
     training: bool
 
     def __init__(self, base_layer: nn.Module, where: str) -> None:
@@ -67,7 +68,7 @@ class PaRaLayer(AdaptedLayer):
         )
 
     def _steps(self, names: Sequence[str], dtype: torch.dtype | None = None) -> list[Step]:
-        """What ``names`` remove together: one joint step, or one after the other."""
+        """The removals of ``names`` together: one joint step, or one after the other."""
         # a gate that is still shut is part of the graph all the same: a training step has something to take
         # the gradient of, and every process of several has the same parameters in use
         names = [name for name in names if self.strength(name) != 0 or self._trains(name)]
@@ -124,7 +125,7 @@ class PaRaLayer(AdaptedLayer):
                 )
 
     def train(self, mode: bool = True) -> Any:
-        """As ``nn.Module.train``; bases that were kept are forgotten."""
+        """Set the mode (``nn.Module.train``) and forget the bases that were kept."""
         self._kept = None
         return super().train(mode)  # type: ignore[misc]
 
@@ -185,7 +186,7 @@ class PaRaLayer(AdaptedLayer):
         self.merged_adapters.clear()
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """What an adapter alone adds to the weight now: ``-s K K^T W``, in the weight's shape and dtype."""
+        """The change of the weight by one adapter alone: ``-s K K^T W``, in the weight's shape and dtype."""
         weight = self.base_layer.weight.data
         K = self._basis_in(adapter_name, torch.float64).detach()
         flat = weight.flatten(1).to(K.dtype)

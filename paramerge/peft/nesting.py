@@ -30,7 +30,7 @@ class MergesInnerFirst:
     base_layer: Any
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the layer's own.
+        """The layer's own forward pass.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What a PaRa layer keeps its bases in."""
+"""The container of a PaRa layer's bases."""
 
 from __future__ import annotations
 

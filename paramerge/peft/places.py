@@ -1,4 +1,4 @@
-"""Where a model's layers are in a pipeline, by the names that files use; and the PaRa layers among them."""
+"""The places of a model's layers in a pipeline, by the names in files; and the PaRa layers among them."""
 
 from __future__ import annotations
 

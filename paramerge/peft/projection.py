@@ -1,4 +1,4 @@
-"""What a PaRa does to a layer's output: ``y - s K K^T (y - b)``, by two thin matrix products.
+"""The projection of a layer's output, ``y - s K K^T (y - b)``, by two thin matrix products.
 
 ``W - s K K^T W`` applied to an input is this on the output ``y = W x + b`` less its bias. Computed in float32
 or better whatever autocast says (in bfloat16 3e-3 of what should go leaks back; a convolution of 1x1, which
@@ -48,7 +48,7 @@ def project_out(
 def project_out_channels(
     y: Tensor, K: Tensor, bias: Tensor | None, strength: float, *, across_only: bool = False
 ) -> Tensor:
-    """As :func:`project_out` for a convolution's output (n, d, h, w) or (d, h, w), in its memory format."""
+    """Project (:func:`project_out`) a output (n, d, h, w) or (d, h, w), in its memory format."""
     if y.stride(-3) == 1 and not y.is_contiguous():  # channels last: rows of d, as a linear layer's
         last = _project(y.movedim(-3, -1), K, bias, strength, False, across_only, None)
         return last.movedim(-1, -3)

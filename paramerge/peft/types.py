@@ -10,7 +10,7 @@ from peft import mapping
 __all__ = ["PREFIX", "PaRaType", "register"]
 
 PREFIX = "para_"
-"""What the names of PaRa's parameters begin with."""
+"""The beginning of the names of PaRa's parameters."""
 
 
 class PaRaType(StrEnum):
