@@ -76,7 +76,7 @@ def _para_by_energy(
     progress: Progress,
     overwrite: bool,
 ) -> MergeReport:
-    """Of each layer the fewest directions that take this share of ``||Q^T W||^2`` from the base."""
+    """Keep of each layer the fewest directions that take this share of ``||Q^T W||^2`` from the base."""
     if base is None:
         raise UsageError(
             "no base was given, and what a direction removes depends on its weights",
