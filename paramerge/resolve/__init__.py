@@ -1,1 +1,1 @@
-"""Where an adapter's names meet a base's layers, and whether they belong together."""
+"""Adapters' names resolved to a base's layers, and checks that the two belong together."""

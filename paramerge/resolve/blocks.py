@@ -79,7 +79,7 @@ class BlockWeights:
 
 @dataclass(frozen=True, slots=True)
 class BlockUse:
-    """What a step does in one block: its weight and the layers (norms, biases) of the adapter there."""
+    """The use of one block by a step: its weight and the adapter's layers (norms, biases) there."""
 
     block: str
     weight: float
@@ -198,7 +198,7 @@ def _is_of(block: str, name: str) -> bool:
 
 
 def _ways(blocks: Iterable[str]) -> list[str]:
-    """What stands before the numbers of blocks: ``IN``, ``OUT``."""
+    """The names of blocks before their numbers: ``IN``, ``OUT``."""
     matches = [_NUMBERED.fullmatch(block) for block in blocks]
     return list(dict.fromkeys(match[1] for match in matches if match is not None))
 

@@ -60,7 +60,7 @@ def common_bases(adapters: Sequence[Adapter]) -> tuple[str, ...]:
 
 
 def warnings_of(adapters: Sequence[Adapter], gamma: float | None) -> list[str]:
-    """What the user should know: other bases, keys that are left out, boundaries that a merge exceeds."""
+    """Warnings: other bases, keys that are left out, boundaries that a merge exceeds."""
     warnings = []
     for first, second in _different_bases(adapters):
         warnings.append(

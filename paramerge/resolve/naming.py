@@ -63,7 +63,7 @@ def in_names_of(
 
 
 def homes_of(name: ModuleName, components: Iterable[str]) -> list[str]:
-    """Those of the base's ``components`` that an adapter may mean by the component of ``name``."""
+    """The base's ``components`` that an adapter may mean by the component of ``name``."""
     present = list(components)
     if name.component == MODEL:
         return present
@@ -83,7 +83,7 @@ def homes_of(name: ModuleName, components: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """What a name means in the base.
+    """The meaning of a name in the base.
 
     Attributes
     ----------
@@ -175,7 +175,7 @@ class _BaseNames:
     def find(
         self, module: LayerModule, adapter: Adapter, selected: Callable[[ModuleName], bool]
     ) -> _Place | None:
-        """What the module's name means.
+        """Find the meaning of the module's name.
 
         Raises
         ------

@@ -27,7 +27,7 @@ def in_one_spelling(adapters: Sequence[Adapter]) -> list[Adapter]:
 
 
 def _tells(name: ModuleName) -> tuple[int, bool]:
-    """How much a name says: which underscores are dots, and which model it is of."""
+    """The knowledge in a name: which underscores are dots, and which model it is of."""
     return name.path.count("."), name.component != MODEL
 
 

@@ -1,4 +1,4 @@
-"""What a merge of adapters may need of the base: the shapes of its layers, and single weights."""
+"""The base for a merge of adapters: the shapes of its layers, and single weights."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class BaseWeights:
         return self._places[name]
 
     def target(self, name: ModuleName) -> Target:
-        """Where the layer is, and its own shape."""
+        """The layer's place, and its own shape."""
         return self._places[name][1]
 
     def dtype(self, name: ModuleName) -> str:
