@@ -1,4 +1,4 @@
-"""How a plan, its findings and the report of a bake look in a terminal of 80 columns."""
+"""A plan, its findings and the report of a bake in a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def show_plan(plan: PlanSummary, output: Path) -> None:
 
 
 def show_diagnosis(plan: Plan, diagnosis: Diagnosis, *, all_layers: bool) -> None:
-    """What the order and the way of merging cost, before the work begins."""
+    """Show the cost of the order and of the way of merging, before the work begins."""
     for loss in diagnosis.order:
         step = plan.steps[loss.lora]
         warn(
@@ -70,7 +70,7 @@ def show_diagnosis(plan: Plan, diagnosis: Diagnosis, *, all_layers: bool) -> Non
 
 
 def show_report(plan: Plan, summary: PlanSummary, report: BakeReport) -> None:
-    """What was done, in a few lines."""
+    """Show the outcome of a bake, in a few lines."""
     removed = sum(layer.removed for layer in report.layers)
     for index, step in enumerate(summary.steps, 1):
         out.print(f"{index}  {_kind(step)} {shown(step.file)} @ {step.strength:g} into {_layers(step)}")
@@ -96,12 +96,12 @@ def _steps_table(steps: Sequence[StepSummary]) -> Table:
 
 
 def _kind(step: StepSummary) -> str:
-    """What was given: ``para``, ``lora``, or the families of another adapter."""
+    """The kind of an adapter as given: ``para``, ``lora``, or its families."""
     return ", ".join(step.families) if step.kind == "adapter" else step.kind
 
 
 def _what_depends(steps: Sequence[StepSummary]) -> Iterator[str]:
-    """Which steps act on what the others left."""
+    """The steps whose change depends on the weight that the others left."""
     for index, step in enumerate(steps, 1):
         if step.depends_on_weight:
             before = "the base" if index == 1 else f"step {index - 1}"

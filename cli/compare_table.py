@@ -1,4 +1,4 @@
-"""How a comparison looks in a terminal of 80 columns."""
+"""A comparison in a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _columns(pair: PairComparison, totals: Totals) -> tuple[list[str], Callable[
 
 
 def _other(pair: PairComparison) -> str:
-    """What is compared with a PaRa."""
+    """The adapter that is compared with a PaRa."""
     return "LoRA" if pair.kind == "para-lora" else "other"
 
 

@@ -1,4 +1,4 @@
-"""How the command line ends: signals that clean up, output that cannot be printed, pipes that were closed."""
+"""The end of the command line: signals that clean up, output that cannot be printed, closed pipes."""
 
 from __future__ import annotations
 

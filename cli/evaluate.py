@@ -203,7 +203,7 @@ def load_measures(
 
 
 def scorer(clip: str) -> Path:
-    """Where the weights of a CLIP are, if they are in a folder; without one, those of the small one."""
+    """The folder of a CLIP's weights, if they are in one; without a CLIP, that of the small one."""
     return shipped.contrastive() if clip in (shipped.CONTRASTIVE, "none") else Path(clip)
 
 
@@ -234,7 +234,7 @@ class Stages:
         self._title, self._done, self._total = "", 0, 0
 
     def place(self) -> str:
-        """How far the work has come: the stage, and how much of it is done."""
+        """The progress: the stage, and the share of it that is done."""
         if not self._title:
             return "before the first stage"
         return f"while {self._title}" + (f", {self._done} of {self._total} done" if self._total else "")

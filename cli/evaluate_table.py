@@ -1,4 +1,4 @@
-"""How an evaluation looks in a terminal."""
+"""An evaluation in a terminal."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def experiment(
 
 
 def _place(plan: Plan, stages: Stages) -> str:
-    """How far the experiment has come."""
+    """The progress of the experiment."""
     return f"in {plan.experiment.name}, {stages.place()}"
 
 
@@ -155,5 +155,5 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _echo(values: list[dict[str, Any]]) -> None:
-    """One object for one experiment, a list for all."""
+    """Print one object for one experiment, a list for all."""
     click.echo(dump(values[0] if len(values) == 1 else values, default=str))

@@ -1,4 +1,4 @@
-"""How the plan of an experiment looks in a terminal."""
+"""The plan of an experiment in a terminal."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def show_plan(plan: Plan, clip: str, lpips: str, console: Console = out) -> None
 
 
 def show_whole_cost(plans: Sequence[Plan], console: Console = out) -> None:
-    """What all of them cost together: an adapter that several need is trained once."""
+    """Show the cost of all together: an adapter that several need is trained once."""
     trainings, steps, pictures, seconds = whole_cost(plans)
     console.print(
         f"\n[bold]all {len(plans)} together[/bold]: {trainings} trainings, {steps:,} steps; "
@@ -53,7 +53,7 @@ def show_whole_cost(plans: Sequence[Plan], console: Console = out) -> None:
 
 
 def _trainings(plan: Plan) -> Table:
-    """Those that differ in their subject alone share a row."""
+    """The trainings by rows: those that differ in their subject alone share one."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for training in plan.trainings:
         settings = [f"{key}={value}" for key, value in training.settings if value is not None]

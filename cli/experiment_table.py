@@ -1,4 +1,4 @@
-"""How the outcome of an experiment looks in a terminal."""
+"""The outcome of an experiment in a terminal."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def inspect(
 
 
 def as_data(facts: Facts) -> dict[str, object]:
-    """All that is known, ready for JSON: numbers that are not finite become null."""
+    """All facts, ready for JSON: numbers that are not finite become null."""
     if isinstance(facts, AdapterFacts):
         content = _adapter(facts)
     elif isinstance(facts, ForeignFacts):

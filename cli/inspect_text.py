@@ -1,4 +1,4 @@
-"""How ``paramerge inspect`` looks in a terminal: 80 columns are enough, and nothing is cut off."""
+"""The output of ``paramerge inspect`` in a terminal: 80 columns are enough, and nothing is cut off."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
 
 
 def _rank_pairs(layers: Sequence[LayerFacts]) -> Iterator[tuple[str, str]]:
-    """What each family counts, under its own word; whole differences have nothing to count."""
+    """The count of each family, under its own word; whole differences have nothing to count."""
     counts: dict[str, Counter[int]] = {}
     for layer in layers:
         if word := family(layer.family).counted:
@@ -132,7 +132,7 @@ def _form(layer: LayerFacts) -> str:
 
 
 def _dependence(layers: Sequence[LayerFacts]) -> str:
-    """How many layers change a weight by what it is."""
+    """The number of layers whose change depends on the weight."""
     count = sum(layer.norm is None and layer.directions is None for layer in layers)
     if count == 1:
         return "1 layer acts on the weight as it is at its step"
@@ -335,7 +335,7 @@ def _number(value: float | None) -> str:
 
 
 def _size(layer: LayerFacts) -> float:
-    """What layers are sorted by: their norm, those first where it is not finite, last where there is none."""
+    """The key that layers are sorted by: their norm, those first where it is not finite, last without one."""
     if layer.norm is None:
         return -1.0
     return layer.norm if math.isfinite(layer.norm) else math.inf

@@ -1,4 +1,4 @@
-"""How a merge of adapters looks in a terminal of 80 columns."""
+"""A merge of adapters in a terminal of 80 columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every verb prints with: two consoles, notes and warnings, a progress bar, sizes for people."""
+"""The printing of every verb: two consoles, notes and warnings, a progress bar, sizes for people."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def resumable(ctx: click.Context, output: Path, place: Callable[[], str]) -> Ite
 
 
 def _kept(output: Path) -> str:
-    """What is in the folder so far, in words; of a training that was under way, its last checkpoint."""
+    """The content of the folder so far, in words; of a training that was under way, its last checkpoint."""
     pictures = sum(1 for _ in output.glob("**/pictures/**/*.png"))
     words = [f"{pictures} pictures kept"] if pictures else []
     checkpoints = sorted(output.glob("trained/**/checkpoints/step-*.safetensors"), key=_modified)

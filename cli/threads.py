@@ -1,4 +1,4 @@
-"""How many threads compute: chosen before NumPy and torch start theirs; the user's ``OMP_NUM_THREADS`` wins.
+"""The number of threads, chosen before NumPy and torch start theirs; the user's ``OMP_NUM_THREADS`` wins.
 
 Threads that wait for one another over small matrices make each other slower, on a busy machine several times,
 and what they compute may depend on their number. So NumPy's linear algebra has one (baking has workers of
