@@ -36,8 +36,8 @@ _WATCHING = ("validation_prompts", "validation_every", "validation_steps", "vali
 _KEEPING = ("output", "save_every", "checkpoints_limit", "tracker", "validation_seeds")
 _SHARING = ("batch_size", "accumulation", "gradient_checkpointing")
 _FREE = {"steps", *_WATCHING, *_KEEPING, *_SHARING}
-"""What may change between a run and its resumption: nothing of it changes what a step computes but the batch,
-whose size in all (batch_size * accumulation * processes) is compared by itself."""
+"""Settings that may change between a run and its resumption: none changes the computation of a step but the
+batch, whose size in all (batch_size * accumulation * processes) is compared by itself."""
 
 
 def _option(default: Any, help_text: str, choices: tuple[str, ...] | None = None) -> Any:

@@ -61,12 +61,12 @@ class Examples:
     scaling: float
     data_sha256: str
     captions: tuple[str, ...] = ()
-    """What each of the subject's pictures shows; empty where the instance prompt says it for all."""
+    """The captions of the subject's pictures; empty where the instance prompt is for all."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What the slots of one forward pass hold; the class's slots come after the subject's."""
+    """The slots of one forward pass; the class's come after the subject's."""
 
     latents: Tensor
     """(n, c, h, w), scaled as the UNet has them."""

@@ -1,4 +1,4 @@
-"""Where a training runs: the packages it needs, and accelerate's processes, which must see each other."""
+"""The start of a training: the packages it needs, and accelerate's processes, which must see each other."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _CUT_UP = {
     "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
 }
-"""What ``accelerate launch`` sets for what cuts a model up."""
+"""Variables by which ``accelerate launch`` cuts a model up."""
 _PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""What launchers and MPIs say the number of processes by."""
+"""Variables by which launchers and MPIs state the number of processes."""
 
 
 def require_packages(config: TrainConfig) -> None:

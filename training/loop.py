@@ -46,7 +46,7 @@ _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training made: the adapter's files or folders, and the loss of every step."""
+    """The outcome of a training: the adapter's files or folders, and the loss of every step."""
 
     adapter: tuple[Path, ...]
     losses: tuple[float, ...]
@@ -289,7 +289,7 @@ def _follow(state: TrainingState, decay: float) -> None:
 
 
 def _metadata(config: TrainConfig, examples: Examples, state: TrainingState) -> dict[str, str]:
-    """What the adapter tells of its training; no path, and nothing that differs between equal runs."""
+    """The adapter's metadata on its training: no path, and nothing that differs between equal runs."""
     private = {"output", "instance_folder", "class_folder", "device"}
     settings = {key: value for key, value in config.plain().items() if key not in private}
     settings["model"] = config.model.name

@@ -26,7 +26,7 @@ __all__ = [
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 CAPTION_SUFFIX = ".txt"
-"""What stands beside a picture and says what it shows, in place of the instance prompt."""
+"""The ending of a caption beside a picture, which replaces the instance prompt."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from paramerge.training.state import latest_checkpoint
 __all__ = ["check_run_folder"]
 
 _FILES = ("config.toml", "log.jsonl", "loss.png", "adapter.safetensors", "adapter", "samples", "checkpoints")
-"""What a training writes."""
+"""The files that a training writes."""
 
 
 def check_run_folder(config: TrainConfig, resume: bool) -> None:
@@ -48,7 +48,7 @@ def check_run_folder(config: TrainConfig, resume: bool) -> None:
 
 
 def _run_in(folder: Path) -> Path | None:
-    """What shows that a training of ours wrote into ``folder``; None where nothing does."""
+    """The evidence that a training of paramerge wrote into ``folder``; None without any."""
     newest = latest_checkpoint(folder / "checkpoints")
     if newest is not None:
         return newest

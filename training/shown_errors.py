@@ -1,4 +1,4 @@
-"""How commands outside of ``paramerge`` itself show the project's errors: as its own command line does."""
+"""Errors of commands outside ``paramerge`` itself, shown as its own command line shows them."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _NAME = re.compile(r"step-(\d{8})\.safetensors")
 
 @dataclass
 class TrainingState:
-    """What changes while training; ``parameters`` and ``average`` go by the same names."""
+    """The changing part of a training; ``parameters`` and ``average`` go by the same names."""
 
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer

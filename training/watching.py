@@ -1,4 +1,4 @@
-"""What a training shows on the way: a log, a plot of the loss, pictures, and a tracker of accelerate's."""
+"""The records of a training: a log, a plot of the loss, pictures, and a tracker of accelerate's."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Watcher:
 
 @contextmanager
 def _never_ending(what: str, step: int) -> Iterator[None]:
-    """What only shows how a training goes must not end it: not by NaN, a full disk, or a device's memory."""
+    """Keep what only shows how a training goes from ending it: NaN, a full disk, a device's memory."""
     try:
         yield
     except Exception as error:

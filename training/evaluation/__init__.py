@@ -1,4 +1,4 @@
-"""How good pictures are, in numbers: diversity, and how well they fit their texts and their subject.
+"""The quality of pictures in numbers: diversity, and the fit to their texts and their subject.
 
 ``paramerge evaluate`` on the command line; from Python :func:`~paramerge.training.evaluation.evaluate.
 evaluate_drawn` and ``evaluate_folders``, or :func:`~paramerge.training.evaluation.measuring.measure` for sets

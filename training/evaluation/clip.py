@@ -120,7 +120,7 @@ def _parts(place: str | Path, *, local: bool) -> tuple[Any, Any, Any]:
 
 
 def _from_hub(source: str, download: Callable[[str], None] | None) -> tuple[Any, Any, Any]:
-    """What the hub calls ``source``: as it was fetched before, or fetched now."""
+    """The model that the hub calls ``source``: fetched before, or fetched now."""
     try:
         return _parts(source, local=True)
     except _FAULTS as error:
@@ -145,7 +145,7 @@ def _from_hub(source: str, download: Callable[[str], None] | None) -> tuple[Any,
 
 
 def _size_on_hub(source: str) -> str:
-    """How much would be fetched, in words."""
+    """The size of the download, in words."""
     from huggingface_hub import HfApi
 
     with contextlib.suppress(Exception):  # an estimate: what is wrong with the hub is said by the download

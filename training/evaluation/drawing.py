@@ -17,7 +17,7 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn.
+    """Settings of the sampling.
 
     ``batch`` pictures are drawn at once; batches of another size round otherwise, so it is part of what a
     picture is. DDIM runs with eta 0, as the paper's does.
@@ -47,7 +47,7 @@ class PictureJob:
 
 
 def picture_file(folder: Path, seed: int) -> Path:
-    """Where the picture of ``seed`` lies."""
+    """The file of the picture of ``seed``."""
     return folder / f"{seed:010d}.png"
 
 

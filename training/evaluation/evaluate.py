@@ -70,7 +70,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Results:
-    """What an evaluation came to; the folder has it as ``results.jsonl`` and ``results.png``."""
+    """The outcome of an evaluation; the folder has it as ``results.jsonl`` and ``results.png``."""
 
     rows: tuple[Summary, ...]
     models: Mapping[str, str]

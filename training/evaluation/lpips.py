@@ -58,7 +58,7 @@ _WEIGHTS = {
     "lpips-vgg": ("vgg16-397923af.pth", "0.55 GB"),
     "lpips-squeeze": ("squeezenet1_1-b8a52dc0.pth", "5 MB"),
 }
-"""What torchvision keeps of each network among torch's files, and how much it is."""
+"""Torchvision's weights of each network among torch's files, and their size."""
 
 
 def load_perceptual(

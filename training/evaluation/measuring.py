@@ -33,7 +33,7 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured and with which models; a model that is None leaves its metrics out.
+    """The metrics and the models that measure them; a model that is None leaves its metrics out.
 
     Attributes
     ----------

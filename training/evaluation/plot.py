@@ -1,4 +1,4 @@
-"""What was measured, as a picture: bars with error bars, a panel for each metric."""
+"""The measurements as a picture: bars with error bars, a panel for each metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who does what when accelerate started several processes: each takes every n-th task.
+"""The division of tasks among accelerate's processes: each takes every n-th.
 
 A task is the same piece of work however many processes there are, down to which pictures are batched
 together; so the results are the same, too. The processes share the folder they write to.
@@ -17,7 +17,7 @@ _Task = TypeVar("_Task")
 
 
 def _alone() -> None:
-    """There is nobody to wait for."""
+    """Wait for nobody."""
 
 
 @dataclass(frozen=True)

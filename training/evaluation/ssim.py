@@ -15,7 +15,7 @@ from paramerge.errors import UsageError
 __all__ = ["SSIM", "pairs_of", "ssim"]
 
 SSIM = "SSIM (torchmetrics, Gaussian window of 11, sigma 1.5, RGB)"
-"""What is computed, in words for tables and files."""
+"""The metric in words, for tables and files."""
 _SMALLEST = 11
 
 

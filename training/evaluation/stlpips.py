@@ -79,7 +79,7 @@ class ShiftTolerantLPIPS(nn.Module):
         return total
 
     def features(self, pictures: Tensor) -> list[Tensor]:
-        """What follows each of the five convolutions, after the rectification."""
+        """The output of each of the five convolutions, after the rectification."""
         shift, scale = self._weight("scaling_layer.shift"), self._weight("scaling_layer.scale")
         first = self._convolved(0, (pictures - shift) / scale)
         found = [functional.relu(self._halved(0, first))]

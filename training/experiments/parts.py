@@ -1,4 +1,4 @@
-"""What the experiments are put together from: trainings with a budget's settings, rows, cells."""
+"""The parts of which the experiments are made: trainings with a budget's settings, rows, cells."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = [
 ]
 
 BEST = "best steps"
-"""What a row's name ends with where a method stands at its best number of steps."""
+"""The end of a row's name where a method has its best number of steps."""
 SETTINGS: dict[str, dict[str, Any]] = {
     # its authors put it on attention alone, and PEFT's for convolutions does not know their padding
     "oft": {"subset": "attention"},
 }
-"""What a method is trained with besides the budget's settings."""
+"""Settings of a method beside the budget's."""
 
 
 def stops_of(method: str, budget: Budget) -> tuple[int, ...]:
@@ -43,7 +43,7 @@ def equal_steps(budget: Budget) -> int:
 
 
 def rate_name(method: str, strength: float = 1.0) -> str:
-    """What a learning rate goes by in a budget: what is overdriven afterwards wants a lower one."""
+    """The name of a learning rate in a budget: a method that is overdriven afterwards has a lower one."""
     return method if strength == 1 else f"{method}, scale {strength:g}"
 
 

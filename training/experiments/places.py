@@ -1,4 +1,4 @@
-"""Where the pictures of a plan's cells lie, and its adapters."""
+"""The paths of the pictures of a plan's cells, and of its adapters."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ PLACEHOLDER = "<sks>"
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is spent.
+    """The amount of work of an experiment.
 
     Attributes
     ----------
@@ -106,7 +106,7 @@ class Training:
 
     @property
     def word(self) -> str:
-        """What prompts call the subject: textual inversion has a word of its own making."""
+        """The word for the subject in prompts: textual inversion has one of its own making."""
         return PLACEHOLDER if self.method == "textual-inversion" else self.subject.word
 
     def config(self, model: Path, data: Dataset, folder: Path, steps: int, seed: int) -> TrainConfig:
@@ -228,7 +228,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Cost:
-    """How much work a plan is; ``unet_calls`` counts pictures, as guidance takes two a step."""
+    """The work of a plan; ``unet_calls`` counts pictures, as guidance takes two a step."""
 
     trainings: int
     training_steps: int
@@ -243,7 +243,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that an experiment will do."""
+    """The whole work of an experiment."""
 
     experiment: Experiment
     budget: Budget
@@ -313,7 +313,7 @@ def make_plan(experiment: Experiment, budget: Budget, model: Path, data: Dataset
 
 
 def whole_cost(plans: Sequence[Plan]) -> tuple[int, int, int, float | None]:
-    """Of several experiments with one budget in one folder, which share their adapters.
+    """The cost of several experiments with one budget in one folder, which share their adapters.
 
     Trainings, their steps, pictures, and seconds where the budget knows what its parts take.
     """

@@ -20,7 +20,7 @@ from paramerge.training.experiments.verdict import FAILS, HOLDS, OPEN, Line
 __all__ = ["RESULT_FILES", "result_folders", "results_page", "together_of"]
 
 RESULT_FILES = ("summary.json", "results.jsonl", "figure.png", "examples.png")
-"""What a page needs of an experiment's folder; the pictures and records stay where they are."""
+"""The files of an experiment's folder that a page needs; the pictures and records stay where they are."""
 
 _DISAGREE = f"{OPEN}: the runs disagree"
 _COUNTS = ("parameters", "bytes", "seconds", "steps")
@@ -68,7 +68,7 @@ def result_folders(folder: Path) -> list[Path]:
 
 
 def _place(run: _Run) -> int:
-    """Where an experiment stands among all."""
+    """The place of an experiment among all."""
     names, name = list(EXPERIMENTS), run.summary["experiment"]
     return names.index(name) if name in names else len(names)
 
@@ -89,7 +89,7 @@ def _read(folder: Path) -> _Run:
 
 
 def _agreement(runs: Sequence[_Run]) -> str:
-    """How many claims hold, then every claim with its verdict in each run: rows are claims, columns seeds."""
+    """The count of claims that hold, then each claim's verdict by run: rows are claims, columns seeds."""
     groups = _but_for_the_seed([run for run in runs if run.summary["verdicts"]])
     if not groups:
         return ""
@@ -109,7 +109,7 @@ def _agreement(runs: Sequence[_Run]) -> str:
 
 
 def _glance(groups: Sequence[Sequence[_Run]]) -> str:
-    """Of each experiment: how many claims came out how, by all runs together."""
+    """The count of claims by verdict for each experiment, by all runs together."""
     kinds = (HOLDS, FAILS, OPEN, _DISAGREE)
     table = [["", "in the paper", "seeds", "claims", *kinds]]
     for own in groups:
@@ -147,7 +147,7 @@ def _found(runs: Sequence[_Run]) -> list[tuple[dict[str, Any], list[str]]]:
 
 
 def together_of(verdicts: Sequence[str]) -> str:
-    """What several runs say: a side only where all are on it."""
+    """The verdict of several runs: a side only where all agree."""
     return verdicts[0] if len(set(verdicts)) == 1 else _DISAGREE
 
 
@@ -189,7 +189,7 @@ def _section(run: _Run, page: Path) -> str:
 
 
 def _learning_rates(runs: Sequence[_Run]) -> str:
-    """Of each method: the rates that were tried, by all runs together, beside the one that the budget has."""
+    """The rates that were tried for each method, by all runs together, beside the one that the budget has."""
     groups = _but_for_the_seed([run for run in runs if run.summary["experiment"] == RATES.name])
     parts = ["## Learning rates"]
     for own in groups:

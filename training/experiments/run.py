@@ -34,7 +34,7 @@ Stage = Callable[[str], Callable[[int, int], None]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment came to: every line, the verdicts, and the models that measured.
+    """The outcome of an experiment: every line, the verdicts, and the models that measured.
 
     ``plan`` is without the cells of trainings that diverged, which are in ``diverged`` by name.
     """
@@ -164,7 +164,7 @@ def _lines(plan: Plan, scores: Sequence[SetScores], trained: Path) -> list[Line]
 
 
 def _facts(plan: Plan, cell: Cell, trained: Path) -> dict[str, float]:
-    """What the adapters of a cell weigh and took."""
+    """The sizes and training times of a cell's adapters."""
     if not cell.variant.uses or any(use.extracted is not None for use in cell.variant.uses):
         return {}
     found = [kept(plan, use.training, trained, use.steps) for use in cell.variant.uses]

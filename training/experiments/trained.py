@@ -128,7 +128,7 @@ def kept(plan: Plan, training: Training, folder: Path, steps: int) -> Kept:
 
 
 def diverged(plan: Plan, training: Training, folder: Path) -> str | None:
-    """What ended ``training`` before its last stop, in words; None where nothing did."""
+    """The reason why ``training`` ended before its last stop, in words; None where it did not."""
     for stop in training.stops:
         try:
             found = read_object(_note(plan, training, folder, stop)).get("diverged")

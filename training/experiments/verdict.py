@@ -1,4 +1,4 @@
-"""What can be said of a claim: it holds here, does not, or cannot be told at this scale.
+"""The verdict on a claim: it holds here, does not, or cannot be told at this scale.
 
 Rows are compared on the same subjects, so each subject, over all its prompts and runs, gives one difference:
 prompts of one subject are no independent evidence for another. The verdict comes from a confidence interval
@@ -78,7 +78,7 @@ class Smaller:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, where, and how it is put to the test."""
+    """A claim of the paper: its text, its place, and its test."""
 
     text: str
     where: str

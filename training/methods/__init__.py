@@ -1,4 +1,4 @@
-"""What can be trained, by name; each method in a file of its own."""
+"""The training methods, by name; each is in a file of its own."""
 
 from __future__ import annotations
 

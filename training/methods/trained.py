@@ -1,4 +1,4 @@
-"""What every method gives the loop: its parameters, and how to save them."""
+"""The interface of every method to the loop: its parameters, and how to save them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ATTENTION = r"(?:.+\.)?attn[12]\.to_(?:q|k|v|out\.0)"
 
 
 def _nothing(step: int) -> None:
-    """What most methods do before a step."""
+    """Do nothing before a step, as most methods."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one adapter is taught: its pictures, and fields of the trainer's configuration."""
+    """The training of one adapter: its pictures, and fields of the trainer's configuration."""
 
     name: str
     shown: tuple[Shown, ...]

@@ -77,7 +77,7 @@ class ContrastivePart:
 
 
 def picture_processor() -> Any:
-    """What prepares pictures for the model, as those who load it expect beside its weights.
+    """The processor of pictures for the model, which is expected beside its weights.
 
     Pictures of :data:`~paramerge.training.tiny.pictures.SIZE` go in as they are, from -1 to 1; others are
     scaled.

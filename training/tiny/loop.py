@@ -30,7 +30,7 @@ class Part(Protocol):
     name: str
     model: nn.Module
     identity: str
-    """What its checkpoint belongs to: seed, sizes, data."""
+    """The identity of its checkpoint: seed, sizes, data."""
 
     def loss(self, model: nn.Module, step: int) -> torch.Tensor:
         """The loss of ``model`` on the batch of ``step``, which depends on the seed and ``step`` alone."""
@@ -42,13 +42,13 @@ Report = Callable[[str, int, int, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How long a part is trained: to ``steps`` steps, or for ``seconds`` if these are over first."""
+    """The length of a part's training: ``steps`` steps, or ``seconds`` if these are over first."""
 
     steps: int
     seconds: float | None = None
     learning_rate: float = 4e-4
     decay: float = 0.996
-    """Of the average that follows the weights."""
+    """The decay of the average that follows the weights."""
     cooldown: float = 0.0
     """The share of the budget, at its end, in which the learning rate falls to nothing."""
     save_every: int = 200

@@ -48,11 +48,11 @@ class Measured:
     retrieval_held_out: float
     """The same for held-out pairs of a known subject and a style."""
     compared: tuple[int, int]
-    """How many captions these two were among."""
+    """Number of captions that these two were among."""
     real: Recognition
     generated: Recognition
     recognised: int
-    """How many pairs of subject and style the two recognitions are over."""
+    """Number of pairs of subject and style in the two recognitions."""
     samples: Samples
 
 

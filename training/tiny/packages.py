@@ -77,7 +77,7 @@ Changes: the pictures were cropped to what they show, scaled, and combined on co
 - Twemoji: https://github.com/jdecked/twemoji, https://creativecommons.org/licenses/by/4.0/
 - Fluent Emoji: https://github.com/microsoft/fluentui-emoji, https://opensource.org/license/mit
 """
-"""What the licences ask to be said beside the weights."""
+"""The credits that the licences ask for beside the weights."""
 
 
 def fetch(package: Package, folder: Path) -> Path:

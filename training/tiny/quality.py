@@ -1,4 +1,4 @@
-"""How good the parts are, in numbers; every one that the contrastive model gives is labelled as its own."""
+"""The quality of the parts in numbers; each number of the contrastive model is labelled as its own."""
 
 from __future__ import annotations
 

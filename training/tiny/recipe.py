@@ -40,7 +40,7 @@ _SCALE_SCENES = 512
 
 @dataclass(frozen=True)
 class Made:
-    """What a run made."""
+    """The outcome of a run."""
 
     pipeline: StableDiffusionPipeline
     folder: Path

@@ -41,7 +41,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """What the text encoder reads: ``a noto cat and a pizza on a blue background``."""
+        """The text of a scene: ``a noto cat and a pizza on a blue background``."""
         first, *others = self.subjects
         start = f"{self.style} {first.name}" if first.plural else f"a {self.style} {first.name}"
         text = " and ".join([start, *(subject.phrase for subject in others)])
@@ -53,7 +53,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class SceneMix:
-    """How often scenes have two subjects, a white background, and say that it is white."""
+    """Shares of scenes with two subjects, with a white background, and with a text that says so."""
 
     pairs: float = 0.35
     white: float = 0.5

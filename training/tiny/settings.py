@@ -1,4 +1,4 @@
-"""What a run of the recipe is made of."""
+"""The settings of a run of the recipe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Settings:
 
     subjects: int = 96
     size: str = "cpu"
-    """One of :data:`paramerge.training.tiny.models.SIZES`."""
+    """A name of :data:`paramerge.training.tiny.models.SIZES`."""
     seed: int = 0
     steps: Mapping[str, int] = field(default_factory=lambda: dict(_STEPS))
     """The steps of each part."""
@@ -35,13 +35,13 @@ class Settings:
     batch: int = 32
     """Scenes a step; a quarter for the autoencoder, whose pictures are larger than latents."""
     mix: SceneMix = field(default_factory=SceneMix)
-    """How often scenes have two subjects and a white background."""
+    """Shares of scenes with two subjects and a white background."""
     scenes: int = 8000
     """Scenes drawn at random for the text-to-image part, besides the plain ones."""
     sampling_steps: int = 25
     guidance: float = 3.0
     measured: int = 256
-    """How many pictures each measurement takes at most."""
+    """The most pictures that a measurement takes."""
     drawn: bool = False
     """Drawn polygons in place of emoji: no network is needed."""
 

@@ -1,4 +1,4 @@
-"""What the model never sees, so that personalisation has something new to learn.
+"""Pairs that the model never sees, so that personalisation has something new to learn.
 
 Two kinds are held out. *Unseen* subjects are in no style: the model has no shape for them.
 *Missing* pairs are a known subject in one style that it was never shown in, though it knows the style.
@@ -21,7 +21,7 @@ _MISSING_EVERY = 7
 
 @dataclass(frozen=True)
 class Split:
-    """Which pictures are for training; a pair is a subject and a style."""
+    """The pictures for training; a pair is a subject and a style."""
 
     known: tuple[Subject, ...]
     """The subjects that are trained on, in at least two styles."""

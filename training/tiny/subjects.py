@@ -1,4 +1,4 @@
-"""What the pictures show, by name and clearest first, and the styles and backgrounds they come in.
+"""The subjects of the pictures, by name and clearest first, and their styles and backgrounds.
 
 A model of ``n`` subjects takes the first ``n``, so the order is by how surely a person names the picture at
 64 pixels.
