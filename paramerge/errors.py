@@ -179,7 +179,7 @@ class SystemFaultError(ParamergeError):
 
 
 class PluginError(ParamergeError):
-    """What another package adds (a family, a dialect, an architecture) cannot be loaded, or is none."""
+    """An addition of another package (a family, a dialect, an architecture) cannot be loaded, or is none."""
 
     exit_code = 8
 

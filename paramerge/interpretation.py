@@ -1,4 +1,4 @@
-"""What a user may decide where files of one shape mean different things to different trainers."""
+"""A user's decisions where files of one shape mean different things to different trainers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Interpretation:
 
     @property
     def decided(self) -> dict[str, object]:
-        """What is not left to the file's own trainer, by name."""
+        """The decisions that are not left to the file's own trainer, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 

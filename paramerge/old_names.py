@@ -18,11 +18,11 @@ _PLACES = {
     "combine": ("merge.combine", "use paramerge.merge"),
     "make_plan": ("bake.plan", "use paramerge.plan_bake"),
 }
-"""Where each one is, and what takes its place."""
+"""The modules of the old names, with their replacements."""
 
 
 def old_name(name: str) -> object:
-    """What ``paramerge.name`` was, the linear algebra among it.
+    """The old ``paramerge.name``, the linear algebra among these.
 
     Raises
     ------

@@ -15,7 +15,8 @@ from paramerge.errors import PluginError
 
 
 def plugins(group: str) -> Iterator[tuple[str, Any]]:
-    """What installed packages add under ``group``: who offers it, for messages, and the object, in order.
+    """The additions of installed packages under ``group``, in order: the package, for messages, and the
+    object.
 
     Raises
     ------

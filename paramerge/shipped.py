@@ -1,5 +1,4 @@
-"""What comes with paramerge: emoji-diffusion, a small text-to-image model that was really trained, and
-adapters of it.
+"""The model that comes with paramerge, emoji-diffusion, small and really trained, and adapters of it.
 
 All of it was made by the project's own commands (``paramerge.training.tiny``); its model card says how, and
 ``CREDITS.md`` beside it whose pictures it learned from.

@@ -52,7 +52,7 @@ _THREAD_WORDS = ("can't start new thread", "resource temporarily unavailable")
 
 
 def meaning(error: OSError) -> tuple[str, str]:
-    """What the system's fault is, and what the user can do next."""
+    """The system's fault in words, and the user's next step."""
     if error.errno == errno.ENOENT and not error.filename and _current_folder_is_gone():
         return "the current folder no longer exists", "go to another folder (cd) and try again"
     return _MEANINGS.get(error.errno or 0, (error.strerror or str(error), "check the disk and the path"))
@@ -113,7 +113,7 @@ def out_of_memory(where: object = None) -> SystemFaultError:
 
 
 def as_paramerge_error(error: Exception) -> ParamergeError:
-    """What any exception means to a user: a fault of the system, or a fault of paramerge to be reported."""
+    """Any exception as an error for the user: a fault of the system, or one of paramerge to be reported."""
     if isinstance(error, ParamergeError):
         return error
     text = str(error).lower()

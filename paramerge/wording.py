@@ -17,7 +17,7 @@ _BARE = re.compile(r"[A-Z]+|[\d./]+")
 """Values that are no text in Python: numbers, and words in capitals that stand for something."""
 
 Mark = Callable[[str, list[tuple[str, str]]], str]
-"""How a mark is shown: by the verb it calls (empty for an argument alone), and names with their values."""
+"""The text for a mark, from the verb it calls (empty for an argument alone) and names with their values."""
 
 
 def option(name: str, value: object = "") -> str:
