@@ -123,7 +123,7 @@ def experiment(
     outcomes = []
     for plan in plans:
         stages = Stages(quiet=as_json or not processes.first)
-        with resumable(ctx, output, partial(_place, plan, stages)), stages as stage:
+        with resumable(ctx, output, partial(_progress, plan, stages)), stages as stage:
             outcomes.append(run_experiment(plan, measures, output, processes, stage))
         if processes.first and not as_json:
             show_outcome(outcomes[-1])
@@ -131,7 +131,7 @@ def experiment(
         _echo([_as_json(outcome) for outcome in outcomes])
 
 
-def _place(plan: Plan, stages: Stages) -> str:
+def _progress(plan: Plan, stages: Stages) -> str:
     """The progress of the experiment."""
     return f"in {plan.experiment.name}, {stages.place()}"
 

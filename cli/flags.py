@@ -33,5 +33,5 @@ def flagged(content: Any) -> Any:
 
 
 def _flags(verb: str, arguments: list[tuple[str, str]]) -> str:
-    said = [f"--{_FLAGS.get(name, name.replace('_', '-'))} {value}".strip() for name, value in arguments]
-    return " ".join([*(["paramerge", verb] if verb else []), *said])
+    shown = [f"--{_FLAGS.get(name, name.replace('_', '-'))} {value}".strip() for name, value in arguments]
+    return " ".join([*(["paramerge", verb] if verb else []), *shown])

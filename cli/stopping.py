@@ -45,12 +45,12 @@ def resumable(ctx: click.Context, output: Path, place: Callable[[], str]) -> Ite
             stop,
             f"stopped {place()}",
             where=output,
-            found=_kept(output),
+            found=_content_so_far(output),
             hint=f"the same command goes on where this one was: {typed}",
         ) from stop
 
 
-def _kept(output: Path) -> str:
+def _content_so_far(output: Path) -> str:
     """The content of the folder so far, in words; of a training that was under way, its last checkpoint."""
     pictures = sum(1 for _ in output.glob("**/pictures/**/*.png"))
     words = [f"{pictures} pictures kept"] if pictures else []

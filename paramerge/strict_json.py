@@ -72,7 +72,7 @@ def parse(raw: bytes | str, make_object: Callable[[_Pairs], Any] = unique) -> An
         object_pairs_hook=make_object,
         parse_constant=_no_constant,
         parse_float=_finite,
-        parse_int=_whole if "-0" in text else int,
+        parse_int=_integer if "-0" in text else int,
     )
     try:
         with no_collection():
@@ -207,7 +207,7 @@ def _finite(text: str) -> float:
     return number
 
 
-def _whole(text: str) -> int | float:
+def _integer(text: str) -> int | float:
     return -0.0 if text == "-0" else int(text)
 
 

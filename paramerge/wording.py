@@ -61,8 +61,8 @@ def _mark(verb: str, arguments: dict[str, str]) -> str:
 
 
 def _in_python(verb: str, arguments: list[tuple[str, str]]) -> str:
-    said = ", ".join(_argument(name, value) for name, value in arguments)
-    return f"paramerge.{verb}({said})" if verb else said
+    shown = ", ".join(_argument(name, value) for name, value in arguments)
+    return f"paramerge.{verb}({shown})" if verb else shown
 
 
 def _argument(name: str, value: str) -> str:

@@ -229,11 +229,11 @@ def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
             "up": new_up.reshape(*new_up.shape, *(1,) * len(module.kernel)),
             "down": new_down.reshape(len(new_down), -1, *module.kernel),
         }
-    lost = _lost(up, down, new_up, new_down)
+    lost = _relative_error(up, down, new_up, new_down)
     return Part(module.name, "lora", tensors, alpha, module.rank, lost, tuple(notes))
 
 
-def _lost(up: np.ndarray, down: np.ndarray, new_up: np.ndarray, new_down: np.ndarray) -> float:
+def _relative_error(up: np.ndarray, down: np.ndarray, new_up: np.ndarray, new_down: np.ndarray) -> float:
     """``||B'A' - BA|| / ||BA||``, from thin factors."""
     B, A = new_up.astype(np.float64), new_down.astype(np.float64)
     lost = product_norm(np.concatenate([B - up, up], axis=1), np.concatenate([A, A - down], axis=0))

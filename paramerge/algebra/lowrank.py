@@ -80,7 +80,7 @@ def truncate_lora(
     prepared = prepare_factors(up, down)
     xp = prepared.xp
     U, s, Vh = _thin_svd(prepared)
-    kept = _chosen_rank(s, _there(prepared, s, rtol), rank, energy)
+    kept = _chosen_rank(s, _rank_above_rounding(prepared, s, rtol), rank, energy)
     root = xp.sqrt(s[:kept])
     total = number(xp.linalg.vector_norm(s))
     lost = number(xp.linalg.vector_norm(s[kept:]))
@@ -113,7 +113,7 @@ def leading_output_directions(
     """
     prepared = prepare_factors(up, down)
     U, s, _ = _thin_svd(prepared)
-    kept = _chosen_rank(s, _there(prepared, s, rtol), rank, energy)
+    kept = _chosen_rank(s, _rank_above_rounding(prepared, s, rtol), rank, energy)
     directions: Array = U[:, :kept]
     return directions
 
@@ -206,7 +206,7 @@ def _thin_svd(prepared: Prepared) -> tuple[Any, Any, Any]:
     return Q_up @ U, s, Vh @ xp.matrix_transpose(Q_down)
 
 
-def _there(prepared: Prepared, s: Any, rtol: float | None) -> int:
+def _rank_above_rounding(prepared: Prepared, s: Any, rtol: float | None) -> int:
     """Number of directions of the product that rounding does not explain."""
     check_relative_cut(rtol)
     up, down = prepared.arrays
@@ -214,7 +214,7 @@ def _there(prepared: Prepared, s: Any, rtol: float | None) -> int:
     return count_above(prepared.xp, s, cut if rtol is None else rtol)
 
 
-def _chosen_rank(s: Any, there: int, rank: int | None, energy: float | None) -> int:
+def _chosen_rank(s: Any, available: int, rank: int | None, energy: float | None) -> int:
     if rank is not None and rank < 0:
         raise UsageError(
             "A rank is negative.",
@@ -231,7 +231,7 @@ def _chosen_rank(s: Any, there: int, rank: int | None, energy: float | None) -> 
             found=energy,
             hint="It is a share of the squared singular values: 0.9 keeps nine tenths of them.",
         )
-    by_rank = there if rank is None else min(there, rank)
+    by_rank = available if rank is None else min(available, rank)
     return by_rank if energy is None else min(by_rank, _rank_for_energy(s, energy))
 
 

@@ -146,10 +146,10 @@ def _bake_folder(job: _Job, output: Path, overwrite: bool) -> tuple[list[LayerRe
     return layers, recipe
 
 
-_T = TypeVar("_T")
+_Result = TypeVar("_Result")
 
 
-def _in_folder(job: _Job, file: FilePlan, folder: Path, action: Callable[[int], _T]) -> _T:
+def _in_folder(job: _Job, file: FilePlan, folder: Path, action: Callable[[int], _Result]) -> _Result:
     path = folder / file.relative
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -92,13 +92,13 @@ _NUMBERS = {
 
 def _without_names(recipe: Mapping[str, object]) -> dict[str, object]:
     """The entries that a recipe of paramerge has, in the form that they have there, without names."""
-    return {key: kept for key, value in recipe.items() if (kept := _kept(key, value)) is not _NOTHING}
+    return {key: kept for key, value in recipe.items() if (kept := _cleaned(key, value)) is not _NOTHING}
 
 
 _NOTHING = object()
 
 
-def _kept(key: str, value: object) -> object:
+def _cleaned(key: str, value: object) -> object:
     if key in _INSIDE and isinstance(value, dict):
         return _without_names(value)
     if key in _INSIDE and isinstance(value, list):

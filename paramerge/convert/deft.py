@@ -100,8 +100,8 @@ def deft_config(parts: Sequence[Part], linear: dict[ModuleName, bool] | None) ->
     from paramerge.peft.deft import deft_config as renamed
 
     for part in parts:
-        told = None if linear is None else linear.get(part.name)
-        if told is False or (told is None and part.name.path.split(".")[-1] in _CONVOLUTIONS):
+        is_linear = None if linear is None else linear.get(part.name)
+        if is_linear is False or (is_linear is None and part.name.path.split(".")[-1] in _CONVOLUTIONS):
             raise FamilyError(
                 "a layer is not linear, and DEFT holds linear layers alone",
                 where=part.name,

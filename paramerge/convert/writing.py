@@ -73,7 +73,11 @@ class Writing:
         elif self.dialect.folder:
             self._write_folders(parts)
         else:
-            metadata = self.dialect.metadata(parts, self.architecture) | self._kept() | self._metadata(parts)
+            metadata = (
+                self.dialect.metadata(parts, self.architecture)
+                | self._kept_metadata()
+                | self._metadata(parts)
+            )
             self._check_inputs()
             write_safetensors(self.output, self._tensors(parts), metadata, overwrite=self.overwrite)
             self.files.append(self.output)
@@ -92,7 +96,7 @@ class Writing:
             architecture=self.architecture,
             base_sha256=hashes or None,
             dtype=name,
-            metadata={k: v for k, v in self._kept().items() if not k.startswith("modelspec.")}
+            metadata={k: v for k, v in self._kept_metadata().items() if not k.startswith("modelspec.")}
             | {CONVERSION_KEY: recipe},
             overwrite=self.overwrite,
         )
@@ -107,7 +111,7 @@ class Writing:
             folder = Path() if len(components) == 1 else Path(component)
             config = deft_config(own, self._linear()) if self.to == "deft" else peft_config(own)
             text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
-            metadata = {"format": "pt", **self._kept(), **self._metadata(own)}
+            metadata = {"format": "pt", **self._kept_metadata(), **self._metadata(own)}
             ready.append((folder, self._tensors(own), metadata, text))
         recipe = json.loads(self._recipe(parts))
         self._check_inputs()
@@ -143,7 +147,7 @@ class Writing:
             tensors |= found
         return dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
 
-    def _kept(self) -> dict[str, str]:
+    def _kept_metadata(self) -> dict[str, str]:
         """The input's metadata that are still true: of a single input that is what it was."""
         if self.to_lora:
             return {}

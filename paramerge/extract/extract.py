@@ -118,7 +118,7 @@ def extract(
     output = check_output_file(output, inputs_of(tuned, base), overwrite=overwrite)
     differences = Differences(base, tuned, options.only)
     architecture = _named_architecture(base)
-    whole, left_out = _whole(differences, architecture, options)
+    whole, left_out = _whole_differences(differences, architecture, options)
     if left_out and not options.partial:
         raise _unheld(options, left_out)
     found: dict[ModuleName, Extracted] = {}
@@ -166,7 +166,7 @@ def _named_architecture(base: Base) -> str | None:
     return None if base.architecture == "unknown" else family_of(base.architecture)
 
 
-def _whole(
+def _whole_differences(
     differences: Differences, architecture: str | None, options: ExtractOptions
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors for the norms, biases and embeddings that changed; what else changed, each with the reason."""
@@ -252,7 +252,7 @@ def _must_be_exact(options: ExtractOptions) -> bool:
 
 def _check(options: ExtractOptions) -> None:
     given = {option("rank"): options.rank, option("energy"): options.energy, option("gamma"): options.gamma}
-    told = [name for name, value in given.items() if value is not None]
+    given_names = [name for name, value in given.items() if value is not None]
     if options.family not in EXTRACTORS:
         raise UsageError(
             "no such family can be extracted",
@@ -260,8 +260,8 @@ def _check(options: ExtractOptions) -> None:
             expected=", ".join(EXTRACTORS),
             found=options.family,
         )
-    wrong = [name for name in told if name == option("gamma")] if options.family != "para" else []
-    wrong = told if options.family == "krona" else wrong
+    wrong = [name for name in given_names if name == option("gamma")] if options.family != "para" else []
+    wrong = given_names if options.family == "krona" else wrong
     if wrong:
         raise UsageError(
             f"{' and '.join(wrong)} does not apply to this family", where=option("family", options.family)

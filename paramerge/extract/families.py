@@ -107,7 +107,7 @@ def holds(layer: ChangedLayer, options: ExtractOptions) -> str | None:
 def _lora(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
     D = layer.take_difference()
     found = leading(D, options.rank, options.energy)
-    rank = _there(found.s)
+    rank = _rank_above_rounding(found.s)
     if options.energy is not None:
         rank = min(rank, found.rank_for(options.energy) or rank)
     rank = rank if options.rank is None else min(rank, options.rank)
@@ -155,7 +155,7 @@ def _lokr(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
     excess = found.excess
     if options.rank is not None or options.energy is not None:
         second = leading(found.B, options.rank, options.energy)
-        rank = _there(second.s)
+        rank = _rank_above_rounding(second.s)
         if options.energy is not None:
             rank = min(rank, second.rank_for(options.energy) or rank)
         rank = rank if options.rank is None else min(rank, options.rank)
@@ -194,7 +194,7 @@ EXTRACTORS: dict[str, Callable[[ChangedLayer, ExtractOptions], Extracted | None]
 """Each family's way; None where rounding alone explains the layer's difference."""
 
 
-def _there(s: np.ndarray) -> int:
+def _rank_above_rounding(s: np.ndarray) -> int:
     """Number of singular values that rounding does not explain; one at least."""
     return max(1, int(np.sum(s > s[0] * 1e-12)))
 

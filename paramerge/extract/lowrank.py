@@ -80,14 +80,14 @@ def leading(D: np.ndarray, rank: int | None = None, energy: float | None = None,
     size = wanted if energy is None else min(wanted, 32)
     while True:
         if shorter <= _EXACT_SIDE or 3 * (size + _OVERSAMPLING) > shorter:
-            return _whole(D, norm)
+            return _full_svd(D, norm)
         found = _randomised(D, norm, size, seed)
         if energy is None or size == wanted or found.rank_for(energy) is not None:
             return found
         size = min(2 * size, wanted)
 
 
-def _whole(D: np.ndarray, norm: float) -> Leading:
+def _full_svd(D: np.ndarray, norm: float) -> Leading:
     """By an SVD, or for big matrices by the smaller Gram matrix: then to 1e-8 of the largest value."""
     if min(D.shape) <= _EXACT_SIDE:
         tall = D.shape[0] >= D.shape[1]
@@ -96,7 +96,7 @@ def _whole(D: np.ndarray, norm: float) -> Leading:
         left = Q @ U
         return Leading(left, s, Vh, norm, 0.0) if tall else Leading(Vh.T, s, left.T, norm, 0.0)
     if D.shape[0] > D.shape[1]:
-        turned = _whole(D.T, norm)
+        turned = _full_svd(D.T, norm)
         return Leading(turned.Vh.T, turned.s, turned.U.T, norm, 0.0)
     U = np.linalg.eigh(D @ D.T)[1][:, ::-1]
     rows = U.T @ D

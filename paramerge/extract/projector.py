@@ -92,8 +92,8 @@ def _range(D: np.ndarray, norm: float, noise: float) -> np.ndarray:
     """The directions that D writes to, without those that rounding alone explains."""
     energy = 1 - min((noise / norm) ** 2, 0.5) / 2
     found = leading(D, rank=_MOST, energy=min(energy, 1 - 1e-14))
-    there = max(1, int(np.sum(found.s > max(_spectral(noise, D.shape), norm * 1e-12))))
-    return found.U[:, :there]
+    rank = max(1, int(np.sum(found.s > max(_spectral(noise, D.shape), norm * 1e-12))))
+    return found.U[:, :rank]
 
 
 def _with_null_space(U: np.ndarray, tuned: np.ndarray, noise: float) -> np.ndarray:

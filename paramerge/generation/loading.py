@@ -178,7 +178,7 @@ def _from_file(base: Base, config: Path | None) -> Any:
             raise CheckpointError(
                 "the configuration of this checkpoint is not known",
                 where=base.path,
-                expected=f"{_known()} with its published widths, or {option('config')}",
+                expected=f"{_known_titles()} with its published widths, or {option('config')}",
                 found=base.architecture,
                 hint=f"give the diffusers folder of the same model to {option('config')}",
             )
@@ -202,7 +202,7 @@ def _with_pipeline() -> list[ArchitectureRecord]:
     return [record for record in records() if record.pipeline is not None]
 
 
-def _known() -> str:
+def _known_titles() -> str:
     *first, last = (record.title for record in _with_pipeline())
     return f"{', '.join(first)} or {last}"
 

@@ -157,9 +157,9 @@ def _truncated(
     """The leading directions of a sum, without those that are ``noise`` alone (A - A is nothing)."""
     scale = factors.alpha / factors.rank
     cut = algebra.truncate_lora(scale * factors.up, factors.down, rank=rank, energy=energy)
-    there = int(np.sum(cut.singular_values > noise))
-    if there < cut.rank:
-        cut = algebra.truncate_lora(scale * factors.up, factors.down, rank=there)
+    above_noise = int(np.sum(cut.singular_values > noise))
+    if above_noise < cut.rank:
+        cut = algebra.truncate_lora(scale * factors.up, factors.down, rank=above_noise)
     if cut.rank == 0:
         return None, 0.0
     return LoraFactors(cut.up, cut.down, float(cut.rank), factors.kernel), cut.error

@@ -61,7 +61,7 @@ def as_one_lora(
 def _balanced(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Even out columns of ``up`` and rows of ``down`` by powers of two: no accuracy is lost."""
     norms = np.linalg.norm(up, axis=0), np.linalg.norm(down, axis=1)
-    there = (norms[0] > 0) & (norms[1] > 0)
-    ratio = np.divide(norms[1], norms[0], where=there, out=np.ones_like(norms[0]))
+    nonzero = (norms[0] > 0) & (norms[1] > 0)
+    ratio = np.divide(norms[1], norms[0], where=nonzero, out=np.ones_like(norms[0]))
     shift = np.exp2(np.round(np.log2(ratio) / 2))
     return up * shift, down / shift[:, None]

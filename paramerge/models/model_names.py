@@ -35,7 +35,7 @@ def recognise(keys: Iterable[str]) -> ArchitectureRecord | None:
 
 @followed
 @cache
-def _known() -> tuple[Resemblance, ...]:
+def _resemblances() -> tuple[Resemblance, ...]:
     """The resemblances that are known: one architecture's own come first."""
     own = [found for record in records() for found in record.resembles if found not in SHARED]
     return (*dict.fromkeys(own), *SHARED)
@@ -53,7 +53,9 @@ def resemblances(paths: Iterable[str]) -> list[str]:
 
 def _reminders(paths: Iterable[str]) -> list[Resemblance]:
     paths = list(paths)
-    return [found for found in _known() if any(_compiled(found.pattern).search(path) for path in paths)]
+    return [
+        found for found in _resemblances() if any(_compiled(found.pattern).search(path) for path in paths)
+    ]
 
 
 def allows(paths: Iterable[str], architecture: str) -> bool:

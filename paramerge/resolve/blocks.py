@@ -70,7 +70,7 @@ class BlockWeights:
                 raise UsageError(
                     f"{architecture} has no such block",
                     where=f"block weights: {name}={weight:g}",
-                    expected=f"{names[0]}, {names[1]} to {names[-1]}, {' or '.join(_ways(names))}",
+                    expected=f"{names[0]}, {names[1]} to {names[-1]}, {' or '.join(_prefixes(names))}",
                     found=name,
                 )
             weights.update(dict.fromkeys(here, weight))
@@ -194,10 +194,10 @@ def used_blocks(
 
 def _is_of(block: str, name: str) -> bool:
     """Whether ``name`` means ``block``: by itself, or as ``IN`` or ``OUT``."""
-    return name in (block, *_ways([block]))
+    return name in (block, *_prefixes([block]))
 
 
-def _ways(blocks: Iterable[str]) -> list[str]:
+def _prefixes(blocks: Iterable[str]) -> list[str]:
     """The names of blocks before their numbers: ``IN``, ``OUT``."""
     matches = [_NUMBERED.fullmatch(block) for block in blocks]
     return list(dict.fromkeys(match[1] for match in matches if match is not None))

@@ -21,12 +21,12 @@ def in_one_spelling(adapters: Sequence[Adapter]) -> list[Adapter]:
     for adapter in adapters:
         for name in adapter.modules:
             known = names.get(folded(name))
-            if known is None or _tells(name) > _tells(known):
+            if known is None or _knowledge(name) > _knowledge(known):
                 names[folded(name)] = name
     return [_renamed(adapter, names) for adapter in adapters]
 
 
-def _tells(name: ModuleName) -> tuple[int, bool]:
+def _knowledge(name: ModuleName) -> tuple[int, bool]:
     """The knowledge in a name: which underscores are dots, and which model it is of."""
     return name.path.count("."), name.component != MODEL
 

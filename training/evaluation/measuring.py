@@ -160,13 +160,13 @@ class _Reader:
         self.picture = lru_cache(maxsize=256)(lambda path: read_pictures([path])[0])
         self.pairs = lru_cache(maxsize=4)(pairs_of)
         self.references = lru_cache(maxsize=4)(read_references)
-        self.seen = lru_cache(maxsize=4)(lambda files, size: self._seen(files, size, measures))
+        self.seen = lru_cache(maxsize=4)(lambda files, size: self._features(files, size, measures))
 
     def pictures(self, files: Sequence[Path]) -> np.ndarray:
         found = [self.picture(path) for path in files]
         return np.stack(found) if len({each.shape for each in found}) == 1 else read_pictures(files)
 
-    def _seen(self, files: tuple[Path, ...], size: tuple[int, int], measures: Measures) -> Any:
+    def _features(self, files: tuple[Path, ...], size: tuple[int, int], measures: Measures) -> Any:
         clip, pictures = measures.clip, self.references(files, size)
         assert clip is not None  # the caller asks only with one
         return [

@@ -16,7 +16,7 @@ __all__ = ["Processes", "find_processes"]
 _Task = TypeVar("_Task")
 
 
-def _alone() -> None:
+def _no_wait() -> None:
     """Wait for nobody."""
 
 
@@ -36,7 +36,7 @@ class Processes:
 
     rank: int = 0
     count: int = 1
-    wait: Callable[[], None] = _alone
+    wait: Callable[[], None] = _no_wait
     device: str | None = None
 
     @property

@@ -108,24 +108,24 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], inputs: Iterable[Pat
         write_bytes(path, text.encode())
         return
     try:
-        there = parse(path.read_bytes())
-        if not isinstance(there, dict):
+        found = parse(path.read_bytes())
+        if not isinstance(found, dict):
             raise ValueError("no JSON object")
     except ValueError as error:
         raise FileFormatError(
             "the settings in this folder are damaged", where=path, hint="choose another folder"
         ) from error
     wanted = json.loads(text)
-    changed = sorted(key for key in {*wanted, *there} if wanted.get(key) != there.get(key))
+    changed = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
     if changed:
         raise UsageError(
             "this folder holds results of other settings",
             where=folder,
-            expected=_some(there, changed),
-            found=_some(wanted, changed),
+            expected=_listed(found, changed),
+            found=_listed(wanted, changed),
             hint="choose another folder, or give the same settings to go on",
         )
 
 
-def _some(settings: Mapping[str, Any], keys: Iterable[str]) -> str:
+def _listed(settings: Mapping[str, Any], keys: Iterable[str]) -> str:
     return ", ".join(f"{key} = {json.dumps(settings.get(key))[:80]}" for key in keys)

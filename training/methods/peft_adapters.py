@@ -55,16 +55,16 @@ def _config(config: TrainConfig, model: Any, target: str) -> Any:
         use_dora = config.method == "dora"
         return LoraConfig(r=rank, lora_alpha=alpha, target_modules=target, use_dora=use_dora)  # type: ignore[arg-type]
     if config.method == "loha":
-        return LoHaConfig(r=rank, alpha=_whole(alpha), target_modules=target)
+        return LoHaConfig(r=rank, alpha=_integer_alpha(alpha), target_modules=target)
     if config.method == "lokr":
-        return LoKrConfig(r=rank, alpha=_whole(alpha), target_modules=target)
+        return LoKrConfig(r=rank, alpha=_integer_alpha(alpha), target_modules=target)
     _check_blocks(config, model, target)
     if config.method == "oft":
         return OFTConfig(oft_block_size=rank, target_modules=target, use_cayley_neumann=False)
     return BOFTConfig(boft_block_size=rank, target_modules=target)
 
 
-def _whole(alpha: float) -> int:
+def _integer_alpha(alpha: float) -> int:
     """PEFT's LoHa and LoKr take whole alphas alone."""
     if alpha != int(alpha):
         raise UsageError("alpha is not a whole number", where="alpha", expected="a whole number", found=alpha)

@@ -82,10 +82,10 @@ class AutoencoderPart:
         others = round(self._batch * _OTHERS) if self._composer.gallery.others else 0
         scenes = [draw_scene(self._split, rng, SceneMix()) for _ in range(self._batch - others)]
         return np.concatenate(
-            [self._composer.compose_all(scenes), *(self._other(rng) for _ in range(others))]
+            [self._composer.compose_all(scenes), *(self._random_picture(rng) for _ in range(others))]
         )
 
-    def _other(self, rng: np.random.Generator) -> np.ndarray:
+    def _random_picture(self, rng: np.random.Generator) -> np.ndarray:
         picture = self._composer.gallery.others[rng.integers(len(self._composer.gallery.others))]
         colour = list(BACKGROUNDS.values())[rng.integers(len(BACKGROUNDS)) if rng.random() < 0.5 else 0]
         canvas = np.empty((SIZE, SIZE, 3), np.float32)

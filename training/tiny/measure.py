@@ -65,7 +65,7 @@ def measure(
     settings: Settings,
 ) -> Measured:
     """Take all measurements; deterministic by the settings' seed."""
-    known = _some([single(*pair) for pair in split.training], settings)
+    known = _sample([single(*pair) for pair in split.training], settings)
     missing = [single(s, style) for s in split.known for style in _missing(split, s.name)]
     held_out = [single(*pair) for pair in split.held_out][: settings.measured]
     rng = random_generator(settings.seed, "measure")
@@ -91,7 +91,7 @@ def measure(
     )
 
 
-def _some(scenes: list[Scene], settings: Settings) -> list[Scene]:
+def _sample(scenes: list[Scene], settings: Settings) -> list[Scene]:
     """At most as many as are to be measured, spread evenly."""
     stride = -(-len(scenes) // settings.measured)
     return scenes[::stride]

@@ -109,9 +109,9 @@ def _download(package: Package, path: Path) -> bytes:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
             (archive,) = Path(scratch).iterdir()
         except (OSError, ValueError, subprocess.SubprocessError) as error:
-            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+            lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
             raise OutputError(
-                f"a package of pictures could not be downloaded with npm ({said[0] if said else 'no word'})",
+                f"a package of pictures could not be downloaded with npm ({lines[0] if lines else 'silent'})",
                 where=package.wanted,
                 hint=f"install npm, or put the package's archive at {path}; --smoke needs no pictures",
             ) from error
