@@ -370,7 +370,7 @@ def test_damaged_numbers_and_options_that_do_not_fit(tmp_path: Path, two: list[P
     for options, word in (
         ({"gamma": 0.5}, "gamma does not apply"),
         ({"keep": "order"}, "keep does not apply"),
-        ({"energy": 1.5}, "the energy is out of range"),
+        ({"energy": 1.5}, "energy is out of range"),
     ):
         with pytest.raises(UsageError, match=word):
             merge(out, *two, **options)  # type: ignore[arg-type]
