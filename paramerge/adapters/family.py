@@ -5,8 +5,7 @@ A family's file ends with ``FAMILY = Family(...)``; :mod:`paramerge.adapters.reg
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from paramerge.adapters.contract import LayerModule
@@ -24,8 +23,6 @@ COMMON = {"alpha": "alpha"}
 
 Stored = Callable[[tuple[int, ...], SizeSettings], int | None]
 """From a weight's shape and the settings to the numbers stored; None where the layer has no such form."""
-
-_NAME = ".<name>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,15 +122,3 @@ class Family:
         for form in self.forms:
             yield from (ending for ending, role in form.roles.items() if role not in form.vague)
             yield from form.unread
-
-
-def ending_pattern(endings: Iterable[str], name: str = r"\w+") -> str:
-    """A regular expression for any of the ``endings``, the longest first; ``name``: an adapter's in them."""
-    optional = rf"(?:\.{name})?"
-    ordered = sorted(endings, key=len, reverse=True)
-    return "|".join(re.escape(ending.replace(_NAME, "\0")).replace("\0", optional) for ending in ordered)
-
-
-def without_name(ending: str) -> str:
-    """The ending as it is written where no adapter's name stands in it."""
-    return ending.replace(_NAME, "")

@@ -13,30 +13,31 @@ class Foreign:
     ----------
     label:
         Its name for people.
-    pattern:
-        A regular expression for what stands behind a layer's name in its keys.
+    endings:
+        What stands behind a layer's name in its keys, as in a family's forms.
     of:
         The key of the family that it is a variant of, whose keys its layers have, too; empty for none.
     """
 
     label: str
-    pattern: str
+    endings: tuple[str, ...]
     of: str = ""
 
 
 FOREIGN = (
-    Foreign("T-LoRA", r"(?:lambda_layer|q_layer\.weight|p_layer\.weight)", "lora"),
-    Foreign("AdaLoRA", r"(?:lora_E|ranknum)(?:\.\w+)?", "lora"),
-    Foreign("VeRA", r"vera_lambda_[bd](?:\.\w+)?"),
-    Foreign("OFT of an early version", r"(?:oft_diag|oft_r(?:\.\w+){0,2}|oft_s(?:\.\w+){0,2})", "oft"),
-    Foreign("OFT of an embedding", r"oft_embedding_R(?:\.\w+){0,2}", "oft"),
-    Foreign("weight replacement", "set_weight", "full"),
-    Foreign("LoRA with a sparse residual", "bias_(?:indices|values|size)", "lora"),
-    Foreign("LoRA with a learned scalar", "scalar", "lora"),
+    Foreign("T-LoRA", ("lambda_layer", "q_layer.weight", "p_layer.weight"), "lora"),
+    Foreign("AdaLoRA", ("lora_E.<name>", "ranknum.<name>"), "lora"),
+    Foreign("VeRA", ("vera_lambda_b.<name>", "vera_lambda_d.<name>")),
+    Foreign("OFT of an early version", ("oft_diag", "oft_r.<name>.<name>", "oft_s.<name>.<name>"), "oft"),
+    Foreign("OFT of an embedding", ("oft_embedding_R.<name>.<name>",), "oft"),
+    Foreign("weight replacement", ("set_weight",), "full"),
+    Foreign("LoRA with a sparse residual", ("bias_indices", "bias_values", "bias_size"), "lora"),
+    Foreign("LoRA with a learned scalar", ("scalar",), "lora"),
 )
 
-PEFT_TUNERS = (
-    "adamss|beft|bone|c3a|deft|delora|fourierft|frod|glora|gralora|hira|hra|lily|ln_tuning|miss|osf|peanut|poly|psoft"
-    "|pvera|randlora|road|shadow|shira|supertuning|tinylora|unilora|vblora|waveft|xlora"
+_TUNERS = (
+    "adamss beft bone c3a deft delora fourierft frod glora gralora hira hra lily ln_tuning miss osf peanut"
+    " poly psoft pvera randlora road shadow shira supertuning tinylora unilora vblora waveft xlora"
 )
+PEFT_TUNERS = tuple(_TUNERS.split())
 """PEFT's other tuners, whose tensors are called by their names: ``hra_u``."""

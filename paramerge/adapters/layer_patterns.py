@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable
 from functools import cache
 
 from paramerge.errors import AdapterError, shortened
+from paramerge.expressions import compiled
 
 _MAX_PATTERNS = 10_000
 _MAX_EXPRESSIONS = 100
-_MEMORY = 1 << 20
-"""Bytes that RE2 may take for one expression."""
 
 _WHOLE, _END = "(?:{})$", r"(.*\.)?({})$"
 _PLAIN = re.compile(r"[\w.-]*", re.ASCII)
@@ -91,14 +90,5 @@ def _same(key: str, text: str) -> bool:
 @cache
 def _expression(expression: str) -> _Matcher:
     """Whether a text matches ``expression`` from its beginning on; ValueError where it cannot be compiled."""
-    import re2  # loaded for the rare files that have expressions
-
-    options = re2.Options()
-    options.log_errors = False
-    options.max_mem = _MEMORY
-    try:
-        compiled = re2.compile(expression, options)  # type: ignore[no-untyped-call]
-    except re2.error as error:
-        reason = error.args[0] if error.args else error
-        raise ValueError(reason.decode("utf-8", "replace") if isinstance(reason, bytes) else reason) from None
-    return lambda text: compiled.match(text) is not None
+    pattern = compiled(expression)
+    return lambda text: pattern.match(text) is not None

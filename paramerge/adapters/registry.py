@@ -25,7 +25,8 @@ from paramerge.adapters import (
     para,
     svdiff,
 )
-from paramerge.adapters.family import COMMON, Family, Form, Stored, without_name
+from paramerge.adapters.endings import without_name
+from paramerge.adapters.family import COMMON, Family, Form, Stored
 from paramerge.adapters.group import ANY_VECTOR, NUMBER, Group
 from paramerge.errors import AdapterError, PluginError
 from paramerge.kinds import Registry, followed

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from paramerge.checkpoints.quantised import WITHOUT_WEIGHTS
 from paramerge.errors import CheckpointError, shortened
+from paramerge.expressions import occurring
 from paramerge.files.header import LONGEST_KEY
 from paramerge.formats.families import adapter_keys
-from paramerge.models.model_names import UNET_LIKE, looks_like, recognise
+from paramerge.models.model_names import first_unet_key, looks_like, recognise
 from paramerge.wording import option
 
-_WRAPPED_KEY = re.compile(r"\.base_layer\.(weight|bias)$")
-_TRAINING_WRAPPER = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_forward_module)\.|^module\.")
+_WRAPPED_KEYS = (".base_layer.weight", ".base_layer.bias")
+_TRAINING_WRAPPER = r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_forward_module)\.|^module\."
 
 _NO_UNET = (
     ("EMA weights", r"^model_ema\."),
@@ -31,16 +32,20 @@ _NO_UNET = (
 )
 """Files without a UNet, by a key that they have; a key is of the first kind that matches it."""
 
-_NO_UNET_PATTERNS = [(name, re.compile(pattern)) for name, pattern in _NO_UNET]
-
 SUPPORTED = "a checkpoint of Stable Diffusion, FLUX or another model that adapters name layers of"
 
 
-def refuse_adapter(path: Path, keys: Iterable[str]) -> None:
-    """Raise ``CheckpointError`` if the file is an adapter, or a checkpoint with unmerged adapter layers."""
+def refuse_adapter(path: Path, keys: Iterable[str]) -> list[str]:
+    """The keys of an adapter that stand in a checkpoint beside its own.
+
+    Raises
+    ------
+    CheckpointError
+        The file is an adapter, or a checkpoint with unmerged adapter layers.
+    """
     keys = list(keys)
     found = adapter_keys(keys)
-    wrapped = next((key for key in keys if _WRAPPED_KEY.search(key)), None)
+    wrapped = next((key for key in keys if key.endswith(_WRAPPED_KEYS)), None)
     if wrapped:
         raise CheckpointError(
             "the checkpoint was saved with adapter layers around its weights",
@@ -58,23 +63,27 @@ def refuse_adapter(path: Path, keys: Iterable[str]) -> None:
             hint=f"give it to {option('lora')} or {option('para')}, and the checkpoint that it is for to "
             f"{option('base')}",
         )
+    return found
 
 
 def _kinds(keys: Iterable[str]) -> dict[str, str]:
     """The kinds of content of a file without a UNet, in the order of :data:`_NO_UNET`, each with a key that
     shows it."""
+    keys = list(keys)
+    occur = occurring((pattern for _, pattern in _NO_UNET), keys)
+    kinds = [(name, re.compile(pattern)) for name, pattern in _NO_UNET if pattern in occur]
     found: dict[str, str] = {}
-    for key in keys:
-        name = next((name for name, pattern in _NO_UNET_PATTERNS if pattern.search(key)), None)
+    for key in keys if kinds else ():
+        name = next((name for name, pattern in kinds if pattern.search(key)), None)
         if name is not None:
             found.setdefault(name, key)
-    return {name: found[name] for name, _ in _NO_UNET if name in found}
+    return {name: found[name] for name, _ in kinds if name in found}
 
 
 def _is_model(keys: Iterable[str]) -> bool:
     """Whether these keys are of a whole model: one with a few keys of an adapter in it is no adapter."""
     keys = list(keys)
-    return any(UNET_LIKE.match(key) for key in keys) or recognise(keys) is not None
+    return first_unet_key(keys) is not None or recognise(keys) is not None
 
 
 def refuse_long_names(path: Path, keys: Iterable[str]) -> None:
@@ -91,8 +100,9 @@ def refuse_long_names(path: Path, keys: Iterable[str]) -> None:
 
 def refuse_wrapped(path: Path, keys: Iterable[str]) -> None:
     """Raise ``CheckpointError`` if a model was saved from inside a wrapper: no reader knows such names."""
-    for key in keys:
-        if match := _TRAINING_WRAPPER.search(key):
+    keys = list(keys)
+    for key in keys if occurring([_TRAINING_WRAPPER], keys) else ():
+        if match := re.search(_TRAINING_WRAPPER, key):
             wrapper = match[0].strip(".")
             raise CheckpointError(
                 f"the checkpoint was saved from a wrapped model: its keys have {wrapper!r} in them",
@@ -119,7 +129,7 @@ def refuse_quantised(path: Path, schemes: Mapping[str, str]) -> None:
 def without_unet(path: Path, keys: Iterable[str]) -> CheckpointError:
     """The error for a file in which there is no UNet, with the name of what it is instead if it is known."""
     keys = list(keys)
-    block = next((key for key in keys if UNET_LIKE.match(key)), None)
+    block = first_unet_key(keys)
     if block:
         return CheckpointError(
             "there is a UNet, but not a whole one under names that paramerge knows",

@@ -27,7 +27,6 @@ from paramerge.checkpoints.targets import Target, targets_of
 from paramerge.errors import CheckpointError
 from paramerge.files.header import Header, read_header
 from paramerge.files.source import Source
-from paramerge.formats.families import adapter_keys
 from paramerge.models.architecture import UNKNOWN, Architecture, detect_architecture
 from paramerge.models.components import Located, locate
 from paramerge.models.model_names import recognise
@@ -144,7 +143,14 @@ def _open(path: Path, variant: str | None) -> Base:
         layout = MODEL_FOLDER if folder.alone and "unet" not in folder.weights else DIFFUSERS_FOLDER
         return _base(path, layout, [file for files in parts for file in files], folder)
     _check_file(path, variant)
-    files = _opened(None, [(PurePosixPath(path.name), read_header(path))])
+    return base_of(read_header(path))
+
+
+def base_of(header: Header) -> Base:
+    """The checkpoint that is one file, open already; raises as :func:`open_base` does."""
+    path = header.path
+    _refuse_shard(path)
+    files = _opened(None, [(PurePosixPath(path.name), header)])
     components = set(files[0].components.values())
     if any(name == "vae" or name.startswith("text_encoder") for name in components):
         layout = SINGLE_FILE
@@ -164,6 +170,9 @@ def _check_file(path: Path, variant: str | None) -> None:
         raise CheckpointError(
             "a variant was given for a single file", where=path, found=f"variant {variant!r}"
         )
+
+
+def _refuse_shard(path: Path) -> None:
     if is_shard(path) and "-of-00001" not in path.name:
         raise CheckpointError(
             "this file is one shard of a model, not all of it",
@@ -180,6 +189,8 @@ class _OpenedFile:
     weights: WeightFile
     located: Mapping[str, Located]
     known: ArchitectureRecord | None
+    stray: Sequence[str]
+    """Keys of an adapter."""
 
     @property
     def components(self) -> Mapping[str, str]:
@@ -200,24 +211,25 @@ def _opened(
     if any(METADATA_KEY in header.metadata for _, header in files):
         quantised_by = "ComfyUI's mixed precision"
     schemes = quantised_tensors(dtypes, quantised_by)
+    strays = []
     for _, header in files:
         if component is None or not component.startswith("text_encoder"):
             refuse_quantised(header.path, {key: schemes[key] for key in header.tensors if key in schemes})
-        refuse_adapter(header.path, header.tensors)
+        strays.append(refuse_adapter(header.path, header.tensors))
         refuse_wrapped(header.path, header.tensors)
     shapes = {key: info.shape for _, header in files for key, info in header.tensors.items()}
     known = recognise(shapes) if component != "vae" else None
     located = locate(shapes, component, known)
     targets, parameters = targets_of(shapes, located), parameters_of(shapes, located)
     opened = []
-    for relative, header in files:
+    for (relative, header), stray in zip(files, strays, strict=True):
         here = {name: target for name, target in targets.items() if target.key in header.tensors}
         beside = {name: target for name, target in parameters.items() if target.key in header.tensors}
         names = {key: located[key] for key in header.tensors}
         components = {key: name.component for key, name in names.items()}
         quantised = {key: schemes[key] for key in header.tensors if key in schemes}
         file = WeightFile(header, relative, component, here, components, beside, quantised)
-        opened.append(_OpenedFile(file, names, known))
+        opened.append(_OpenedFile(file, names, known, stray))
     return opened
 
 
@@ -272,7 +284,7 @@ def _warnings(files: Iterable[_OpenedFile]) -> Iterator[str]:
             f"{ema} EMA tensors (model_ema.*) stay as they are: readers that prefer them over the weights "
             "will not see the adapters"
         )
-    if stray := [key for file in files for key in adapter_keys(file.located)]:
+    if stray := [key for file in files for key in file.stray]:
         yield (
             f"{len(stray)} keys of an adapter lie in this checkpoint ({stray[0]} ...): they stay as they "
             "are, and readers of checkpoints pass over them"

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from paramerge.adapters import krona, lora, para, registry, svdiff
-from paramerge.adapters.family import Family, ending_pattern, without_name
+from paramerge.adapters.endings import Endings, Found, is_word, without_name
+from paramerge.adapters.family import Family, Form
 from paramerge.adapters.foreign import FOREIGN, PEFT_TUNERS
 from paramerge.errors import AdapterError, FamilyError, ParamergeError
-from paramerge.files.header import Header, TensorInfo
+from paramerge.files.header import Header
 from paramerge.formats.diffusers import DIFFUSERS, DIFFUSERS_OLD
 from paramerge.formats.peft import PEFT
 from paramerge.formats.registry import dialect_of
@@ -30,10 +31,10 @@ EMBEDDING = "textual inversion"
 CHECKPOINT = "checkpoint"
 
 _OLD_LORA = re.compile(r"(?P<module>.*\.to_(?:q|k|v|out)_lora)\.(?P<side>up|down)\.weight")
-_PEFT_TUNER = re.compile(rf"(?P<module>.*)\.(?P<tuner>{PEFT_TUNERS})_\w+(?:\.\w+){{0,2}}")
+_MOTION = ".motion_modules."
+"""What stands in the keys of AnimateDiff's motion modules, wherever the block stands that they are in."""
 
 _WHOLE_FILES: tuple[tuple[str, str], ...] = (
-    ("AnimateDiff motion module", r"(?s:.*\bmotion_modules\..*)"),
     (
         CHECKPOINT,
         r"(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\..*"
@@ -50,49 +51,57 @@ _WHOLE_FILES: tuple[tuple[str, str], ...] = (
 )
 """Kinds of files by keys that they alone have; the first that fits a key names it."""
 
-_WHOLE_PATTERNS = [(kind, re.compile(pattern)) for kind, pattern in _WHOLE_FILES]
-_LONGEST_KEY = 10_000
-"""Characters of the longest key that is looked at: no layer of any model has a name of this length."""
+_WHOLE_FILE = re.compile("|".join(f"(?P<k{n}>{pattern})" for n, (_, pattern) in enumerate(_WHOLE_FILES)))
+_TUNERS = tuple(f"{tuner}_" for tuner in PEFT_TUNERS)
+_TUNERS_WORDS = 3
+"""Words of an ending that begins with a tuner's name, at most."""
 
 _KRONA_SIDES = {320, 640, 768, 1024, 1280, 2048}
 """Sizes of attention projections in Stable Diffusion UNets."""
 
 
 class _Kind(NamedTuple):
-    """A family by the endings of its keys, and what it says of the axes of tensors where it can be baked."""
+    """A family as an ending of a key shows it, with the parts that the ending stands for."""
 
+    rank: int
     label: str
-    pattern: re.Pattern[str]
-    family: Family | None
+    parts: tuple[tuple[Form, str], ...]
 
-    def has_axes(self, ending: str, count: int) -> bool:
-        """Whether the tensor of a key with this ending can have so many axes in this family."""
-        forms = () if self.family is None else self.family.forms
-        roles = [
-            (form, role)
-            for form in forms
-            for name, role in form.roles.items()
-            if without_name(name) == ending
-        ]
-        return not roles or any(form.has_axes(role, count) for form, role in roles)
+    def has_axes(self, count: int) -> bool:
+        """Whether the tensor can have so many axes in this family."""
+        return not self.parts or any(form.has_axes(role, count) for form, role in self.parts)
 
 
-@lru_cache(maxsize=4)
-def _kinds(every: tuple[Family, ...]) -> tuple[_Kind, ...]:
-    """All families; the first that a layer has a key of names the layer.
+class _Kinds(NamedTuple):
+    """All families by the endings of their keys; a layer is of the first, by rank, that it has a key of.
 
     A variant that cannot be baked comes before the family that it is a variant of.
     """
-    kinds = [_kind(foreign.label, foreign.pattern) for foreign in FOREIGN if not foreign.of]
+
+    endings: Endings[_Kind]
+    ranks: Mapping[str, int]
+
+
+@lru_cache(maxsize=4)
+def _kinds(every: tuple[Family, ...]) -> _Kinds:
+    named = [(foreign.label, foreign.endings, ()) for foreign in FOREIGN if not foreign.of]
     for family in reversed(every):
-        kinds += [_kind(foreign.label, foreign.pattern) for foreign in FOREIGN if foreign.of == family.key]
-        if family.forms:
-            kinds.append(_kind(family.label, ending_pattern(family.endings), family))
-    return tuple(kinds)
+        named += [(foreign.label, foreign.endings, ()) for foreign in FOREIGN if foreign.of == family.key]
+        named.append((family.label, tuple(family.endings), family.forms))
+    entries = [
+        (ending, _Kind(rank, label, _parts(forms, ending)))
+        for rank, (label, endings, forms) in enumerate(named)
+        for ending in endings
+    ]
+    return _Kinds(Endings(entries), {label: rank for rank, (label, _, _) in enumerate(named)})
 
 
-def _kind(label: str, endings: str, family: Family | None = None) -> _Kind:
-    return _Kind(label, re.compile(rf"(?P<module>.+?)\.(?P<ending>{endings})"), family)
+def _parts(forms: Iterable[Form], ending: str) -> tuple[tuple[Form, str], ...]:
+    """The roles of an ending in a family's forms."""
+    plain = without_name(ending)
+    return tuple(
+        (form, role) for form in forms for name, role in form.roles.items() if without_name(name) == plain
+    )
 
 
 def _supported() -> set[str]:
@@ -115,16 +124,16 @@ def survey(header: Header) -> Survey:
     """Sort all keys of ``header`` into families."""
     claims: dict[str, list[str]] = {}
     families: dict[str, str] = {}
-    order = {kind.label: rank for rank, kind in enumerate(_kinds(registry.families()))}
+    kinds = _kinds(registry.families())
     unclaimed = []
-    for key, info in header.tensors.items():
-        claim = _claim(key, info)
+    for key in header.tensors:
+        claim = _claim(key, header, kinds)
         if claim is None:
             unclaimed.append(key)
             continue
         family, module = claim
         known = families.get(module)
-        if known is None or order.get(family, -1) < order.get(known, -1):
+        if known is None or kinds.ranks.get(family, -1) < kinds.ranks.get(known, -1):
             families[module] = family
     for module, family in families.items():
         claims.setdefault(family, []).append(module)
@@ -232,27 +241,25 @@ def wrong_family(wanted: str, found: str, path: Path) -> ParamergeError:
     )
 
 
-def _claim(key: str, info: TensorInfo) -> tuple[str, str] | None:
-    """The family that ``key`` speaks for, and its module."""
-    if len(key) > _LONGEST_KEY:
-        return None
-    key = common_key(key)
-    for kind, pattern in _WHOLE_PATTERNS:
-        if pattern.fullmatch(key):
-            return kind, key
-    if match := _OLD_LORA.fullmatch(key):
+def _claim(stated: str, header: Header, kinds: _Kinds) -> tuple[str, str] | None:
+    """The family that a key speaks for, and its module."""
+    key = common_key(stated)
+    if _MOTION in f".{key}":
+        return "AnimateDiff motion module", key
+    if match := _WHOLE_FILE.fullmatch(key):
+        return _WHOLE_FILES[int(str(match.lastgroup)[1:])][0], key
+    if "_lora." in key and (match := _OLD_LORA.fullmatch(key)):
         return LORA, match["module"]
-    if found := _by_ending(key, info):
-        return found
-    if match := _PEFT_TUNER.fullmatch(key):
-        return match["tuner"].upper(), match["module"]
-    return None
+    found = kinds.endings.find(key)
+    if len(found) > 1:
+        found = _ranked(found, len(header.tensors[stated].shape))
+    return (found[0].value.label, found[0].stem) if found else _by_tuner(key)
 
 
 def adapter_keys(keys: Iterable[str]) -> list[str]:
     """The keys that are an adapter's by name: by a family's ending, or by a dialect that models lack."""
-    ending = _any_ending(registry.families())
-    return [key for key in keys if len(key) <= _LONGEST_KEY and (_of_adapters(key) or ending.search(key))]
+    endings = _kinds(registry.families()).endings
+    return [key for key in keys if _of_adapters(key) or endings.find(key) or _by_tuner(key)]
 
 
 def _of_adapters(key: str) -> bool:
@@ -261,27 +268,26 @@ def _of_adapters(key: str) -> bool:
     return dialect.base not in (DIFFUSERS.key, PEFT.key) or dialect is DIFFUSERS_OLD
 
 
-@lru_cache(maxsize=4)
-def _any_ending(every: tuple[Family, ...]) -> re.Pattern[str]:
-    """The endings of all families' keys, and of those that are known and cannot be read."""
-    known = ending_pattern(ending for family in every for ending in family.endings)
-    foreign = "|".join(family.pattern for family in FOREIGN)
-    tuners = rf"(?:{PEFT_TUNERS})_\w+(?:\.\w+){{0,2}}"
-    return re.compile(rf"\.(?:{known}|{foreign}|{tuners})\Z")
+def _ranked(every: Iterable[Found[_Kind]], axes: int) -> list[Found[_Kind]]:
+    """The longest ending of each family by its rank; those that the tensor's axes fit first."""
+    longest: dict[int, Found[_Kind]] = {}
+    for found in every:
+        longest.setdefault(found.value.rank, found)
+    return sorted(
+        longest.values(),
+        key=lambda found: (not (found.named or found.value.has_axes(axes)), found.value.rank),
+    )
 
 
-def _by_ending(key: str, info: TensorInfo) -> tuple[str, str] | None:
-    """The family whose ending the key has, and the module; of several the one whose axes the tensor has."""
-    others = None
-    for kind in _kinds(registry.families()):
-        match = kind.pattern.fullmatch(key)
-        if match is None:
-            continue
-        found = kind.label, match["module"]
-        if kind.has_axes(match["ending"], len(info.shape)):
-            return found
-        others = others or found
-    return others
+def _by_tuner(key: str) -> tuple[str, str] | None:
+    """The tuner of PEFT that the key is of, and its module: ``hra_u``, ``c3a_kernel.default``."""
+    parts = key.rsplit(".", _TUNERS_WORDS)
+    for start in reversed(range(1, len(parts))):
+        if parts[start].startswith(_TUNERS):
+            tuner = next(each for each in _TUNERS if parts[start].startswith(each))
+            if parts[start] != tuner and all(map(is_word, parts[start:])):
+                return tuner[:-1].upper(), ".".join(parts[:start])
+    return None
 
 
 def _tell_krona_from_lora(header: Header, claims: dict[str, list[str]]) -> None:

@@ -97,6 +97,35 @@ def _peft_weights(folder: Path) -> Path:
     return pickled if pickled.is_file() and not weights.is_file() else weights
 
 
+@dataclass(frozen=True)
+class SurveyedFile:
+    """A file that may be an adapter, open, with its keys in families."""
+
+    path: Path
+    """As it was given: the file, or its folder."""
+    files: AdapterFiles
+    whole: Header
+    header: Header
+    """With the keys alone that can be names."""
+    too_long: tuple[str, ...]
+    """The other keys, which no pattern is tried on."""
+    found: Survey
+
+
+def survey_file(path: str | os.PathLike[str]) -> SurveyedFile:
+    """Open what may be an adapter and sort its keys; nothing is refused for what they are.
+
+    Raises
+    ------
+    FileFormatError
+        A missing or damaged file, a pickle.
+    """
+    files = find_files(path)
+    whole = read_header(files.weights)
+    header, too_long = _short_names(whole)
+    return SurveyedFile(Path(path), files, whole, header, too_long, survey(header))
+
+
 def open_adapter(
     path: str | os.PathLike[str],
     family: str | None = None,
@@ -120,13 +149,17 @@ def open_adapter(
     AdapterError
         A file that is no adapter, or one that is incomplete or contradicts itself.
     """
-    files = find_files(path)
-    header, too_long = short_names(read_header(files.weights))
-    if not _is_peft(header, Path(path)):
-        files = AdapterFiles(files.weights, None)
-    config = None if files.config is None else Source.open(files.config)
+    return read_adapter(survey_file(path), family, interpretation)
+
+
+def read_adapter(
+    surveyed: SurveyedFile, family: str | None = None, interpretation: Interpretation = BY_TRAINER
+) -> Adapter:
+    """As :func:`open_adapter`, of a file that is open already."""
+    header, found, too_long = surveyed.header, surveyed.found, surveyed.too_long
+    configured = surveyed.files.config if _is_peft(header, surveyed.path) else None
+    config = None if configured is None else Source.open(configured)
     tuner = None if config is None else peft.read_tuner(peft.read_config(config), str(config.path))
-    found = survey(header)
     refuse_foreign(found, header.path)
     modules: Mapping[ModuleName, LayerModule]
     if PARA in found.modules:
@@ -176,8 +209,7 @@ def open_adapter(
     )
 
 
-def short_names(header: Header) -> tuple[Header, tuple[str, ...]]:
-    """``header`` with the keys alone that can be names, and the others, which no pattern is tried on."""
+def _short_names(header: Header) -> tuple[Header, tuple[str, ...]]:
     too_long = tuple(key for key in header.tensors if len(key) > LONGEST_KEY)
     if not too_long:
         return header, ()

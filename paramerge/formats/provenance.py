@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 
 from paramerge.adapters import LayerModule
+from paramerge.expressions import occurring
 from paramerge.formats.native import ARCHITECTURE_KEY, BASE_HASH_KEY
 from paramerge.kinds import followed
 from paramerge.models.model_names import allows
@@ -91,13 +92,9 @@ def _from_shapes(modules: Iterable[LayerModule]) -> Iterable[str]:
 
 def _from_names(modules: Iterable[ModuleName]) -> str | None:
     """The architecture that alone has layers of these names."""
-    names = [str(name) for name in modules]
-    for record in records():
-        if record.shown_by is not None:
-            shown = re.compile(record.shown_by)
-            if any(shown.search(name) for name in names):
-                return record.name
-    return None
+    showing = {record.shown_by: record.name for record in reversed(records()) if record.shown_by is not None}
+    found = occurring(showing, map(str, modules))
+    return next((name for shown, name in reversed(showing.items()) if shown in found), None)
 
 
 def _from_metadata(metadata: Mapping[str, str]) -> str | None:

@@ -7,6 +7,7 @@ program by :func:`register`.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache, lru_cache
 
 from paramerge.formats.cloneofsimo import CLONEOFSIMO
@@ -35,7 +36,10 @@ def writable() -> dict[str, Dialect]:
 
 def dialect_of(key: str) -> Dialect:
     """The dialect that a key, or its stem, is spelled in."""
-    return next((dialect for dialect in _reading() if dialect.claims(key)), DIFFUSERS)
+    for dialect in _reading():
+        if dialect.claims(key):
+            return dialect
+    return DIFFUSERS
 
 
 @followed
@@ -55,5 +59,12 @@ def boundaries() -> re.Pattern[str]:
 @followed
 @cache
 def _reading() -> tuple[Dialect, ...]:
-    """The dialects in the order in which they are asked for a key: diffusers', which claims all, is last."""
-    return tuple(dialect for dialect in dialects() if dialect is not DIFFUSERS)
+    """The dialects in the order in which they are asked for a key: diffusers', which claims all, is last.
+
+    Of spellings that are told alike the first is asked alone.
+    """
+    first: dict[Callable[[str], bool], Dialect] = {}
+    for dialect in dialects():
+        if dialect is not DIFFUSERS:
+            first.setdefault(dialect.claims, dialect)
+    return tuple(first.values())

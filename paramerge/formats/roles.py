@@ -6,11 +6,12 @@ prefix. What stands behind the name is the role: ``hada_w1_a``, ``oft_blocks``, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
-from paramerge.adapters.family import Family, ending_pattern, without_name
+from paramerge.adapters.endings import Endings, without_name
+from paramerge.adapters.family import Family
 from paramerge.adapters.registry import endings, families
 from paramerge.files.header import Header
 from paramerge.formats import peft
@@ -39,7 +40,7 @@ def common_key(key: str) -> str:
     """A key with the ending that its role has in most dialects, where its own has endings of its own."""
     dialect = dialect_of(key)
     cut = _cut(key, dialect) if dialect.separator != "." else None
-    return f"{cut[0]}.{_endings(families()).of.get(cut[1], cut[1])}" if cut else key
+    return f"{cut[0]}.{_known(families()).written.get(cut[1], cut[1])}" if cut else key
 
 
 def read_roles(header: Header, *, configured: bool = False) -> list[Role]:
@@ -74,41 +75,32 @@ def _cut(key: str, dialect: Dialect) -> tuple[str, str] | None:
     """The stem of a key and the role of its ending, where the ending is known."""
     if dialect.cut is not None:
         return dialect.cut(key)
-    known = _endings(families())
+    known = _known(families())
     if dialect.separator != ".":
         stem, _, ending = key.rpartition(dialect.separator)
-        role = dialect.roles.get(ending) or (ending if ending in known.roles else None)
+        role = dialect.roles.get(ending) or (ending if ending in known.written else None)
         return (stem, role) if stem and role else None
-    match = known.pattern.fullmatch(key)
-    if match is None:
+    found = known.endings.find(key)
+    if not found:
         return None
-    stem, role = match["stem"], known.role(match["ending"])
+    stem, _, role = found[0]
     if role == "alpha" and (factor := _cut(stem, dialect)) and factor[1] in _OF_LORA:
         return factor[0], role  # diffusers' converters hang it on a layer, or on the whole key of a factor
     return stem, role
 
 
-class _Endings:
-    """The endings of all families' keys, each of a role, with any name of PEFT's for the adapter."""
+class _Known(NamedTuple):
+    """The roles of all families' tensors by the endings of their keys, and how each is written in most."""
 
-    def __init__(self, roles: Mapping[str, str]) -> None:
-        self.roles = frozenset(roles.values())
-        self.pattern = re.compile(rf"(?P<stem>.+?)\.(?P<ending>{ending_pattern(roles)})")
-        self.of = {role: without_name(ending) for ending, role in reversed(list(roles.items()))}
-        self._patterns = [(re.compile(ending_pattern([ending])), role) for ending, role in roles.items()]
-        self._found: dict[str, str] = {}
-
-    def role(self, ending: str) -> str:
-        """The role of an ending that is in the pattern."""
-        if ending not in self._found:
-            roles = [role for pattern, role in self._patterns if pattern.fullmatch(ending)]
-            self._found[ending] = roles[0]
-        return self._found[ending]
+    endings: Endings[str]
+    written: Mapping[str, str]
 
 
 @lru_cache(maxsize=4)
-def _endings(every: tuple[Family, ...]) -> _Endings:
-    return _Endings(endings())
+def _known(every: tuple[Family, ...]) -> _Known:
+    roles = endings()
+    written = {role: without_name(ending) for ending, role in reversed(list(roles.items()))}
+    return _Known(Endings(roles.items()), written)
 
 
 def dialects_of(roles: Iterable[Role]) -> dict[str, list[str]]:

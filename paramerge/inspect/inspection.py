@@ -17,15 +17,15 @@ import numpy as np
 
 from paramerge.adapters import Adapter, LayerModule, ParaModule
 from paramerge.adapters.overflow import overflowing
-from paramerge.checkpoints.layout import Base, open_base
+from paramerge.checkpoints.layout import Base, base_of, open_base
 from paramerge.errors import CheckpointError, FamilyError, NonFiniteError
 from paramerge.files.dtypes import NUMPY
-from paramerge.files.header import Header, read_header
+from paramerge.files.header import Header
 from paramerge.files.recipe_text import RECIPE_KEY, parsed_recipe
 from paramerge.files.tensors import stored
-from paramerge.formats.families import CHECKPOINT, Survey, survey
+from paramerge.formats.families import CHECKPOINT, Survey
 from paramerge.formats.layers import clip_path, unet_path
-from paramerge.formats.opening import find_files, is_adapter_folder, open_adapter, short_names
+from paramerge.formats.opening import is_adapter_folder, read_adapter, survey_file
 from paramerge.formats.provenance import possible_architectures
 from paramerge.formats.registry import place_of
 from paramerge.interpretation import BY_TRAINER, Interpretation
@@ -180,19 +180,18 @@ def inspect_path(
         is_folder = path.is_dir()
     if is_folder and not is_adapter_folder(path):
         return _checkpoint(open_base(path))
-    header = read_header(find_files(path).weights)
-    named, _ = short_names(header)
-    found = survey(named)
+    surveyed = survey_file(path)
+    header, found = surveyed.whole, surveyed.found
     if CHECKPOINT in found.modules or not found.modules:
         try:
-            return _checkpoint(open_base(header.path))
+            return _checkpoint(base_of(header))
         except CheckpointError as error:
             if not set(found.modules) - {CHECKPOINT}:
                 return _unknown(header, error)
     try:
-        adapter = open_adapter(path, interpretation=interpretation)
+        adapter = read_adapter(surveyed, interpretation=interpretation)
     except FamilyError as error:
-        return _foreign(named, found, error)
+        return _foreign(surveyed.header, found, error)
     layers = tuple(_layer(module) for module in adapter.modules.values())
     return AdapterFacts(adapter, layers, header.file_size)
 

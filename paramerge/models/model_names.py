@@ -6,29 +6,33 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
+from paramerge.expressions import occurring
 from paramerge.kinds import followed
 from paramerge.models.record import ArchitectureRecord
 from paramerge.models.registry import records
 from paramerge.models.resemblance import CLIP_ENCODER, SHARED, Resemblance
 
-_BESIDE = re.compile(r"(^|\.)(controlnet_\w+|control_model|motion_modules)\.")
+_BESIDE = r"(^|\.)(controlnet_\w+|control_model|motion_modules)\."
 """Networks that run beside a model and are built of its blocks."""
 
-_compiled = cache(re.compile)
-UNET_LIKE = re.compile(r"^(?!.*(decoder|motion_modules)\.).*\b(output_blocks|up_blocks)\.\d+\.")
+_UNET_LIKE = re.compile(r"(?!.*(decoder|motion_modules)\.).*\b(output_blocks|up_blocks)\.\d+\.")
 """A block on a UNet's way up, which a ControlNet lacks and only a VAE's decoder has besides."""
+
+
+def first_unet_key(keys: Iterable[str]) -> str | None:
+    """The first key of a block on a UNet's way up."""
+    return next((key for key in keys if "_blocks." in key and _UNET_LIKE.match(key)), None)
 
 
 def recognise(keys: Iterable[str]) -> ArchitectureRecord | None:
     """The model that has these keys; None where there is none that is known, or it is a plain UNet."""
     keys = list(keys)
-    if any(_BESIDE.search(key) for key in keys):
+    found = occurring([_BESIDE, *(pattern for record in records() for pattern in record.patterns)], keys)
+    if _BESIDE in found:
         return None
-    unet = any(UNET_LIKE.match(key) for key in keys)
+    unet = first_unet_key(keys) is not None
     for record in records():
-        if not record.patterns or (unet and not record.beside_unet):
-            continue
-        if all(any(_compiled(pattern).search(key) for key in keys) for pattern in record.patterns):
+        if record.patterns and (record.beside_unet or not unet) and found.issuperset(record.patterns):
             return record
     return None
 
@@ -52,10 +56,8 @@ def resemblances(paths: Iterable[str]) -> list[str]:
 
 
 def _reminders(paths: Iterable[str]) -> list[Resemblance]:
-    paths = list(paths)
-    return [
-        found for found in _resemblances() if any(_compiled(found.pattern).search(path) for path in paths)
-    ]
+    found = occurring([each.pattern for each in _resemblances()], paths)
+    return [each for each in _resemblances() if each.pattern in found]
 
 
 def allows(paths: Iterable[str], architecture: str) -> bool:

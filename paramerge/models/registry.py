@@ -6,11 +6,11 @@ several (``docs/extending.md``).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from paramerge.errors import PluginError
+from paramerge.expressions import compiled
 from paramerge.kinds import Registry, followed
 from paramerge.models.architectures import BUILT_IN
 from paramerge.models.names import COMPONENTS
@@ -34,11 +34,12 @@ def _check(record: ArchitectureRecord, who: str, known: Sequence[ArchitectureRec
     given = (record.shown_by, record.unordered_rows, *(found.pattern for found in record.resembles))
     for pattern in (*record.patterns, *(text for text in given if text is not None)):
         try:
-            re.compile(pattern)
-        except re.error as error:
+            compiled(pattern)
+        except ValueError as error:
             raise PluginError(
                 f"a pattern of this architecture is no regular expression ({error})",
                 where=where,
+                expected="one that RE2 knows: no lookarounds, no backreferences",
                 found=pattern,
             ) from error
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from paramerge.adapters import Adapter
 from paramerge.checkpoints.layout import Base
 from paramerge.errors import FamilyError
+from paramerge.expressions import compiled
 from paramerge.models.names import ModuleName
 from paramerge.models.registry import record_of
 from paramerge.wording import option
@@ -22,7 +22,7 @@ def refuse_unknown_rows(base: Base, adapter: Adapter, names: Iterable[ModuleName
         ``base`` is of such a model, and one of the ``names`` is such a layer.
     """
     layers = record_of(base.architecture).unordered_rows
-    found = [name for name in names if layers is not None and re.fullmatch(layers, name.path)]
+    found = [name for name in names if layers is not None and compiled(layers).fullmatch(name.path)]
     if found:
         raise FamilyError(
             "the order of the rows in this adapter's q, k and v is not known",

@@ -10,7 +10,8 @@ from family_cases import CASES, KRONA_CASES
 
 from paramerge import adapters
 from paramerge.adapters import registry
-from paramerge.adapters.family import COMMON, Family, without_name
+from paramerge.adapters.endings import without_name
+from paramerge.adapters.family import COMMON, Family
 from paramerge.adapters.foreign import FOREIGN
 from paramerge.formats.registry import writable
 from paramerge.formats.roles import read_role

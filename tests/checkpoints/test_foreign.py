@@ -8,7 +8,7 @@ import pytest
 from checkpoint_files import Shape, blueprint, shapes_of, write_folder, write_holes
 
 from paramerge.adapters import registry
-from paramerge.adapters.family import without_name
+from paramerge.adapters.endings import without_name
 from paramerge.checkpoints.layout import open_base
 from paramerge.errors import CheckpointError
 
