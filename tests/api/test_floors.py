@@ -13,7 +13,7 @@ import paramerge
 PACKAGE = Path(paramerge.__file__).parent
 
 FLOORS = (
-    ("deprecation", "version", "wording"),
+    ("deprecation", "expressions", "version", "wording"),
     ("errors",),
     ("algebra", "interpretation", "listing", "plugins", "shipped", "system_faults"),
     ("kinds", "old_names", "strict_json"),
