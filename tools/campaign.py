@@ -12,6 +12,7 @@ The exit code is 0 if nothing was found. The tests run a small, seeded part of e
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
@@ -23,11 +24,16 @@ from typing import TYPE_CHECKING
 import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # what is computed is tiny
 
-from fault_trials import VERBS, Bench, Server, Tally, build_shim, sample
+from fault_trials import Bench, Server, Tally, build_shim, sample
+from fault_verbs import VERBS
 
 if TYPE_CHECKING:
     from adapter_mutants import Mutant
+
+_SHOWN_EVERY = 5000
+"""Mutants; a campaign that was stopped goes on at the last seed shown (--seed)."""
 
 _verbs = click.option("--verb", "verbs", multiple=True, type=click.Choice(list(VERBS)), help="Default: all.")
 _count = click.option("--count", default=0, help="So many trials of each verb by chance; default: all.")
@@ -95,12 +101,15 @@ def _check_mutants(make: Callable[[int], Mutant], count: int, seed: int) -> None
     from adapter_mutants import check
 
     found = 0
-    with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
+    in_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="campaign-", dir=in_memory) as folder:
         bench = MutantBench(Path(folder), limit=10.0)
         for number in range(seed, seed + count):
             for finding in check(make(number), bench):
                 found += 1
                 click.echo(str(finding))
+            if number % _SHOWN_EVERY == 0:
+                click.echo(f"at seed {number} after {time.process_time():.0f} s: {found} findings")
     click.echo(f"{count} mutants: {found} findings")
     sys.exit(1 if found else 0)
 
@@ -112,11 +121,12 @@ def _run(verbs: Sequence[str], count: int, seed: int, signals: Sequence[int]) ->
         if shim is None:
             raise click.ClickException("there is no C compiler, or this is not Linux")
         (Path(folder) / "trials").mkdir()
-        server = Server(shim, Path(folder) / "trials")
+        wanted = verbs or VERBS
+        server = Server(shim, Path(folder) / "trials", models=any(VERBS[verb].models for verb in wanted))
         bench = Bench(server)
-        for verb in verbs or VERBS:
+        for verb in wanted:
             tally, began = Tally(), time.monotonic()
-            for existing in (False, True) if verb != "inspect" else (False,):
+            for existing in bench.states(verb):
                 for trial in sample(list(bench.trials(verb, existing, signals)), count, seed):
                     bench.carry_out(trial, tally)
             _show(verb, tally, time.monotonic() - began)

@@ -1,6 +1,6 @@
 /* A library to preload that fails, shortens or signals at a chosen system call on files below a folder.
 
-   Compiled and driven by tests/fault_trials.py: it is armed by fault_arm(), counts calls whose file lies below
+   Compiled and driven by tests/support/fault_trials.py: it is armed by fault_arm(), counts calls whose file lies below
    the folder, and logs them to a descriptor. Nothing happens before it is armed. */
 
 #define _GNU_SOURCE
@@ -14,6 +14,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
@@ -153,11 +154,22 @@ OPEN(open) OPEN(open64) OPENAT(openat) OPENAT(openat64)
         struct iovec part = {parts[0].iov_base, half(parts[0].iov_len)}; \
         return real(fd, &part, 1, position); \
     }
+#define VECTOR2(name, call, offset) \
+    ssize_t name(int fd, const struct iovec *parts, int count, offset position, int flags) { \
+        REAL(name); \
+        int decided = at_fd(call, fd); \
+        FAILS(decided); \
+        if (decided != CUT || !count) return real(fd, parts, count, position, flags); \
+        struct iovec part = {parts[0].iov_base, half(parts[0].iov_len)}; \
+        return real(fd, &part, 1, position, flags); \
+    }
 TRANSFER(read, "read", void *) TRANSFER(write, "write", const void *)
 PLACED(pread, "read", void *, off_t) PLACED(pread64, "read", void *, off64_t)
 PLACED(pwrite, "write", const void *, off_t) PLACED(pwrite64, "write", const void *, off64_t)
 VECTOR(preadv, "read", off_t) VECTOR(preadv64, "read", off64_t)
 VECTOR(pwritev, "write", off_t) VECTOR(pwritev64, "write", off64_t)
+VECTOR2(preadv2, "read", off_t) VECTOR2(preadv64v2, "read", off64_t)
+VECTOR2(pwritev2, "write", off_t) VECTOR2(pwritev64v2, "write", off64_t)
 
 #define ON_FD(name, call) \
     int name(int fd) { REAL(name); FAILS(at_fd(call, fd)); return real(fd); }
@@ -248,6 +260,49 @@ ssize_t sendfile64(int to, int fd, off64_t *from, size_t count) {
     int decided = at_fd("copy", fd);
     FAILS(decided);
     return real(to, fd, from, decided == CUT ? half(count) : count);
+}
+int statx(int dir, const char *path, int flags, unsigned mask, struct statx *found) {
+    REAL(statx);
+    FAILS(path && path[0] ? at_path("stat", dir, path) : at_fd("stat", dir));
+    return real(dir, path, flags, mask, found);
+}
+int access(const char *path, int bits) {
+    REAL(access); FAILS(at_path("access", AT_FDCWD, path)); return real(path, bits);
+}
+int faccessat(int dir, const char *path, int bits, int flags) {
+    REAL(faccessat); FAILS(at_path("access", dir, path)); return real(dir, path, bits, flags);
+}
+int flock(int fd, int how) { REAL(flock); FAILS(at_fd("lock", fd)); return real(fd, how); }
+ssize_t readlink(const char *path, char *found, size_t size) {
+    REAL(readlink); FAILS(at_path("readlink", AT_FDCWD, path)); return real(path, found, size);
+}
+ssize_t readlinkat(int dir, const char *path, char *found, size_t size) {
+    REAL(readlinkat); FAILS(at_path("readlink", dir, path)); return real(dir, path, found, size);
+}
+FILE *fopen(const char *path, const char *how) {
+    REAL(fopen);
+    if (at_path("open", AT_FDCWD, path) == FAIL) return errno = what, NULL;
+    return real(path, how);
+}
+FILE *fopen64(const char *path, const char *how) {
+    REAL(fopen64);
+    if (at_path("open", AT_FDCWD, path) == FAIL) return errno = what, NULL;
+    return real(path, how);
+}
+struct dirent *readdir(DIR *open) {
+    REAL(readdir);
+    if (at_fd("list", dirfd(open)) == FAIL) return errno = what, NULL;
+    return real(open);
+}
+struct dirent64 *readdir64(DIR *open) {
+    REAL(readdir64);
+    if (at_fd("list", dirfd(open)) == FAIL) return errno = what, NULL;
+    return real(open);
+}
+DIR *fdopendir(int fd) {
+    REAL(fdopendir);
+    if (at_fd("open", fd) == FAIL) return errno = what, NULL;
+    return real(fd);
 }
 DIR *opendir(const char *path) {
     REAL(opendir);

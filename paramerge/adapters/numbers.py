@@ -9,6 +9,17 @@ from paramerge.files.dtypes import NUMPY
 from paramerge.files.tensors import StoredTensor
 
 
+def is_single(tensor: StoredTensor) -> bool:
+    """Whether it is one number, whatever its axes."""
+    return math.prod(tensor.shape) == 1
+
+
+def is_real(tensor: StoredTensor) -> bool:
+    """Whether its dtype is one of real numbers that can be read."""
+    dtype = NUMPY.get(tensor.dtype)
+    return dtype is not None and dtype.kind not in "bc"
+
+
 def read_number(tensor: StoredTensor, role: str, *, positive: bool = False) -> float:
     """The one finite number of a tensor, whole or real; an alpha of 0 switches its layer off.
 
@@ -29,12 +40,11 @@ def read_number(tensor: StoredTensor, role: str, *, positive: bool = False) -> f
         NaN or infinite.
     """
     where = f"{tensor.path}: {tensor.key}"
-    if math.prod(tensor.shape) != 1:
+    if not is_single(tensor):
         raise ShapeError(
             f"an {role} is not a single number", where=where, expected="shape []", found=list(tensor.shape)
         )
-    dtype = NUMPY.get(tensor.dtype)
-    if dtype is None or dtype.kind in "bc":
+    if not is_real(tensor):
         raise AdapterError(
             f"an {role} is not stored as a real number",
             where=where,

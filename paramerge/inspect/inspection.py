@@ -6,7 +6,6 @@ Headers decide; tensors are read only of adapters that can be baked, for their n
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -16,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from paramerge.adapters import Adapter, LayerModule, ParaModule
+from paramerge.adapters.numbers import is_real, is_single
 from paramerge.adapters.overflow import overflowing
 from paramerge.checkpoints.layout import Base, base_of, open_base
 from paramerge.errors import CheckpointError, FamilyError, NonFiniteError
-from paramerge.files.dtypes import NUMPY
 from paramerge.files.header import Header
 from paramerge.files.recipe_text import RECIPE_KEY, parsed_recipe
 from paramerge.files.tensors import stored
@@ -289,9 +288,9 @@ def _layer_of(module: str) -> ModuleName | None:
 
 def _alphas(header: Header) -> dict[float, int]:
     alphas: Counter[float] = Counter()
-    for key, info in header.tensors.items():
-        if key.endswith(".alpha") and math.prod(info.shape) == 1 and info.dtype in NUMPY:
-            alphas[float(stored(header, key).read().reshape(()).astype(np.float64))] += 1
+    for key in header.tensors:
+        if key.endswith(".alpha") and is_single(tensor := stored(header, key)) and is_real(tensor):
+            alphas[float(tensor.read().reshape(()).astype(np.float64))] += 1
     return dict(alphas.most_common())
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import click
 import pytest
-from fault_trials import Bench, Server, Tally, build_shim, sample, write_inputs
+from fault_trials import Bench, Server, Tally, build_shim, sample
+from fault_verbs import write_inputs
 
 from paramerge.cli import main as command_line
 from paramerge.errors import InternalError, SystemFaultError, UnreadableError, UsageError

@@ -489,6 +489,17 @@ class Bench:
         }
         write_safetensors(self.bases[True], weights | biases, {})
 
+    def contents(self) -> dict[str, object]:
+        """What is in the folder: the bytes of each file, of the bases size and times."""
+        found: dict[str, object] = {}
+        for path in self.folder.rglob("*"):
+            status = path.stat()
+            base = path in self.bases.values()
+            found[str(path.relative_to(self.folder))] = (
+                (status.st_size, status.st_mtime_ns) if base else path.is_file() and path.read_bytes()
+            )
+        return found
+
     def clear(self) -> None:
         """Remove what the last mutant left."""
         for path in sorted(self.folder.rglob("*"), reverse=True):
@@ -500,17 +511,24 @@ class _TooLong(BaseException):
     """A verb went on beyond the limit."""
 
 
-def check(made: Mutant, bench: Bench, verbs: int = 3) -> Iterator[Finding]:
-    """Run ``inspect`` on it, and as many of the ways to use it, chosen by its seed."""
+def check(made: Mutant, bench: Bench, verbs: int = 1) -> Iterator[Finding]:
+    """Run ``inspect`` on it, and as many of the ways to use it; its seed says which.
+
+    Afterwards the inputs are what they were, and nothing stands beside them.
+    """
     bench.clear()
     path = made.write(bench.folder)
+    before = bench.contents()
     output = bench.folder / "out.safetensors"
-    yield from _run(made, bench, ["inspect", str(path), "--layers"])
-    yield from _run(made, bench, ["inspect", str(path), "--json"])
     rng = np.random.default_rng(made.seed)
+    yield from _run(made, bench, ["inspect", str(path), "--json" if rng.random() < 0.5 else "--layers"])
     every = list(_verbs(path, bench.bases[made.other], output))
     for place in rng.choice(len(every), size=verbs, replace=False):
         yield from _run(made, bench, every[place])
+    after = bench.contents()
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            yield Finding(made, "the verbs above", "an input changed" if name in before else f"left {name}")
 
 
 def _verbs(path: Path, base: Path, output: Path) -> Iterator[list[str]]:

@@ -16,33 +16,45 @@ import time
 import traceback
 from typing import Any
 
-ONE_RUN = 30.0
+ONE_RUN, WITH_MODELS = 30.0, 300.0
 """Seconds after which a run counts as one that hangs."""
 
 _ROOMS = (
     "adapters apply bake checkpoints compare convert extract files formats inspect merge models "
-    "resize resolve"
+    "resize resolve sizes"
 )
+_ROOMS_WITH_MODELS = "generation training training.evaluation training.methods training.experiments"
+_LIBRARIES = "accelerate matplotlib.figure torchmetrics transformers.models.clip diffusers.optimization"
+"""What is imported at last, beside what the rooms import."""
 
 
-def serve() -> None:
+def serve(*, models: bool) -> None:
     """Answer requests until stdin ends."""
     shim = ctypes.CDLL(None)
-    for name in _ROOMS.split():
+    for name in (_ROOMS + (f" {_ROOMS_WITH_MODELS}" if models else "")).split():
         package = importlib.import_module(f"paramerge.{name}")
         for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"paramerge.{name}.{module.name}")
+            if module.name != "__main__":
+                importlib.import_module(f"paramerge.{name}.{module.name}")
+    if models:
+        import diffusers
+        import transformers
+
+        for library in _LIBRARIES.split():
+            importlib.import_module(library)
+        diffusers.StableDiffusionPipeline, transformers.CLIPModel, transformers.CLIPTokenizer  # noqa: B018 - lazy
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
-        print(json.dumps(_run(shim, json.loads(line))), flush=True)
+        limit = WITH_MODELS if models else ONE_RUN
+        print(json.dumps(_run(shim, json.loads(line), limit)), flush=True)
 
 
-def _run(shim: ctypes.CDLL, request: dict[str, Any]) -> int | str:
+def _run(shim: ctypes.CDLL, request: dict[str, Any], limit: float) -> int | str:
     """The exit code of a run, the negative number of the signal that ended it, or ``hang``."""
     child = os.fork()
     if child == 0:
         os._exit(_child(shim, request))
-    end = time.monotonic() + ONE_RUN
+    end = time.monotonic() + limit
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -79,4 +91,4 @@ def _child(shim: ctypes.CDLL, request: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(models="models" in sys.argv)

@@ -21,26 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from blueprints import sd15
-from random_checkpoint import write_random_checkpoint
+from fault_verbs import VERBS, write_inputs, write_models
 
-from paramerge.files.writer import write_safetensors
 from paramerge.system_faults import meaning
 
 SHIM = Path(__file__).parents[2] / "tools" / "fault_shim.c"
 HOWS = {"once": 0, "sticky": 1, "short": 2, "signal": 3}
-VERBS = {
-    "bake-file": "bake --base in/base.safetensors --lora in/a.safetensors -o out/o.safetensors",
-    "bake-folder": "bake --base in/model --lora in/lora.safetensors -o out/o",
-    "convert-kohya": "convert in/a.safetensors --to kohya -o out/o.safetensors",
-    "convert-peft": "convert in/a.safetensors --to peft -o out/o",
-    "merge": "merge in/a.safetensors in/b.safetensors -o out/o.safetensors",
-    "extract": "extract --from in/tuned --base in/model --family lora --rank 2 -o out/o.safetensors",
-    "resize": "resize in/a.safetensors --rank 1 -o out/o.safetensors",
-    "compare": "compare in/a.safetensors in/b.safetensors --report out/o.html",
-    "inspect": "inspect in/lora.safetensors",
-}
 ERRORS = {
     "open": ("EIO", "EMFILE", "ENFILE", "EACCES", "ESTALE", "ENOMEM", "EINTR"),
     "read": ("EIO", "ESTALE", "EINTR", "ENOMEM"),
@@ -58,6 +44,10 @@ ERRORS = {
     "copy": ("EIO", "ENOSPC"),
     "chmod": ("EROFS", "EACCES"),
     "statvfs": ("EIO", "EACCES"),
+    "list": ("EIO", "ESTALE"),
+    "access": ("EACCES", "EROFS"),
+    "lock": ("ENOLCK", "EWOULDBLOCK"),
+    "readlink": ("EIO", "EACCES"),
 }
 """The errors that each kind of call can end with, by the manual pages."""
 _CUT = ("read", "write", "copy")
@@ -109,15 +99,22 @@ def build_shim(folder: Path) -> Path | None:
 
 
 class Server:
-    """A process that carries out trials in ``folder``."""
+    """A process that carries out trials in ``folder``; with ``models``, of verbs that load models, too."""
 
-    def __init__(self, shim: Path, folder: Path) -> None:
+    def __init__(self, shim: Path, folder: Path, *, models: bool = False) -> None:
         self.folder = folder.resolve()
+        self.models = models
         self._aside = self.folder.with_name(self.folder.name + "-said")
         self._aside.mkdir(exist_ok=True)
-        environment = os.environ | {"LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+        environment = os.environ | {
+            "LD_PRELOAD": str(shim),
+            "OMP_NUM_THREADS": "1",
+            "TERM": "dumb",
+            "HF_HUB_OFFLINE": "1",
+        }
+        program = [sys.executable, str(Path(__file__).with_name("fault_server.py"))]
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("fault_server.py"))],
+            [*program, *(["models"] if models else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -160,28 +157,31 @@ class Server:
 
 
 class Bench:
-    """Tiny inputs, each verb's right output, and trials on them, in ``folder``."""
+    """Tiny inputs, each verb's right output, and trials on them, in the server's folder."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self.folder = server.folder
-        write_inputs(self.folder / "in")
+        self._write_inputs()
         self._inputs = contents(self.folder / "in")
         self._right: dict[str, dict[str, str]] = {}
 
     def arguments(self, verb: str, existing: bool) -> list[str]:
-        """The verb's command line."""
-        words = VERBS[verb].split()
-        if existing and verb != "inspect":
-            words.append("--overwrite")
-        return words
+        """The verb's command line, onto an earlier output or not."""
+        case = VERBS[verb]
+        return [*case.line.split(), *((case.again or "").split() if existing else [])]
+
+    def states(self, verb: str) -> tuple[bool, ...]:
+        """Whether an earlier output stands there: without and with, where there can be one."""
+        case = VERBS[verb]
+        return (False,) if case.again is None or (case.grows and not case.earlier) else (False, True)
 
     def prepare(self, verb: str, existing: bool) -> dict[str, str]:
         """Put the place of the output in order: empty, or with an earlier output; gives what is there."""
         shutil.rmtree(self.folder / "out", ignore_errors=True)
         shutil.rmtree(self.folder / "cache", ignore_errors=True)
         (self.folder / "out").mkdir()
-        if existing and verb != "inspect":
+        if existing:
             old = self.folder / "old" / verb
             if not old.exists():
                 self._make_old(verb, old)
@@ -240,13 +240,15 @@ class Bench:
         if contents(self.folder / "in") != self._inputs:
             wrong("input changed")
             shutil.rmtree(self.folder / "in")
-            write_inputs(self.folder / "in")
+            self._write_inputs()
         found = contents(self.folder / "out")
         if code == 0 and outputs(found) != right:
-            wrong("success with another output", sorted(found))
+            wrong("success with another output", differences(found, right))
+        elif code != 0 and VERBS[trial.verb].grows:
+            self._check_going_on(trial, wrong)
         elif code != 0 and outputs(found) not in (before, right):
             wrong("torn output", sorted(found))
-        if found.keys() - right.keys() - before.keys():
+        elif found.keys() - right.keys() - before.keys():
             self._check_litter(trial, wrong)
 
     def _check_litter(self, trial: Trial, wrong: Any) -> None:
@@ -257,17 +259,41 @@ class Bench:
         elif (left := contents(self.folder / "out").keys() - self.right(trial.verb).keys()) and code == 0:
             wrong("litter", sorted(left))
 
+    def _check_going_on(self, trial: Trial, wrong: Any) -> None:
+        """The next run without a fault goes on, and ends as if nothing had happened."""
+        code = self.server.run(self.arguments(trial.verb, True))
+        if code != 0:
+            wrong("the next run fails", self.server.said("err"))
+        elif (found := contents(self.folder / "out")) != self.right(trial.verb):
+            wrong("the next run ends otherwise", differences(found, self.right(trial.verb)))
+
     def _make_old(self, verb: str, old: Path) -> None:
-        """An output of ours that differs: of the same verb on other inputs."""
-        words = [
-            "in/b.safetensors" if word == "in/a.safetensors" else word for word in self.arguments(verb, False)
-        ]
-        words += ["--gamma", "1/2"] if verb == "bake-folder" else []
+        """An output of ours that differs: of the same verb with other options, or on other inputs."""
+        words = self.arguments(verb, False)
+        if VERBS[verb].earlier:
+            words += VERBS[verb].earlier.split()
+        else:
+            words = ["in/b.safetensors" if word == "in/a.safetensors" else word for word in words]
         code = self.server.run(words)
         assert code == 0, self.server.said("err")
         shutil.copytree(self.folder / "out", old)
         shutil.rmtree(self.folder / "out")
         (self.folder / "out").mkdir()
+
+    def _write_inputs(self) -> None:
+        write_inputs(self.folder / "in")
+        if self.server.models:
+            write_models(self.folder / "in")
+
+
+def differences(found: dict[str, str], right: dict[str, str]) -> str:
+    """What is there and should not be, is not there, or is otherwise."""
+    names = sorted(found.keys() | right.keys())
+    return ", ".join(
+        f"{name} is {'missing' if name not in found else 'too much' if name not in right else 'different'}"
+        for name in names
+        if found.get(name) != right.get(name)
+    )
 
 
 def _says_it_otherwise(trial: Trial, text: str) -> bool:
@@ -296,29 +322,3 @@ def contents(folder: Path) -> dict[str, str]:
 def sample(trials: Sequence[Trial], count: int, seed: int) -> list[Trial]:
     """So many trials by chance, or all."""
     return random.Random(seed).sample(list(trials), count) if 0 < count < len(trials) else list(trials)
-
-
-def write_inputs(folder: Path) -> None:
-    """A small UNet, a tiny model of three layers with a tuned twin, and LoRAs for them."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    write_random_checkpoint(sd15(32, vocabulary=8), folder / "base.safetensors", layout="unet-file", seed=1)
-    weights = {f"stage.{i}.mix.weight": rng.standard_normal((16, 16)).astype(np.float32) for i in range(3)}
-    tuned = {key: value + np.outer(value[0], value[:, 1]) for key, value in weights.items()}
-    for name, tensors in (("model", weights), ("tuned", tuned)):
-        (folder / name).mkdir()
-        (folder / name / "config.json").write_text('{"_class_name": "SomeTransformerModel"}')
-        write_safetensors(folder / name / "diffusion_pytorch_model.safetensors", tensors)
-    factors = {}
-    for i in range(2):
-        factors[f"stage.{i}.mix.lora_A.weight"] = rng.standard_normal((2, 16)).astype(np.float16)
-        factors[f"stage.{i}.mix.lora_B.weight"] = rng.standard_normal((16, 2)).astype(np.float16)
-    write_safetensors(folder / "lora.safetensors", factors)
-    layer, width = "lora_unet_mid_block_attentions_0_proj_in", 1280 // 32
-    for name in ("a", "b"):
-        factors = {
-            f"{layer}.lora_up.weight": rng.standard_normal((width, 2, 1, 1)).astype(np.float16),
-            f"{layer}.lora_down.weight": rng.standard_normal((2, width, 1, 1)).astype(np.float16),
-            f"{layer}.alpha": np.array(2, np.float16),
-        }
-        write_safetensors(folder / f"{name}.safetensors", factors)
