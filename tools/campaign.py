@@ -37,6 +37,7 @@ _SHOWN_EVERY = 5000
 
 _verbs = click.option("--verb", "verbs", multiple=True, type=click.Choice(list(VERBS)), help="Default: all.")
 _count = click.option("--count", default=0, help="So many trials of each verb by chance; default: all.")
+_each = click.option("--each", is_flag=True, help="Each call once, with one of its faults by chance.")
 _seed = click.option("--seed", default=0, show_default=True)
 
 
@@ -48,19 +49,21 @@ def campaign() -> None:
 @campaign.command()
 @_verbs
 @_count
+@_each
 @_seed
-def faults(verbs: Sequence[str], count: int, seed: int) -> None:
+def faults(verbs: Sequence[str], count: int, each: bool, seed: int) -> None:
     """Let each system call of each verb fail with each error it can have, once and from then on."""
-    _run(verbs, count, seed, ())
+    _run(verbs, count, each, seed, ())
 
 
 @campaign.command()
 @_verbs
 @_count
+@_each
 @_seed
-def kills(verbs: Sequence[str], count: int, seed: int) -> None:
+def kills(verbs: Sequence[str], count: int, each: bool, seed: int) -> None:
     """Kill each verb, and stop it by SIGTERM, SIGHUP and Ctrl-C, at each system call."""
-    _run(verbs, count, seed, (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
+    _run(verbs, count, each, seed, (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
 
 
 @campaign.command()
@@ -114,7 +117,7 @@ def _check_mutants(make: Callable[[int], Mutant], count: int, seed: int) -> None
     sys.exit(1 if found else 0)
 
 
-def _run(verbs: Sequence[str], count: int, seed: int, signals: Sequence[int]) -> None:
+def _run(verbs: Sequence[str], count: int, each: bool, seed: int, signals: Sequence[int]) -> None:
     total = 0
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
         shim = build_shim(Path(folder))
@@ -127,7 +130,8 @@ def _run(verbs: Sequence[str], count: int, seed: int, signals: Sequence[int]) ->
         for verb in wanted:
             tally, began = Tally(), time.monotonic()
             for existing in bench.states(verb):
-                for trial in sample(list(bench.trials(verb, existing, signals)), count, seed):
+                trials = list(bench.trials(verb, existing, signals, seed if each else None))
+                for trial in sample(trials, count, seed):
                     bench.carry_out(trial, tally)
             _show(verb, tally, time.monotonic() - began)
             total += len(tally.found)

@@ -23,7 +23,7 @@ _ROOMS = (
     "adapters apply bake checkpoints compare convert extract files formats inspect merge models "
     "resize resolve sizes"
 )
-_ROOMS_WITH_MODELS = "generation training training.evaluation training.methods training.experiments"
+_ROOMS_WITH_MODELS = "generation peft training training.evaluation training.methods training.experiments"
 _LIBRARIES = "accelerate matplotlib.figure torchmetrics transformers.models.clip diffusers.optimization"
 """What is imported at last, beside what the rooms import."""
 

@@ -45,7 +45,7 @@ ERRORS = {
     "chmod": ("EROFS", "EACCES"),
     "statvfs": ("EIO", "EACCES"),
     "list": ("EIO", "ESTALE"),
-    "access": ("EACCES", "EROFS"),
+    "access": ("EACCES",),
     "lock": ("ENOLCK", "EWOULDBLOCK"),
     "readlink": ("EIO", "EACCES"),
 }
@@ -197,21 +197,20 @@ class Bench:
             self._right[verb] = contents(self.folder / "out")
         return self._right[verb]
 
-    def trials(self, verb: str, existing: bool, signals: Sequence[int] = ()) -> Iterator[Trial]:
-        """All trials of a verb: each call with each of its errors, or with each of ``signals``."""
+    def trials(
+        self, verb: str, existing: bool, signals: Sequence[int] = (), each: int | None = None
+    ) -> Iterator[Trial]:
+        """All trials of a verb: each call with each of its errors, or with each of ``signals``.
+
+        With ``each``, a seed, each call has one of them alone.
+        """
         self.right(verb)
         self.prepare(verb, existing)
         assert self.server.run(self.arguments(verb, existing), count=True) == 0, self.server.said("err")
         for at, (_, call, _) in enumerate(self.server.calls(), start=1):
-            if signals:
-                yield from (Trial(verb, existing, at, call, "signal", number) for number in signals)
-                continue
-            for name in ERRORS[call]:
-                for how in ("once", "sticky"):
-                    if not (name == "EINTR" and how == "sticky"):
-                        yield Trial(verb, existing, at, call, how, getattr(errno, name))
-            if call in _CUT:
-                yield Trial(verb, existing, at, call, "short", 0)
+            faults = [("signal", number) for number in signals] or list(_faults_of(call))
+            for how, number in faults if each is None else [random.Random(f"{each} {at}").choice(faults)]:
+                yield Trial(verb, existing, at, call, how, number)
 
     def carry_out(self, trial: Trial, tally: Tally) -> None:
         """Run a trial and note all that is wrong afterwards."""
@@ -284,6 +283,14 @@ class Bench:
         write_inputs(self.folder / "in")
         if self.server.models:
             write_models(self.folder / "in")
+
+
+def _faults_of(call: str) -> Iterator[tuple[str, int]]:
+    """How a call can fail."""
+    for name in ERRORS[call]:
+        yield from ((how, getattr(errno, name)) for how in ("once", "sticky")[: 1 if name == "EINTR" else 2])
+    if call in _CUT:
+        yield "short", 0
 
 
 def differences(found: dict[str, str], right: dict[str, str]) -> str:

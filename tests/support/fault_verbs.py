@@ -59,7 +59,7 @@ VERBS = {
     "convert-diffusers": FaultVerb("convert in/a.safetensors --to diffusers -o out/o.safetensors"),
     "convert-peft": FaultVerb("convert in/a.safetensors --to peft -o out/o"),
     "convert-para": FaultVerb(
-        "convert in/deft --to para -o out/o.safetensors", earlier="--dtype fp32"
+        "convert in/deft --to para -o out/o.safetensors", earlier="--dtype fp32", models=True
     ),
     "convert-deft": FaultVerb("convert in/para.safetensors --to deft -o out/o", earlier="--dtype fp32"),
     "convert-base": FaultVerb(
