@@ -14,8 +14,11 @@ from paramerge.training.state import latest_checkpoint
 
 __all__ = ["check_run_folder"]
 
-_FILES = ("config.toml", "log.jsonl", "loss.png", "adapter.safetensors", "adapter", "samples", "checkpoints")
-"""The files that a training writes."""
+_FILES = (
+    *("config.toml", "log.jsonl", "loss.png", "adapter.safetensors", "adapter", "model"),
+    *("samples", "checkpoints"),
+)
+"""The files and folders that a training writes."""
 
 
 def check_run_folder(config: TrainConfig, resume: bool) -> None:
@@ -33,7 +36,7 @@ def check_run_folder(config: TrainConfig, resume: bool) -> None:
     if config.class_folder is not None:
         inputs.append(config.class_folder)
         _refuse_class_pictures(folder, config.class_folder)
-    run = _run_in(folder)
+    run = _run_in(folder, config)
     if run is not None and not resume:
         raise UsageError(
             "there is a training in this folder already",
@@ -47,19 +50,20 @@ def check_run_folder(config: TrainConfig, resume: bool) -> None:
     make_folder(folder)
 
 
-def _run_in(folder: Path) -> Path | None:
+def _run_in(folder: Path, config: TrainConfig) -> Path | None:
     """The evidence that a training of paramerge wrote into ``folder``; None without any."""
     newest = latest_checkpoint(folder / "checkpoints")
     if newest is not None:
         return newest
     noted = folder / "config.toml"
-    if not (noted.is_file() and (folder / "log.jsonl").is_file()):
+    if not noted.is_file():
         return None
     try:
-        config_from_toml(noted)
+        same = config_from_toml(noted) == config
     except ParamergeError:
         return None
-    return noted
+    # the log comes just after the configuration: one that is alone is ours only where it is this one
+    return noted if same or (folder / "log.jsonl").is_file() else None
 
 
 def _refuse_class_pictures(folder: Path, pictures: Path) -> None:

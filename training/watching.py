@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from paramerge.files.writer import write_bytes
+from paramerge.files.writer import append_line, make_folder, write_bytes
 from paramerge.training.config import TrainConfig
 from paramerge.training.state import TrainingState
 
@@ -37,8 +37,8 @@ class Watcher:
         """Log the step, and plot where it is time."""
         loss, last = state.losses[-1], state.step == self._config.steps
         with _never_ending("the log", state.step):
-            with open(self._folder / "log.jsonl", "a") as log:
-                log.write(json.dumps({"step": state.step, "loss": loss, "rate": rate}) + "\n")
+            line = json.dumps({"step": state.step, "loss": loss, "rate": rate}) + "\n"
+            append_line(self._folder / "log.jsonl", line.encode(), durable=False)
             self._accelerator.log({"loss": loss, "rate": rate}, step=state.step)
         if last or state.step % _PLOT_EVERY == 0:
             with _never_ending("the plot of the loss", state.step):
@@ -81,7 +81,7 @@ class Watcher:
         rows = [Row(prompt, pictures) for prompt, pictures in zip(request.prompts, drawn, strict=True)]
         image = labelled_grid(rows, [f"seed {seed}" for seed in request.seeds])
         folder = self._folder / "samples"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         write_bytes(folder / f"step-{state.step:08d}.png", png(image, {"step": str(state.step)}))
 
 

@@ -16,7 +16,7 @@ from paramerge.algebra.arrays import (
     rounding_cut,
 )
 from paramerge.algebra.decomposition import count_above
-from paramerge.errors import ShapeError, UsageError
+from paramerge.errors import NonFiniteError, ShapeError, UsageError
 
 __all__ = [
     "TruncatedLora",
@@ -73,7 +73,7 @@ def truncate_lora(
     ShapeError
         The factors are not matrices that can be multiplied.
     NonFiniteError
-        NaN or Inf in a factor.
+        NaN or Inf in a factor, or a product beyond the dtype's range.
     UsageError
         A negative rank or an energy outside [0, 1].
     """
@@ -202,7 +202,15 @@ def _thin_svd(prepared: Prepared) -> tuple[Any, Any, Any]:
     xp, (up, down) = prepared.xp, prepared.arrays
     Q_up, R_up = xp.linalg.qr(up)
     Q_down, R_down = xp.linalg.qr(xp.matrix_transpose(down))
-    U, s, Vh = xp.linalg.svd(R_up @ xp.matrix_transpose(R_down), full_matrices=False)
+    product = R_up @ xp.matrix_transpose(R_down)
+    if not bool(xp.all(xp.isfinite(product))):
+        raise NonFiniteError(
+            "The product of two finite factors is too large for this dtype.",
+            where="up @ down",
+            expected="numbers within the range of float64 (of float32 for 16-bit and 32-bit factors)",
+            hint="The adapter is damaged: nothing that was trained is as large.",
+        )
+    U, s, Vh = xp.linalg.svd(product, full_matrices=False)
     return Q_up @ U, s, Vh @ xp.matrix_transpose(Q_down)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paramerge import algebra
+from paramerge.adapters.overflow import beyond_float64
 from paramerge.adapters.para import storage_cut
 from paramerge.compare.spaces import LoraSpace, ParaSpace
 from paramerge.models.names import ModuleName
@@ -163,6 +164,8 @@ def compare_mixed(
     Q = para.directions
     change = lora.change
     norm = float(np.linalg.norm(change))
+    if not math.isfinite(norm):
+        raise beyond_float64(name)
     met = float(np.linalg.norm(Q.T @ change))
     refilled = None
     if seen is not None:
@@ -184,6 +187,8 @@ def compare_loras(name: ModuleName, first: LoraSpace, second: LoraSpace, rows: i
     D1, D2 = first.change, second.change
     norms = float(np.linalg.norm(D1)), float(np.linalg.norm(D2))
     scale = norms[0] * norms[1]
+    if not math.isfinite(scale):
+        raise beyond_float64(name)
     together = D2.T @ D1
     eigenvalues = np.linalg.eigvalsh((together + together.T) / 2)
     ranks = outputs.ranks

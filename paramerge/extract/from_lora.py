@@ -16,7 +16,7 @@ import numpy as np
 
 from paramerge.adapters.adapter import Adapter
 from paramerge.adapters.lora import LoraModule
-from paramerge.adapters.overflow import overflowing
+from paramerge.adapters.overflow import beyond_float64, overflowing
 from paramerge.adapters.unread import refuse_unread
 from paramerge.algebra import leading_output_directions, lora_loss
 from paramerge.apply.amounts import check_amounts
@@ -126,10 +126,12 @@ def extract_para(
 def _extract_layer(module: LoraModule, rank: int | None, energy: float | None) -> TakenLayer | None:
     """The directions of one layer; None where the LoRA is zero."""
     B, A = (factor.astype(np.float64) for factor in module.factors())
+    if not math.isfinite(norm := module.norm()):
+        raise beyond_float64(module.name)
     Q = leading_output_directions(B, A, rank=rank, energy=energy)
     if Q.shape[1] == 0:
         return None
-    return TakenLayer(module.name, Q, module.rank, module.norm(), lora_loss(Q, B, A) ** 2)
+    return TakenLayer(module.name, Q, module.rank, norm, lora_loss(Q, B, A) ** 2)
 
 
 def _loras(adapter: Adapter) -> Iterable[LoraModule]:

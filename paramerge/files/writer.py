@@ -99,6 +99,26 @@ def write_bytes(
         _write_all(descriptor, data)
 
 
+def append_line(path: Path, line: bytes, *, durable: bool = True) -> None:
+    """Add a line to a file that grows, all of it, and sync it where it is to be ``durable``.
+
+    Raises
+    ------
+    OutputError
+        The disk is full, and the like.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CLOEXEC, 0o666)
+        try:
+            _write_all(descriptor, line)
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise output_error(error, path) from error
+
+
 def write_safetensors(
     path: str | os.PathLike[str],
     tensors: Mapping[str, np.ndarray],

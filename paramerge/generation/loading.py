@@ -113,10 +113,13 @@ def load_pipeline(base: Base, dtype: Any, config: Path | None = None) -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             loaded = pipeline(dtype)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        check_unchanged(base)  # libraries take a file that the system does not give them for one that is missing
         raise CheckpointError(
             f"diffusers cannot load this checkpoint ({_first_line(error)})",
             where=base.path,
-            hint="a single file needs its configuration: give the diffusers folder of its model to "
+            hint="see that all its files are there and can be read"
+            if base.is_folder
+            else "a single file needs its configuration: give the diffusers folder of its model to "
             f"{option('config')}",
         ) from error
     check_unchanged(base)

@@ -16,6 +16,7 @@ import numpy as np
 from paramerge import algebra
 from paramerge.adapters import LoraModule
 from paramerge.adapters.changes import product_norm
+from paramerge.adapters.overflow import beyond_float64
 from paramerge.adapters.rounding import rounded
 from paramerge.errors import ShapeError
 from paramerge.formats.lora_writer import LoraFactors
@@ -96,9 +97,11 @@ def sum_layer(
         return SummedLayer(name, None, ranks, 0, 0.0, 0.0, 0.0)
     whole, error = concatenated(blocks, kernel), 0.0
     factors: LoraFactors | None = whole
+    norm = _sum_norm(blocks)
+    if not math.isfinite(norm):
+        raise beyond_float64(name)
     if energy is not None or (rank is not None and rank < full_rank):
         factors, error = _truncated(whole, rank, energy, _noise(blocks))
-    norm = _sum_norm(blocks)
     if factors is None:
         return SummedLayer(name, None, ranks, full_rank, norm, error, 0.0)
     rounding = rounding_error(name, factors, dtype)

@@ -308,7 +308,9 @@ def _says_it_otherwise(trial: Trial, text: str) -> bool:
         errno.EACCES: ("permission", "may not be"),
         errno.ENOSPC: ("room", "full"),
     }.get(trial.number, ())
-    return any(word in text for word in words)
+    # libraries that load models take what they cannot see for what is not there, and say so in their words
+    library = ("diffusers cannot load", "this CLIP cannot be") if VERBS[trial.verb].models else ()
+    return any(word in text for word in (*words, *library))
 
 
 def outputs(found: dict[str, str]) -> dict[str, str]:

@@ -52,16 +52,22 @@ class FaultVerb:
 
 VERBS = {
     "bake-file": FaultVerb("bake --base in/base.safetensors --lora in/a.safetensors -o out/o.safetensors"),
-    "bake-folder": FaultVerb("bake --base in/model --lora in/lora.safetensors -o out/o", earlier="--gamma 1/2"),
+    "bake-folder": FaultVerb(
+        "bake --base in/model --lora in/lora.safetensors -o out/o", earlier="--gamma 1/2"
+    ),
     "bake-dry": FaultVerb("bake --base in/base.safetensors --lora in/a.safetensors --dry-run", again=None),
     "convert-kohya": FaultVerb("convert in/a.safetensors --to kohya -o out/o.safetensors"),
-    "convert-kohya-sgm": FaultVerb("convert in/a.safetensors --to kohya-sgm --base in/base.safetensors -o out/o.safetensors"),
+    "convert-kohya-sgm": FaultVerb(
+        "convert in/a.safetensors --to kohya-sgm --base in/base.safetensors -o out/o.safetensors"
+    ),
     "convert-diffusers": FaultVerb("convert in/a.safetensors --to diffusers -o out/o.safetensors"),
     "convert-peft": FaultVerb("convert in/a.safetensors --to peft -o out/o"),
     "convert-para": FaultVerb(
         "convert in/deft --to para -o out/o.safetensors", earlier="--dtype fp32", models=True
     ),
-    "convert-deft": FaultVerb("convert in/para.safetensors --to deft -o out/o", earlier="--dtype fp32"),
+    "convert-deft": FaultVerb(
+        "convert in/para.safetensors --to deft -o out/o", earlier="--dtype fp32", models=True
+    ),
     "convert-base": FaultVerb(
         "convert in/para.safetensors --to kohya --base in/base.safetensors -o out/o.safetensors",
         earlier="--dtype fp32",
@@ -104,8 +110,8 @@ VERBS = {
     ),
     "demo": FaultVerb("demo --steps 1 -o out/o", earlier="--seed 1", grows=True, models=True),
 }
-"""Every verb but ``sizes``, which reads no file, and ``experiment``, which trains and evaluates; of ``convert``
-every format."""
+"""Every verb but ``sizes``, which reads no file, and ``experiment``, which trains and evaluates; of
+``convert`` every format."""
 
 
 def write_inputs(folder: Path) -> None:
@@ -134,7 +140,8 @@ def write_inputs(folder: Path) -> None:
         write_safetensors(folder / f"{name}.safetensors", factors)
     to_q = ModuleName("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
     for name in ("para", "para2"):
-        write_para(folder / f"{name}.safetensors", {to_q: rng.standard_normal((width, 2))}, architecture="sd15")
+        basis = rng.standard_normal((width, 2))
+        write_para(folder / f"{name}.safetensors", {to_q: basis}, architecture="sd15")
     convert([folder / "para.safetensors"], folder / "deft", to="deft")
 
 

@@ -7,14 +7,13 @@ dropped when the file is read.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from paramerge.errors import FileFormatError, UsageError
 from paramerge.files.outputs import check_output_folder
-from paramerge.files.writer import make_folder, output_error, write_bytes
+from paramerge.files.writer import append_line, make_folder, write_bytes
 from paramerge.strict_json import parse
 
 __all__ = ["Records", "claim_folder", "json_lines"]
@@ -42,16 +41,7 @@ class Records:
         OutputError
             The disk is full, and the like.
         """
-        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
-        try:
-            descriptor = os.open(self._own, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                os.write(descriptor, line)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise output_error(error, self._own) from error
+        append_line(self._own, json_lines([record]))
 
     def read(self) -> dict[str, dict[str, Any]]:
         """The records of all processes by task, in the order of the tasks' names.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from paramerge.errors import OutputError
-from paramerge.files.writer import write_bytes
+from paramerge.files.staging import new_folder, write_recipe
 from paramerge.training.config import TrainConfig
 from paramerge.training.methods import text_encoders
 from paramerge.training.methods.trained import Trained, trainable
@@ -26,11 +27,12 @@ def attach(pipeline: Any, config: TrainConfig) -> Trained:
 
     def save(folder: Path, metadata: Mapping[str, str]) -> list[Path]:
         place = folder / "model"
-        try:
-            pipeline.save_pretrained(place, safe_serialization=True)
-        except OSError as error:
-            raise OutputError(f"the model cannot be written ({error})", where=place) from error
-        write_bytes(place / "training.json", json.dumps(dict(metadata), indent=2).encode())
+        with new_folder(place, overwrite=True) as stage:
+            try:
+                pipeline.save_pretrained(stage, safe_serialization=True)
+            except SafetensorError as error:  # what the system says of its files
+                raise OutputError(f"the model cannot be written ({error})", where=place) from error
+            write_recipe(stage, dict(metadata))
         return [place]
 
     return Trained(trainable(models), save, text=config.train_text_encoder)

@@ -16,7 +16,8 @@ import numpy as np
 from peft import BOFTConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
-from paramerge.errors import OutputError, UsageError
+from paramerge.errors import UsageError
+from paramerge.files.staging import new_folder, write_recipe
 from paramerge.files.writer import write_bytes, write_safetensors
 from paramerge.formats.lora_writer import LoraFactors, write_lora
 from paramerge.models.names import ModuleName
@@ -44,7 +45,12 @@ def attach(pipeline: Any, config: TrainConfig) -> Trained:
     def save(folder: Path, metadata: Mapping[str, str]) -> list[Path]:
         if config.method == "lora":
             return [_save_lora(folder / "adapter.safetensors", models, metadata)]
-        return [_save_peft(folder / "adapter" / name, model, metadata) for name, model in models.items()]
+        place = folder / "adapter"
+        with new_folder(place, overwrite=True) as stage:
+            for name, model in models.items():
+                _save_peft(stage / name, model, metadata)
+            write_recipe(stage, dict(metadata))
+        return [place / name for name in models]
 
     return Trained(trainable(models), save, text=config.train_text_encoder)
 
@@ -104,20 +110,16 @@ def _save_lora(path: Path, models: Mapping[str, Any], metadata: Mapping[str, str
     return path
 
 
-def _save_peft(folder: Path, model: Any, metadata: Mapping[str, str]) -> Path:
+def _save_peft(folder: Path, model: Any, metadata: Mapping[str, str]) -> None:
     """The two files of PEFT's ``save_pretrained``."""
     state = get_peft_model_state_dict(model, adapter_name=_NAME, save_embedding_layers=False)
     tensors = {f"base_model.model.{key}": value.detach().cpu().numpy() for key, value in state.items()}
     settings = model.peft_config[_NAME].to_dict() | {"inference_mode": True}
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the folder cannot be made ({error.strerror})", where=folder) from error
-    write_safetensors(folder / "adapter_model.safetensors", _sorted(tensors), {"format": "pt", **metadata})
     text = json.dumps(plain, indent=2, sort_keys=True, default=str)
+    folder.mkdir()
+    write_safetensors(folder / "adapter_model.safetensors", _sorted(tensors), {"format": "pt", **metadata})
     write_bytes(folder / "adapter_config.json", text.encode())
-    return folder
 
 
 def _sorted(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
