@@ -17,6 +17,7 @@ from paramerge.cli.options import (
     interpretation_options,
     json_option,
     overwrite_option,
+    private_option,
     rehash_option,
     step_options,
     steps_of,
@@ -51,7 +52,7 @@ from paramerge.strict_json import dump
 @dtype_option(default="keep", keep=True)
 @click.option("--variant", metavar="NAME", help="Which weights of a diffusers folder, such as fp16.")
 @unmatched_option
-@click.option("--private", is_flag=True, help="Leave the inputs' names out of the recipe.")
+@private_option
 @click.option("--layers", "all_layers", is_flag=True, help="List all layers that a finding concerns.")
 @click.option("--dry-run", is_flag=True, help="Print the plan from the headers alone and stop.")
 @overwrite_option

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramerge.cli.options import dtype_option, json_option, overwrite_option, rehash_option
+from paramerge.cli.options import (
+    dtype_option,
+    json_option,
+    overwrite_option,
+    private_option,
+    rehash_option,
+)
 from paramerge.cli.render import Progress, gigabytes, note, note_ending, out, shown, warn
 from paramerge.strict_json import dump
 
@@ -56,6 +62,7 @@ class _Format(click.Choice[str]):
     is_flag=True,
     help="Leave out what the format cannot hold and keys that are not understood; they are shown.",
 )
+@private_option
 @overwrite_option
 @rehash_option
 @json_option
@@ -66,6 +73,7 @@ def convert(
     base: Path | None,
     dtype: str | None,
     partial: bool,
+    private: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -82,8 +90,8 @@ def convert(
 
     with Progress("converting", quiet=as_json, unit="layers") as progress:
         report = run(
-            adapters, output, to=to, base=base, dtype=dtype, partial=partial, overwrite=overwrite,
-            progress=progress.update,
+            adapters, output, to=to, base=base, dtype=dtype, partial=partial, private=private,
+            overwrite=overwrite, progress=progress.update,
         )  # fmt: skip
     if not named_dialect(to).folder:
         note_ending(output, report.outputs[0], quiet=as_json)

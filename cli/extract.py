@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 @click.option("--partial", is_flag=True, help="Leave out changes that the family cannot hold, and say which.")
 @dtype_option(default="fp16")
 @unmatched_option
+@click.option("--private", is_flag=True, expose_value=False, help="Nothing changes: no names are written.")
 @click.option("--layers", "all_layers", is_flag=True, help="List every layer.")
 @overwrite_option
 @rehash_option

@@ -13,6 +13,7 @@ from paramerge.cli.options import (
     gamma_option,
     json_option,
     overwrite_option,
+    private_option,
     rehash_option,
     unmatched_option,
 )
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 @click.option("--energy", type=float, metavar="E", help="LoRAs: truncate to this share of the squared norm.")
 @dtype_option(default="fp16")
 @unmatched_option
+@private_option
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
 @overwrite_option
 @rehash_option
@@ -65,6 +67,7 @@ def merge(
     energy: float | None,
     dtype: str,
     allow_unmatched: bool,
+    private: bool,
     all_layers: bool,
     overwrite: bool,
     as_json: bool,
@@ -84,7 +87,8 @@ def merge(
     with Progress("merging", quiet=as_json, unit="layers") as progress:
         report = run(
             adapters, output, base=base, merge=how, gamma=gamma, keep=keep, rank=rank, energy=energy,
-            dtype=dtype, allow_unmatched=allow_unmatched, overwrite=overwrite, progress=progress.update,
+            dtype=dtype, allow_unmatched=allow_unmatched, private=private, overwrite=overwrite,
+            progress=progress.update,
         )  # fmt: skip
     note_ending(output, report.output, quiet=as_json)
     if as_json:

@@ -137,6 +137,12 @@ def _distrust(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         ctx.with_resource(distrust_cache())
 
 
+private_option = click.option(
+    "--private",
+    is_flag=True,
+    help="Leave the inputs' names out of the output, and metadata that may hold some.",
+)
+
 rehash_option = click.option(
     "--rehash",
     is_flag=True,

@@ -8,7 +8,14 @@ import click
 
 from paramerge.cli.flags import flagged
 from paramerge.cli.merge import as_data
-from paramerge.cli.options import dtype_option, json_option, overwrite_option, rehash_option, unmatched_option
+from paramerge.cli.options import (
+    dtype_option,
+    json_option,
+    overwrite_option,
+    private_option,
+    rehash_option,
+    unmatched_option,
+)
 from paramerge.cli.render import Progress, note_ending, warn
 from paramerge.strict_json import dump
 
@@ -23,6 +30,7 @@ from paramerge.strict_json import dump
 @click.option("--base", type=click.Path(path_type=Path), help="PaRa: tells which directions matter.")
 @dtype_option(default="fp16")
 @unmatched_option
+@private_option
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
 @overwrite_option
 @rehash_option
@@ -35,6 +43,7 @@ def resize(
     base: Path | None,
     dtype: str,
     allow_unmatched: bool,
+    private: bool,
     all_layers: bool,
     overwrite: bool,
     as_json: bool,
@@ -50,7 +59,7 @@ def resize(
     with Progress("resizing", quiet=as_json, unit="layers") as progress:
         report = run(
             adapter, output, rank=rank, energy=energy, dtype=dtype, base=base,
-            progress=progress.update, overwrite=overwrite, allow_unmatched=allow_unmatched,
+            progress=progress.update, overwrite=overwrite, allow_unmatched=allow_unmatched, private=private,
         )  # fmt: skip
     note_ending(output, report.output, quiet=as_json)
     if as_json:

@@ -16,7 +16,6 @@ import torch
 from paramerge.adapters.overflow import overflowing
 from paramerge.apply.kernel import LayerResult
 from paramerge.apply.tensor_plan import FilePlan
-from paramerge.bake.history import public_metadata
 from paramerge.bake.output import check_output, write_companions
 from paramerge.bake.plan import Plan
 from paramerge.bake.recipe import InputFile, build_recipe, output_metadata
@@ -26,6 +25,7 @@ from paramerge.errors import CheckpointError
 from paramerge.files.hashing import HashBeside, cached_sha256
 from paramerge.files.header import encode_header
 from paramerge.files.positioned import PositionedWriter, write_all_at
+from paramerge.files.private import public_metadata
 from paramerge.files.source import Source, check_unchanged
 from paramerge.files.staging import new_folder
 from paramerge.files.writer import check_written, new_file, output_error

@@ -43,13 +43,6 @@ def earlier_recipe(base: Base, *, private: bool = False) -> EarlierRecipe:
     return found
 
 
-def public_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The entries that say what a model is, and not whose: none in which names or paths could stand."""
-    return {
-        key: value for key, value in metadata.items() if key in _PUBLIC and _PUBLIC_VALUE.fullmatch(value)
-    }
-
-
 def without_paths(config: bytes) -> bytes:
     """A configuration (JSON) without the entries that say where a model was loaded from."""
     try:
@@ -63,19 +56,6 @@ def without_paths(config: bytes) -> bytes:
 
 
 _LOADED_FROM = {"_name_or_path", "name_or_path"}
-_PUBLIC = {
-    "format",
-    "modelspec.sai_model_spec",
-    "modelspec.architecture",
-    "modelspec.implementation",
-    "modelspec.resolution",
-    "modelspec.prediction_type",
-    "modelspec.timestep_range",
-    "modelspec.encoder_layer",
-}
-_PUBLIC_VALUE = re.compile(r"[A-Za-z0-9_.,/+-]{0,64}")
-
-
 _HEX = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"[A-Za-z0-9_.+-]{1,40}")
 _BLOCK = re.compile(r"[A-Z]{2,4}[0-9]{0,2}")

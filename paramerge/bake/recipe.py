@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from paramerge.bake.history import earlier_recipe, public_metadata
+from paramerge.bake.history import earlier_recipe
 from paramerge.bake.plan import Plan
 from paramerge.bake.planned_step import PlannedStep
 from paramerge.checkpoints.layout import DIFFUSERS_FOLDER
 from paramerge.files.file_names import readable_name
+from paramerge.files.private import public_metadata
 from paramerge.files.recipe_text import RECIPE_KEY
 from paramerge.files.source import Source
 from paramerge.models.registry import record_of

@@ -33,6 +33,7 @@ def convert(
     base: PathLike | Base | None = None,
     dtype: str | None = None,
     partial: bool = False,
+    private: bool = False,
     overwrite: bool = False,
     rehash: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -56,6 +57,9 @@ def convert(
         In any spelling; None to keep each tensor's (of a PaRa that becomes a LoRA: ``fp16``).
     partial:
         Leave out what the format cannot hold, and keys that are no layer's, instead of refusing.
+    private:
+        Leave the inputs' names out of the output, and their metadata but for what says what kind of model
+        they are for.
     overwrite, rehash, progress:
         As for :func:`paramerge.bake`; ``progress`` counts layers.
 
@@ -64,7 +68,7 @@ def convert(
     ParamergeError
         See :func:`paramerge.convert.convert.convert`.
     """
-    options = ConvertOptions(to, dtype, partial)
+    options = ConvertOptions(to, dtype, partial, private)
     opened = open_given(adapters, lambda path: open_deft(path) if is_deft(path) else None)
     with hashing(rehash=rehash):
         return convert_opened(

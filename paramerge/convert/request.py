@@ -32,11 +32,14 @@ class ConvertOptions:
         ``F16``, ``BF16`` or ``F32``; None to keep each tensor's (of a PaRa that becomes a LoRA: F16).
     partial:
         Leave out what the format cannot hold, and keys that are no layer's, instead of refusing.
+    private:
+        As for a merge: no names, and no metadata but what says what kind of model it is for.
     """
 
     to: str
     dtype: str | None = None
     partial: bool = False
+    private: bool = False
 
     def __post_init__(self) -> None:
         formats = {name: key for key, each in writable().items() for name in (key, *each.aliases)}

@@ -15,6 +15,7 @@ from paramerge.convert.peft_folder import peft_config
 from paramerge.convert.request import ConvertOptions
 from paramerge.errors import UsageError
 from paramerge.files.hashing import source_sha256
+from paramerge.files.private import public_metadata, without_names
 from paramerge.files.source import check_unchanged
 from paramerge.files.staging import new_folder, write_recipe
 from paramerge.files.writer import write_bytes, write_safetensors
@@ -55,6 +56,7 @@ class Writing:
         self.overwrite = overwrite
         self.output = output
         self.to = options.to
+        self.private = options.private
         self.dialect = named_dialect(options.to)
         self.adapters = adapters
         self.weights = weights
@@ -152,11 +154,12 @@ class Writing:
         if self.to_lora:
             return {}
         dropped = (*_OF_THE_FILE, *(() if self.dialect.base == "kohya" else ("modelspec.architecture",)))
-        return {
+        kept = {
             key: value
             for key, value in self.adapters[0].metadata.items()
             if key not in dropped and (not key.startswith("paramerge."))
         }
+        return public_metadata(kept) if self.private else kept
 
     def _metadata(self, parts: Sequence[Part]) -> dict[str, str]:
         if self.to_lora and self.weights is not None:
@@ -186,7 +189,8 @@ class Writing:
         }
         if self.to_lora:
             recipe["base_sha256"] = self._base_hashes(parts)
-        return json.dumps(recipe, separators=(",", ":"), sort_keys=True)
+        told = without_names(recipe) if self.private else recipe
+        return json.dumps(told, separators=(",", ":"), sort_keys=True)
 
 
 def counted_notes(parts: Sequence[Part]) -> dict[str, int]:

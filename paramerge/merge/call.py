@@ -29,6 +29,7 @@ def merge(
     energy: float | None = None,
     dtype: str = "fp16",
     allow_unmatched: bool = False,
+    private: bool = False,
     overwrite: bool = False,
     rehash: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -45,7 +46,7 @@ def merge(
         The file to write.
     base:
         The checkpoint, where the answer depends on it.
-    merge, gamma, keep, rank, energy, dtype, allow_unmatched:
+    merge, gamma, keep, rank, energy, dtype, allow_unmatched, private:
         See :class:`~paramerge.merge.request.CombineOptions`.
     overwrite, rehash, progress:
         As for :func:`paramerge.bake`; ``progress`` counts layers.
@@ -55,7 +56,7 @@ def merge(
     ParamergeError
         See :func:`paramerge.merge.combine.combine`.
     """
-    options = CombineOptions(merge, gamma, keep, rank, energy, dtype, allow_unmatched)
+    options = CombineOptions(merge, gamma, keep, rank, energy, dtype, allow_unmatched, private)
     opened = open_given(adapters)
     with hashing(rehash=rehash):
         return combine(

@@ -19,6 +19,7 @@ from paramerge.checkpoints.layout import Base
 from paramerge.errors import UsageError
 from paramerge.files.hashing import source_sha256
 from paramerge.files.outputs import check_output_file, inputs_of
+from paramerge.files.private import public_metadata, without_names
 from paramerge.files.source import check_unchanged
 from paramerge.formats.kept_metadata import kept_of_several
 from paramerge.formats.lora_writer import write_lora
@@ -235,6 +236,8 @@ class _Job:
             },
         }
         kept = kept_of_several([adapter.metadata for adapter in self.adapters])
+        if options.private:
+            kept, recipe = public_metadata(kept), without_names(recipe)
         return kept | {MERGE_KEY: json.dumps(recipe, separators=(",", ":"), sort_keys=True)}
 
 

@@ -52,6 +52,9 @@ class CombineOptions:
         ``F16``, ``BF16`` or ``F32``.
     allow_unmatched:
         Leave out keys that are not understood, instead of refusing.
+    private:
+        Leave the inputs' names out of the output, and their metadata but for what says what kind of model
+        they are for.
     """
 
     merge: Literal["joint", "sequential"] = "joint"
@@ -61,6 +64,7 @@ class CombineOptions:
     energy: float | None = None
     dtype: str = "F16"
     allow_unmatched: bool = False
+    private: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", parse_dtype(self.dtype))

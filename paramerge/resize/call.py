@@ -25,6 +25,7 @@ def resize(
     dtype: str = "fp16",
     base: PathLike | Base | None = None,
     allow_unmatched: bool = False,
+    private: bool = False,
     overwrite: bool = False,
     rehash: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -41,7 +42,7 @@ def resize(
         One of both: the most directions of a layer, or the share of its squared norm to hold, in (0, 1].
     base:
         PaRa: tells which directions matter.
-    dtype, allow_unmatched, overwrite, rehash, progress:
+    dtype, allow_unmatched, private, overwrite, rehash, progress:
         As for :func:`paramerge.merge`.
 
     Raises
@@ -61,4 +62,5 @@ def resize(
             progress=progress,
             overwrite=overwrite,
             allow_unmatched=allow_unmatched,
+            private=private,
         )

@@ -12,6 +12,7 @@ from paramerge.apply.amounts import check_amounts
 from paramerge.checkpoints.layout import Base
 from paramerge.errors import FamilyError, UsageError
 from paramerge.files.outputs import check_output_file, inputs_of
+from paramerge.files.private import public_metadata
 from paramerge.files.source import check_unchanged
 from paramerge.formats import write_para
 from paramerge.formats.kept_metadata import kept_metadata
@@ -34,6 +35,7 @@ def resize(
     progress: Progress | None = None,
     overwrite: bool = False,
     allow_unmatched: bool = False,
+    private: bool = False,
 ) -> MergeReport:
     """Write ``adapter`` with less: a merge of one, truncated.
 
@@ -60,7 +62,9 @@ def resize(
             found=", ".join(adapter.families),
             hint=f"bake it, and extract a smaller one: {call('extract', tuned='BAKED', base='BASE')}",
         )
-    options = CombineOptions(rank=rank, energy=energy, dtype=dtype, allow_unmatched=allow_unmatched)
+    options = CombineOptions(
+        rank=rank, energy=energy, dtype=dtype, allow_unmatched=allow_unmatched, private=private
+    )
     if adapter.family == "para" and energy is not None:
         return _para_by_energy(
             adapter, output, options, base, progress or (lambda done, total: None), overwrite
@@ -106,9 +110,10 @@ def _para_by_energy(
     digests = tuple(source.sha256() for source in adapter.opened)
     check_unchanged(adapter, base)
     hashes = [text for text in adapter.base_hashes if len(text) == 64]
+    kept = kept_metadata(adapter.metadata)
     write_para(
         output, bases, architecture=adapter.architecture, base_sha256=hashes or None, dtype=options.dtype,
-        metadata=kept_metadata(adapter.metadata)
+        metadata=(public_metadata(kept) if options.private else kept)
         | {"resize.energy": f"{options.energy:g}", "resize.source_sha256": digests[0]},
         overwrite=overwrite,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from paramerge.errors import OutputError
 from paramerge.files import positioned, writer
 from paramerge.files.positioned import ALIGNMENT, PositionedWriter, aligned_buffer
-from paramerge.files.writer import exchange_names, new_file, write_bytes
+from paramerge.files.writer import append_line, exchange_names, new_file, write_bytes
 
 
 @pytest.fixture(params=["unnamed", "named"])
@@ -110,3 +110,14 @@ def test_direct_writes_that_stop_working_are_finished_by_buffered_ones(
         target.write(view, 0)
         target.close()
     assert (tmp_path / "a").read_bytes() == content
+
+
+def test_lines_are_added_to_the_last_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, bytes(data)[:3]))
+    for line in (b"the first\n", b"the second\n"):
+        append_line(tmp_path / "log", line)
+    assert (tmp_path / "log").read_bytes() == b"the first\nthe second\n"
+    monkeypatch.setattr(os, "write", lambda descriptor, data: 0)
+    with pytest.raises(OutputError, match="disk reports an error"):
+        append_line(tmp_path / "log", b"x\n")

@@ -156,6 +156,9 @@ def test_a_run_of_ours_is_resumed_and_no_other(files: Path, tmp_path: Path) -> N
     check_run_folder(given, False)
     check_run_folder(given, False)  # empty
     (folder / "config.toml").write_text(config_to_toml(given))
+    check_run_folder(given, True)  # killed before it had a log
+    with pytest.raises(OutputError):
+        check_run_folder(config(files, folder, steps=3), True)  # may be anybody's
     (folder / "log.jsonl").write_text("")
     check_run_folder(given, True)
     with pytest.raises(UsageError, match="already"):

@@ -16,6 +16,7 @@ from family_cases import CASES, Case
 from safetensors.numpy import load_file
 
 from paramerge.errors import AdapterError, NonFiniteError, ParamergeError, ShapeError
+from paramerge.files.dtypes import BITS
 from paramerge.formats import open_adapter
 from paramerge.inspect.inspection import AdapterFacts, inspect_path
 
@@ -188,3 +189,33 @@ def test_nan_is_said_alike_whatever_reads_it(bench: Bench) -> None:
         assert not output.exists()
     assert said == {str(caught.value)}
     assert f"{key}.lora_up.weight" in said.pop()
+
+
+@pytest.mark.parametrize("largest", [1e160, 1e300])
+def test_factors_whose_product_is_beyond_float64_are_named(largest: float, bench: Bench) -> None:
+    """Each factor is finite, so only what multiplies them can see it: no verb ends in LAPACK's words."""
+    rng = np.random.default_rng(0)
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    up, down = rng.standard_normal((40, 3)) * largest, rng.standard_normal((3, 40)) * largest
+    content = kohya_layer(key, up, down)
+    made = Mutant(0, "huge", False, {k: Tensor("F64", v.shape, v.tobytes()) for k, v in content.items()})
+    bench.clear()
+    path, output = made.write(bench.folder), bench.folder / "out.safetensors"
+    for arguments in adapter_mutants._verbs(path, bench.bases[False], output):
+        if "convert" in arguments or "--dry-run" in arguments:
+            continue  # nothing is multiplied
+        with pytest.raises(NonFiniteError):
+            adapter_mutants.cli.main(args=arguments, standalone_mode=False)
+        assert not output.exists()
+
+
+@pytest.mark.parametrize("dtype", ["C64", "BOOL", "I64", "F8_E5M2"])
+def test_an_alpha_of_any_dtype_is_looked_at_without_a_word(dtype: str, bench: Bench) -> None:
+    """Of a file that is not understood, too: its alphas are listed where they are numbers."""
+    stem = "transformer.transformer_blocks.0.attn1.to_k"
+    basis = np.ones((10, 2), np.float32)
+    alpha = Tensor(dtype, (), b"\1" * (BITS[dtype] // 8))
+    tensors = {f"{stem}.para_B": Tensor("F32", basis.shape, basis.tobytes()), f"{stem}.alpha": alpha}
+    metadata = {"paramerge.format": "para", "paramerge.format_version": "1.0"}
+    for seed in range(4):
+        assert not list(check(Mutant(seed, "odd", True, tensors, metadata), bench))

@@ -305,7 +305,7 @@ def differences(found: dict[str, str], right: dict[str, str]) -> str:
 
 def _says_it_otherwise(trial: Trial, text: str) -> bool:
     words = {
-        errno.EACCES: ("permission", "may not be"),
+        errno.EACCES: ("permission", "may not be", "not readable"),
         errno.ENOSPC: ("room", "full"),
     }.get(trial.number, ())
     # libraries that load models take what they cannot see for what is not there, and say so in their words

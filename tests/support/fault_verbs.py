@@ -15,7 +15,6 @@ from random_checkpoint import write_random_checkpoint
 from paramerge.convert.call import convert
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import write_para
-
 from paramerge.models.names import ModuleName
 
 _ON_CPU = "--device cpu --steps 1"
