@@ -113,7 +113,7 @@ def load_pipeline(base: Base, dtype: Any, config: Path | None = None) -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             loaded = pipeline(dtype)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        check_unchanged(base)  # libraries take a file that the system does not give them for one that is missing
+        check_unchanged(base)  # a file that the system does not give them is missing to libraries
         raise CheckpointError(
             f"diffusers cannot load this checkpoint ({_first_line(error)})",
             where=base.path,
