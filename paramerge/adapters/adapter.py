@@ -31,7 +31,7 @@ class Adapter:
     path:
         The safetensors file (inside the folder, for a PEFT folder).
     opened:
-        Every file that decided what it means, open: the weights, and ``adapter_config.json`` if there is one.
+        The open files that decide its meaning: the weights, and ``adapter_config.json`` if there is one.
     family:
         The family of all its layers, a key of :mod:`~paramerge.adapters.registry`; ``mixed`` where
         they are of several.
@@ -39,7 +39,7 @@ class Adapter:
         ``paramerge``, ``kohya`` (LyCORIS too), ``kohya-sgm``, ``diffusers``, ``diffusers-old``, ``peft``,
         ``cloneofsimo`` or ``svdiff``.
     architecture:
-        ``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``, told by shapes, names or metadata; None if they
+        ``sd15``, ``sd2``, ``sdxl`` or ``sdxl-refiner``, known from shapes, names or metadata; None if they
         leave it open.
     base_hashes:
         Hashes of the checkpoint it says it was made for: SHA-256 in hex, first, then the short hashes of

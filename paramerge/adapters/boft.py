@@ -1,7 +1,7 @@
 """BOFT: several rotations by blocks, each after a butterfly's reordering.
 
 LyCORIS turns outputs (``W' = rescale o B_m ... B_1 W``), PEFT turns inputs (``W' = s o W (B_m ... B_1)^T``).
-Stage i mixes rows that lie 2^i half blocks apart; the two order them differently.
+Stage i mixes rows that are 2^i half blocks apart; the two order them differently.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class PeftBoftModule(DependentModule):
 def _butterfly(X: np.ndarray, R: np.ndarray, interleaved: bool) -> np.ndarray:
     """Stages R (m, n, b, b) on the rows of X (n b, k).
 
-    At stage i a block's two halves are b / 2 rows each that lie 2^i b / 2 rows apart: single rows in turn
+    At stage i a block's two halves are b / 2 rows each, 2^i b / 2 rows apart: single rows in turn
     (``interleaved``, LyCORIS), or both halves in one piece (PEFT).
     """
     stages, count, size, _ = R.shape

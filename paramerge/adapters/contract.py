@@ -89,7 +89,7 @@ class LayerModule(ABC):
 
     @property
     def is_cut(self) -> bool:
-        """Whether it is some rows of what its keys hold."""
+        """Whether it is a part of the rows that its keys hold."""
         return False
 
     def fits(self, shape: tuple[int, ...]) -> bool:

@@ -34,19 +34,19 @@ class Form:
     name:
         For errors.
     roles:
-        What stands behind a layer's name in a key, and the role that the tensor plays: ``a1.weight`` is
-        ``a1``. Where PEFT puts an adapter's name the ending says so: ``lora_A.<name>.weight``.
+        The ending behind a layer's name in a key, with the role of the tensor: ``a1.weight`` is ``a1``. Where
+        PEFT puts an adapter's name the ending says so: ``lora_A.<name>.weight``.
     build:
         The modules of a layer's keys, every shape checked; None where another reader does it (PaRa).
     axes:
-        How many axes the tensors of roles have, or that they are a single number
-        (:data:`~paramerge.adapters.group.NUMBER`). Forms with the same role are told apart by it.
+        The number of axes of roles' tensors, or that they are a single number
+        (:data:`~paramerge.adapters.group.NUMBER`). Forms with the same role differ in it.
     around:
-        Roles of other forms that may be there: DoRA's magnitude stands around another family's change.
+        Roles of other forms that the layer may have, too: DoRA's magnitude is around another family's change.
     beside:
-        Those of ``roles`` that go with any family, and are built by this form all the same: a bias.
+        Roles that go with any family and are built by this form: a bias.
     vague:
-        Those of ``roles`` whose endings other keys of a file have, too: they count beside others alone.
+        Roles whose endings other keys of a file have, too: they count only beside other roles of the form.
     unread:
         Endings that show the family and cannot be read.
     """
@@ -87,18 +87,18 @@ class Family:
     label:
         Its name for people: ``GLoRA``.
     forms:
-        How files write it; none where its keys are another's and the whole file tells it (DiffuseKronA).
+        The forms in which files write it; none where its keys are another family's (DiffuseKronA).
     stored:
-        How many numbers it stores for a weight of a shape; None of the layer where it has no such form, and
-        None altogether where this is not asked (norms).
+        The number of numbers stored for a weight of a shape, None for a layer that the family cannot have;
+        None altogether where sizes do not have the family (norms).
     ranked:
         Whether it has a rank that a rank boundary can make smaller.
     counted:
-        What the number is that a module's ``rank`` gives, in the plural; empty where it says no more than
-        the shapes.
+        The name of the number in a module's ``rank``, in the plural; empty where it says no more than the
+        shapes.
     parts:
-        The formats that can hold it (``kohya``, ``diffusers``, ``peft`` ...), each with what makes a layer's
-        part of a module; None where only the names change, between files with kohya's names.
+        The formats that can hold it (``kohya``, ``diffusers``, ``peft`` ...), each with the function that
+        makes a layer's part of a module; None where only the names change, between files with kohya's names.
     tuner:
         PEFT's, for its folders; None where PEFT has no such tuner.
     formula:

@@ -2,7 +2,7 @@
 
 A power of two changes no digit as long as no number leaves the dtype's range. Small numbers do leave it: F16
 loses digits below 2^-14 and everything below 2^-25. So the scale's power of two is divided between the
-factors as the numbers in them allow, and what is left of the scale, between 1 and 2, goes to ``up``.
+factors as the numbers in them allow, and the rest of the scale, between 1 and 2, goes to ``up``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Families that are recognised and refused by name: what they are, and by which endings of keys."""
+"""Families that are refused by name, each with the endings of keys by which it is recognised."""
 
 from __future__ import annotations
 

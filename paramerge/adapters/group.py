@@ -34,12 +34,12 @@ class Group:
 
     @property
     def weight(self) -> ModuleName:
-        """The name of the weight of what is no layer."""
+        """The name of the weight of a norm or an embedding."""
         return ModuleName(self.name.component, f"{self.name.path}.weight")
 
     @property
     def parameter(self) -> ModuleName:
-        """The name of the weight, whatever it is of."""
+        """The name of the weight, of a layer or not."""
         return self.name if self.layer else self.weight
 
     @property
@@ -53,8 +53,8 @@ class Group:
         Parameters
         ----------
         axes:
-            How many axes its tensor can have, or :data:`NUMBER`. This is looked at before a family sees the
-            tensor, so that it may ask for the sizes that every one has.
+            How many axes its tensor can have, or :data:`NUMBER`. The axes are checked before a family sees
+            the tensor, so that it may read the sizes.
 
         Raises
         ------

@@ -35,7 +35,7 @@ class Ia3Module(DependentModule):
     on_bias:
         Whether this is the bias of a layer whose outputs are scaled (PEFT); the base may have none.
     axis_key:
-        The key that told the axis, where it is a tensor of the file (LyCORIS).
+        The key of the axis, where it is a tensor of the file (LyCORIS).
     """
 
     name: ModuleName
@@ -129,7 +129,7 @@ class Ia3Settings(TunerSettings):
     feedforward: str | tuple[str, ...] = ()
 
     def scales_inputs(self, path: str) -> bool:
-        """Whether the inputs of the layer ``path`` are scaled, as PEFT tells it by the module's name."""
+        """Whether the inputs of the layer ``path`` are scaled: PEFT's rule by the module's name."""
         for spelling in (path, path.removeprefix("text_model.")):
             if isinstance(self.feedforward, str):
                 if whole_match(self.feedforward, spelling):

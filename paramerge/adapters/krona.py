@@ -1,8 +1,8 @@
 """DiffuseKronA: a Kronecker product in one of two orders.
 
-The published code computes ``W[p a1 + q, i b2 + j] += up[p, j] * down[i, q]``: the rows of the paper's
-``A (x) B`` (A = down^T, B = up) shuffled, since its output is laid out with B's index first. Files hold what
-that code trained, so that is what they mean unless they, or the user, say otherwise.
+The published code computes ``W[p a1 + q, i b2 + j] += up[p, j] * down[i, q]``: the rows of the paper's ``A
+(x) B`` (A = down^T, B = up) shuffled, since its output is laid out with B's index first. Files hold that
+code's training, so they have its order unless they, or the user, say otherwise.
 """
 
 from __future__ import annotations

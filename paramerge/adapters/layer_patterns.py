@@ -39,7 +39,7 @@ def whole_match(pattern: str, path: str) -> bool:
 
 
 def check_patterns(option: str, patterns: list[str], where: str, *, names: bool = False) -> None:
-    """Refuse patterns that cannot be matched; ``names`` are no expressions, whatever they look like.
+    """Refuse patterns that cannot be matched; ``names`` are taken as plain names.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def check_patterns(option: str, patterns: list[str], where: str, *, names: bool 
         try:
             for form in ("{}", _WHOLE, _END):
                 _expression(form.format(pattern))
-                re.compile(form.format(pattern))  # what PEFT itself refuses means nothing
+                re.compile(form.format(pattern))  # a pattern that PEFT itself refuses means nothing
         except (ValueError, re.error, OverflowError, RecursionError) as error:
             raise AdapterError(
                 "an option of this configuration has an impossible value",

@@ -118,7 +118,7 @@ class LokrModule(AdditiveModule):
 
     @property
     def is_whole(self) -> bool:
-        """Whether neither factor has a rank: trainers disagree on what alpha means then."""
+        """Whether neither factor has a rank: trainers disagree on the meaning of alpha then."""
         return self.w1.rank is None and self.w2.rank is None
 
     @property
@@ -133,7 +133,7 @@ class LokrModule(AdditiveModule):
 
     @property
     def scale(self) -> float:
-        """alpha / r; of two whole factors what the file's trainer, or the user, makes of it."""
+        """alpha / r; of two whole factors as the file's trainer, or the user, has it."""
         if self.is_whole:
             if self.whole_scale is not None:
                 return self.whole_scale

@@ -1,7 +1,7 @@
 """The options under which PEFT builds a LoKr's factors as they are.
 
-PEFT builds its layers from the configuration before it loads tensors into them, so what it would build must
-be what there is: a LoKr whose factors PEFT would divide otherwise cannot be held.
+PEFT builds its layers from the configuration before it loads tensors into them, so a LoKr whose factors PEFT
+would divide otherwise cannot be held.
 """
 
 from __future__ import annotations

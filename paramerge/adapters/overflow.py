@@ -8,9 +8,9 @@ from paramerge.errors import NonFiniteError
 
 
 def overflowing() -> np.errstate:
-    """A context, of the thread that enters it, in which NumPy does not warn of overflow and what comes of it.
+    """A context, for the thread that enters it, in which NumPy does not warn of overflow.
 
-    For work whose results are looked at: every verb refuses to write NaN or Inf, and says where they are.
+    For work whose results are checked: every verb refuses to write NaN or Inf, and says where they are.
     """
     return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 

@@ -64,8 +64,8 @@ class ParaModule(DependentModule):
     def directions(self, library: Callable[[np.ndarray], Any] = np.asarray) -> Orthonormal[Any]:
         """An orthonormal basis of the stored span, made anew in float64 (T13); every verb reads it here.
 
-        Columns that only the rounding of their storage tells from the others add nothing; a basis of zeros
-        has rank 0.
+        Columns that differ from the others by the rounding of their storage alone add nothing; a basis of
+        zeros has rank 0.
 
         Parameters
         ----------

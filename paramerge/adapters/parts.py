@@ -2,7 +2,7 @@
 
 Tensors are passed on bit for bit wherever the format has the same ones. Where it has not, the same change is
 written otherwise (an alpha folded into the factors, a Tucker core contracted): computed in float64, rounded
-once, and told in the part's ``notes``.
+once, and noted in the part's ``notes``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from paramerge.files.dtypes import NUMPY
 from paramerge.models.names import ModuleName
 
 KOHYA = "kohya"
-"""The format of files with kohya's names, which hold what LyCORIS saves, too."""
+"""The format of files with kohya's names, LyCORIS's among them."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Part:
 
 
 PartOf = Callable[[LayerModule, str, str | None], Part | None]
-"""The part of a module for a format, by its name; what must be written otherwise is rounded to a dtype (None:
-the module's). None where the format does not hold this form of the family."""
+"""The part of a module for a format, by its name; a changed form is rounded to a dtype (None: the module's).
+None where the format does not hold this form of the family."""
 
 NAMES_ALONE: Mapping[str, PartOf | None] = {KOHYA: None}
 """For a family that files with kohya's names hold, and that has no other form to come from."""

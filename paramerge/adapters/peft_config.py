@@ -1,4 +1,4 @@
-"""PEFT's configurations with ranks: which alpha a layer has, and what would make it more than plain LoRA."""
+"""PEFT's configurations with ranks: the alpha of a layer, and options beyond plain LoRA."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class TunerSettings:
-    """The part of a configuration that decides what the tensors mean; ``scaling`` of tuners with ranks."""
+    """The options that decide the meaning of the tensors; ``scaling`` of tuners with ranks."""
 
     tuner: str
     where: str
@@ -90,7 +90,7 @@ def read_ranked(config: Mapping[str, object], where: str) -> TunerSettings:
 
 
 def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
-    """Check a LoRA configuration of PEFT and keep what decides the scale.
+    """Check a LoRA configuration of PEFT and keep the options that decide the scale.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
                 found=f"{option}: {config[option]}",
             )
     _refuse_changed_base(config, where)
-    # fan_in_fan_out is not looked at: it says how the base stores a weight, and B A is (out, in) either way
+    # fan_in_fan_out is ignored: it says how the base stores a weight, and B A is (out, in) either way
     return LoraSettings(
         alpha=_alpha(config.get("lora_alpha"), "lora_alpha", where),
         rank=_rank(config.get("r"), "r", where),

@@ -50,7 +50,7 @@ BUILT_IN = (
 
 
 def _check(added: Family, where: str, known: Iterable[Family]) -> None:
-    """Refuse a family that cannot be told from a known one."""
+    """Refuse a family whose keys or names are a known one's."""
     for other in known:
         if shared := list(_shared(added, other)):
             raise PluginError(
@@ -70,7 +70,7 @@ def _shared(added: Family, other: Family) -> Iterator[str]:
         for theirs in other.forms:
             both = sorted(form.roles.keys() & theirs.roles.keys())
             axes = ((form.axes_of(form.roles[key]), theirs.axes_of(theirs.roles[key])) for key in both)
-            if all(set(one) & set(another) for one, another in axes):  # else the axes tell which it is
+            if all(set(one) & set(another) for one, another in axes):  # else they differ by their axes
                 yield from (f"ending {key}" for key in both)
 
 

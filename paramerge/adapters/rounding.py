@@ -1,4 +1,4 @@
-"""Tensors of adapters in the dtype that they are stored in, rounded once and looked at."""
+"""Tensors of adapters in the dtype that they are stored in, rounded once and checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rounded(name: ModuleName, factor: np.ndarray, dtype: str) -> np.ndarray:
     NonFiniteError
         It holds NaN or Inf, or a number beyond the range of ``dtype``.
     """
-    with np.errstate(over="ignore", under="ignore"):  # what overflows is refused just below
+    with np.errstate(over="ignore", under="ignore"):  # an overflow is refused just below
         stored = np.asarray(factor).astype(NUMPY[dtype])
     if not np.isfinite(stored.astype(np.float32)).all():
         finite = np.isfinite(np.asarray(factor, np.float64)).all()

@@ -1,4 +1,4 @@
-"""PEFT's tuner of a family: how a folder's configuration is read, and what is written into one."""
+"""PEFT's tuner of a family: the reader and the writer of its folders' configuration."""
 
 from __future__ import annotations
 
