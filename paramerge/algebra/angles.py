@@ -43,7 +43,7 @@ def compare_subspaces(Q1: Array, Q2: Array, *, rtol: float | None = None) -> Sub
     """Measure the angles between two subspaces, at the cost of one small SVD and one tall one.
 
     Angles above 45 degrees come from their cosines, the singular values of ``Q1^T Q2``; those below from
-    their sines, the singular values of ``(I - Q1 Q1^T) Q2``, since a cosine cannot tell angles under
+    their sines, the singular values of ``(I - Q1 Q1^T) Q2``, since a cosine does not distinguish angles under
     ``sqrt(eps)`` from 0 (Bjorck and Golub 1973; Knyazev and Argentati 2002).
 
     Parameters
@@ -108,8 +108,8 @@ def shared_dimension(Q1: Array, Q2: Array, *, rtol: float | None = None) -> int:
 def friedrichs_cosine(Q1: Array, Q2: Array, *, rtol: float | None = None) -> float:
     """Measure the cosine of the Friedrichs angle: the largest principal cosine of no shared direction.
 
-    It is what merging two PaRas one after the other gets wrong, ``||(I-P2)(I-P1) - (I-Pm)||_2``, and 0
-    exactly when the projectors commute (every principal angle 0 or 90 degrees).
+    It is the error of merging two PaRas one after the other, ``||(I-P2)(I-P1) - (I-Pm)||_2``, and 0 exactly
+    when the projectors commute (every principal angle 0 or 90 degrees).
 
     Parameters and errors as :func:`compare_subspaces`.
 

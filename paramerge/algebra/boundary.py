@@ -105,7 +105,7 @@ def rank_boundary(
     - ``"energy"``: the directions of the span that take most out of ``W``. The basis is rotated by the left
       singular vectors of ``Q^T W``, so no other choice of as many directions in the span removes more.
     - ``"consensus"``: the directions that most of the bases share, by the singular values of ``[Q1 ... Qn]``.
-    - ``"order"``: the first columns, for several bases those of the first basis, then what the second adds.
+    - ``"order"``: the first columns, for several bases those of the first basis, then the second's additions.
 
     Parameters
     ----------

@@ -17,8 +17,8 @@ def lora_loss(Q: Array, up: Array, down: Array) -> float:
     """Measure the share of a LoRA that a PaRa after it takes away: ``||Q^T B A||_F / ||B A||_F``, 0 to 1.
 
     LoRA-then-PaRa minus PaRa-then-LoRA is ``-s P B A`` (section 3.2 argues the order in words), so this is
-    what the wrong order loses at strength 1. It is 1 if ``span(B)`` lies in ``span(Q)``, whatever the LoRA's
-    scale, and 0 if they are orthogonal. What is left is :func:`lora_survival`: squares add up to 1.
+    the loss by the wrong order at strength 1. It is 1 if ``span(B)`` lies in ``span(Q)``, whatever the LoRA's
+    scale, and 0 if they are orthogonal. The rest is :func:`lora_survival`: squares add up to 1.
 
     Parameters
     ----------
@@ -39,10 +39,11 @@ def lora_loss(Q: Array, up: Array, down: Array) -> float:
 
 
 def lora_survival(Q: Array, up: Array, down: Array) -> float:
-    """Tell what share of a LoRA survives a PaRa after it: ``||(I - Q Q^T) B A||_F / ||B A||_F``, 0 to 1.
+    """Measure the share of a LoRA that survives a PaRa after it: ``||(I - Q Q^T) B A||_F / ||B A||_F``, 0 to
+    1.
 
-    The complement of :func:`lora_loss` (squares add up to 1), measured by itself: accurate also where
-    next to nothing survives. A LoRA that is 0 survives: the share is 1.
+    The complement of :func:`lora_loss` (squares add up to 1), measured directly: accurate also where next to
+    nothing survives. A LoRA that is 0 survives: the share is 1.
 
     Parameters and errors as :func:`lora_loss`.
     """
@@ -85,7 +86,7 @@ def null_space_projection(
 
 
 def lora_cosine(up1: Array, down1: Array, up2: Array, down2: Array) -> float:
-    """Tell whether two LoRAs reinforce or cancel: the cosine between ``B1 A1`` and ``B2 A2``, -1 to 1.
+    """Measure whether two LoRAs reinforce or cancel: the cosine between ``B1 A1`` and ``B2 A2``, -1 to 1.
 
     ``<B1 A1, B2 A2>_F = trace((B2^T B1) (A1 A2^T))`` over the two Frobenius norms: 1 for the same update up
     to a positive scale, -1 for opposite ones, 0 for orthogonal ones or if either is 0.

@@ -52,8 +52,8 @@ def truncate_lora(
     """Truncate ``up @ down`` to its leading singular directions, the nearest of its rank (Eckart-Young).
 
     The SVD goes through QR of both factors, so it costs as much as an r x r one and no d x k matrix is
-    formed. Directions that only rounding tells from none are never kept, so the rank may come out lower
-    than asked for; a LoRA that is 0 has rank 0.
+    formed. Directions that rounding explains are never kept, so the rank may come out lower than asked for; a
+    LoRA that is 0 has rank 0.
 
     Parameters
     ----------
@@ -244,7 +244,7 @@ def _chosen_rank(s: Any, available: int, rank: int | None, energy: float | None)
 
 
 def _rank_for_energy(s: Any, energy: float) -> int:
-    """The fewest leading singular values whose squares make up the share, decided on what is left out."""
+    """The fewest leading singular values whose squares make up the share, decided on the rest."""
     squares = [number(s[i]) ** 2 for i in range(s.shape[0])]
     total, rest = sum(squares), 0.0
     rank = len(squares)

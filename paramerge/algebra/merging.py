@@ -70,7 +70,7 @@ def graded_joint_basis(
 def sequential_error(
     bases: Sequence[Array], strengths: Sequence[float] | None = None, *, rtol: float | None = None
 ) -> float:
-    """Tell how far the sequence is from the joint merge: ``||(I-Pn)...(I-P1) - (I-Pm)||_2``, 0 to 1.
+    """Measure how far the sequence is from the joint merge: ``||(I-Pn)...(I-P1) - (I-Pm)||_2``, 0 to 1.
 
     For two adapters it is the cosine of their Friedrichs angle (:func:`friedrichs_cosine`), so 0 exactly
     when the projectors commute; for any ``W`` the two merges differ by at most this times ``||W||``.
@@ -121,8 +121,8 @@ def removed_rank_joint(bases: Sequence[Array], *, rtol: float | None = None) -> 
 def removed_rank_sequential(bases: Sequence[Array], *, rtol: float | None = None) -> int:
     """Count the rank that the sequence removes from a ``W`` of full row rank.
 
-    For two: ``r1 + dim(V2 n V1^perp)``, which for generic pairs is only ``max(r1, r2)``: less than the
-    paper says, since the second step takes from what the first left, where its directions are bent.
+    For two: ``r1 + dim(V2 n V1^perp)``, which for generic pairs is only ``max(r1, r2)``: less than the paper
+    says, since the second step acts on the weight that the first left, where its directions are bent.
 
     ``rtol`` as for :func:`joint_basis`; a cosine of at most ``rtol`` counts as a right angle.
     """

@@ -75,8 +75,8 @@ def naive_combination(
 ) -> tuple[Array, Array]:
     """The paper's naive form, for ablation only: ``(-a1 Q + a2 B)(a1 Q^T W0 + a2 A)`` (section 3.2).
 
-    Its product is ``-a1^2 Q Q^T W0 + a2^2 B A`` plus the cross terms ``a1 a2 (B Q^T W0 - Q A)``, so neither
-    the PaRa nor the LoRA is what it was. Use :func:`para_then_lora`.
+    Its product is ``-a1^2 Q Q^T W0 + a2^2 B A`` plus the cross terms ``a1 a2 (B Q^T W0 - Q A)``, so it has
+    neither the PaRa's nor the LoRA's effect. Use :func:`para_then_lora`.
 
     Parameters
     ----------

@@ -58,10 +58,10 @@ class Orthonormal(Generic[Array]):
 class JointBasis(Generic[Array]):
     """An orthonormal basis of ``span(Q1) + ... + span(Qn)``, the directions shared by most first.
 
-    ``Q`` is (d, rank). ``singular_values`` are all those of ``[Q1 ... Qn]``, descending: a direction that
-    k bases share has ``sqrt(k)``, one that belongs to a single basis 1, and one that only rounding tells
-    from the others is below the cut and not in ``Q``. In torch ``Q`` has the gradient of the span, the
-    singular values have none.
+    ``Q`` is (d, rank). ``singular_values`` are all those of ``[Q1 ... Qn]``, descending: a direction that k
+    bases share has ``sqrt(k)``, one that belongs to a single basis 1, and one that rounding alone makes is
+    below the cut and not in ``Q``. In torch ``Q`` has the gradient of the span, the singular values have
+    none.
     """
 
     Q: Array
@@ -266,7 +266,7 @@ def _gram_schmidt(xp: Any, unit: Any, cut: float) -> Any:
     Q = unit[:, :0]
     for j in range(unit.shape[1]):
         rest = unit[:, j : j + 1]
-        for _ in range(2):  # twice is enough: the second pass removes what the first one's rounding left
+        for _ in range(2):  # twice is enough: the second pass removes the rounding of the first
             rest = rest - Q @ (xp.matrix_transpose(Q) @ rest)
         length = xp.linalg.matrix_norm(rest)
         if number(length) > cut:
