@@ -56,11 +56,11 @@ class DeltaLink:
     rank: int
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Rows of what is added, float64."""
+        """Rows of the change, float64."""
         return torch.from_numpy(self.addition.rows(start, stop)) * self.strength
 
     def seen_by(self, Q: torch.Tensor) -> torch.Tensor:
-        """``Q^T`` of what is added, by blocks of rows."""
+        """``Q^T`` of the change, by blocks of rows."""
         seen = torch.zeros((Q.shape[1], self.addition.shape[1]), dtype=FLOAT64)
         for start, block in self.addition.blocks():
             seen += Q[start : start + len(block)].T @ torch.from_numpy(block)
@@ -81,7 +81,7 @@ class ChainChange:
 
     @property
     def rank(self) -> int:
-        """The most that the rank of the whole change can be, as far as the factors tell."""
+        """The most that the rank of the whole change can be, by the shapes of the factors."""
         rank = self.up.shape[1] + sum(link.rank for link in self.added)
         return min(rank, *self.added[0].addition.shape) if self.added else rank
 
@@ -185,7 +185,7 @@ def load_lora(op: LoraOp) -> LoraLink:
 
 
 def load_para(op: ParaOp) -> ParaLink:
-    """The joint (or single) orthonormal basis of the op's PaRas, made anew from what is stored (T13)."""
+    """The joint (or single) orthonormal basis of the op's PaRas, made anew from the stored columns (T13)."""
     bases = load_bases(op)
     strengths = [part.strength for part in op.parts]
     if len(bases) == 1:
@@ -238,5 +238,5 @@ def orthonormal_basis(module: ParaModule) -> torch.Tensor:
 
 
 def joint_cut(parts: Sequence[ParaPart]) -> float:
-    """Spans of several PaRas closer than this are told apart by the rounding of their storage alone (T4)."""
+    """Spans of several PaRas that are closer than this differ by the rounding of their storage alone (T4)."""
     return storage_cut(part.module for part in parts)

@@ -34,7 +34,7 @@ class Adapter:
     path:
         A file, a folder, or an adapter that :func:`~paramerge.formats.open_adapter` has opened.
     strength:
-        A PaRa's, 0 to 1, or what every other family's change is multiplied by.
+        A PaRa's, 0 to 1, or the factor on any other family's change.
     blocks:
         What multiplies the strength, by block of the UNet: ``{"IN04": 0.5, "OUT00": 0}``, or text as the
         command line takes it (``"IN04=0.5,OUT00=0"``, or a vector of numbers).
@@ -136,7 +136,7 @@ def open_given(
 
 
 def refuse_other_family(adapter: OpenedAdapter, kind: Kind) -> None:
-    """Refuse an open adapter that was given as a PaRa or LoRA and is none."""
+    """Refuse an open adapter that was given as a PaRa or LoRA and is of another family."""
     from paramerge.formats.families import wrong_family
 
     if kind not in ("adapter", adapter.family):
@@ -169,7 +169,7 @@ def opened_base(base: PathLike | Base, variant: str | None = None) -> Base:
     Raises
     ------
     UsageError
-        A variant of what was opened before.
+        A variant of a base that was opened before.
     ParamergeError
         Whatever :func:`~paramerge.checkpoints.layout.open_base` refuses.
     """

@@ -6,7 +6,7 @@ than float32's error (F16 spaces its smallest values by 6e-8, which is not).
 
 A tensor is seen as the matrix of its first axis against all others (paper's section 3.1, "Remark on
 convolutional kernels"); layers that are stored transposed, or as rows of a stacked matrix (OpenCLIP), are
-edited where they stand.
+edited in place.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 _MIDDLE_OF_BF16 = -(1 << 15)
-"""The lower half of a float32's bits, as int16, where it lies in the middle between two numbers of BF16."""
+"""The lower half of a float32's bits, as int16, in the middle between two numbers of BF16."""
 
 
 class Rounder:
@@ -49,5 +49,5 @@ def _to_odd(exact: np.ndarray, nearest: np.ndarray) -> np.ndarray:
     back = nearest.astype(np.float64)
     inexact = (back != exact) & np.isfinite(back)
     outward = inexact & (np.abs(back) > np.abs(exact))
-    bits = nearest.view(np.int32) - outward  # one step towards zero: what rounding to odd cuts off
+    bits = nearest.view(np.int32) - outward  # one step towards zero, the part that rounding to odd cuts off
     return np.asarray((bits.astype(np.int32) | inexact).view(np.float32))

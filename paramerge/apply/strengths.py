@@ -14,7 +14,7 @@ LARGEST_STRENGTH = 100.0
 
 
 def check_strength(value: float, where: object, name: str = "strength") -> None:
-    """Refuse a strength, scale or weight that is not finite, or that nobody means.
+    """Refuse a strength, scale or weight that is not finite, or too large to be meant.
 
     Raises
     ------
