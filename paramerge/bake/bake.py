@@ -49,7 +49,7 @@ class BakeReport:
     layers:
         Each changed layer, in file order: directions removed and rank of the change.
     recipe:
-        The recipe as it stands in the output.
+        The recipe as it is in the output.
     seconds:
         Wall time of the work, without the start of Python.
     output_bytes:
@@ -102,7 +102,7 @@ def bake(
     CheckpointError
         No file of the base has a hash of ``base_sha256``.
     OutputError
-        ``output`` is one of the inputs, stands there already, cannot be written, or the disk is full.
+        ``output`` is one of the inputs, exists already, cannot be written, or the disk is full.
     NonFiniteError
         NaN or Inf in an adapter or in a result. In every case of an error ``output`` is as it was.
     """

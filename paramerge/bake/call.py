@@ -63,7 +63,7 @@ def plan_bake(
     ArchitectureError, UnmatchedError, ShapeError, FamilyError
         An adapter does not belong to this base, or not all of it does.
     CheckpointError, FileFormatError
-        A file that is not what it should be.
+        A file of another kind, or damaged.
     """
     options = BakeOptions(merge, gamma, patterns(only), dtype, allow_unmatched, private)
     return _planned(base, open_given(adapters), options, variant)

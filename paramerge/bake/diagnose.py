@@ -42,7 +42,7 @@ class OrderLoss:
 class SequenceDistance:
     """The distance of a sequential merge from the joint one: ``||(I-Pn)...(I-P1) - (I-Pm)||_2`` (T3e).
 
-    With strengths other than 1, the distance between what the two merges do at these strengths.
+    With strengths other than 1, the distance of the two merges at these strengths.
 
     A number from 0 (the projectors commute: both merges are the same) to 1, for each layer that two or
     more PaRas share; ``largest`` and ``mean`` over these layers. ``sequential_rank`` and ``joint_rank`` are

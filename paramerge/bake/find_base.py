@@ -38,7 +38,8 @@ def find_base(adapters: Sequence[Adapter], note: Callable[[str], None] = lambda 
 
     Looked for in the huggingface_hub cache (whose files are named by their SHA-256) and in the folders of
     ``PARAMERGE_MODELS``: known hashes first, then the short hashes of older trainers as a filter, and only
-    then by hashing. A file inside a diffusers folder stands for the folder. ``note`` is told what takes long.
+    then by hashing. A file inside a diffusers folder counts as the folder. ``note`` is called with a line
+    before anything that takes long.
 
     A known hash and a name are believed here, and may be out of date: give :func:`named_hashes` to
     :func:`paramerge.bake.bake.bake`, which hashes the base that it reads.
@@ -131,7 +132,7 @@ def _in_hub_cache(digest: str) -> Path | None:
 
 
 def _as_base(path: Path) -> Path:
-    """The diffusers folder that a component's file lies in, the folder of a shard, or the file itself."""
+    """The diffusers folder of a component's file, the folder of a shard, or the file itself."""
     folder = path.parent.parent
     if (folder / "model_index.json").is_file():
         return folder

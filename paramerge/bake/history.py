@@ -1,7 +1,7 @@
 """The base's own past, from outside: the recipe of an earlier bake and other metadata.
 
-A recipe is kept whole if it is one that every reader of JSON can take; of a private bake what is not known
-to be free of names is left out of it, and of the metadata, as far back as they go.
+A recipe is kept whole if it is one that every reader of JSON can take; of a private bake every entry that may
+have names in it is left out, of the recipe and of the metadata, as far back as they go.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from paramerge.strict_json import MAX_BYTES, object_from
 
 _VARIANT = re.compile(r"\.(\w+)(?:-\d+-of-\d+)?\.safetensors$")
 _NO_NAME = re.compile(r"[^\w.@-]")
-"""Characters that stand for something else in a shell or a path."""
+"""Characters with a meaning in a shell or a path."""
 
 
 def default_output(plan: Plan) -> Path:
@@ -69,7 +69,7 @@ def _short_hash(text: str) -> str:
 
 
 def check_output(plan: Plan, output: Path, *, overwrite: bool = False) -> Path:
-    """Refuse an output that may not be written, or that cannot be what the base's layout needs.
+    """Refuse an output that may not be written, or that does not suit the base's layout.
 
     Returns
     -------
@@ -108,7 +108,7 @@ def write_companions(plan: Plan, folder: Path, recipe: Mapping[str, object]) -> 
 
 
 def _adjusted(plan: Plan, relative: PurePosixPath, source: Source) -> bytes | None:
-    """The new content of a file that speaks of sizes or dtypes, when ``dtype`` changed them; else None."""
+    """The new content of a file that states sizes or dtypes, when ``dtype`` changed them; else None."""
     files = [file for file in plan.files if file.relative.parent == relative.parent]
     if plan.options.dtype == "keep" or not files:
         return None

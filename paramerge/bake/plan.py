@@ -1,4 +1,4 @@
-"""From headers to a plan: what will happen to each tensor, before any tensor is read.
+"""From headers to a plan for each tensor, before any tensor is read.
 
 The plan is plain data. It can be printed (``--dry-run``), tested, and written into the output as the recipe;
 :mod:`paramerge.bake.bake` only carries it out.
@@ -79,7 +79,7 @@ class Plan:
 
 
 def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOptions) -> Plan:
-    """Decide what happens to every tensor of ``base``. Only headers have been read.
+    """Plan every tensor of ``base``. Only headers have been read.
 
     Raises
     ------

@@ -69,7 +69,7 @@ def _is_excluded(
 ) -> bool:
     """Whether ``only`` leaves the layer out: one that the base has, or of a model that the base has not.
 
-    A layer that is not found in a model that is there is none of either, whatever was selected.
+    A layer that is missing from a model of the base is neither, selected or not.
     """
     if _is_selected(name, only):
         return False

@@ -96,9 +96,9 @@ def build_recipe(
 
 
 def output_metadata(base: Mapping[str, str], plan: Plan, recipe: Mapping[str, object]) -> dict[str, str]:
-    """The metadata of an output file: the base's own, less what is no longer true, plus the recipe.
+    """The metadata of an output file: the base's own that are still true, and the recipe.
 
-    A private bake keeps of the base's own only what says what kind of model it is.
+    A private bake keeps of the base's own only those on the kind of the model.
     """
     base = public_metadata(base) if plan.options.private else base
     metadata = {key: value for key, value in base.items() if key not in _STALE and key != RECIPE_KEY}

@@ -27,7 +27,7 @@ class TensorStream:
         self._blocks = Blocks()
 
     def run(self, task: Task) -> list[LayerResult]:
-        """Do one task; returns what was done to its layers."""
+        """Do one task; returns the outcome for its layers."""
         if not task.large:
             return self._run_group(task.tensors)
         if task.tensors[0].plan.touched:

@@ -1,4 +1,4 @@
-"""A plan in figures: what ``--dry-run`` prints and ``--json`` gives to programs."""
+"""A plan in figures, for ``--dry-run`` to print and ``--json`` to give to programs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class StepSummary:
     family: str
     families: dict[str, int]
     depends_on_weight: int
-    """Layers that it changes by what the steps before it left there."""
+    """Layers whose change depends on the weight that the steps before it left."""
     blocks: tuple[BlockUse, ...]
     unmatched: tuple[str, ...]
     leftovers: tuple[tuple[str, str], ...]
@@ -88,7 +88,7 @@ class PlanSummary:
 
 
 def summarise(plan: Plan) -> PlanSummary:
-    """Count what a plan does, from the plan alone."""
+    """Summarise a plan, from the plan alone."""
     tensors = [tensor for file in plan.files for tensor in file.tensors]
     order = list(dict.fromkeys(tensor.component for tensor in tensors))
     components = tuple(
