@@ -2,8 +2,8 @@
 
 diffusers and transformers name weights ``STEM[.VARIANT].safetensors``, or in shards
 ``STEM[.VARIANT]-00001-of-00002.safetensors`` with ``STEM.safetensors.index[.VARIANT].json``, which maps each
-key to its shard; older versions of diffusers put the variant behind the numbers and before ``index``.
-Beside them lie twins in other formats that must not be mixed up with a changed copy.
+key to its shard; older versions of diffusers put the variant behind the numbers and before ``index``. Beside
+them are twins in other formats, which must not be mixed up with a changed copy.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def _read_index(path: Path) -> Mapping[str, str]:
 
 
 def _check_shard_name(index: Path, name: str) -> None:
-    """Shards lie beside their index: a name that could lead elsewhere is refused, on every system."""
+    """Shards are beside their index: a name that could lead elsewhere is refused, on every system."""
     inside = PureWindowsPath(name).name == name and name not in ("", ".", "..")
     if not inside or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
         raise CheckpointError(

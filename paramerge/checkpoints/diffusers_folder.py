@@ -219,7 +219,7 @@ def _sort_component(folder: Path, subfolder: Path, taken: set[Path], contents: F
 
 
 def _take_vae(folder: Path, variant: str | None, taken: set[Path], contents: FolderContents) -> None:
-    """The VAE's weights may change their dtype; whatever else lies beside them comes along."""
+    """The VAE's weights may change their dtype; the other files beside them come along."""
     subfolder = folder / VAE
     weights = find_weights(subfolder, VAE, variant)
     if weights is None:
@@ -245,7 +245,7 @@ def _twin(path: Path) -> str:
 
 
 def _sort_rest(folder: Path, named: dict[str, str], contents: FolderContents) -> None:
-    """Sort what lies outside the components that adapters reach."""
+    """Sort the files outside the components that adapters reach."""
     for path in sorted(folder.iterdir()):
         relative = _relative(path, folder)
         if path.is_dir():

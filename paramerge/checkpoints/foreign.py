@@ -127,7 +127,7 @@ def refuse_quantised(path: Path, schemes: Mapping[str, str]) -> None:
 
 
 def without_unet(path: Path, keys: Iterable[str]) -> CheckpointError:
-    """The error for a file in which there is no UNet, with the name of what it is instead if it is known."""
+    """The error for a file in which there is no UNet, with the name of its actual kind if that is known."""
     keys = list(keys)
     block = first_unet_key(keys)
     if block:

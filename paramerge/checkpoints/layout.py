@@ -1,4 +1,4 @@
-"""Opening a base checkpoint: what it is, which files it has, and what adapters can reach in it.
+"""Opening a base checkpoint: its kind, its files, and the layers that adapters can reach in it.
 
 Layouts: a single file (LDM), a diffusers folder, a file with the UNet alone; and of models other than Stable
 Diffusion a file or a folder with the model alone. Only headers are read.
@@ -50,7 +50,7 @@ class WeightFile:
     relative: PurePosixPath
     """Its place in the base's folder; the name alone for a base that is a file."""
     component: str | None
-    """The component whose folder it lies in; None for a file whose components are told by the keys."""
+    """The component of its folder; None for a file whose components are known from the keys."""
     targets: Mapping[ModuleName, Target] = field(repr=False)
     components: Mapping[str, str] = field(repr=False)
     """Every key's component: one that adapters reach, ``vae``, ``ema`` or ``other``."""
@@ -74,8 +74,8 @@ class Base:
     """``single-file``, ``diffusers-folder`` (also a folder with a UNet alone) or ``unet-file``; another model
     on its own is a ``model-file`` or ``model-folder``."""
     architecture: str
-    """``sd15``, ``sdxl``, or what it was told apart as: ``sd2``, ``sd15-inpainting`` ...; ``flux``, ``sd3``,
-    ``llama`` and other models by their names; ``unknown``."""
+    """``sd15``, ``sdxl``, or a variant: ``sd2``, ``sd15-inpainting`` ...; ``flux``, ``sd3``, ``llama`` and
+    other models by their names; ``unknown``."""
     true_dimensions: bool
     """Whether a UNet's widths are those of the published architecture, not of a scaled-down one."""
     files: tuple[WeightFile, ...] = field(repr=False)
@@ -202,7 +202,7 @@ def _opened(
 ) -> list[_OpenedFile]:
     """Name the tensors of one component's files (of several shards, all together) or of a single file.
 
-    ``quantised_by`` is what a configuration beside them says.
+    ``quantised_by`` is the scheme that a configuration beside them states.
     """
     files = list(files)
     for _, header in files:

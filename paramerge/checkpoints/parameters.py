@@ -49,7 +49,7 @@ def _views(
 def _shape_of_stack(
     key: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, int]:
-    """A stacked bias's rows, and the columns of its weight, which tell square parts apart."""
+    """A stacked bias's rows, and the columns of its weight, by which square parts are found."""
     weight = shapes.get(f"{key.removesuffix('.bias')}.weight", ())
     return shape[0], weight[1] if len(weight) == 2 else shape[0]
 

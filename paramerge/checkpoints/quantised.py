@@ -49,12 +49,13 @@ _PLAIN = ("bias", "running_mean", "running_var", "num_batches_tracked")
 """Names of tensors beside plain weights."""
 
 _MARKS = ("scaled_fp8",)
-"""Keys, with whatever prefix, that say of a whole file that its 8-bit weights are scaled."""
+"""Keys, with any prefix, that mark all 8-bit weights of a file as scaled."""
 
 
 @dataclass(frozen=True)
 class _Scheme:
-    """A scheme by what stands beside a weight: any of ``parts``, and the weight's dtype where it matters."""
+    """A scheme, known from the tensors beside a weight: any of ``parts``, and the weight's dtype where it
+    matters."""
 
     name: str
     parts: frozenset[str]
@@ -115,7 +116,7 @@ def quantised_tensors(dtypes: Mapping[str, str], config: str | None = None) -> d
 
 
 def _siblings(keys: Iterable[str]) -> dict[str, dict[str, str]]:
-    """By layer, what stands beside (or instead of) its weight: the part's name and its key."""
+    """By layer, the tensors beside (or instead of) its weight: the part's name and its key."""
     found: dict[str, dict[str, str]] = {}
     for key in keys:
         if match := _INSIDE.match(key):
