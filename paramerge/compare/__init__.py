@@ -1,1 +1,1 @@
-"""``compare``: what adapters do to each other."""
+"""``compare``: the effects of adapters on each other."""

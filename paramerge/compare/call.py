@@ -1,4 +1,4 @@
-"""``paramerge.compare``: what adapters do to each other, in one call."""
+"""``paramerge.compare``: the effects of adapters on each other, in one call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def compare(
     adapters:
         As for :func:`paramerge.bake`, two or more, without strengths.
     base:
-        Compare also what they do to this checkpoint's weights.
+        Compare also their effects on this checkpoint's weights.
     progress:
         Called with layers done and layers in all.
     allow_unmatched:

@@ -76,7 +76,7 @@ def compare(
     *,
     allow_unmatched: bool = False,
 ) -> Comparison:
-    """Compare every two of the opened ``adapters``; with ``base`` also by what they do to its weights.
+    """Compare every two of the opened ``adapters``; with ``base`` also by their effects on its weights.
 
     The matrices are small: NumPy's own threads only slow it down (the command sets ``OPENBLAS_NUM_THREADS=1``
     before NumPy is imported; do so, too, for many large adapters).

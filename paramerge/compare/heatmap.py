@@ -26,8 +26,8 @@ _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 class Metric:
     """One number of a layer that a map can show.
 
-    ``signed`` ones go from -end to end in two colours, the others from 0 to end. ``chance`` is what unrelated
-    adapters would show, or None where there is no such number.
+    ``signed`` ones go from -end to end in two colours, the others from 0 to end. ``chance`` is the value for
+    unrelated adapters, or None where there is no such number.
     """
 
     key: str

@@ -36,8 +36,8 @@ class ParaPair:
     shared:
         Directions that are in both spans.
     friedrichs:
-        The cosine of the Friedrichs angle, which is ``||(I-P2)(I-P1) - (I-Pm)||_2``: what merging them one
-        after the other gets wrong (T3e).
+        The cosine of the Friedrichs angle, which is ``||(I-P2)(I-P1) - (I-Pm)||_2``: the error of merging
+        them one after the other (T3e).
     joint_rank, sequential_rank:
         Directions that each way of merging removes (T3r).
     chance:
@@ -71,8 +71,8 @@ class MixedPair:
     chance:
         The share to be expected of directions that know nothing of each other.
     refilled:
-        In the order PaRa, LoRA: what the LoRA writes back into the removed directions, relative to what was
-        there, ``||Q^T s B A|| / ||Q^T W0||``. None without a base.
+        In the order PaRa, LoRA: the LoRA's part in the removed directions, relative to the removed weight,
+        ``||Q^T s B A|| / ||Q^T W0||``. None without a base.
     """
 
     name: ModuleName
@@ -160,7 +160,7 @@ def compare_paras(
 def compare_mixed(
     name: ModuleName, para: ParaSpace, lora: LoraSpace, rows: int, seen: np.ndarray | None = None
 ) -> MixedPair:
-    """Tell what the PaRa takes of the LoRA; ``seen`` is ``U^T W0`` where there is a base."""
+    """Measure the share of the LoRA that the PaRa takes; ``seen`` is ``U^T W0`` where there is a base."""
     Q = para.directions
     change = lora.change
     norm = float(np.linalg.norm(change))

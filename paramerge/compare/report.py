@@ -22,7 +22,7 @@ from paramerge.version import __version__
 
 @dataclass(frozen=True)
 class Value:
-    """A cell of the table: what is shown and what it is sorted by."""
+    """A cell of the table: the text shown and the value it is sorted by."""
 
     text: str
     key: float | str
@@ -47,7 +47,7 @@ class Section:
 
 
 def write_report(comparison: Comparison, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write the page, whole or not at all; with ``overwrite`` also where a file stands.
+    """Write the page, whole or not at all; with ``overwrite`` also in the place of a file.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def _decimal(value: float) -> Value:
 
 
 def _signed(value: float, digits: int) -> str:
-    """``+0.031``, and ``0.000`` for what rounds to nothing."""
+    """``+0.031``, and ``0.000`` for a value that rounds to nothing."""
     rounded = round(value, digits)
     return f"{rounded:+.{digits}f}" if rounded else f"{0.0:.{digits}f}"
 

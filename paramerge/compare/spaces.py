@@ -2,7 +2,7 @@
 
 With ``[X1 ... Xn] = U R`` (QR of all adapters side by side) U is orthonormal, so angles, norms and products
 of the ``Xi`` are those of their columns in R. R has as many rows as there are columns, 64 for two adapters of
-rank 32, whatever the width of the layer; and U itself is never formed unless a base weight is looked at.
+rank 32, whatever the width of the layer; and U itself is formed only where a base weight is compared.
 """
 
 from __future__ import annotations
