@@ -49,10 +49,10 @@ def convert(
     output:
         A file; a folder for ``peft`` and ``deft``.
     to:
-        ``kohya`` (or ``lycoris``), ``kohya-sgm``, ``diffusers``, ``peft``, ``para``, ``deft``, or what a
-        package adds.
+        ``kohya`` (or ``lycoris``), ``kohya-sgm``, ``diffusers``, ``peft``, ``para``, ``deft``, or a dialect
+        that a package adds.
     base:
-        The checkpoint that a PaRa becomes a LoRA for; also what tells other models' names.
+        The checkpoint that a PaRa becomes a LoRA for; also the model whose keys settle names.
     dtype:
         In any spelling; None to keep each tensor's (of a PaRa that becomes a LoRA: ``fp16``).
     partial:

@@ -39,7 +39,7 @@ from paramerge.resolve.weights import BaseWeights, LayerShapes
 
 @dataclass(frozen=True)
 class ConvertedLayer:
-    """A layer that was written, and what rounding lost of a change that had to be written otherwise."""
+    """A layer that was written, and the rounding error of a change that had to be written otherwise."""
 
     name: ModuleName
     family: str
@@ -92,7 +92,7 @@ def convert(
     InputChangedError
         A file was written to or replaced since it was opened.
     OutputError
-        ``output`` is an input, stands there already (without ``overwrite``), or cannot be written.
+        ``output`` is an input, exists already (without ``overwrite``), or cannot be written.
     """
     to_lora = check_request(inputs, adapters, options, base)
     output = check_output(output, options.to, adapters, base, overwrite=overwrite)
@@ -170,7 +170,7 @@ def _as_lora(
     options: ConvertOptions,
     progress: Callable[[int, int], None],
 ) -> Iterator[Part]:
-    """The LoRA that does to this base what the PaRas (jointly) and then the LoRAs do (T5)."""
+    """The LoRA with the effect on this base of the PaRas (jointly) and then the LoRAs (T5)."""
     dtype, folds = options.dtype or "F16", named_dialect(options.to).alpha == "folded"
     combine, scales = CombineOptions(dtype=dtype), [given.scale for given in inputs]
     shapes = LayerShapes(weights, common_architecture(adapters))

@@ -85,7 +85,7 @@ def deft_config(parts: Sequence[Part], linear: dict[ModuleName, bool] | None) ->
     Parameters
     ----------
     linear:
-        Whether each layer is linear, where a base was there to tell.
+        Whether each layer is linear, where there was a base.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""PEFT's folders: the configuration that says what the tensors of a model's adapter mean."""
+"""PEFT's folders: the configuration that gives the tensors of a model's adapter their meaning."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def check_request(
 
 
 def refuse_unread_names(adapters: Sequence[Adapter]) -> None:
-    """Refuse names of other models with underscores: which are dots, only the checkpoint tells."""
+    """Refuse names of other models with underscores: only the checkpoint settles which are dots."""
     for adapter in adapters:
         dialect = DIALECTS.get(adapter.dialect)
         if dialect is None or not dialect.underscored:

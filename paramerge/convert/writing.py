@@ -150,7 +150,7 @@ class Writing:
         return dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
 
     def _kept_metadata(self) -> dict[str, str]:
-        """The input's metadata that are still true: of a single input that is what it was."""
+        """The input's metadata that are still true: of a single input all of them."""
         if self.to_lora:
             return {}
         dropped = (*_OF_THE_FILE, *(() if self.dialect.base == "kohya" else ("modelspec.architecture",)))
