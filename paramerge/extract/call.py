@@ -39,7 +39,7 @@ def extract(
     rehash: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExtractionReport:
-    """Write what was baked as an adapter: ``extract("tuned", "base", "a.safetensors")``.
+    """Write the difference of two checkpoints as an adapter: ``extract("tuned", "base", "a.safetensors")``.
 
     Parameters
     ----------

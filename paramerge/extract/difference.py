@@ -1,4 +1,4 @@
-"""Two checkpoints layer by layer: what was done to what adapters reach, and to the rest."""
+"""The difference of two checkpoints, layer by layer: in the layers that adapters reach, and in the rest."""
 
 from __future__ import annotations
 

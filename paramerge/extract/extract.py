@@ -1,4 +1,4 @@
-"""``extract``: the adapter that comes nearest to what was done to a base."""
+"""``extract``: the adapter that is nearest to the change of a base."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def extract(
     InputChangedError
         A checkpoint was written to or replaced since it was opened.
     OutputError
-        ``output`` is an input, stands there already (without ``overwrite``), or cannot be written.
+        ``output`` is an input, exists already (without ``overwrite``), or cannot be written.
     """
     _check(options)
     output = check_output_file(output, inputs_of(tuned, base), overwrite=overwrite)
@@ -169,7 +169,8 @@ def _named_architecture(base: Base) -> str | None:
 def _whole_differences(
     differences: Differences, architecture: str | None, options: ExtractOptions
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors for the norms, biases and embeddings that changed; what else changed, each with the reason."""
+    """Tensors for the norms, biases and embeddings that changed; the other changes, each with the reason why
+    it is left out."""
     tensors: dict[str, np.ndarray] = {}
     left_out = differences.changed_beside()
     for name, difference in differences.changed_parameters():

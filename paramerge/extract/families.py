@@ -41,7 +41,7 @@ class ExtractOptions:
     only:
         Components; all without.
     partial:
-        Leave out what the family cannot hold instead of refusing.
+        Leave out changes that the family cannot hold, instead of refusing.
     dtype:
         ``F16``, ``BF16`` or ``F32``.
     """
@@ -77,7 +77,7 @@ class Extracted:
     exact:
         PaRa: whether rounding the tuned weights explains the error.
     rounding:
-        PaRa: what that rounding can make of the error.
+        PaRa: the part of the error that rounding can make.
     strength:
         PaRa: the strength at which the projector comes nearest.
     """

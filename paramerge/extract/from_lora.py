@@ -1,9 +1,9 @@
 """A PaRa made from a LoRA: the output directions that the LoRA writes to most.
 
-This recipe is paramerge's own; the PaRa paper trains its bases and has none like it. A layer's change
-``B A`` writes to the span of its left singular vectors, the first of them most. Removing those directions
-takes from the base what the LoRA would have overwritten: a first PaRa to try things on, not the
-equal of a trained one.
+This recipe is paramerge's own; the PaRa paper trains its bases and has none like it. A layer's change ``B A``
+writes to the span of its left singular vectors, the first of them most. Removing those directions takes from
+the base the part that the LoRA would have overwritten: a first PaRa to try things on, not the equal of a
+trained one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TakenLayer:
     norm:
         ``||scale * B A||``, Frobenius.
     captured:
-        The share of the squared norm that lies in these directions, ``||Q^T B A||^2 / ||B A||^2``.
+        The share of the squared norm in these directions, ``||Q^T B A||^2 / ||B A||^2``.
     """
 
     name: ModuleName

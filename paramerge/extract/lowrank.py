@@ -15,7 +15,7 @@ _EXACT_SIDE = 320
 """The largest shorter side that is decomposed as a whole."""
 _OVERSAMPLING = 8
 _PROBES = 10
-"""Random probes of what is outside of the range: their bound fails once in 1e10 (section 4.3)."""
+"""Random probes outside of the range: their bound fails once in 1e10 (section 4.3)."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Leading:
     norm:
         The Frobenius norm of the whole matrix.
     beyond:
-        A bound for the spectral norm of what is outside of the range of ``U``; 0 where nothing is.
+        A bound for the spectral norm outside of the range of ``U``; 0 where nothing is.
     """
 
     U: np.ndarray
@@ -51,7 +51,7 @@ class Leading:
         """The most by which the error exceeds the best of this rank, relative to ``||D||``.
 
         With ``D = P D + E``, P the projector on the range: the best rank r holds at most ``sum s_i^2`` and
-        what the r largest singular values of E hold (Ky Fan), so the squares differ by at most ``r ||E||^2``.
+        the squares of E's r largest singular values (Ky Fan), so the squares differ by at most ``r ||E||^2``.
         """
         if self.is_exact or not self.norm:
             return 0.0
@@ -122,7 +122,7 @@ def _randomised(D: np.ndarray, norm: float, size: int, seed: int) -> Leading:
     U, s, Vh = torch.linalg.svd(triangle.T)
     outside = probes - Q @ (Q.T @ probes)
     beyond = 10 * math.sqrt(2 / math.pi) * float(torch.linalg.vector_norm(outside, dim=0).max())
-    # at least what rounding makes of it, so that a randomised result is never called exact
+    # at least its rounding, so that a randomised result is never called exact
     beyond = max(beyond, norm * 2.0**-52)
     return Leading((Q @ U).numpy(), s.numpy(), (Vh @ right.T).numpy(), norm, beyond)
 

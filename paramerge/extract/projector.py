@@ -2,9 +2,10 @@
 
 For a given Q the squared distance is ``||W' - W + Q Q^T W||^2 = ||D||^2 + tr(Q^T (W' W'^T - D D^T) Q)`` with
 ``D = W' - W``. So the nearest PaRa has the eigenvectors of ``D D^T - W' W'^T`` with the largest eigenvalues,
-and each of them brings its eigenvalue nearer. Where a projector was applied they lie in the range of D,
-disturbed by the rounding of W': they are brought back to what W' does not reach, and the eigenvalue problem
-is solved in both ranges together. That comes within a tenth of the rounding itself (tests hold it to that).
+and each of them brings its eigenvalue nearer. Where a projector was applied they are in the range of D,
+disturbed by the rounding of W': they are brought back to the directions that W' does not reach, and the
+eigenvalue problem is solved in both ranges together. That comes within a tenth of the rounding itself (tests
+hold it to that).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _SMALLEST = {"F16": 2.0**-25, "F8_E4M3": 2.0**-10, "F8_E5M2": 2.0**-17}
 
 @dataclass(frozen=True)
 class NearestPara:
-    """The PaRa nearest to what was done.
+    """The nearest PaRa.
 
     Attributes
     ----------
@@ -36,8 +37,8 @@ class NearestPara:
     rounding:
         What rounding W' to its dtype alone can make of that number.
     strength:
-        The s for which ``W - s P W`` is nearest, P the projector on what the difference writes to: 1 for a
-        PaRa, and where it was applied at a strength, that.
+        The s for which ``W - s P W`` is nearest, P the projector on the difference's output directions: 1 for
+        a PaRa, or the strength that it was applied with.
     """
 
     Q: np.ndarray
@@ -59,10 +60,9 @@ def nearest_para(
     Parameters
     ----------
     dtype:
-        What ``tuned`` is stored in: its rounding decides what counts as a direction.
+        The stored dtype of ``tuned``, whose rounding decides which directions count.
     rank, energy:
-        At most so many directions; the fewest that bring the squared distance down by this share of what all
-        can.
+        At most so many directions; the fewest that lower the squared distance by this share of the possible.
     """
     D = tuned - W
     norm = float(np.linalg.norm(D))
@@ -97,7 +97,7 @@ def _range(D: np.ndarray, norm: float, noise: float) -> np.ndarray:
 
 
 def _with_null_space(U: np.ndarray, tuned: np.ndarray, noise: float) -> np.ndarray:
-    """An orthonormal basis of U and of U with what ``tuned`` still reaches of it taken away.
+    """An orthonormal basis of U, and of U without the part that ``tuned`` still reaches.
 
     ``(I + T T^T / m)^-1 U`` with m at the size of the noise, by the smaller Gram matrix of T.
     """

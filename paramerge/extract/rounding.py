@@ -1,7 +1,7 @@
 """Whether two stored values may be one number, rounded to two dtypes.
 
 A model that was saved in fp16 differs from its fp32 original in nearly every element, and nothing was done to
-it. Two values can come from one number where the intervals that round to each of them meet: where they lie no
+it. Two values can come from one number where the intervals that round to each of them meet: where they are no
 farther apart than half a step of each dtype together. In one dtype a number has one value, so there equality
 decides.
 """

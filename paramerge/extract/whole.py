@@ -1,4 +1,4 @@
-"""Norms, biases and embeddings: what a LoRA file holds of them, as whole differences.
+"""Norms, biases and embeddings as whole differences, in the form of LoRA files.
 
 Under kohya's names a norm is LyCORIS' ``w_norm`` and ``b_norm``, which readers want together; the bias of a
 layer is ``diff_b``, an embedding ``diff``. Under dotted names all are ``diff`` and ``diff_b``.
