@@ -50,7 +50,7 @@ def parse_dtype(value: object, allowed: Sequence[str] = WRITTEN) -> str:
 
 
 def dtype_named(value: object) -> str:
-    """The name in safetensors of a dtype in any spelling; of what is none, the text in capitals."""
+    """The name in safetensors of a dtype in any spelling; of any other text, the text in capitals."""
     text = value.__name__ if isinstance(value, type) else str(value)  # numpy.float16 is a class
     text = text.strip().removeprefix("torch.")
     return _CANONICAL.get(text.lower(), text.upper())

@@ -23,7 +23,7 @@ _PARTIAL = "room was made for it and its bytes did not come: download it again"
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of files: how one begins, what it is called, and what to do about it."""
+    """A kind of files: its first bytes, its name, and the user's next step."""
 
     start: re.Pattern[bytes]
     name: str

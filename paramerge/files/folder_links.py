@@ -27,7 +27,7 @@ def check_regular(path: Path) -> None:
 
 
 def refuse_link_outside(path: Path, root: Path) -> None:
-    """Raise ``CheckpointError`` if ``path``, in the folder ``root``, really lies elsewhere."""
+    """Raise ``CheckpointError`` if ``path``, in the folder ``root``, links to a place outside."""
     real = path.resolve()
     if real.is_relative_to(root.resolve()) or _is_cache_blob(real):
         return
@@ -41,5 +41,5 @@ def refuse_link_outside(path: Path, root: Path) -> None:
 
 
 def _is_cache_blob(real: Path) -> bool:
-    """Whether the file lies in ``models--NAME/blobs`` of a Hugging Face cache."""
+    """Whether the file is in ``models--NAME/blobs`` of a Hugging Face cache."""
     return real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")

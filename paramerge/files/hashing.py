@@ -80,8 +80,8 @@ def file_sha256(path: Path) -> str:
 class HashBeside:
     """The SHA-256 of a file, computed in a thread of its own while others read the same file.
 
-    ``reached`` tells how many bytes the others are through. The hash keeps within a window of them, so that
-    every block is read from the disk once and found in the page cache the second time.
+    ``reached`` gives the number of bytes that the others are through. The hash keeps within a window of them,
+    so that every block is read from the disk once and found in the page cache the second time.
     """
 
     _WINDOW = 256 << 20
@@ -197,7 +197,7 @@ def _load() -> dict[str, str]:
 
 
 def _clear_the_place() -> None:
-    """Remove what is no file where the cache belongs: a pipe, or a link to a device."""
+    """Remove anything but a file from the cache's place: a pipe, or a link to a device."""
     path = _cache_file()
     if (path.exists() or path.is_symlink()) and not (path.is_file() or path.is_dir()):
         path.unlink()

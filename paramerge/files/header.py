@@ -29,7 +29,7 @@ MAX_HEADER_BYTES = 100_000_000
 
 LONGEST_KEY = 1000
 """Characters of a key that is read as a layer's name. Published files stay below 200; no pattern needs more
-than a fraction of a second for this many, whatever they are."""
+than a fraction of a second for so many."""
 
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 

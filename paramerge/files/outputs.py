@@ -1,7 +1,7 @@
 """The place of an output, checked before any work: one rule for every verb and every format.
 
-An output is never an input (whatever names either has), never lies in an input folder, is a regular file or
-a folder of them, and replaces what stands there only where the caller says ``overwrite``.
+An output is never an input (under any name), is never in an input's folder, is a regular file or a folder of
+them, and replaces an existing one only where the caller says ``overwrite``.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def check_output_file(
     inputs:
         Files and folders that the output must not be, or lie in (see :func:`inputs_of`).
     overwrite:
-        Whether a file that stands there may be replaced.
+        Whether an existing file may be replaced.
     suffix:
         The ending that the file must have, such as ``.png``; None for any.
 
@@ -166,7 +166,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode: what two names of one file have in common; None where there is nothing."""
+    """Device and inode, which all names of one file share; None where there is nothing."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -208,7 +208,7 @@ def _refuse_folder_or_special(path: Path) -> None:
 
 
 def _refuse_file(path: Path) -> None:
-    """Refuse what cannot be, or become, a folder."""
+    """Refuse a path that cannot be, or become, a folder."""
     status = _status(path)
     if status is not None:
         _refuse_special(path, status)
@@ -245,7 +245,7 @@ def _with_ending(path: Path, suffix: str | None) -> Path:
 
 
 def _refuse_inputs(path: Path, real: Path, inputs: Iterable[Path], *, holds: bool = False) -> None:
-    """Refuse an output that is an input or lies in one; with ``holds``, also one that an input lies in."""
+    """Refuse an output that is an input or inside one; with ``holds``, also one with an input inside."""
     own = _identity(real)
     above = {found for parent in real.parents if (found := _identity(parent))}
     for source in inputs:

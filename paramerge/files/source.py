@@ -48,7 +48,7 @@ class Stamp:
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
     def differences(self, other: Stamp) -> list[str]:
-        """The names of what is not the same in ``other``, for people."""
+        """The names of the numbers that differ in ``other``, for people."""
         return [
             _NAMES[part.name]
             for part in fields(self)

@@ -1,4 +1,5 @@
-"""Stages: what an output is called on the way into its place, and how those of killed processes are told.
+"""Stages: the temporary names of outputs on the way into their places, and how those of killed processes are
+found.
 
 The process that fills a stage holds a lock on it (``flock``), which ends with the process in whatever way.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 from paramerge.files.file_names import cut_name
 
 _HAS_LOCKS = os.name == "posix"
-"""Elsewhere dead stages cannot be told from living ones, and stay."""
+"""Elsewhere dead stages cannot be distinguished from living ones, and stay."""
 
 if _HAS_LOCKS:
     import fcntl
@@ -24,7 +25,7 @@ if _HAS_LOCKS:
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
 STAGE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<state>partial|old)", re.DOTALL)
-"""Names of what is on its way into its place, or out of it."""
+"""Names of outputs on the way into their places, or out of these."""
 
 
 def stage_name(target: Path) -> str:

@@ -1,7 +1,7 @@
 """Folders that appear whole or not at all.
 
 A folder is filled under a temporary name beside its place (``.NAME.HEX.partial``), synced, and swapped in by
-one rename; what stood there goes out by the same stroke. Where the system cannot exchange two names the old
+one rename; the old folder goes out by the same stroke. Where the system cannot exchange two names the old
 folder steps aside first (``.NAME.HEX.old``): a kill just then leaves none at its place, and
 :func:`restore_folder` puts the old one back on the next run.
 """
@@ -45,7 +45,7 @@ _RECIPE_LIMIT = 64 << 20
 
 @contextlib.contextmanager
 def new_folder(output: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a new empty folder beside ``output``; at the end of the block it stands at ``output``.
+    """Give a new empty folder beside ``output``; at the end of the block it is at ``output``.
 
     The modes of the folder and of the files that are replaced are kept. If the block raises, ``output`` is as
     it was.
@@ -58,7 +58,7 @@ def new_folder(output: str | os.PathLike[str], *, overwrite: bool = False) -> It
     Raises
     ------
     OutputError
-        The folder cannot be written, or another one has come to stand there.
+        The folder cannot be written, or another one has appeared there.
     """
     target = Path(os.path.realpath(output))
     placed = False
@@ -139,7 +139,7 @@ def restore_folder(target: Path) -> None:
 
 @contextlib.contextmanager
 def _stage_of(target: Path) -> Iterator[Path]:
-    """A new folder beside ``target``, locked; whatever has its name at the end is removed."""
+    """A new folder beside ``target``, locked; the folder that has its name at the end is removed."""
     mode = stat.S_IMODE(target.stat().st_mode) & 0o777 if target.is_dir() else 0o777
     while True:
         stage = stage_path_of(target)
@@ -177,7 +177,7 @@ def _sync_tree(stage: Path) -> None:
 
 
 def _swap(stage: Path, target: Path, overwrite: bool) -> None:
-    """Put ``stage`` at ``target``; what stood there goes to the stage's name, to be removed."""
+    """Put ``stage`` at ``target``; the old one goes to the stage's name, to be removed."""
     if not target.exists() or not any(target.iterdir()):
         stage.rename(target)  # never over a file, or over a folder that is not empty
         return

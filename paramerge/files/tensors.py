@@ -22,7 +22,7 @@ class StoredTensor:
 
     @property
     def path(self) -> Path:
-        """The file that it lies in."""
+        """The file that it is in."""
         return self.source.path
 
     @property

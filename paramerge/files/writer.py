@@ -1,9 +1,9 @@
 """Files that appear whole or not at all.
 
-An output is written under no name at all (``O_TMPFILE``, where Linux and the file system have it) or
-under a temporary one beside its place, synced, and linked or renamed into place; then the folder is synced. A
-crash, a kill or a full disk leaves what stood there before. A temporary name may stay after a kill: its file
-is locked while its process lives, so that the next run in the folder can tell and remove it.
+An output is written under no name at all (``O_TMPFILE``, where Linux and the file system have it) or under a
+temporary one beside its place, synced, and linked or renamed into place; then the folder is synced. A crash,
+a kill or a full disk leaves the old file. A temporary name may stay after a kill: its file is locked while
+its process lives, so that the next run in the folder can recognise and remove it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in NUMPY.items()}
 def new_file(
     path: str | os.PathLike[str], *, overwrite: bool = True, is_output: bool = True
 ) -> Iterator[int]:
-    """Give a file descriptor to write to; at the end of the block its content stands at ``path``.
+    """Give a file descriptor to write to; at the end of the block its content is at ``path``.
 
     A symbolic link at ``path`` is followed, so the link stays and its target is replaced. The mode of a
     file that stood there is kept; a new file gets the umask's. If the block raises, ``path`` is as it was.
@@ -40,14 +40,14 @@ def new_file(
     Parameters
     ----------
     overwrite:
-        Whether a file that stands there may be replaced.
+        Whether an existing file may be replaced.
     is_output:
-        Whether :func:`written_outputs` should tell of it: not of caches, or of parts of an output.
+        Whether :func:`written_outputs` should list it: not caches, or parts of an output.
 
     Raises
     ------
     OutputError
-        The folder is missing or may not be written, the disk is full, or a file stands there and may not be
+        The folder is missing or may not be written, the disk is full, or a file exists there and may not be
         replaced.
     """
     target = Path(os.path.realpath(path))
@@ -142,12 +142,12 @@ def write_safetensors(
 
 
 def check_written(descriptor: int, header: bytes, size: int, path: str | os.PathLike[str]) -> None:
-    """Read the header of a finished file back, and its size; ``path`` is where it will stand.
+    """Read the header of a finished file back, and its size; ``path`` is its later place.
 
     Raises
     ------
     OutputError
-        They are not what was written.
+        They differ from what was written.
     """
     found, position = b"", 0
     while position < len(header):
@@ -204,7 +204,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def note_placing(target: Path, status: os.stat_result) -> None:
-    """Note that what ``status`` describes is about to stand at ``target`` (see :func:`written_outputs`)."""
+    """Note that the file of ``status`` is about to get the name ``target`` (see :func:`written_outputs`)."""
     _placed[target] = (status.st_dev, status.st_ino)
 
 
