@@ -42,7 +42,7 @@ def _claims(key: str) -> bool:
 
 
 def _unnumbered(stem: str) -> Place | None:
-    """No layer: a number alone does not tell one."""
+    """No layer: a number alone does not name one."""
     return None
 
 

@@ -20,7 +20,7 @@ _COMPONENTS = {
 
 
 def without_prefix(path: str) -> str | None:
-    """The path in the model that removes the noise, whatever it is; None where there is no such prefix."""
+    """The path in the model that removes the noise; None where there is no such prefix."""
     match = _MODEL.match(path)
     return path[match.end() :] if match else None
 

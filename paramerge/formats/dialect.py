@@ -73,21 +73,21 @@ class Dialect:
     Attributes
     ----------
     key, names:
-        The name in reports, recipes and ``convert --to``; and what its names are of, in a few words.
+        The name in reports, recipes and ``convert --to``; and the naming in a few words.
     claims:
         Whether a key, or its stem alone, is spelled in this dialect; its layer need not be known.
     place:
         What a stem names; None for what can be no module's name.
     separator:
-        What stands between a stem and an ending.
+        The text between a stem and an ending.
     endings:
         The endings that it does not share with most, by their roles (``up``: ``lora_B.weight``), as they are
         written. Where the separator is a dot, other roles have the first ending of their family, and all
         endings that any family knows are read; where it is not, they go by their own names.
     cut:
-        Stem and role of a key, where the separator does not tell them.
+        The stem and role of a key, where the separator does not divide them.
     indexed:
-        The places of a file's stems, where only all of its keys and its metadata tell them.
+        The layers of a file's stems, where only its keys and metadata together decide.
     spell:
         The stem of a layer (or of a norm, without ``.weight``) in an adapter for an architecture. It raises
         UsageError for a layer that the dialect has no name for. None where nothing is written so.
@@ -158,5 +158,5 @@ class Dialect:
 
     @cached_property
     def roles(self) -> Mapping[str, str]:
-        """The roles of :attr:`endings`, by what is written for them."""
+        """The roles of :attr:`endings`, by their written endings."""
         return {ending: role for role, ending in self.endings.items()}

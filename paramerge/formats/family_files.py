@@ -63,7 +63,7 @@ def _by_layer(header: Header, roles: Iterable[Role]) -> list[Group]:
 
 
 def _understood(header: Header, *, configured: bool) -> list[Role]:
-    """The roles of the file's keys, but for what is no layer and what only looks like a part of a family."""
+    """The roles of the file's keys, without those of no layer and those that only look like a family's."""
     roles = read_roles(header, configured=configured)
     # a norm or an embedding has no inputs that factors could reduce
     lost = strays(role.place.name for role in roles if role.place.layer) | {
@@ -83,7 +83,7 @@ def _understood(header: Header, *, configured: bool) -> list[Role]:
 def _in_one_dialect(header: Header, roles: Sequence[Role]) -> tuple[str, list[Role]]:
     """The dialect of all parts of layers, and the roles in it.
 
-    A number alone (an alpha of something else, whatever it is called) does not speak for a dialect.
+    A number alone (any alpha) is no evidence of a dialect.
     """
     spoken = dialects_of(role for role in roles if role.role != "alpha") or dialects_of(roles)
     known = {dialect.key: dialect.base for dialect in dialects()}

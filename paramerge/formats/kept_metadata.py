@@ -1,7 +1,7 @@
 """The metadata that stay true when an adapter is resized or merged: titles, triggers, tags, bases.
 
-What is told of the file itself (hashes of its bytes, ranks, alphas, how it was made) is not kept: it is
-written anew, or would be a lie.
+Metadata on the file itself (hashes of its bytes, ranks, alphas, how it was made) are not kept: they are
+written anew, or would be untrue.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from paramerge.formats.native import ARCHITECTURE_KEY
 from paramerge.strict_json import check_bounds, parse
 
 INPUTS_KEY = "merge.metadata"
-"""Metadata key of a merge of several: what is kept of each input, as a JSON list in their order."""
+"""Metadata key of a merge of several: the kept metadata of each input, as a JSON list in their order."""
 
 _OF_THE_FILE = frozenset(
     {
@@ -49,8 +49,8 @@ def kept_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 def kept_of_several(all_metadata: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """The entries that are true of several adapters together, and those of each under :data:`INPUTS_KEY`.
 
-    Entries that all have alike are theirs together; trigger phrases stand side by side, tags are counted
-    together by folder.
+    Entries that all have alike are theirs together; trigger phrases are listed, tags are counted together by
+    folder.
     """
     kept = [kept_metadata(metadata) for metadata in all_metadata]
     if len(kept) == 1:

@@ -83,7 +83,8 @@ def kohya_metadata(
 ) -> dict[str, str]:
     """The metadata that kohya's scripts and user interfaces read, from the rank and alpha of every layer.
 
-    There is no date, so that the same input gives the same bytes. Raises UsageError for what is no SHA-256.
+    There is no date, so that the same input gives the same bytes. Raises UsageError for a text that is no
+    SHA-256.
     """
     sizes = list(sizes)
     ranks, alphas = {rank for rank, _ in sizes}, {alpha for _, alpha in sizes}

@@ -166,8 +166,8 @@ def without_dots(stem: str) -> str:
 def underscored_layer(stem: str) -> Spelled | None:
     """Read a name as kohya spells it: ``lora_unet_input_blocks_4_1_proj_in``, ``lora_te1_text_model_...``.
 
-    The underscores of a name that is none of Stable Diffusion's stay: only its checkpoint can tell which of
-    them are dots.
+    The underscores of a name that is none of Stable Diffusion's stay: only its checkpoint decides which are
+    dots.
     """
     prefix = _underscored_prefix(stem)
     if prefix is None:

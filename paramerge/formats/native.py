@@ -225,7 +225,7 @@ def _stored_basis(name: ModuleName, basis: np.ndarray, dtype: str, misplaced: bo
         )
     basis = np.asarray(basis)
     _check_shape(basis.shape, str(name))
-    with np.errstate(over="ignore", under="ignore"):  # what overflows or vanishes is refused just below
+    with np.errstate(over="ignore", under="ignore"):  # numbers that overflow or vanish are refused just below
         rounded = basis.astype(NUMPY[dtype])
     if not np.isfinite(rounded.astype(np.float32)).all():
         raise NonFiniteError(

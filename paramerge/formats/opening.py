@@ -131,14 +131,14 @@ def open_adapter(
     family: str | None = None,
     interpretation: Interpretation = BY_TRAINER,
 ) -> Adapter:
-    """Open the adapter at ``path``, of whatever dialect; no tensor but its alphas is read.
+    """Open the adapter at ``path``, of any dialect; no tensor but its alphas is read.
 
     Parameters
     ----------
     family:
         ``para`` or ``lora`` to refuse every other; None or ``adapter`` to take any.
     interpretation:
-        The user's word where trainers disagree on what tensors mean.
+        The user's decisions where trainers disagree on the meaning of tensors.
 
     Raises
     ------
@@ -218,7 +218,7 @@ def _short_names(header: Header) -> tuple[Header, tuple[str, ...]]:
 
 
 def _is_peft(header: Header, path: Path) -> bool:
-    """Whether a configuration beside the weights speaks of them: by the folder, the name or the keys."""
+    """Whether a configuration beside the weights is theirs: by the folder, the name or the keys."""
     named = path.is_dir() or path.name == peft.WEIGHTS_NAME
     return named or any(key.startswith(peft.PREFIX) for key in header.tensors)
 

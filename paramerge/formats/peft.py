@@ -1,7 +1,7 @@
 """PEFT's dialect: a folder of ``adapter_model.safetensors`` and ``adapter_config.json``.
 
-Keys are ``base_model.model.<layer>.lora_A.weight`` without a component: the layer's name tells the UNet from
-a text encoder, and the width one text encoder from the other. Alpha stands in the configuration only.
+Keys are ``base_model.model.<layer>.lora_A.weight`` without a component: the UNet and the text encoders differ
+by layers' names, the two text encoders by their widths. Alpha is in the configuration only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 
 _WIDTH_OF_SECOND_ENCODER = 1280
-"""By which SDXL's two text encoders are told apart, where names do not."""
+"""The widths by which SDXL's two text encoders differ, where names do not."""
 
 _EXTRAS = (
     (re.compile(r".*\.lora_B\.(?:\w+\.)?bias"), "a bias trained beside the factors (lora_bias)"),
@@ -108,7 +108,7 @@ def read_tuner(config: Mapping[str, object], where: str) -> TunerSettings:
     Raises
     ------
     FamilyError
-        Another tuner, or one with an option that changes what it is.
+        Another tuner, or one with an option that makes it another method.
     AdapterError
         An option has an impossible value.
     """

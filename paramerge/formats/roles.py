@@ -1,7 +1,7 @@
-"""Keys of every family, read into the parameter they stand for and the part they play.
+"""Keys of every family, each read as a parameter and a role.
 
 The layers' names are spelled as in LoRA files: kohya's and LyCORIS's underscores, diffusers' dots, PEFT's
-prefix. What stands behind the name is the role: ``hada_w1_a``, ``oft_blocks``, ``diff_b``.
+prefix. The ending behind the name is the role: ``hada_w1_a``, ``oft_blocks``, ``diff_b``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read_roles(header: Header, *, configured: bool = False) -> list[Role]:
     Parameters
     ----------
     configured:
-        Whether PEFT's configuration lies beside it: its names are then PEFT's, whatever their prefix.
+        Whether PEFT's configuration is beside it: its names are then PEFT's, whatever their prefix.
     """
     indexed: dict[str, Mapping[str, Place]] = {}
     roles = []

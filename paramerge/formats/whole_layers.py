@@ -1,8 +1,8 @@
 """A layer is read whole or not at all.
 
-A key that belongs to a layer and is not understood says that the layer is more than what was read of it: a
-magnitude makes a DoRA of a LoRA, a bias a change of two parameters. Such a layer is none that could be
-applied in part; all of its keys are left over.
+A key of a layer that is not understood means that the layer is more than the part that was read: a magnitude
+makes a DoRA of a LoRA, a bias a change of two parameters. Such a layer cannot be applied in part; all of its
+keys are left over.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from paramerge.formats.roles import read_role
 from paramerge.models.names import ModuleName, split_kind
 
 _LONGEST_ENDING = 8
-"""Words that may stand in a key behind its layer: ``lora_magnitude_vector.default.weight`` has three."""
+"""Words that a key may have behind its layer: ``lora_magnitude_vector.default.weight`` has three."""
 
 _MEANINGS = {
     ".magnitude": "a magnitude under ai-toolkit's name, of a DoRA whose scale the file does not tell",
@@ -60,7 +60,7 @@ def _layer(name: ModuleName) -> str:
 
 
 def _owners(modules: Mapping[ModuleName, LayerModule]) -> dict[str, str]:
-    """The layers by their names in one spelling, and by what stands before the parts' names in their keys."""
+    """The layers by their names in one spelling, and by the text before the parts' names in their keys."""
     owners = {}
     for name, module in modules.items():
         stem = commonprefix(module.keys)  # noqa: RUF071 - of characters, not of folders
