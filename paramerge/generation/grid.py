@@ -20,7 +20,7 @@ _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures, uint8 (height, width, 3), and what they show."""
+    """Pictures, uint8 (height, width, 3), and their label."""
 
     label: str
     pictures: Sequence[np.ndarray]

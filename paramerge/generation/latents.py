@@ -21,7 +21,7 @@ def scaled(config: Any, z: Tensor) -> Tensor:
 
 
 def unscaled(config: Any, latents: Tensor) -> Tensor:
-    """The inverse of :func:`scaled`: what the autoencoder decodes."""
+    """The inverse of :func:`scaled`: latents for the autoencoder to decode."""
     mean, std, factor = _statistics(config, latents)
     result: Tensor = latents * std / factor + mean if torch.is_tensor(std) else latents / factor + mean
     return result
@@ -37,7 +37,7 @@ def _statistics(config: Any, like: Tensor) -> tuple[Any, Any, float]:
 
 @torch.no_grad()
 def decoded(pipeline: Any, latents: Tensor) -> np.ndarray:
-    """Pictures (n, height, width, 3) from 0 to 1, decoded in the autoencoder's dtype whatever autocast says.
+    """Pictures (n, height, width, 3) from 0 to 1, decoded in the autoencoder's dtype, without autocast.
 
     Half precision overflows in SDXL's autoencoder.
     """

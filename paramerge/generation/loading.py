@@ -91,7 +91,8 @@ def load_pipeline(base: Base, dtype: Any, config: Path | None = None) -> Any:
     ----------
     config:
         For a single file, the diffusers folder that has its configuration and tokenizers; by default the
-        folder beside it with :func:`config_folder`, else what diffusers downloads for the architecture.
+        folder beside it with :func:`config_folder`, else the one that diffusers downloads for the
+        architecture.
 
     Raises
     ------
@@ -131,7 +132,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _quieten() -> None:
-    """Keep the libraries' own bars and notes off the terminal; what matters comes as an error."""
+    """Keep the libraries' own bars and notes off the terminal; faults come as errors."""
     import diffusers
     import transformers
 
@@ -152,7 +153,7 @@ def _from_folder(base: Base) -> Any:
         )
     index = read_object(base.path / _INDEX, error=CheckpointError)
     _check_pipeline(index.get("_class_name"), base.path)
-    # a checker's own weights would be loaded for nothing, and its black pictures would hide what adapters do
+    # a checker's weights would be loaded for nothing, and its black pictures would hide adapters
     without = {"safety_checker": None} if "safety_checker" in index else {}
     return lambda dtype: diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
         base.path,
