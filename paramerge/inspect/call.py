@@ -16,7 +16,7 @@ from paramerge.interpretation import BY_TRAINER, Interpretation
 def inspect(
     path: PathLike, interpretation: Interpretation = BY_TRAINER
 ) -> AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts:
-    """Find out what the file or folder at ``path`` is: an adapter, a checkpoint, or neither.
+    """Find out the kind of the file or folder at ``path``: an adapter, a checkpoint, or neither.
 
     Raises
     ------

@@ -41,11 +41,10 @@ class LayerFacts:
     Attributes
     ----------
     shape:
-        (out, in) of the change, a convolution flattened; (out,) for a PaRa and where the file does not
-        tell the inputs, () where it tells neither.
+        (out, in) of the change, a convolution flattened; (out,) for a PaRa and where the file does not show
+        the inputs, () where it shows neither.
     alpha, scale:
-        Of families with factors: what the file says (None: alpha = rank), and what their product is
-        multiplied by.
+        Of families with factors: the file's alpha (None: alpha = rank), and the factor on their product.
     norm:
         ``||W' - W||``, Frobenius, of families that do not depend on the weight; NaN where a tensor is not
         finite.
@@ -163,7 +162,7 @@ class UnknownFacts:
 def inspect_path(
     path: str | os.PathLike[str], interpretation: Interpretation = BY_TRAINER
 ) -> AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts:
-    """Find out what the file or folder at ``path`` is; ``interpretation`` where trainers disagree.
+    """Find out the kind of the file or folder at ``path``; ``interpretation`` where trainers disagree.
 
     Raises
     ------
