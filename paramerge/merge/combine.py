@@ -1,7 +1,7 @@
 """Adapter + adapter -> adapter: PaRas jointly, LoRAs by concatenation, both together as one LoRA for a base.
 
-Layers are worked on one at a time, in the order of their names; what is written depends on the inputs, their
-order and the options alone, so the same call gives the same bytes.
+Layers are worked on one at a time, in the order of their names; the output depends on the inputs, their order
+and the options alone, so the same call gives the same bytes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def combine(
     InputChangedError
         A file was written to or replaced since it was opened.
     OutputError
-        ``output`` is an input, stands there already (without ``overwrite``), or cannot be written.
+        ``output`` is an input, exists already (without ``overwrite``), or cannot be written.
     """
     kind = check_request(inputs, adapters, options, base is not None)
     weights = None if base is None else BaseWeights(base)
@@ -182,7 +182,7 @@ class _Job:
         return [_both_report(layer, joint) for layer, joint in pairs]
 
     def _names(self) -> Iterator[ModuleName]:
-        """All layers in one order, whatever the order of the inputs; tells the progress."""
+        """All layers in one order, for any order of the inputs; reports the progress."""
         names = sorted(
             {name for adapter in self.adapters for name in adapter.modules},
             key=lambda name: (COMPONENTS.index(name.component), name.path),

@@ -109,7 +109,7 @@ def sum_layer(
 
 
 def read_block(module: LoraModule, scale: float) -> Block:
-    """The factors of a layer, a ``mid`` folded in, and what their product is multiplied by.
+    """The factors of a layer, a ``mid`` folded in, and the factor on their product.
 
     Raises
     ------

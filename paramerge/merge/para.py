@@ -127,7 +127,9 @@ def _bounded(
 ) -> np.ndarray:
     """``limit`` directions of the joint span. The boundary is given as an exact share of the layer's rows."""
     if limit == 0 or keep == "consensus":
-        return joint[:, :limit]  # a joint basis begins with what most bases share, a single one as stored
+        return joint[
+            :, :limit
+        ]  # a joint basis begins with directions that most bases share, a single one as stored
     rows = joint.shape[0] if W is None else min(W.shape)
     gamma = Fraction(min(limit, rows), rows)
     many = list(bases) if keep == "order" and len(bases) > 1 else joint
