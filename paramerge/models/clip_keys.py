@@ -1,9 +1,9 @@
 """The names of CLIP text encoder tensors: transformers' and OpenCLIP's, and the prefixes of files.
 
-The canonical name of a tensor is transformers' key with the ``text_model.`` prefix, whether or not the
-file has it. CLIP-L lies in single files under transformers' names behind a prefix; the larger encoders
-(bigG in SDXL, H in SD2) lie there under OpenCLIP's, where q, k and v are one stacked matrix
-``attn.in_proj_weight`` (rows q, then k, then v) and ``text_projection`` is a Linear's weight transposed.
+The canonical name of a tensor is transformers' key with the ``text_model.`` prefix, whether or not the file
+has it. CLIP-L is in single files under transformers' names behind a prefix; the larger encoders (bigG in
+SDXL, H in SD2) are there under OpenCLIP's, where q, k and v are one stacked matrix ``attn.in_proj_weight``
+(rows q, then k, then v) and ``text_projection`` is a Linear's weight transposed.
 """
 
 from __future__ import annotations

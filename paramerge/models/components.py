@@ -55,7 +55,7 @@ _CLIP_L = EncoderPrefix("text_encoders.clip_l.transformer.", "text_encoder")
 _CLIP_G = EncoderPrefix("text_encoders.clip_g.transformer.", "text_encoder_2")
 _T5 = "text_encoders.t5xxl.transformer."
 _CLIP_LIKE = re.compile(r"\b(encoder\.layers|resblocks)\.\d+\.(self_attn|attn|mlp)\.")
-"""Keys of a CLIP text encoder, under whatever prefix: its names are canonical or unknown, never its own."""
+"""Keys of a CLIP text encoder, under any prefix: its names are canonical or unknown, never its own."""
 
 
 @followed
@@ -80,8 +80,8 @@ def locate(
     keys:
         All keys of the file; of all shards together, if it is one of several.
     component:
-        The component whose folder the file lies in, or None for a single file, whose components are told
-        apart by the keys (``ema`` for a second set of weights, ``other`` for what belongs to none).
+        The component of the file's folder, or None for a single file, whose components are known from the
+        keys (``ema`` for a second set of weights, ``other`` for what belongs to none).
     known:
         The model that it was recognised as, if it is no UNet of Stable Diffusion.
 
@@ -105,7 +105,7 @@ def locate(
 
 
 def _locate_model(keys: Collection[str], known: ArchitectureRecord) -> dict[str, Located]:
-    """A single file of a model whose layers go by their own names, and what it may be bundled with."""
+    """A single file of a model with names of its own, and the encoders it may be bundled with."""
     prefix = next((start for start in known.file_prefixes if any(key.startswith(start) for key in keys)), "")
     encoders = known.encoders or _bundled_encoders(keys)
     located = {}

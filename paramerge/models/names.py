@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 MODEL = "model"
-"""The component of a model on its own, and of adapters that do not say what of a pipeline they are for."""
+"""The component of a model on its own, and of adapters that do not name a component of a pipeline."""
 
 COMPONENTS = (
     "unet",

@@ -27,7 +27,7 @@ class Published(Protocol):
         """The components that adapters reach."""
 
     def shapes(self, component: str) -> Mapping[str, tuple[int, ...]]:
-        """The tensors of one component: keys by the names of layers that paramerge speaks, and shapes."""
+        """The tensors of one component: keys by paramerge's names of layers, and shapes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +37,10 @@ class BlockNames:
     Attributes
     ----------
     names:
-        In order; the first is for what lies in no block. Those that end in digits may be named together by
-        what stands before these.
+        In order; the first is for layers in no block. Those that end in digits may be named together by the
+        letters before these.
     of:
-        The block of a layer's path (also with ``.weight`` or ``.bias``); None for what is no layer.
+        The block of a layer's path (also with ``.weight`` or ``.bias``); None for anything but a layer.
     vectors:
         The blocks that a vector names, by how many numbers it has.
     """
@@ -67,7 +67,7 @@ class KohyaNames:
             "text_encoder_2": "lora_te2_",
         }
     )
-    """By component what its layers' names begin with."""
+    """The beginnings of layers' names, by component."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,29 +77,29 @@ class ArchitectureRecord:
     Attributes
     ----------
     name:
-        What reports and recipes call it: ``sd15``, ``flux`` ...; lower case, digits and hyphens.
+        Its name in reports and recipes: ``sd15``, ``flux`` ...; lower case, digits and hyphens.
     label:
-        What people call it; by default its name.
+        Its name for people; by default ``name``.
     component:
-        What the model itself is in a pipeline: ``unet``, ``transformer`` or, alone, ``model``.
+        The model's own component in a pipeline: ``unet``, ``transformer`` or, alone, ``model``.
     family:
         The architecture of whose layers it is made, whose adapters are meant for it too (``sd15`` of
         ``sd15-inpainting``); by default itself.
     patterns:
-        How it is recognised: regular expressions, each of which must occur in some key of the file, with
-        whatever prefix. Empty for a UNet of Stable Diffusion (``unet``).
+        Regular expressions by which it is recognised: each must occur in some key of the file, with any
+        prefix. Empty for a UNet of Stable Diffusion (``unet``).
     vague:
         Whether the patterns are of many models, so that a configuration's own name for one says more.
     beside_unet:
         Whether it has blocks that are named as a UNet's way up, which else is Stable Diffusion's.
     unet:
-        By which blocks a UNet of Stable Diffusion is it.
+        The blocks by which a UNet of Stable Diffusion is recognised.
     inputs:
-        The names of its variants that differ in what goes in alone, by the number of channels.
+        The names of its variants that differ in their inputs alone, by the number of channels.
     prefixes:
-        What may stand before its keys in single files; the first that is there is taken.
+        The possible prefixes of its keys in single files; the first that is there is taken.
     encoders:
-        Where its single files have text encoders.
+        The places of text encoders in its single files.
     key_map:
         The names of its layers in single files and in diffusers; None where they are the same, or LDM's.
     ldm:
@@ -107,7 +107,7 @@ class ArchitectureRecord:
     blocks:
         The blocks that have weights of their own.
     published:
-        Makes the published checkpoint's layout.
+        The function that makes the published checkpoint's layout.
     context_width:
         The width of the text that cross attention reads, where that is of no other architecture.
     encoder_width:
@@ -115,8 +115,8 @@ class ArchitectureRecord:
     shown_by:
         A regular expression that occurs in ``component.path`` of layers that no other architecture has.
     resembles:
-        What its layers' names remind of: an adapter that says it is for this architecture is believed if the
-        names of its layers remind of one of these, or of nothing.
+        Resemblances of its layers' names: an adapter that says it is for this architecture is believed if its
+        layers' names have one of these, or none.
     modelspec:
         ``modelspec.architecture`` of its models and, with ``/lora`` behind it, of its adapters.
     modelspec_read:
@@ -130,9 +130,9 @@ class ArchitectureRecord:
     unordered_rows:
         A regular expression of layers' paths whose rows files of one name and shape have in several orders.
     kinds:
-        What sort of layer it is whose ``.path.`` has this in it, for reports.
+        The kind of a layer, by a text in its ``.path.``, for reports.
     columns:
-        What a layer whose path ends so is called above a column of a heat map, in order.
+        The title of a column of a heat map, by the end of layers' paths, in order.
     """
 
     name: str
@@ -164,7 +164,7 @@ class ArchitectureRecord:
     columns: Mapping[str, str] = field(default_factory=dict)
 
     def variant(self, name: str, **facts: Any) -> ArchitectureRecord:
-        """The record of another model of the same layers: what is of this one alone is left out.
+        """The record of another model of the same layers: fields of this one alone are left out.
 
         ``facts`` are fields that the other has.
         """

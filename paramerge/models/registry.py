@@ -51,7 +51,7 @@ ARCHITECTURES = Registry(
     BUILT_IN,
     names=lambda record: (record.name,),
     check=_check,
-    added_first=True,  # theirs is what they know of; the last of those that come along are vague
+    added_first=True,  # they know their own models; the last of those that come along are vague
 )
 records = ARCHITECTURES.all
 register, unregister = ARCHITECTURES.register, ARCHITECTURES.unregister
@@ -62,7 +62,7 @@ register, unregister = ARCHITECTURES.register, ARCHITECTURES.unregister
 def record_of(name: str | None) -> ArchitectureRecord:
     """The record of the architecture ``name``; one with the name alone where nothing is known of it.
 
-    A variant that differs in what goes in is its family's: ``sdxl-16-channels`` is as ``sdxl``.
+    A variant that differs in its inputs alone is its family's: ``sdxl-16-channels`` is as ``sdxl``.
     """
     known = {record.name: record for record in records()}
     if name is None or name in known:
@@ -82,5 +82,5 @@ def family_of(name: str) -> str:
 
 
 def published() -> dict[str, Callable[[], Published]]:
-    """By name what makes the layout of an architecture's published checkpoint, where that is known."""
+    """The functions that make the layouts of published checkpoints, by architecture, where known."""
     return {record.name: record.published for record in records() if record.published is not None}

@@ -43,7 +43,7 @@ class UNetFacts:
 
 @dataclass(frozen=True, slots=True)
 class UNetTraits:
-    """The blocks of one architecture's UNet; whatever is None does not matter."""
+    """The blocks of one architecture's UNet; a trait that is None does not matter."""
 
     structure: UNetStructure
     depths: tuple[int, ...]

@@ -111,7 +111,7 @@ def infer_structure(keys: Iterable[str]) -> UNetStructure:
 
 
 def _check_skips(structure: UNetStructure) -> None:
-    """Every resnet on the way up reads what one block on the way down left: their numbers are the same."""
+    """Every resnet on the way up reads one block's output on the way down: their numbers are the same."""
     left = 1 + sum(len(level.attentions) + level.resampler for level in structure.down)
     read = sum(len(level.attentions) for level in structure.up)
     if left != read:

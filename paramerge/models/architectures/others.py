@@ -76,5 +76,5 @@ _RECORDS = (
     ArchitectureRecord("minimax_h3", label="MiniMax H3", unordered_rows=r"(?:.*\.)?qkv_proj"),
 )
 OTHERS = {record.name: record for record in _RECORDS}
-"""By name. MiniMax H3 is known by what its configuration calls it: the model's own files interleave q, k and
-v head by head, and most of its adapters stack them: all of q, then k, then v."""
+"""By name. MiniMax H3 is known by the name in its configuration: the model's own files interleave q, k and v
+head by head, and most of its adapters stack them: all of q, then k, then v."""
