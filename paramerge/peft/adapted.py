@@ -18,7 +18,7 @@ __all__ = ["AdaptedLayer"]
 
 
 class AdaptedLayer(BaseTunerLayer):
-    """A layer and what each adapter on it is made of; what they do is :class:`PaRaLayer`'s."""
+    """A layer and the parts of each adapter on it; their effect is :class:`PaRaLayer`'s."""
 
     adapter_layer_names = ("para_B",)
     other_param_names = (
@@ -47,7 +47,7 @@ class AdaptedLayer(BaseTunerLayer):
         self.para_epsilon: dict[str, float] = {}
         self.para_mode: dict[str, str] = {}
         self.para_stored: dict[str, str] = {}
-        """The dtype that each basis was stored in: what is closer than its rounding is one direction."""
+        """The dtype that each basis was stored in: directions closer than its rounding are one."""
         self.para_B = WideParameters({})
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -113,7 +113,7 @@ class AdaptedLayer(BaseTunerLayer):
     ) -> None:
         """Move to the device only: B keeps its dtype under a half-precision model."""
         if adapter_name not in self.para_B:
-            return  # PEFT asks every layer, whatever adapters it has
+            return  # PEFT asks every layer, with any adapters
         B = self.para_B[adapter_name]
         target = device or self.base_layer.weight.device
         if not B.is_meta and target.type != "meta":

@@ -24,7 +24,7 @@ def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
 def basis_of(B: Tensor, method: str, epsilon: float) -> Tensor:
     """K for ``method``: ``qr``, ``cholesky`` or ``soft`` (the only one that reads ``epsilon``).
 
-    The gradient of ``qr`` and ``cholesky`` is right for what depends on ``K K^T`` alone, as all here does.
+    The gradient of ``qr`` and ``cholesky`` is right for functions of ``K K^T`` alone, as all here are.
     """
     with no_autocast(B):
         if method == "soft":

@@ -21,7 +21,7 @@ _OURS, _THEIRS = ".para_B", ".deft_P"
 
 
 def para_config(config: DeftConfig) -> PaRaConfig:
-    """The PaRa that a DEFT configuration stands for.
+    """The PaRa configuration equal to a DEFT configuration.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def para_config(config: DeftConfig) -> PaRaConfig:
 
 
 def deft_config(config: PaRaConfig) -> DeftConfig:
-    """The DEFT configuration that stands for a PaRa.
+    """The DEFT configuration equal to a PaRa's.
 
     Raises
     ------

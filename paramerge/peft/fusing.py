@@ -22,14 +22,14 @@ def fuse(
 ) -> None:
     """Merge adapters (all active ones) into the weights: PaRas first, then the LoRAs around them.
 
-    The forward pass then costs what the model's own does; :func:`unfuse` takes them out again.
+    The forward pass then costs no more than the model's own; :func:`unfuse` takes them out again.
 
     Raises
     ------
     NonFiniteError
         A weight would hold NaN or Inf.
     UsageError
-        A LoRA would be merged without the active PaRa that it lies around.
+        A LoRA would be merged without the active PaRa inside of it.
     """
     names = None if adapter_names is None else list(adapter_names)
     for layer in _tuner_layers(pipe_or_model, component):
@@ -38,7 +38,7 @@ def fuse(
 
 def unfuse(pipe_or_model: Any, *, component: str | None = None) -> None:
     """Take all merged adapters out of the weights: where only PaRas were merged, every value is as before."""
-    # what lies outside was merged last and goes first
+    # outer adapters were merged last and go first
     for layer in reversed(list(_tuner_layers(pipe_or_model, component))):
         if layer.merged:
             layer.unmerge()

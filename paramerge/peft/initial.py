@@ -39,7 +39,7 @@ def least_energy_directions(W: Tensor, rank: int, where: str = "W") -> Tensor:
     weight has d - k directions that it does not write to at all; these come first.
 
     Returns (d, rank), orthonormal, float32 (float64 for a float64 weight), without gradient. They are
-    eigenvectors of ``W W^T``, which tells energies apart down to about 3e-4 of the largest in float32: below
+    eigenvectors of ``W W^T``, which resolves energies down to about 3e-4 of the largest in float32: below
     that all directions are as good.
 
     Raises

@@ -54,7 +54,7 @@ class PaRaLayer(AdaptedLayer):
         self.covered = False
         """Whether an adapter around this one is merged into the same weight."""
         self.reached = False
-        """Set by every call; what lies around looks whether it was (see :mod:`paramerge.peft.nesting`)."""
+        """Set by every call; adapters around look whether it was (see :mod:`paramerge.peft.nesting`)."""
 
     # --- what is removed ------------------------------------------------------------------------------------
 
@@ -69,7 +69,7 @@ class PaRaLayer(AdaptedLayer):
 
     def _steps(self, names: Sequence[str], dtype: torch.dtype | None = None) -> list[Step]:
         """The removals of ``names`` together: one joint step, or one after the other."""
-        # a gate that is still shut is part of the graph all the same: a training step has something to take
+        # a gate that is still shut is part of the graph, so that a training step has a gradient
         # the gradient of, and every process of several has the same parameters in use
         names = [name for name in names if self.strength(name) != 0 or self._trains(name)]
         bases = {name: self._basis_in(name, dtype) for name in names}
@@ -176,7 +176,7 @@ class PaRaLayer(AdaptedLayer):
     def unmerge(self) -> None:
         """Take every merged adapter out of the weight again: every value is as it was before.
 
-        A PaRa cannot be undone from its basis alone; what it removed was kept (:class:`Removal`).
+        A PaRa cannot be undone from its basis alone; the removed part was kept (:class:`Removal`).
         """
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
@@ -196,7 +196,7 @@ class PaRaLayer(AdaptedLayer):
     # --- forward --------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output less what the active adapters remove."""
+        """The layer's output without the part that the active adapters remove."""
         self.reached = True
         if kwargs.pop("adapter_names", None) is not None:
             raise UsageError(

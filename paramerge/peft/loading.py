@@ -39,8 +39,8 @@ def load_para(
 
     It becomes active beside the PaRas that are active already, in the order of loading, as the steps of
     ``paramerge bake`` do; afterwards ``pipe.set_adapters``, ``disable_lora``, ``delete_adapters`` and so on
-    of diffusers work on it by its name. Bases are orthonormalised again in float64 and kept in float32,
-    whatever the model's dtype.
+    of diffusers work on it by its name. Bases are orthonormalised again in float64 and kept in float32, for
+    any dtype of the model.
 
     Parameters
     ----------

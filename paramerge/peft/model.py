@@ -70,7 +70,7 @@ class PaRaModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        """Put the adapter directly on the base layer, inside of whatever adapters the layer has already."""
+        """Put the adapter directly on the base layer, inside of the adapters that the layer has already."""
         outer: list[Any] = []
         while _is_around(target):
             outer.append(target)
@@ -110,7 +110,7 @@ class PaRaModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        """This adapter's B's alone, also where the layers of other adapters lie around."""
+        """This adapter's B's alone, also where the layers of other adapters are around."""
         ending = f".{PREFIX}B.{adapter_name}"
         return {key: value for key, value in state_dict.items() if key.endswith(ending)}
 

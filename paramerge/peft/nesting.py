@@ -1,11 +1,10 @@
-"""PaRa and other adapters on one layer: PaRa innermost, and merged before what lies around it.
+"""PaRa and other adapters on one layer: PaRa innermost, and merged before the adapters around it.
 
 ``W0 - Q Q^T W0 + s B A`` (the order that the paper has) is a LoRA wrapped around a PaRa that wraps the layer.
 PEFT's own ways to merge take the outermost adapter alone (``merge_and_unload``, which so would drop the PaRa
 without a word) or the outermost first (``merge_adapter``, which so would project the LoRA away). Therefore a
-PEFT layer that comes to wrap a PaRa gets a class of its own, which merges what is inside before itself. It is
-told by torch's hook on the registration of submodules, so whichever adapter came first; every other module is
-left as it is.
+PEFT layer that wraps a PaRa gets a class of its own, which merges the PaRa before itself. Torch's hook on the
+registration of submodules finds it, whichever adapter came first; every other module is left as it is.
 
 Some adapters never call the layer that they wrap but compute with its weight (HRA, and BOFT on convolutions);
 around a PaRa they would drop it, so that is refused at the first call.
@@ -35,7 +34,7 @@ class MergesInnerFirst:
         Raises
         ------
         UsageError
-            The layer did not call what it wraps, so that the PaRa inside was not there.
+            The layer did not call the layer that it wraps, so that the PaRa inside had no effect.
         """
         para = innermost(self.base_layer)
         para.reached = False
@@ -87,7 +86,7 @@ class MergesInnerFirst:
 
 
 def innermost(layer: Any) -> Any:
-    """The tuner layer that lies directly on the base layer, ``layer`` itself if there is no other."""
+    """The tuner layer directly on the base layer, ``layer`` itself if there is no other."""
     while isinstance(layer.base_layer, BaseTunerLayer):
         layer = layer.base_layer
     return layer
@@ -107,7 +106,7 @@ def watch(para_layer: type[BaseTunerLayer]) -> None:
 
 
 def wrap(layer: Any) -> None:
-    """Give ``layer`` the class that merges what is inside it first (again is no harm)."""
+    """Give ``layer`` the class that merges its inner PaRa first (twice is harmless)."""
     if not isinstance(layer, MergesInnerFirst):
         layer.__class__ = _aware(layer.__class__)
 

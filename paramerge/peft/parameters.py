@@ -10,7 +10,7 @@ __all__ = ["Hoisted", "WideParameters"]
 
 
 class Hoisted(dict[str, tuple[Tensor, int, Tensor]]):
-    """Bases made before the step: B, the version of it that was looked at, K. A copy of the layer has none.
+    """Bases made before the step: B, its version at that time, K. A copy of the layer has none.
 
     They belong to a graph of autograd's, which can be neither copied nor stored.
     """

@@ -28,7 +28,7 @@ def components_of(pipe_or_model: Any, component: str | None = None) -> dict[str,
     """The parts that a PaRa can reach by component: a pipeline's UNet and text encoders, or the model itself.
 
     ``component`` says which one a bare model is, where its class does not (SDXL's first text encoder and
-    SD1.5's are of one class and one name; SDXL's second is told by its projection).
+    SD1.5's are of one class and one name; SDXL's second has a projection).
 
     Raises
     ------
@@ -62,7 +62,7 @@ def components_of(pipe_or_model: Any, component: str | None = None) -> dict[str,
 
 
 def _unwrapped(model: Any) -> Any:
-    """The model inside of what torch.compile, PEFT and DistributedDataParallel put around it."""
+    """The model inside of the wrappers of torch.compile, PEFT and DistributedDataParallel."""
     while isinstance(model, nn.Module):
         if isinstance(model, PeftModel):
             model = model.get_base_model()

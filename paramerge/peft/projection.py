@@ -1,11 +1,11 @@
 """The projection of a layer's output, ``y - s K K^T (y - b)``, by two thin matrix products.
 
 ``W - s K K^T W`` applied to an input is this on the output ``y = W x + b`` less its bias. Computed in float32
-or better whatever autocast says (in bfloat16 3e-3 of what should go leaks back; a convolution of 1x1, which
-does the same, would be of TensorFloat-32 on a GPU), and rounded once, to the dtype of ``y``.
+or better also under autocast (in bfloat16 3e-3 of what should go leaks back; a convolution of 1x1, which does
+the same, would be of TensorFloat-32 on a GPU), and rounded once, to the dtype of ``y``.
 
 For the backward pass only the result, K and the r coordinates of each output are kept: the result is mostly
-kept by what comes next anyway, and the output before is ``y - b = (result - b) + s K t``. Of a frozen
+kept by the next layer anyway, and the output before is ``y - b = (result - b) + s K t``. Of a frozen
 convolution PyTorch would keep the input too, which only a gradient of the weight needs; so such a one is
 called within, and its input let go.
 """
@@ -39,7 +39,7 @@ def project_out(
     bias:
         (d,), the bias that is in ``y``, or None.
     across_only:
-        The gradient of K may leave out what lies in K's span, as :func:`~paramerge.peft.bases.basis_of` does
+        The gradient of K may leave out the part in K's span, as :func:`~paramerge.peft.bases.basis_of` does
         not look at that for an orthonormal K: one product less.
     """
     return _project(y, K, bias, strength, False, across_only, None)
@@ -62,7 +62,7 @@ def can_let_go(layer: nn.Module, x: Tensor) -> bool:
         and x.numel() * x.element_size() >= WORTH_LETTING_GO
         and x.requires_grad
         and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()  # a compiler finds out by itself what need not be kept
+        and not torch.compiler.is_compiling()  # a compiler finds out itself which values need not be kept
         and not (layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad))
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)
@@ -88,9 +88,9 @@ def _project(*arguments: Any) -> Tensor:
 
 
 class _Project(torch.autograd.Function):
-    """On rows (n, d), or with ``channels`` on columns (n, d, h w): what lies in memory as it is.
+    """On rows (n, d), or with ``channels`` on columns (n, d, h w): as the memory order has it.
 
-    ``y`` is what is projected, or with ``layer`` the input of this frozen convolution.
+    ``y`` is the output to project, or with ``layer`` the input of this frozen convolution.
     """
 
     @staticmethod

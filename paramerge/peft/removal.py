@@ -1,8 +1,8 @@
 """A PaRa merged into a weight, in such a way that it can be taken back exactly.
 
-A projection cannot be inverted, so what was removed is kept: ``Q^T W`` and ``Q``, r (d + k) numbers. Adding
-it back rounds once more, which changes a few elements (where the reduced weight is in another binade than
-the weight was, and at ties); these few are known at once and kept, too.
+A projection cannot be inverted, so the removed part is kept: ``Q^T W`` and ``Q``, r (d + k) numbers. Adding
+it back rounds once more, which changes a few elements (where the reduced weight is in another binade than the
+weight was, and at ties); these few are known at once and kept, too.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.flo
 
 @dataclass(frozen=True)
 class Removal:
-    """``W - up @ seen``, and what it takes to get ``W`` back to the bit.
+    """``W - up @ seen``, and the numbers that give ``W`` back to the bit.
 
     ``up`` (d, m) and ``seen`` (m, k) in the dtype they were computed in; ``places`` are the flat indices that
-    rounding would get wrong, and ``corrections`` what to add there.
+    rounding would get wrong, and ``corrections`` the numbers to add there.
     """
 
     names: tuple[str, ...]
@@ -35,7 +35,7 @@ class Removal:
 
     @torch.no_grad()
     def restore(self, weight: Tensor) -> None:
-        """Add back what was removed, in place; other changes made since, such as a LoRA's, stay."""
+        """Add the removed part back, in place; other changes made since, such as a LoRA's, stay."""
         up, seen = self.up.to(weight.device), self.seen.to(weight.device)
         restored = torch.addmm(weight.flatten(1).to(up.dtype), up, seen).to(weight.dtype).flatten()
         places = self.places.to(weight.device)

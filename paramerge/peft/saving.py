@@ -45,7 +45,7 @@ def save_para(
     dtype:
         ``F16``, ``BF16`` or ``F32``.
     architecture:
-        By default told from the UNet's blocks, where there is a UNet.
+        By default read off the UNet's blocks, where there is a UNet.
     base_sha256, metadata:
         As :func:`~paramerge.formats.write_para`.
     component:
