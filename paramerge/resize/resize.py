@@ -51,7 +51,7 @@ def resize(
     UnmatchedError
         Keys that are not understood, without ``allow_unmatched``.
     OutputError
-        ``output`` is an input, stands there already (without ``overwrite``), or cannot be written.
+        ``output`` is an input, exists already (without ``overwrite``), or cannot be written.
     """
     check_amounts(rank, energy, one=True)
     if adapter.family not in ("lora", "para"):
