@@ -109,7 +109,7 @@ def parse_blocks(text: str) -> BlockWeights:
 
 
 def block_names(architecture: str) -> list[str]:
-    """All blocks of an architecture, the one for what lies in no block first.
+    """All blocks of an architecture, the one for layers in no block first.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def _blocks(architecture: str) -> BlockNames:
 
 
 def block_of(name: ModuleName, architecture: str) -> str:
-    """The block that a layer, norm or bias lies in.
+    """The block of a layer, norm or bias.
 
     Raises
     ------
@@ -161,12 +161,12 @@ def block_of(name: ModuleName, architecture: str) -> str:
 def used_blocks(
     given: BlockWeights, names: Iterable[ModuleName], architecture: str, where: object
 ) -> tuple[dict[ModuleName, float], tuple[BlockUse, ...]]:
-    """The weight of each of an adapter's layers, and what each block comes to.
+    """The weight of each of an adapter's layers, and the use of each block.
 
     Raises
     ------
     UsageError
-        A named block holds no layer of the adapter, or layers lie in blocks that a vector does not name.
+        A named block holds no layer of the adapter, or layers are in blocks that a vector does not name.
     """
     weights = given.resolve(architecture)
     blocks = {name: block_of(name, architecture) for name in names}

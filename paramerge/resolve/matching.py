@@ -18,7 +18,7 @@ from paramerge.wording import option
 
 
 def check_family(base: Base, targets: Mapping[ModuleName, Target], adapter: Adapter) -> None:
-    """Refuse an SDXL adapter on SD1.5 and the like, before single layers are looked at.
+    """Refuse an SDXL adapter on SD1.5 and the like, before single layers are matched.
 
     An adapter that says nothing about its architecture, or whose layers all exist, is not refused here.
     """

@@ -1,10 +1,10 @@
 """From the names that an adapter has for its layers to those that the base has.
 
-For Stable Diffusion both speak one language already. For other models the names are the checkpoint's own,
+For Stable Diffusion both have the same names already. For other models the names are the checkpoint's own,
 but adapters leave out the component (PEFT), write underscores for dots (kohya), or use the single file's
 names for a diffusers folder and the reverse, where the architecture's record maps one to the other. The base
-decides: a name is changed only where exactly one of its layers can be meant, and what is not found stays as
-it is, to be refused by name.
+decides: a name is changed only where exactly one of its layers can be meant, and a name that is not found
+stays as it is, to be refused.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def in_names_of(
 ) -> Adapter:
     """``adapter`` with the names that ``base`` has for its layers, norms and biases.
 
-    What is for projections that the base knows one by one is divided into its rows, where its family changes
-    each row by itself. ``selected`` says which of the base's layers may be meant, where several could be.
+    A module for projections that the base has one by one is divided into its rows, where its family changes
+    each row independently. ``selected`` says which of the base's layers may be meant, where several could be.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def homes_of(name: ModuleName, components: Iterable[str]) -> list[str]:
         return [MODEL]
     others: tuple[str, ...] = ()
     if name.component in ("unet", "transformer"):
-        # kohya and ComfyUI say "unet" and "diffusion_model" for whatever removes the noise
+        # kohya and ComfyUI say "unet" and "diffusion_model" for any model that removes the noise
         others = ("unet", "transformer", "prior")
     elif name.component == "text_encoder_3" and "block" in name.path:
         # kohya numbers T5 as the third encoder, also where there are only two (FLUX)
@@ -90,7 +90,7 @@ class _Place:
     parts:
         The base's layers, stacked along the rows in this order.
     whole:
-        The one target that is all of it as it stands, for families that cannot be divided; None without.
+        The one target that is all of it, for families that cannot be divided; None without.
     swapped:
         Whether the halves of the rows are the other way round in the base.
     """
@@ -127,7 +127,7 @@ def _placed(
 
 
 def _runs(place: _Place, sizes: Sequence[int]) -> list[tuple[tuple[int, int], ...]]:
-    """The rows of each part, of ``sizes``, in what is stacked or swapped."""
+    """The rows of each part, of ``sizes``, in a stacked or swapped tensor."""
     if place.swapped:
         half = sizes[0] // 2
         return [((half, 2 * half), (0, half))]
@@ -224,7 +224,7 @@ def _parts_of(stack: ModuleName, key_map: KeyMap | None) -> tuple[ModuleName, ..
 
 
 def _underscored(path: str) -> str:
-    """A path as kohya spells it; what a norm's or a bias's name ends in is no part of the spelling."""
+    """A path as kohya spells it; the ending of a norm's or a bias's name is no part of the spelling."""
     stem, kind = split_kind(path)
     return stem.replace(".", "_") + kind
 

@@ -14,7 +14,7 @@ from paramerge.wording import option
 
 
 def refuse_unknown_rows(base: Base, adapter: Adapter, names: Iterable[ModuleName]) -> None:
-    """Refuse an adapter on layers whose rows may stand in another order than the base's.
+    """Refuse an adapter on layers whose rows may be in another order than the base's.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Adapters in one spelling, so that a layer is the same layer in all of them where no base tells its name."""
+"""Adapters in one spelling, so that a layer has one name in all of them where there is no base."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paramerge.models.names import MODEL, ModuleName
 
 
 def in_one_spelling(adapters: Sequence[Adapter]) -> list[Adapter]:
-    """``adapters`` with one name for each layer, the one that tells most, whatever the file's dialect.
+    """``adapters`` with one name for each layer, the most explicit of all files'.
 
     kohya's underscores and dotted names of one layer meet, and so do ComfyUI's, diffusers' and PEFT's words
     for the model that removes the noise. Names that are two layers in one file stay as they are.

@@ -82,7 +82,7 @@ class BaseWeights:
         return self._places[name][1].shape[2:]
 
     def place(self, name: ModuleName) -> tuple[WeightFile, Target]:
-        """The file that the layer lies in, and where in it."""
+        """The file of the layer, and its target there."""
         return self._places[name]
 
     def target(self, name: ModuleName) -> Target:
@@ -125,7 +125,7 @@ class BaseWeights:
         return self.base.opened
 
     def files(self, names: Iterable[ModuleName]) -> list[Source]:
-        """The files that these layers lie in."""
+        """The files of these layers."""
         return list(dict.fromkeys(self._places[name][0].header.source for name in names))
 
 
