@@ -182,7 +182,7 @@ def adapter_size(
 
 
 def _check(family: str, settings: SizeSettings) -> tuple[Stored, bool]:
-    """The family's rule, and whether it has ranks; refuses what cannot be."""
+    """The family's rule, and whether it has ranks; refuses impossible settings."""
     known = sized()
     if family not in known:
         raise UsageError("unknown family", where=option("families"), expected=", ".join(known), found=family)
