@@ -85,7 +85,7 @@ class ParamergeError(Exception):
         self.where, self.expected, self.found = (
             None if part is None else _worded(part) for part in (where, expected, found)
         )
-        if self.found == self.expected:  # says nothing: the fault lies elsewhere
+        if self.found == self.expected:  # says nothing: the fault is elsewhere
             self.found = None
         self.hint = None if hint is None else Worded(getattr(hint, "raw", hint))
         super().__init__(str(self))
@@ -115,7 +115,7 @@ class UsageError(ParamergeError):
 
 
 class FileFormatError(ParamergeError):
-    """A file is not what its name says, is damaged, or is of a kind that is never opened (pickles)."""
+    """A file is of another kind than its name says, damaged, or of a kind that is never opened (pickles)."""
 
     exit_code = 3
 

@@ -17,13 +17,14 @@ KRONA_KEY = "krona.order"
 
 @dataclass(frozen=True, slots=True)
 class Interpretation:
-    """The user's word on what a file leaves open; None everywhere follows the file's own trainer.
+    """The user's decision on a question that a file leaves open; None everywhere follows the file's own
+    trainer.
 
     Attributes
     ----------
     lokr_scale:
-        What a LoKr layer with two whole factors is multiplied by. LyCORIS takes 1 whatever the alpha, PEFT
-        alpha / r.
+        What a LoKr layer with two whole factors is multiplied by. LyCORIS takes 1 for every alpha, PEFT alpha
+        / r.
     krona:
         The order of a DiffuseKronA's rows: ``code``, as the published code computes, or ``paper``, the plain
         ``A (x) B``.

@@ -149,7 +149,7 @@ class Registry(Generic[Record]):
             forget()
 
     def check(self, added: Any, where: str, known: Sequence[Record]) -> None:
-        """Refuse what is no entry, or cannot be beside those ``known``; ``where`` says who adds it.
+        """Refuse an object that is no entry, or cannot be beside those ``known``; ``where`` says who adds it.
 
         Raises
         ------

@@ -31,7 +31,7 @@ def plugins(group: str) -> Iterator[tuple[str, Any]]:
         package = entry.dist.name if entry.dist is not None else "an installed package"
         try:
             offered = entry.load()
-        except Exception as error:  # the package's own code: whatever it raises is its fault, and said so
+        except Exception as error:  # the package's own code: any exception is its fault, and reported so
             raise PluginError(
                 f"the package {package} adds something to paramerge that cannot be loaded",
                 where=f"entry point {entry.name} of {group}: {entry.value}",

@@ -53,7 +53,7 @@ def unique(pairs: _Pairs) -> dict[str, Any]:
 
 
 def parse(raw: bytes | str, make_object: Callable[[_Pairs], Any] = unique) -> Any:
-    """The value that the JSON text ``raw`` stands for; ``make_object`` makes an object of its pairs.
+    """The value of the JSON text ``raw``; ``make_object`` makes an object of its pairs.
 
     ``-0`` becomes a float, as in serde_json. How deep it is nested and how large its whole numbers are is
     bounded by Python's own limits: :func:`check_bounds` has serde_json's.
@@ -94,12 +94,12 @@ def no_collection() -> Iterator[None]:
 
 
 def check_bounds(value: Any, limit: int = MAX_DEPTH) -> None:
-    """Refuse what serde_json cannot hold, with one look at everything in ``value``.
+    """Refuse a value that serde_json cannot hold, in one pass over ``value``.
 
     Raises
     ------
     ValueError
-        Objects and lists stand in each other more than ``limit`` deep, or a whole number is beyond float64.
+        Objects and lists are nested more than ``limit`` deep, or a whole number is beyond float64.
     """
     level: list[Iterable[Any]] = [[value]]
     for _ in range(limit + 1):
@@ -108,7 +108,7 @@ def check_bounds(value: Any, limit: int = MAX_DEPTH) -> None:
             for inner in values:
                 if isinstance(inner, dict):
                     below.append(inner.values())
-                elif isinstance(inner, list | tuple):  # tuples are what a caller's ``make_object`` made
+                elif isinstance(inner, list | tuple):  # tuples come from a caller's ``make_object``
                     below.append(inner)
                 elif isinstance(inner, int) and not -_LARGEST <= inner <= _LARGEST:
                     raise ValueError("a number is out of range")

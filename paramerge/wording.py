@@ -14,7 +14,7 @@ _BEGIN, _BETWEEN, _END = "\ue000", "\ue001", "\ue002"
 
 _MARK = re.compile(f"{_BEGIN}([^{_END}{_BEGIN}]*){_END}")
 _BARE = re.compile(r"[A-Z]+|[\d./]+")
-"""Values that are no text in Python: numbers, and words in capitals that stand for something."""
+"""Values that are no text in Python: numbers, and placeholders in capitals."""
 
 Mark = Callable[[str, list[tuple[str, str]]], str]
 """The text for a mark, from the verb it calls (empty for an argument alone) and names with their values."""
@@ -43,7 +43,7 @@ class Worded(str):
 
 
 def reworded(text: str, shown: Mark) -> str:
-    """``text`` (of a :class:`Worded`, what it was written as) with each mark as ``shown`` gives it."""
+    """``text`` (of a :class:`Worded`, its raw text) with each mark as ``shown`` gives it."""
     raw = getattr(text, "raw", text)
     if _BEGIN not in raw:
         return str(raw)
