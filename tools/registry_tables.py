@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from paramerge.adapters.family import Family, without_name
+from paramerge.adapters.endings import without_name
+from paramerge.adapters.family import Family
 from paramerge.adapters.registry import FAMILIES as _FAMILIES
 from paramerge.formats.dialect import Dialect
 from paramerge.formats.registry import DIALECTS as _DIALECTS

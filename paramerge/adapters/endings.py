@@ -1,7 +1,7 @@
 """Endings of keys, found by their words: one look for all endings of all families.
 
 An ending is what stands behind a layer's name in a key: ``lora_up.weight``. Where PEFT puts an adapter's name
-it says so: ``lora_A.<name>.weight`` stands for ``lora_A.weight`` and for ``lora_A.default.weight``.
+it says so: ``lora_A.<name>.weight`` is ``lora_A.weight`` and ``lora_A.default.weight``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ class Foreign:
     label:
         Its name for people.
     endings:
-        What stands behind a layer's name in its keys, as in a family's forms.
+        The endings of its keys, as in a family's forms.
     of:
         The key of the family that it is a variant of, whose keys its layers have, too; empty for none.
     """

@@ -56,10 +56,9 @@ def convert(
     dtype:
         In any spelling; None to keep each tensor's (of a PaRa that becomes a LoRA: ``fp16``).
     partial:
-        Leave out what the format cannot hold, and keys that are no layer's, instead of refusing.
+        Leave out layers that the format cannot hold, and keys that are no layer's, instead of refusing.
     private:
-        Leave the inputs' names out of the output, and their metadata but for what says what kind of model
-        they are for.
+        Leave the inputs' names out of the output, and their metadata except those on the kind of model.
     overwrite, rehash, progress:
         As for :func:`paramerge.bake`; ``progress`` counts layers.
 

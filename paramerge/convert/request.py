@@ -31,9 +31,9 @@ class ConvertOptions:
     dtype:
         ``F16``, ``BF16`` or ``F32``; None to keep each tensor's (of a PaRa that becomes a LoRA: F16).
     partial:
-        Leave out what the format cannot hold, and keys that are no layer's, instead of refusing.
+        Leave out layers that the format cannot hold, and keys that are no layer's, instead of refusing.
     private:
-        As for a merge: no names, and no metadata but what says what kind of model it is for.
+        As for a merge: no names, and no metadata except those on the kind of model.
     """
 
     to: str

@@ -61,7 +61,7 @@ _KRONA_SIDES = {320, 640, 768, 1024, 1280, 2048}
 
 
 class _Kind(NamedTuple):
-    """A family as an ending of a key shows it, with the parts that the ending stands for."""
+    """A family shown by an ending of a key, with the parts that the ending may be."""
 
     rank: int
     label: str
@@ -242,7 +242,7 @@ def wrong_family(wanted: str, found: str, path: Path) -> ParamergeError:
 
 
 def _claim(stated: str, header: Header, kinds: _Kinds) -> tuple[str, str] | None:
-    """The family that a key speaks for, and its module."""
+    """The family that a key is evidence of, and its module."""
     key = common_key(stated)
     if _MOTION in f".{key}":
         return "AnimateDiff motion module", key

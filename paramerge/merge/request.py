@@ -53,8 +53,7 @@ class CombineOptions:
     allow_unmatched:
         Leave out keys that are not understood, instead of refusing.
     private:
-        Leave the inputs' names out of the output, and their metadata but for what says what kind of model
-        they are for.
+        Leave the inputs' names out of the output, and their metadata except those on the kind of model.
     """
 
     merge: Literal["joint", "sequential"] = "joint"

@@ -41,7 +41,7 @@ def resize(
     rank, energy:
         One of both: the most directions of a layer, or the share of its squared norm to hold, in (0, 1].
     base:
-        PaRa: tells which directions matter.
+        PaRa: the base that decides which directions matter.
     dtype, allow_unmatched, private, overwrite, rehash, progress:
         As for :func:`paramerge.merge`.
 
