@@ -246,6 +246,21 @@ def test_prior_preservation(sd: Path, dog: Path, tmp_path: Path) -> None:
     assert result.losses[0] > alone
 
 
+@pytest.mark.parametrize("method", ["para", "lora"])
+def test_adapters_are_put_on_by_peft_alone(
+    method: str, sd: Path, dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers 5.24 demands a PEFT in its own ``add_adapter`` that there is not yet."""
+
+    def refused(*arguments: object, **more: object) -> None:
+        raise ImportError("a newer PEFT is needed")
+
+    monkeypatch.setattr("transformers.integrations.peft.PeftAdapterMixin.add_adapter", refused)
+    monkeypatch.setattr("diffusers.loaders.peft.PeftAdapterMixin.add_adapter", refused)
+    more: dict[str, Any] = {"method": method, "train_text_encoder": True, "subset": "ex-ca-hl", "steps": 1}
+    assert train(settings(sd, dog, tmp_path, **more)).adapter[0].is_file()
+
+
 @pytest.mark.parametrize("method", ["para", "textual-inversion"])
 def test_sdxl(method: str, sdxl: Path, dog: Path, tmp_path: Path) -> None:
     more: dict[str, Any] = (

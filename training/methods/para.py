@@ -9,7 +9,7 @@ from typing import Any
 from paramerge.peft import PaRaConfig, hoist_bases, save_para, set_gate
 from paramerge.training.config import TrainConfig
 from paramerge.training.methods import text_encoders
-from paramerge.training.methods.trained import TEXT_LAYERS, Trained, trainable, unet_layers
+from paramerge.training.methods.trained import TEXT_LAYERS, Trained, inject, trainable, unet_layers
 
 __all__ = ["attach"]
 
@@ -19,11 +19,11 @@ _NAME = "para"
 def attach(pipeline: Any, config: TrainConfig) -> Trained:
     """A PaRa on the UNet's layers of the subset, and on the text encoders' attention if asked for."""
     models = {"unet": pipeline.unet}
-    pipeline.unet.add_adapter(_config(config, unet_layers(config)), _NAME)
+    inject(_config(config, unet_layers(config)), pipeline.unet, _NAME)
     if config.train_text_encoder:
         models |= text_encoders(pipeline)
         for encoder in text_encoders(pipeline).values():
-            encoder.add_adapter(_config(config, TEXT_LAYERS), _NAME)
+            inject(_config(config, TEXT_LAYERS), encoder, _NAME)
     for model in models.values():
         hoist_bases(model)
 

@@ -25,7 +25,7 @@ from paramerge.peft.places import layer_name
 from paramerge.peft.saving import architecture_of
 from paramerge.training.config import TrainConfig
 from paramerge.training.methods import text_encoders
-from paramerge.training.methods.trained import TEXT_LAYERS, Trained, layers_of, trainable, unet_layers
+from paramerge.training.methods.trained import TEXT_LAYERS, Trained, inject, layers_of, trainable, unet_layers
 
 __all__ = ["attach"]
 
@@ -40,7 +40,7 @@ def attach(pipeline: Any, config: TrainConfig) -> Trained:
         models |= text_encoders(pipeline)
         patterns |= dict.fromkeys(text_encoders(pipeline), TEXT_LAYERS)
     for component, model in models.items():
-        model.add_adapter(_config(config, model, patterns[component]), _NAME)
+        inject(_config(config, model, patterns[component]), model, _NAME)
 
     def save(folder: Path, metadata: Mapping[str, str]) -> list[Path]:
         if config.method == "lora":

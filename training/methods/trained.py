@@ -12,7 +12,7 @@ from torch import nn
 from paramerge.models.subsets import subset
 from paramerge.training.config import TrainConfig
 
-__all__ = ["TEXT_LAYERS", "Trained", "layers_of", "trainable", "unet_layers"]
+__all__ = ["TEXT_LAYERS", "Trained", "inject", "layers_of", "trainable", "unet_layers"]
 
 TEXT_LAYERS = r"(?:.*\.)?self_attn\.(?:q_proj|k_proj|v_proj|out_proj)"
 """The layers of a text encoder that an adapter is put on."""
@@ -51,6 +51,17 @@ class Trained:
 def unet_layers(config: TrainConfig) -> str:
     """The UNet's layers to train, as a regular expression for whole names."""
     return _ATTENTION if config.subset == "attention" else subset(config.subset).pattern
+
+
+def inject(settings: Any, model: Any, name: str) -> None:
+    """Put PEFT's adapter ``settings`` under ``name`` on the layers of ``model``.
+
+    By PEFT itself: ``add_adapter`` of newer transformers wants a newer PEFT than there is.
+    """
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(settings, model, name)
+    model._hf_peft_config_loaded = True  # what diffusers and transformers ask before they list adapters
 
 
 def layers_of(model: nn.Module, pattern: str) -> dict[str, Any]:
