@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import cos
 from typing import Generic
 
-from paramerge.algebra.arrays import Array, detached, number
+from paramerge.algebra.arrays import Array, detached, exact, number
 from paramerge.algebra.decomposition import count_above
 from paramerge.algebra.subspace import stack_bases
 
@@ -39,6 +39,7 @@ class SubspacePair(Generic[Array]):
         return max(self.ranks) + self.crossed
 
 
+@exact
 def compare_subspaces(Q1: Array, Q2: Array, *, rtol: float | None = None) -> SubspacePair[Array]:
     """Measure the angles between two subspaces, at the cost of one small SVD and one tall one.
 
@@ -84,6 +85,7 @@ def compare_subspaces(Q1: Array, Q2: Array, *, rtol: float | None = None) -> Sub
     )
 
 
+@exact
 def principal_angles(Q1: Array, Q2: Array) -> Array:
     """Measure the principal angles between two subspaces, in radians, ascending, accurate down to 0.
 
@@ -97,6 +99,7 @@ def principal_angles(Q1: Array, Q2: Array) -> Array:
     return compare_subspaces(Q1, Q2).angles
 
 
+@exact
 def shared_dimension(Q1: Array, Q2: Array, *, rtol: float | None = None) -> int:
     """Count the shared directions: ``dim(span(Q1) n span(Q2)) = r1 + r2 - dim(span(Q1) + span(Q2))``.
 
@@ -105,6 +108,7 @@ def shared_dimension(Q1: Array, Q2: Array, *, rtol: float | None = None) -> int:
     return compare_subspaces(Q1, Q2, rtol=rtol).shared
 
 
+@exact
 def friedrichs_cosine(Q1: Array, Q2: Array, *, rtol: float | None = None) -> float:
     """Measure the cosine of the Friedrichs angle: the largest principal cosine of no shared direction.
 

@@ -11,9 +11,12 @@ the caller rounds back, once. Inputs of several dtypes are worked on in the wide
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import array_api_compat
 
@@ -27,6 +30,7 @@ __all__ = [
     "check_strength",
     "column_cut",
     "detached",
+    "exact",
     "number",
     "prepare",
     "prepare_matrices",
@@ -53,6 +57,27 @@ class MatrixLike(Protocol):
 
 
 Array = TypeVar("Array", bound=MatrixLike)
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+_AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def exact(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Keep torch's autocast out of a function of the algebra: its working precision is that of its inputs.
+
+    In bfloat16 a product is off by 4e-3, and an orthonormal basis is none.
+    """
+
+    @wraps(function)
+    def guarded(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
+        torch: Any = sys.modules.get("torch")
+        cast = [] if torch is None else [k for k in _AUTOCAST_DEVICES if torch.is_autocast_enabled(k)]
+        with ExitStack() as stack:
+            for kind in cast:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            return function(*arguments, **named)
+
+    return guarded
 
 
 @dataclass(frozen=True, slots=True)

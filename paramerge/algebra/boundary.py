@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Generic, Literal, cast
 
-from paramerge.algebra.arrays import Array, detached, prepare
+from paramerge.algebra.arrays import Array, detached, exact, prepare
 from paramerge.algebra.para import numerical_rank, prepare_pair
 from paramerge.algebra.subspace import joint_directions, orthonormalise, require_orthonormal, stack_bases
 from paramerge.errors import UsageError
@@ -88,6 +88,7 @@ def adjusted_rank(r: int, gamma: float | Fraction, rank_W: int) -> int:
     return min(r, limit)
 
 
+@exact
 def rank_boundary(
     Q: Array | Sequence[Array],
     gamma: float | Fraction,

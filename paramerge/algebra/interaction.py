@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paramerge.algebra.arrays import Array, column_cut, detached, number, prepare_matrices
+from paramerge.algebra.arrays import Array, column_cut, detached, exact, number, prepare_matrices
 from paramerge.algebra.lowrank import check_product, prepare_factors
 from paramerge.algebra.para import reduce
 from paramerge.algebra.subspace import orthonormalise, require_orthonormal
@@ -13,6 +13,7 @@ from paramerge.errors import ShapeError
 __all__ = ["lora_cosine", "lora_loss", "lora_survival", "null_space_projection"]
 
 
+@exact
 def lora_loss(Q: Array, up: Array, down: Array) -> float:
     """Measure the share of a LoRA that a PaRa after it takes away: ``||Q^T B A||_F / ||B A||_F``, 0 to 1.
 
@@ -38,6 +39,7 @@ def lora_loss(Q: Array, up: Array, down: Array) -> float:
     return min(1.0, lost / total) if total else 0.0
 
 
+@exact
 def lora_survival(Q: Array, up: Array, down: Array) -> float:
     """Measure the share of a LoRA that survives a PaRa after it: ``||(I - Q Q^T) B A||_F / ||B A||_F``, 0 to
     1.
@@ -53,6 +55,7 @@ def lora_survival(Q: Array, up: Array, down: Array) -> float:
     return min(1.0, left / total) if total else 1.0
 
 
+@exact
 def null_space_projection(
     up: Array, down: Array, other_up: Array, strength: float = 1.0, *, rtol: float | None = None
 ) -> tuple[Array, Array]:
@@ -85,6 +88,7 @@ def null_space_projection(
     return reduce(B, orthonormalise(other, rtol=rtol).Q, strength), A
 
 
+@exact
 def lora_cosine(up1: Array, down1: Array, up2: Array, down2: Array) -> float:
     """Measure whether two LoRAs reinforce or cancel: the cosine between ``B1 A1`` and ``B2 A2``, -1 to 1.
 

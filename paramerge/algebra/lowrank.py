@@ -11,6 +11,7 @@ from paramerge.algebra.arrays import (
     Prepared,
     check_relative_cut,
     check_strength,
+    exact,
     number,
     prepare_matrices,
     rounding_cut,
@@ -41,6 +42,7 @@ class TruncatedLora(Generic[Array]):
     singular_values: Array
 
 
+@exact
 def truncate_lora(
     up: Array,
     down: Array,
@@ -93,6 +95,7 @@ def truncate_lora(
     )
 
 
+@exact
 def leading_output_directions(
     up: Array,
     down: Array,
@@ -118,6 +121,7 @@ def leading_output_directions(
     return directions
 
 
+@exact
 def concat_loras(
     ups: Sequence[Array], downs: Sequence[Array], scales: Sequence[float]
 ) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import array_api_compat
 
-from paramerge.algebra.arrays import Array, column_cut, number, prepare, prepare_matrices
+from paramerge.algebra.arrays import Array, column_cut, exact, number, prepare, prepare_matrices
 from paramerge.algebra.decomposition import count_above, leading_directions
 from paramerge.algebra.para import reduce
 from paramerge.algebra.subspace import BasisStack, joint_basis, joint_directions, stack_bases
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 
+@exact
 def graded_joint_basis(
     bases: Sequence[Array], strengths: Sequence[float], *, rtol: float | None = None
 ) -> tuple[Array, Array]:
@@ -67,6 +68,7 @@ def graded_joint_basis(
     return graded
 
 
+@exact
 def sequential_error(
     bases: Sequence[Array], strengths: Sequence[float] | None = None, *, rtol: float | None = None
 ) -> float:
@@ -110,6 +112,7 @@ def sequential_error(
     return number(singular_values[0]) if singular_values.shape[0] else 0.0
 
 
+@exact
 def removed_rank_joint(bases: Sequence[Array], *, rtol: float | None = None) -> int:
     """Count the rank that the joint merge removes from a ``W`` of full row rank: ``dim(V1 + ... + Vn)``.
 
@@ -118,6 +121,7 @@ def removed_rank_joint(bases: Sequence[Array], *, rtol: float | None = None) -> 
     return joint_basis(bases, rtol=rtol).rank
 
 
+@exact
 def removed_rank_sequential(bases: Sequence[Array], *, rtol: float | None = None) -> int:
     """Count the rank that the sequence removes from a ``W`` of full row rank.
 
@@ -132,6 +136,7 @@ def removed_rank_sequential(bases: Sequence[Array], *, rtol: float | None = None
     return int(kept.shape[0]) - count_above(given.xp, kept, given.cut, 1.0)
 
 
+@exact
 def iterate_sequential(bases: Sequence[Array], W: Array, times: int = 1) -> Array:
     """Apply the whole sequence ``times`` times: ``((I-Pn)...(I-P1))^times W``.
 

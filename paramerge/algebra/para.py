@@ -10,6 +10,7 @@ from paramerge.algebra.arrays import (
     Prepared,
     check_relative_cut,
     check_strength,
+    exact,
     number,
     prepare,
     rounding_cut,
@@ -57,6 +58,7 @@ def unflatten_conv(M: Array, shape: tuple[int, ...]) -> Array:
     return unflat
 
 
+@exact
 def project(Q: Array, W: Array) -> Array:
     """Apply the projector onto ``span(Q)`` without forming it: ``Q (Q^T W)``.
 
@@ -82,6 +84,7 @@ def project(Q: Array, W: Array) -> Array:
     return projected
 
 
+@exact
 def reduce(W: Array, Q: Array, strength: float = 1.0) -> Array:
     """Reduce a weight: ``W - s Q Q^T W``, the paper's ``W_reduce`` at strength 1 (equation 2).
 
@@ -117,6 +120,7 @@ def reduce(W: Array, Q: Array, strength: float = 1.0) -> Array:
     return reduced
 
 
+@exact
 def numerical_rank(W: Array, *, rtol: float | None = None, reference: float | None = None) -> int:
     """Count the singular values of ``W`` that rounding does not explain.
 
@@ -154,6 +158,7 @@ def numerical_rank(W: Array, *, rtol: float | None = None, reference: float | No
     return count_above(prepared.xp, prepared.xp.linalg.svdvals(flat), rtol, reference)
 
 
+@exact
 def removed_rank(Q: Array, W: Array, *, rtol: float | None = None) -> int:
     """Count the rank that ``W`` loses to ``Q``: ``rank(W) - rank((I - Q Q^T) W)``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paramerge.algebra.arrays import Array, check_strength, prepare
+from paramerge.algebra.arrays import Array, check_strength, exact, prepare
 from paramerge.algebra.lowrank import prepare_factors
 from paramerge.algebra.para import prepare_pair
 from paramerge.errors import ShapeError
@@ -12,6 +12,7 @@ from paramerge.errors import ShapeError
 __all__ = ["naive_combination", "para_then_lora", "para_to_lora"]
 
 
+@exact
 def para_to_lora(Q: Array, W: Array, strength: float = 1.0) -> tuple[Array, Array]:
     """Write a PaRa as a LoRA for one base weight: up ``-s Q``, down ``Q^T W0`` (section 3.2).
 
@@ -42,6 +43,7 @@ def para_to_lora(Q: Array, W: Array, strength: float = 1.0) -> tuple[Array, Arra
     return -strength * basis, _coefficients(prepared.xp, basis, weight)
 
 
+@exact
 def para_then_lora(
     Q: Array, W: Array, up: Array, down: Array, *, scale: float = 1.0, strength: float = 1.0
 ) -> tuple[Array, Array]:
@@ -70,6 +72,7 @@ def para_then_lora(
     )
 
 
+@exact
 def naive_combination(
     Q: Array, W: Array, up: Array, down: Array, *, alpha_para: float, alpha_lora: float
 ) -> tuple[Array, Array]:

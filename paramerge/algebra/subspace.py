@@ -18,6 +18,7 @@ from paramerge.algebra.arrays import (
     check_relative_cut,
     column_cut,
     detached,
+    exact,
     number,
     prepare_matrices,
 )
@@ -69,6 +70,7 @@ class JointBasis(Generic[Array]):
     rank: int
 
 
+@exact
 def orthonormalise(B: Array, *, rtol: float | None = None, method: Method = "qr") -> Orthonormal[Array]:
     """Find an orthonormal basis of ``span(B)``: the ``Q`` of the paper's ``B = QR`` (section 3.1).
 
@@ -113,6 +115,7 @@ def orthonormalise(B: Array, *, rtol: float | None = None, method: Method = "qr"
     return Orthonormal(Q, Q.shape[1], B.shape[1])
 
 
+@exact
 def require_full_rank(B: Array, *, rtol: float | None = None, where: object = "B") -> Orthonormal[Array]:
     """Find an orthonormal basis (:func:`orthonormalise`) of a ``B``, and refuse dependent columns.
 
@@ -136,6 +139,7 @@ def require_full_rank(B: Array, *, rtol: float | None = None, where: object = "B
     return basis
 
 
+@exact
 def require_orthonormal(Q: Array, where: str = "Q") -> None:
     """Refuse a ``Q`` whose columns are not orthonormal to working precision.
 
@@ -162,6 +166,7 @@ def require_orthonormal(Q: Array, where: str = "Q") -> None:
         )
 
 
+@exact
 def joint_basis(bases: Sequence[Array], *, rtol: float | None = None) -> JointBasis[Array]:
     """Find an orthonormal basis of ``span(Q1) + ... + span(Qn)``: the merged adapter of section 3.2.
 

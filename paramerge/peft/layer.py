@@ -189,8 +189,8 @@ class PaRaLayer(AdaptedLayer):
         """The change of the weight by one adapter alone: ``-s K K^T W``, in the weight's shape and dtype."""
         weight = self.base_layer.weight.data
         K = self._basis_in(adapter_name, torch.float64).detach()
-        flat = weight.flatten(1).to(K.dtype)
-        delta = -self.strength(adapter_name) * (K @ (K.mT @ flat))
+        with no_autocast(K):
+            delta = -self.strength(adapter_name) * (K @ (K.mT @ weight.flatten(1).to(K.dtype)))
         return delta.view(weight.shape).to(weight.dtype)
 
     # --- forward --------------------------------------------------------------------------------------------

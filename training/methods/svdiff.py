@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from paramerge.files.writer import write_safetensors
+from paramerge.peft.bases import no_autocast
 from paramerge.training.config import TrainConfig
 from paramerge.training.methods.parametrized import parametrized
 from paramerge.training.methods.trained import Trained, layers_of, unet_layers
@@ -36,7 +37,8 @@ class SpectralShift(nn.Module):
 
     def forward(self, W: Tensor) -> Tensor:
         """The shifted weight, in the dtype of ``W``; a change is added, so delta = 0 gives ``W`` itself."""
-        change = (self.U * (torch.relu(self.s + self.delta) - self.s)) @ self.Vh
+        with no_autocast(W):  # what is saved is float32, too
+            change = (self.U * (torch.relu(self.s + self.delta) - self.s)) @ self.Vh
         return W + change.reshape(W.shape).to(W.dtype)
 
 
