@@ -32,12 +32,23 @@ METHODS = {
 }
 """The methods and the learning rate of each where none is given."""
 
+PREDICTIONS = ("epsilon", "v_prediction")
+"""What a model can say of a noisy picture: its noise, or the velocity between the two."""
+
 _WATCHING = ("validation_prompts", "validation_every", "validation_steps", "validation_guidance")
 _KEEPING = ("output", "save_every", "checkpoints_limit", "tracker", "validation_seeds")
 _SHARING = ("batch_size", "accumulation", "gradient_checkpointing")
 _FREE = {"steps", *_WATCHING, *_KEEPING, *_SHARING}
 """Settings that may change between a run and its resumption: none changes the computation of a step but the
 batch, whose size in all (batch_size * accumulation * processes) is compared by itself."""
+
+
+_AT_LEAST_1 = (
+    "rank", "steps", "batch_size", "accumulation", "class_images", "placeholder_vectors", "prompt_chunks",
+)  # fmt: skip
+_AT_LEAST_0 = (
+    "save_every", "checkpoints_limit", "validation_every", "lr_warmup_steps", "gate_steps", "keep_tags",
+)  # fmt: skip
 
 
 def _option(default: Any, help_text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -71,6 +82,12 @@ class TrainConfig:
     subset: str = _option("ex-ca", "Which layers of the UNet: a subset of the paper, or 'attention'.")
     train_text_encoder: bool = _option(False, "Train the text encoders' attention, too.")
     gamma: float | None = _option(None, "PaRa's rank boundary, such as 0.025.")
+    gamma_on: str = _option("all", "The layers of the rank boundary: 'conv' as in Table 3.", ("all", "conv"))
+    orthonormalise: str = _option(
+        "auto",
+        "PaRa's Q from B: Householder QR or CholeskyQR2; auto takes the latter on a GPU.",
+        ("auto", "qr", "cholesky"),
+    )
     init: str = _option("least-energy", "How PaRa starts.", ("least-energy", "orthonormal", "gate", "soft"))
     gate_steps: int = _option(100, "With init gate: steps until the gate is open.")
     krona_factors: tuple[int, int] = _option(
@@ -88,7 +105,15 @@ class TrainConfig:
     class_images: int = _option(50, "Prior preservation: how many.")
     prior_weight: float = _option(1.0, "Prior preservation: the weight of its loss.")
 
+    prompt_chunks: int = _option(1, "How many times 75 tokens a text may have; each is encoded alone.")
+    caption_dropout: float = _option(0.0, "Share of pictures that are trained without a text.")
+    shuffle_tags: bool = _option(False, "Put what the commas of a text divide into another order each time.")
+    keep_tags: int = _option(0, "With shuffle_tags: how many at the start stay where they are.")
+
     # the loss
+    prediction_type: str | None = _option(
+        None, "What the model predicts; by default what its files say.", PREDICTIONS
+    )
     min_snr_gamma: float | None = _option(None, "Min-SNR weighting, usually 5.")
     noise_offset: float = _option(0.0, "Noise offset, such as 0.05.")
 
@@ -127,13 +152,14 @@ class TrainConfig:
     tracker: str = _option("none", "A tracker of accelerate's as well.", ("none", "tensorboard", "wandb"))
 
     def __post_init__(self) -> None:
-        for name, choices in ((f.name, f.metadata["choices"]) for f in fields(self)):
+        given = (f for f in fields(self) if not (f.default is None and getattr(self, f.name) is None))
+        for name, choices in ((f.name, f.metadata["choices"]) for f in given):
             if choices and getattr(self, name) not in choices:
                 raise _wrong(name, ", ".join(choices), getattr(self, name))
-        for name in ("rank", "steps", "batch_size", "accumulation", "class_images", "placeholder_vectors"):
+        for name in _AT_LEAST_1:
             if getattr(self, name) < 1:
                 raise _wrong(name, "1 or more", getattr(self, name))
-        for name in ("save_every", "checkpoints_limit", "validation_every", "lr_warmup_steps", "gate_steps"):
+        for name in _AT_LEAST_0:
             if getattr(self, name) < 0:
                 raise _wrong(name, "0 or more", getattr(self, name))
         for name in ("noise_offset", "prior_weight", "weight_decay", "max_grad_norm"):
@@ -143,8 +169,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise _wrong(name, "above 0", value)
-        if not 0 <= self.ema_decay < 1:
-            raise _wrong("ema_decay", "0 to below 1", self.ema_decay)
+        for name in ("ema_decay", "caption_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise _wrong(name, "0 to below 1", getattr(self, name))
         if self.resolution is not None and (self.resolution < 8 or self.resolution % 8):
             raise _wrong("resolution", "a multiple of 8", self.resolution)
         if self.class_folder is not None and not self.class_prompt:

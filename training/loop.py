@@ -17,23 +17,20 @@ from paramerge.checkpoints.layout import open_base
 from paramerge.errors import CheckpointError, NonFiniteError
 from paramerge.files.writer import write_bytes
 from paramerge.generation.loading import load_pipeline
+from paramerge.generation.prediction import set_prediction
 from paramerge.shipped import named_model
 from paramerge.training.agreement import check_same, share_state
+from paramerge.training.batches import known_texts, make_batch
 from paramerge.training.chance import generator
+from paramerge.training.class_pictures import draw_missing_class_pictures
 from paramerge.training.config import TrainConfig, config_to_toml
-from paramerge.training.examples import (
-    Examples,
-    Prompts,
-    draw_missing_class_pictures,
-    load_examples,
-    make_batch,
-    prepare_prompts,
-)
+from paramerge.training.examples import Examples, load_examples
 from paramerge.training.launching import accelerator_for
 from paramerge.training.methods import Trained, attach, text_encoders
 from paramerge.training.objective import loss_of, noise_schedule
 from paramerge.training.run_folder import check_run_folder
 from paramerge.training.state import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
+from paramerge.training.texts import TextEncoding
 from paramerge.training.watching import Watcher, averaged
 
 __all__ = ["Report", "TrainResult", "train"]
@@ -84,6 +81,9 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
 
     # the model as it is, the pictures and the prompts
     pipeline = load_pipeline(open_base(named_model(config.model)), torch.float32)
+    if config.prediction_type is not None:
+        set_prediction(pipeline, prediction_type=config.prediction_type)
+    schedule = noise_schedule(pipeline)
     pipeline.to(accelerator.device)
     if config.class_folder is not None:
         if accelerator.is_main_process:
@@ -93,7 +93,6 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
         examples = load_examples(pipeline, config, accelerator.device)
 
     # what is trained: float32, in models whose frozen weights may be narrower
-    schedule = noise_schedule(pipeline)
     dtype = _DTYPES[config.mixed_precision]
     if config.method != "dreambooth":
         for model in (pipeline.unet, *text_encoders(pipeline).values()):  # the autoencoder stays float32
@@ -103,10 +102,8 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     if config.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     pipeline.unet.train()
-    prompts = None
-    if not trained.text:
-        with torch.no_grad():
-            prompts = prepare_prompts(pipeline, config, examples.captions, accelerator.device)
+    texts = TextEncoding(pipeline, accelerator.device, trained.text, config.prompt_chunks)
+    texts.prepare(known_texts(examples, config))
 
     # the state, from the start or from where it stopped
     optimizer = accelerator.prepare(_optimizer(trained, config))
@@ -138,9 +135,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
         for micro in range(config.accumulation):
             batch = _Slots(examples, config, state.step, micro, slots, accelerator)
             with accelerator.autocast():
-                if trained.text:
-                    prompts = prepare_prompts(pipeline, config, examples.captions, accelerator.device)
-                part = _forward(pipeline, batch, prompts, schedule, dtype) / config.accumulation
+                part = _forward(pipeline, batch, texts, schedule, dtype) / config.accumulation
             accelerator.backward(part)
             loss += part.detach()
         _average_gradients(trained, accelerator)
@@ -223,15 +218,14 @@ class _Slots:
         return iter(range(first, first + each))
 
 
-def _forward(pipeline: Any, slots: _Slots, prompts: Prompts | None, schedule: Any, dtype: Any) -> Tensor:
-    assert prompts is not None  # made before the steps, or in this one
+def _forward(pipeline: Any, slots: _Slots, texts: TextEncoding, schedule: Any, dtype: Any) -> Tensor:
     config = slots.config
     timesteps = int(schedule.config.num_train_timesteps)
     batch = make_batch(slots.examples, config, slots.step, list(slots.indices()), slots.total, timesteps)
     # layers with chance of their own, such as dropout, begin at the same place in a resumed run
     chance = generator(config.seed, slots.step, slots.micro, slots.accelerator.process_index, "layers")
     torch.manual_seed(chance.initial_seed())
-    return loss_of(pipeline.unet, batch, prompts, schedule, config, dtype)
+    return loss_of(pipeline.unet, batch, texts(batch.texts), schedule, config, dtype)
 
 
 def _load_scale(state: TrainingState, accelerator: Any) -> None:

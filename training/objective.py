@@ -7,42 +7,62 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paramerge.training.config import TrainConfig
-from paramerge.training.examples import Batch, Prompts
+from paramerge.errors import UsageError
+from paramerge.training.batches import Batch
+from paramerge.training.config import PREDICTIONS, TrainConfig
+from paramerge.training.texts import Prompts
 
 __all__ = ["loss_of", "noise_schedule", "snr_weights"]
 
 
 def noise_schedule(pipeline: Any) -> Any:
-    """The schedule that the model was trained with, to add noise by."""
+    """The schedule that the model was trained with, to add noise by.
+
+    Raises
+    ------
+    UsageError
+        The model predicts neither the noise nor the velocity.
+    """
     from diffusers import DDPMScheduler
 
+    kind = pipeline.scheduler.config.get("prediction_type", "epsilon")
+    if kind not in PREDICTIONS:
+        raise UsageError(
+            "the trainer has no loss for what this model predicts",
+            where="prediction_type",
+            expected=" or ".join(PREDICTIONS),
+            found=kind,
+            hint="if the model's configuration is wrong, give prediction_type",
+        )
     return DDPMScheduler.from_config(pipeline.scheduler.config)  # type: ignore[no-untyped-call]
 
 
 def loss_of(
     unet: Any, batch: Batch, prompts: Prompts, schedule: Any, config: TrainConfig, dtype: Any
 ) -> Tensor:
-    """The mean over the subject's slots, plus ``prior_weight`` times that over the class's (float32)."""
+    """The mean over the subject's slots, plus ``prior_weight`` times that over the class's (float32).
+
+    ``prompts`` has an entry for each slot.
+    """
     device = prompts.states.device
-    latents, noise = batch.latents.to(device), batch.noise.to(device)
-    times, which = batch.timesteps.to(device), batch.prompts.to(device)
+    latents, noise, times, ids = (
+        value.to(device, non_blocking=True)
+        for value in (batch.latents, batch.noise, batch.timesteps, batch.time_ids)
+    )
     noisy = schedule.add_noise(latents, noise, times)
     extra: dict[str, Any] = {}
     if prompts.pooled is not None:
-        ids = batch.time_ids.to(device, dtype)
-        extra["added_cond_kwargs"] = {"text_embeds": prompts.pooled[which].to(dtype), "time_ids": ids}
-    states = prompts.states[which].to(dtype)
-    found = unet(noisy.to(dtype), times, encoder_hidden_states=states, **extra).sample
+        extra["added_cond_kwargs"] = {"text_embeds": prompts.pooled.to(dtype), "time_ids": ids.to(dtype)}
+    found = unet(noisy.to(dtype), times, encoder_hidden_states=prompts.states.to(dtype), **extra).sample
     kind = schedule.config.prediction_type
     target = schedule.get_velocity(latents, noise, times) if kind == "v_prediction" else noise
     error = (found.float() - target).square().mean((1, 2, 3))
     if config.min_snr_gamma is not None:
         error = error * snr_weights(schedule, times, config.min_snr_gamma, kind)
-    prior = which == 1
-    total: Tensor = error[~prior].mean()
-    if bool((batch.prompts == 1).any()):
-        total = total + config.prior_weight * error[prior].mean()
+    subject = int((~batch.prior).sum())  # the class's slots come after the subject's
+    total: Tensor = error[:subject].mean()
+    if subject < len(error):
+        total = total + config.prior_weight * error[subject:].mean()
     return total
 
 

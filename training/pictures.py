@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from paramerge.errors import FileFormatError, UsageError
 from paramerge.listing import listed
@@ -24,6 +26,8 @@ __all__ = [
 ]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+_SRGB = ImageCms.createProfile("sRGB")
 
 CAPTION_SUFFIX = ".txt"
 """The ending of a caption beside a picture, which replaces the instance prompt."""
@@ -92,7 +96,7 @@ def captions_of(files: Sequence[Path]) -> tuple[str, ...]:
 
 def _read_caption(path: Path) -> str:
     try:
-        caption = path.read_text(encoding="utf-8").strip()
+        caption = path.read_text(encoding="utf-8-sig").strip()  # some editors begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"this caption cannot be read ({error})", where=path) from error
     if not caption:
@@ -101,17 +105,19 @@ def _read_caption(path: Path) -> str:
 
 
 def read_picture(path: Path, side: int) -> Picture:
-    """The middle square of a picture, resized to ``side``; transparency becomes white.
+    """The middle square of a picture in sRGB, resized to ``side``; transparency becomes white.
+
+    Grey of 16 bits and numbers from 0 to 1 keep their meaning; a colour profile is applied.
 
     Raises
     ------
     FileFormatError
-        The file is no picture, or is damaged.
+        The file is no picture, is damaged, or has numbers of which it is not known what is white.
     """
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-            rgba = image.convert("RGBA")
+            rgba = _in_srgb(_as_bytes(image, path), image.info.get("icc_profile"), path).convert("RGBA")
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise FileFormatError(
             f"this picture cannot be read ({str(error) or type(error).__name__})",
@@ -127,6 +133,42 @@ def read_picture(path: Path, side: int) -> Picture:
     left, top = (resized[0] - side) // 2, (resized[1] - side) // 2
     square = rgb.crop((left, top, left + side, top + side))
     return Picture(np.asarray(square, dtype=np.uint8), (height, width), (top, left))
+
+
+def _as_bytes(image: Image.Image, path: Path) -> Image.Image:
+    """The picture with 8 bits a channel; Pillow itself would cut wider numbers off at 255."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    white = 1.0 if image.mode == "F" else 65535.0
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= white):
+        raise FileFormatError(
+            "the numbers of this picture go beyond black and white",
+            where=path,
+            expected=f"0 to {white:g}",
+            found=f"{values.min():g} to {values.max():g}",
+            hint="save it as a PNG of 8 or 16 bits",
+        )
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None, path: Path) -> Image.Image:
+    """The picture by its colour profile; as it is, with a warning, where that cannot be read."""
+    if not profile:
+        return image
+    plain = image.convert("RGBA") if image.mode in ("P", "PA") else image  # a palette is of RGB
+    alpha = plain.getchannel("A") if "A" in plain.getbands() else None
+    coloured = plain if alpha is None else plain.convert(plain.mode.removesuffix("A"))
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(coloured, source, _SRGB, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+        warnings.warn(f"{path.name}: its colour profile is not applied ({error})", stacklevel=2)
+        return plain
+    found: Image.Image = converted or coloured
+    if alpha is not None:
+        found.putalpha(alpha)
+    return found
 
 
 def data_hash(files: Sequence[Path]) -> str:

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 
-def scaled(config: Any, z: Tensor) -> Tensor:
+def scaled(config: Any, z: Tensor, *, deviation: bool = False) -> Tensor:
     """An autoencoder's latents (n, c, h, w) as the diffusion model has them, by the autoencoder's ``config``.
 
     ``(z - mean) s / std`` with the statistics of each channel where the configuration has these, else
-    ``(z - shift) s``.
+    ``(z - shift) s``; for a ``deviation`` of latents the factor alone.
     """
     mean, std, factor = _statistics(config, z)
-    result: Tensor = (z - mean) * factor / std if torch.is_tensor(std) else (z - mean) * factor
+    centred = z if deviation else z - mean
+    result: Tensor = centred * factor / std if torch.is_tensor(std) else centred * factor
     return result
 
 

@@ -19,6 +19,8 @@ from paramerge.checkpoints.layout import (
 from paramerge.errors import CheckpointError, UsageError
 from paramerge.files.dtype_names import library_name, parse_dtype
 from paramerge.files.source import check_unchanged
+from paramerge.generation.loaded import check_text_encoders
+from paramerge.generation.prediction import set_prediction, stated_prediction
 from paramerge.models.record import ArchitectureRecord
 from paramerge.models.registry import record_of, records
 from paramerge.strict_json import read_object
@@ -123,6 +125,8 @@ def load_pipeline(base: Base, dtype: Any, config: Path | None = None) -> Any:
             else "a single file needs its configuration: give the diffusers folder of its model to "
             f"{option('config')}",
         ) from error
+    check_text_encoders(loaded, base)
+    set_prediction(loaded, **stated_prediction(base))
     check_unchanged(base)
     return loaded
 

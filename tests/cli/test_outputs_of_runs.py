@@ -17,9 +17,9 @@ from tiny_pipelines import sd_pipeline
 from paramerge.checkpoints.layout import open_base
 from paramerge.cli.main import main
 from paramerge.errors import OutputError, UsageError
+from paramerge.training.class_pictures import draw_missing_class_pictures
 from paramerge.training.config import TrainConfig, config_to_toml
 from paramerge.training.evaluation.records import claim_folder
-from paramerge.training.examples import draw_missing_class_pictures
 from paramerge.training.run_folder import check_run_folder
 
 MINE = b"a file of mine"

@@ -13,8 +13,9 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
+from paramerge.training.batches import Batch, make_batch
 from paramerge.training.config import TrainConfig
-from paramerge.training.examples import Batch, Examples, Latents, Prompts, make_batch
+from paramerge.training.examples import Examples, Latents
 from paramerge.training.loop import _follow, _optimizer, _rates
 from paramerge.training.methods.krona import KronaChange
 from paramerge.training.methods.svdiff import SpectralShift
@@ -22,6 +23,7 @@ from paramerge.training.methods.trained import Trained
 from paramerge.training.objective import loss_of, noise_schedule, snr_weights
 from paramerge.training.pictures import data_hash, find_pictures, read_picture
 from paramerge.training.state import TrainingState
+from paramerge.training.texts import Prompts
 from paramerge.training.watching import averaged, loss_plot, smoothed
 
 CONFIG = TrainConfig(model=Path("m"), instance_folder=Path("p"), instance_prompt="x", output=Path("o"))
@@ -75,7 +77,7 @@ def examples(count: int = 3, flips: bool = False, prior: bool = False) -> Exampl
         mean = torch.arange(n).float()[:, None, None, None].expand(n, 2, 4, 4) + first
         return Latents(mean, torch.zeros_like(mean), torch.arange(6).float().expand(n, 6) + first, count)
 
-    return Examples(latents(0), latents(100) if prior else None, 0.5, "hash")
+    return Examples(latents(0), latents(100) if prior else None, "hash")
 
 
 def test_how_a_step_is_shared_does_not_matter() -> None:
@@ -83,19 +85,20 @@ def test_how_a_step_is_shared_does_not_matter() -> None:
     given = examples(prior=True)
     whole = make_batch(given, CONFIG, 7, range(4), 4, 1000)
     parts = [make_batch(given, CONFIG, 7, [slot], 4, 1000) for slot in range(4)]
-    for name in ("latents", "noise", "timesteps", "prompts", "time_ids"):
+    for name in ("latents", "noise", "timesteps", "prior", "time_ids"):
         rows = [getattr(part, name) for part in parts]
         order = torch.cat([torch.stack([row[kind] for row in rows]) for kind in range(2)])
         assert torch.equal(getattr(whole, name), order), name
-    assert whole.prompts.tolist() == [0] * 4 + [1] * 4
-    assert set(whole.latents[4:, 0, 0, 0].tolist()) <= {50.0, 50.5, 51.0}  # a scaling of 0.5
+    assert whole.prior.tolist() == [False] * 4 + [True] * 4
+    assert whole.texts == ("x",) * 4 + ("",) * 4
+    assert set(whole.latents[4:, 0, 0, 0].tolist()) <= {100.0, 101.0, 102.0}
     assert torch.equal(whole.time_ids[4:, 0], torch.full((4,), 100.0))
 
 
 def test_steps_differ_and_every_picture_comes_equally_often() -> None:
     given = examples(3)
     seen = [make_batch(given, CONFIG, step, range(2), 2, 1000) for step in range(6)]
-    pictures = [int(2 * value) for batch in seen for value in batch.latents[:, 0, 0, 0]]
+    pictures = [int(value) for batch in seen for value in batch.latents[:, 0, 0, 0]]
     assert sorted(pictures) == sorted([0, 1, 2] * 4)
     noise = torch.cat([batch.noise for batch in seen])
     assert len({tuple(row.flatten().tolist()) for row in noise}) == 12
@@ -107,7 +110,7 @@ def test_steps_differ_and_every_picture_comes_equally_often() -> None:
 def test_flips_and_the_noise_offset() -> None:
     given = examples(4, flips=True)
     rows = torch.cat([make_batch(given, CONFIG, s, range(4), 4, 10).latents[:, 0, 0, 0] for s in range(12)])
-    assert 10 < int((2 * rows >= 4).sum()) < 38  # about half of 48
+    assert 10 < int((rows >= 4).sum()) < 38  # about half of 48
     plain = make_batch(given, CONFIG, 0, range(4), 4, 1000)
     offset = make_batch(given, replace(CONFIG, noise_offset=0.5), 0, range(4), 4, 1000)
     difference = offset.noise - plain.noise
@@ -142,8 +145,9 @@ def schedule(kind: str = "epsilon") -> Any:
 def test_the_loss_by_hand(kind: str, gamma: float | None) -> None:
     torch.manual_seed(0)
     x, eps, guess = torch.randn(3, 4, 2, 4, 4)[:, :, :, :, :].unbind(0)
-    batch = Batch(x, eps, torch.tensor([5, 900, 300, 20]), torch.tensor([0, 0, 1, 1]), torch.randn(4, 6))
-    prompts = Prompts(torch.randn(2, 7, 5), torch.randn(2, 3))
+    times, prior = torch.tensor([5, 900, 300, 20]), torch.tensor([False, False, True, True])
+    batch = Batch(x, eps, times, ("a", "a", "b", "b"), torch.randn(4, 6), prior)
+    prompts = Prompts(torch.randn(4, 7, 5), torch.randn(4, 3))
     config = replace(CONFIG, min_snr_gamma=gamma, prior_weight=0.25)
     unet = Guess(guess)
     found = float(loss_of(unet, batch, prompts, schedule(kind), config, torch.float32))
@@ -158,9 +162,9 @@ def test_the_loss_by_hand(kind: str, gamma: float | None) -> None:
         snr = alpha / (1 - alpha)
         errors *= np.minimum(snr, gamma) / (snr if kind == "epsilon" else snr + 1)
     assert found == pytest.approx(errors[:2].mean() + 0.25 * errors[2:].mean(), rel=1e-5)
-    assert torch.equal(unet.asked["encoder_hidden_states"][2], prompts.states[1])
+    assert torch.equal(unet.asked["encoder_hidden_states"], prompts.states)
     added = unet.asked["added_cond_kwargs"]
-    assert torch.equal(added["text_embeds"][0], prompts.pooled[0])  # type: ignore[index]
+    assert torch.equal(added["text_embeds"], prompts.pooled)  # type: ignore[arg-type]
     assert torch.equal(added["time_ids"], batch.time_ids)
 
 

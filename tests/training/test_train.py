@@ -246,6 +246,19 @@ def test_prior_preservation(sd: Path, dog: Path, tmp_path: Path) -> None:
     assert result.losses[0] > alone
 
 
+def test_the_boundary_on_convolutions_and_cholesky(sd: Path, dog: Path, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"steps": 1, "rank": 4, "gamma": 0.1, "subset": "ex-ca"}
+    config = settings(sd, dog, tmp_path / "conv", gamma_on="conv", orthonormalise="cholesky", **more)
+    seen: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "attach", watched(seen))
+        ranks = {name: m.rank for name, m in open_adapter(train(config).adapter[0]).modules.items()}
+    assert {rank for name, rank in ranks.items() if ".attn" in name.path} == {4}
+    assert max(rank for name, rank in ranks.items() if ".conv" in name.path) < 4
+    layer = seen["unet"].mid_block.resnets[0].conv1
+    assert layer.para_method == {"para": "cholesky"}
+
+
 @pytest.mark.parametrize("method", ["para", "lora"])
 def test_adapters_are_put_on_by_peft_alone(
     method: str, sd: Path, dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,9 +13,10 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from paramerge.formats import open_adapter
 from paramerge.peft import paper_config, para_layers, save_para
+from paramerge.training.batches import Batch
 from paramerge.training.config import TrainConfig
-from paramerge.training.examples import Batch, Prompts
 from paramerge.training.objective import loss_of
+from paramerge.training.texts import Prompts
 
 
 @pytest.mark.slow
@@ -45,10 +46,11 @@ def test_two_steps(tmp_path: Path) -> None:
         torch.randn(shape, generator=draw),
         torch.randn(shape, generator=draw),
         torch.tensor([400]),
-        torch.tensor([0]),
+        ("x",),
         torch.tensor([[64.0, 64, 0, 0, 64, 64]]),
+        torch.tensor([False]),
     )
-    prompts = Prompts(torch.randn(2, 77, 2048, generator=draw), torch.randn(2, 1280, generator=draw))
+    prompts = Prompts(torch.randn(1, 77, 2048, generator=draw), torch.randn(1, 1280, generator=draw))
     optimizer = torch.optim.AdamW(trained, 1e-3, weight_decay=0)
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     before = [p.detach().clone() for p in trained]

@@ -19,11 +19,12 @@ _NAME = "para"
 def attach(pipeline: Any, config: TrainConfig) -> Trained:
     """A PaRa on the UNet's layers of the subset, and on the text encoders' attention if asked for."""
     models = {"unet": pipeline.unet}
-    inject(_config(config, unet_layers(config)), pipeline.unet, _NAME)
+    settings = _settings(config, pipeline.unet.device)
+    inject(PaRaConfig(target_modules=unet_layers(config), **settings), pipeline.unet, _NAME)
     if config.train_text_encoder:
         models |= text_encoders(pipeline)
         for encoder in text_encoders(pipeline).values():
-            inject(_config(config, TEXT_LAYERS), encoder, _NAME)
+            inject(PaRaConfig(target_modules=TEXT_LAYERS, **settings), encoder, _NAME)
     for model in models.values():
         hoist_bases(model)
 
@@ -40,5 +41,14 @@ def attach(pipeline: Any, config: TrainConfig) -> Trained:
     return Trained(trainable(models), save, decays=False, text=config.train_text_encoder, **gate)
 
 
-def _config(config: TrainConfig, target: str) -> PaRaConfig:
-    return PaRaConfig(r=config.rank, target_modules=target, gamma=config.gamma, init=config.init)
+def _settings(config: TrainConfig, device: Any) -> dict[str, Any]:
+    method = config.orthonormalise
+    if method == "auto":  # CUDA's QR goes through the matrices one by one, column by column
+        method = "cholesky" if device.type == "cuda" else "qr"
+    return {
+        "r": config.rank,
+        "gamma": config.gamma,
+        "gamma_layers": config.gamma_on,
+        "init": config.init,
+        "method": method,
+    }

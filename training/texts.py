@@ -1,0 +1,115 @@
+"""What the texts say to the model: embeddings, kept once made where the encoders are frozen."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paramerge.listing import listed
+
+__all__ = ["Prompts", "TextEncoding", "chunks_of"]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Embeddings of texts: ``states`` (n, tokens, width), and SDXL's ``pooled`` (n, width) or None."""
+
+    states: Tensor
+    pooled: Tensor | None
+
+
+@dataclass
+class TextEncoding:
+    """Encodes texts as the pipeline does when it draws, each by itself, so that none depends on the others.
+
+    Attributes
+    ----------
+    trained:
+        Whether the encoders are trained: then only the texts of a batch are encoded, with gradient.
+    chunks:
+        How many times the encoder's length a text may have; each part is encoded alone, and all are put
+        behind each other, short texts filled up by empty parts.
+    """
+
+    pipeline: Any
+    device: Any
+    trained: bool = False
+    chunks: int = 1
+    _kept: dict[str, Prompts] = field(default_factory=dict)
+    _cut: set[str] = field(default_factory=set)
+
+    def __call__(self, texts: Sequence[str]) -> Prompts:
+        """The embeddings of ``texts``, in their order, on the device."""
+        each = {text: self._encode(text) if self.trained else self._remembered(text) for text in texts}
+        found = [each[text] for text in texts]
+        states = torch.cat([one.states for one in found]).to(self.device, non_blocking=True)
+        pooled = [one.pooled for one in found if one.pooled is not None]
+        return Prompts(states, torch.cat(pooled).to(self.device, non_blocking=True) if pooled else None)
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Encode what is to come, and say which texts are longer than the model reads."""
+        if not self.trained:
+            for text in texts:
+                self._remembered(text)
+        else:
+            for text in texts:
+                self._parts(text)
+        if self._cut:
+            warnings.warn(
+                f"the model reads only the beginning of {len(self._cut)} texts (prompt_chunks reads more): "
+                f"{listed(sorted(text[:60] for text in self._cut))}",
+                stacklevel=2,
+            )
+
+    @torch.no_grad()
+    def _remembered(self, text: str) -> Prompts:
+        if text not in self._kept:
+            made = self._encode(text)
+            self._kept[text] = Prompts(made.states.cpu(), None if made.pooled is None else made.pooled.cpu())
+        return self._kept[text]
+
+    def _encode(self, text: str) -> Prompts:
+        parts = [self._encode_part(part) for part in self._parts(text)]
+        return Prompts(torch.cat([part.states for part in parts], 1), parts[0].pooled)
+
+    def _encode_part(self, text: str) -> Prompts:
+        found = self.pipeline.encode_prompt(
+            prompt=[text], device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return Prompts(found[0], found[2] if len(found) == 4 else None)
+
+    def _parts(self, text: str) -> list[str]:
+        names = ("tokenizer", "tokenizer_2")
+        tokenizers = [t for name in names if (t := getattr(self.pipeline, name, None)) is not None]
+        parts = chunks_of(text, tokenizers, self.chunks)
+        if len(parts) > self.chunks:
+            self._cut.add(text)
+        return (parts + [""] * self.chunks)[: self.chunks]
+
+
+def chunks_of(text: str, tokenizers: Sequence[Any], chunks: int) -> list[str]:
+    """``text`` cut between words into parts that each tokenizer takes whole; one word too long is one part.
+
+    For a single chunk, and for what fits into one, the text itself comes first, as it is.
+    """
+
+    def fits(part: str) -> bool:
+        return all(len(t(part).input_ids) <= t.model_max_length for t in tokenizers)
+
+    if fits(text):
+        return [text]
+    if chunks == 1:
+        return [text, ""]
+    parts: list[str] = []
+    for word in text.split():
+        longer = f"{parts[-1]} {word}" if parts else word
+        if parts and fits(longer):
+            parts[-1] = longer
+        else:
+            parts.append(word)
+    return parts
