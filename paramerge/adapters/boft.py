@@ -56,17 +56,9 @@ class BoftModule(DependentModule):
         return self.blocks.shape[1] * self.blocks.shape[2]
 
     @property
-    def in_features(self) -> None:
-        return None
-
-    @property
     def form(self) -> str:
         stages, count = self.blocks.shape[:2]
         return f"{stages} stages of {count} blocks on outputs" + (", rescaled" if self.rescale else "")
-
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        return (self.blocks,) if self.rescale is None else (self.blocks, self.rescale)
 
     def transform(self, W: np.ndarray) -> np.ndarray:
         """The stages one after the other, then the rescaling."""
@@ -112,10 +104,6 @@ class PeftBoftModule(DependentModule):
     def form(self) -> str:
         stages, count = self.blocks.shape[:2]
         return f"{stages} stages of {count} blocks on inputs"
-
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        return (self.blocks, self.s)
 
     def transform(self, W: np.ndarray) -> np.ndarray:
         """The stages on the columns, then the scaling of the rows."""

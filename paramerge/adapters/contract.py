@@ -37,9 +37,9 @@ class LayerModule(ABC):
     alpha_key: str | None = None
 
     @property
-    @abstractmethod
     def tensors(self) -> tuple[StoredTensor, ...]:
-        """Its tensors in the file."""
+        """Its tensors in the file: those of its fields that are such, in their order."""
+        return tuple(value for value in vars(self).values() if isinstance(value, StoredTensor))
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -58,14 +58,14 @@ class LayerModule(ABC):
         """The number that its family counts: the rank of factors, the size of blocks, singular values."""
 
     @property
-    @abstractmethod
     def out_features(self) -> int | None:
         """Rows of the weight that it changes; None where the file leaves it open."""
+        return None
 
     @property
-    @abstractmethod
     def in_features(self) -> int | None:
         """Columns of the weight, a convolution flattened; None where the file leaves it open."""
+        return None
 
     @property
     def rank_bound(self) -> int | None:

@@ -54,10 +54,6 @@ class DifferenceModule(AdditiveModule):
     def form(self) -> str:
         return "vector" if len(self.diff.shape) == 1 else ""
 
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        return (self.diff,)
-
     def change(self) -> Difference:
         """Read it."""
         return Difference(read_finite(self.diff).reshape(self.out_features, -1))

@@ -71,11 +71,6 @@ class GloraModule(DependentModule):
         places = math.prod((self.core or self.b2).shape[2:])
         return min(self.rank * places + self.b2.shape[0], self.out_features, self.in_features)
 
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        every = (self.a1, self.a2, self.b1, self.b2, self.core)
-        return tuple(tensor for tensor in every if tensor is not None)
-
     def transform(self, W: np.ndarray) -> np.ndarray:
         """The weight with both changes, in float64."""
         a1, a2, b1, b2 = (_matrix(tensor) for tensor in (self.a1, self.a2, self.b1, self.b2))

@@ -68,10 +68,6 @@ class Ia3Module(DependentModule):
         return self.on_bias
 
     @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        return (self.vector,)
-
-    @property
     def keys(self) -> tuple[str, ...]:
         return super().keys if self.axis_key is None else (*super().keys, self.axis_key)
 

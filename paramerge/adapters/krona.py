@@ -63,10 +63,6 @@ class KronaModule(AdditiveModule):
         order = "rows as in the published code" if self.shuffled else "A (x) B as in the paper"
         return f"({a1}, {a2}), {order}"
 
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        return (self.up, self.down)
-
     def change(self) -> Kronecker:
         """Read both factors."""
         kind = ShuffledKronecker if self.shuffled else Kronecker

@@ -77,11 +77,6 @@ class LohaModule(AdditiveModule):
     def form(self) -> str:
         return "Tucker" if self.t1 is not None else ""
 
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        every = (self.w1_a, self.w1_b, self.w2_a, self.w2_b, self.t1, self.t2)
-        return tuple(tensor for tensor in every if tensor is not None)
-
     def change(self) -> Hadamard:
         """Read the factors; cores are contracted with the input side."""
         B1, A1 = _factors(self.w1_a, self.w1_b, self.t1)

@@ -87,11 +87,6 @@ class LoraModule(AdditiveModule):
         return (self.mid or self.down).shape[2:]
 
     @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        """Its tensors in the file."""
-        return tuple(tensor for tensor in (self.up, self.down, self.mid) if tensor is not None)
-
-    @property
     def rank_bound(self) -> int:
         """The rank, where the weight has as many rows and columns."""
         return min(self.rank, self.out_features, self.in_features)

@@ -57,17 +57,9 @@ class OftModule(DependentModule):
         return self.blocks.shape[0] * self.blocks.shape[1]
 
     @property
-    def in_features(self) -> None:
-        return None
-
-    @property
     def form(self) -> str:
         blocks = f"{self.blocks.shape[0]} blocks on outputs"
         return blocks if self.rescale is None else f"{blocks}, rescaled"
-
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        return (self.blocks,) if self.rescale is None else (self.blocks, self.rescale)
 
     def transform(self, W: np.ndarray) -> np.ndarray:
         """Each block of rows through its rotation transposed, then rescaled."""
@@ -106,10 +98,6 @@ class PeftOftModule(DependentModule):
         return block_size(self.weight.shape[1])
 
     @property
-    def out_features(self) -> None:
-        return None
-
-    @property
     def in_features(self) -> int | None:
         return None if self.shared else self.weight.shape[0] * self.rank
 
@@ -117,10 +105,6 @@ class PeftOftModule(DependentModule):
     def form(self) -> str:
         blocks = "one shared block" if self.shared else f"{self.weight.shape[0]} blocks"
         return f"{blocks} on inputs, {'exact' if self.terms is None else f'{self.terms} terms of the series'}"
-
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        return (self.weight,)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """The inputs are a whole number of blocks."""

@@ -48,15 +48,6 @@ class ParaModule(DependentModule):
         return self.basis.shape[0]
 
     @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        """Its tensors in the file."""
-        return (self.basis,)
-
-    @property
-    def in_features(self) -> None:
-        return None
-
-    @property
     def rank_bound(self) -> int:
         """No more than r directions go."""
         return min(self.rank, self.out_features)

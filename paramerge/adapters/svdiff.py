@@ -41,18 +41,6 @@ class SvdiffModule(DependentModule):
     def rank_bound(self) -> int:
         return self.rank
 
-    @property
-    def out_features(self) -> None:
-        return None
-
-    @property
-    def in_features(self) -> None:
-        return None
-
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        return (self.shift,)
-
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether there is one number for each singular value."""
         return self.rank == min(shape[0], math.prod(shape[1:]))

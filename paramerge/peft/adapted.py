@@ -14,8 +14,6 @@ from paramerge.peft.config import PaRaConfig
 from paramerge.peft.initial import initial_basis
 from paramerge.peft.parameters import Hoisted, WideParameters
 
-__all__ = ["AdaptedLayer"]
-
 
 class AdaptedLayer(BaseTunerLayer):
     """A layer and the parts of each adapter on it; their effect is :class:`PaRaLayer`'s."""

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["basis_of", "cholesky_qr2", "nearest_projector", "no_autocast", "soft_factor"]
-
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """A block without autocast for the device of ``tensor``; nothing at all where there is none."""

@@ -14,8 +14,6 @@ from paramerge.algebra.boundary import adjusted_rank
 from paramerge.errors import UsageError
 from paramerge.peft.types import PaRaType
 
-__all__ = ["INITS", "MERGES", "METHODS", "PaRaConfig"]
-
 INITS = ("least-energy", "orthonormal", "gate", "soft")
 MERGES = ("joint", "sequential")
 METHODS = ("qr", "cholesky")

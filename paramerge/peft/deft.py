@@ -15,8 +15,6 @@ from paramerge.errors import FamilyError, UsageError
 from paramerge.listing import listed
 from paramerge.peft.config import PaRaConfig
 
-__all__ = ["deft_config", "deft_state_dict", "para_config", "para_state_dict"]
-
 _OURS, _THEIRS = ".para_B", ".deft_P"
 
 

@@ -14,8 +14,6 @@ from paramerge.peft.bases import basis_of, nearest_projector
 from paramerge.peft.layer import PaRaLayer
 from paramerge.peft.places import components_of, para_layers
 
-__all__ = ["fuse", "harden", "hoist_bases", "set_gate", "unfuse"]
-
 
 def fuse(
     pipe_or_model: Any, adapter_names: Sequence[str] | None = None, *, component: str | None = None

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from paramerge.errors import NonFiniteError
 
-__all__ = ["initial_basis", "least_energy_directions"]
-
 
 def initial_basis(W: Tensor, rank: int, init: str, epsilon: float, where: str) -> Tensor:
     """B (d, rank) for a layer of weight ``W`` (d, ...), by :class:`PaRaConfig`'s ``init``; random ones from

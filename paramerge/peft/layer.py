@@ -24,8 +24,6 @@ from paramerge.peft.projection import (
 )
 from paramerge.peft.removal import Removal, remove
 
-__all__ = ["PaRaConv2d", "PaRaLayer", "PaRaLinear"]
-
 
 @dataclass(frozen=True)
 class Step:

@@ -22,8 +22,6 @@ from paramerge.peft.config import PaRaConfig
 from paramerge.peft.layer import PaRaLayer
 from paramerge.peft.places import components_of, find_layer, para_layers
 
-__all__ = ["load_para"]
-
 
 def load_para(
     pipe_or_model: Any,

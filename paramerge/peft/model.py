@@ -16,8 +16,6 @@ from paramerge.peft.layer import PaRaConv2d, PaRaLayer, PaRaLinear
 from paramerge.peft.nesting import wrap
 from paramerge.peft.types import PREFIX, register
 
-__all__ = ["PaRaModel"]
-
 _BASE = ".base_layer."
 
 

@@ -20,8 +20,6 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from paramerge.errors import UsageError
 
-__all__ = ["MergesInnerFirst", "innermost", "watch"]
-
 
 class MergesInnerFirst:
     """Mixed into the class of a PEFT layer that wraps a PaRa, directly or with others between."""

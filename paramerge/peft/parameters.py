@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Hoisted", "WideParameters"]
-
 
 class Hoisted(dict[str, tuple[Tensor, int, Tensor]]):
     """Bases made before the step: B, its version at that time, K. A copy of the layer has none.

@@ -14,8 +14,6 @@ from paramerge.formats.layers import clip_path
 from paramerge.models.names import ModuleName
 from paramerge.peft.layer import PaRaLayer
 
-__all__ = ["components_of", "find_layer", "layer_name", "para_layers", "plain_path"]
-
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 _CLASSES = {
     "UNet2DConditionModel": "unet",

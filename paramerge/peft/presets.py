@@ -7,8 +7,6 @@ from typing import Any
 from paramerge.models.subsets import PAPER_GAMMA, subset
 from paramerge.peft.config import PaRaConfig
 
-__all__ = ["paper_config"]
-
 
 def paper_config(
     name: str = "ex-ca", r: int = 4, *, gamma_layers: str = "conv", **settings: Any

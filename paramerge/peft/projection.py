@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from paramerge.peft.bases import no_autocast
 
-__all__ = ["can_let_go", "convolve_and_project_out", "project_out", "project_out_channels"]
-
 WORTH_LETTING_GO = 2**20
 """Bytes of an input from which on it is let go; below, Python's few calls more cost more than it is."""
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from paramerge.errors import NonFiniteError
 
-__all__ = ["Removal", "remove"]
-
 _WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 
 

@@ -19,8 +19,6 @@ from paramerge.peft.bases import nearest_projector
 from paramerge.peft.layer import PaRaLayer
 from paramerge.peft.places import components_of, layer_name, para_layers, plain_path
 
-__all__ = ["architecture_of", "para_bases", "save_para"]
-
 
 def save_para(
     pipe_or_model: Any,

@@ -7,8 +7,6 @@ from typing import Any
 
 from peft import mapping
 
-__all__ = ["PREFIX", "PaRaType", "register"]
-
 PREFIX = "para_"
 """The beginning of the names of PaRa's parameters."""
 
