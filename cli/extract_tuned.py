@@ -11,8 +11,8 @@ from paramerge.cli.render import Progress, gigabytes, note_ending, out, shown, w
 from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
-    from paramerge.extract.extract import ExtractedLayer, ExtractionReport
-    from paramerge.extract.families import ExtractOptions
+    from paramerge.extract.extract import ExtractionReport
+    from paramerge.extract.families import Extracted, ExtractOptions
 
 
 def extract_tuned(
@@ -75,7 +75,7 @@ def _show(report: ExtractionReport, all_layers: bool) -> None:
 
     from paramerge.models.layer_kinds import layer_kind
 
-    groups: dict[tuple[str, str], list[ExtractedLayer]] = {}
+    groups: dict[tuple[str, str], list[Extracted]] = {}
     for layer in report.layers:
         key = (str(layer.name), "") if all_layers else (layer.name.component, layer_kind(layer.name))
         groups.setdefault(key, []).append(layer)

@@ -170,12 +170,7 @@ def read_object(
         with open(path, "rb") as stream:
             raw = stream.read(limit + 1)
     if len(raw) > limit:
-        raise error(
-            f"{what} is too long",
-            where=path,
-            expected=f"at most {limit} bytes",
-            found="more",
-        )
+        raise error(f"{what} is too long", where=path, expected=f"at most {limit} bytes", found="more")
     return object_from(raw, path, what=what, error=error, limit=limit)
 
 

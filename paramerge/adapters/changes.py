@@ -156,6 +156,18 @@ def frobenius_norm(values: np.ndarray) -> float:
     return float(np.linalg.norm(values / unit)) * unit if unit != 1 else float(np.linalg.norm(values))
 
 
+def product_loss(up: np.ndarray, down: np.ndarray, new_up: np.ndarray, new_down: np.ndarray) -> float:
+    """``||B'A' - BA|| / ||BA||`` of thin factors; 0 where they are the same."""
+    B, A = new_up.astype(np.float64), new_down.astype(np.float64)
+    off_up, off_down = B - up, A - down
+    if not (off_up.any() or off_down.any()):
+        return 0.0
+    # B'A' - BA = (B' - B) A' + B (A' - A): thin, and nothing cancels
+    lost = product_norm(np.concatenate([off_up, up], axis=1), np.concatenate([A, off_down], axis=0))
+    norm = product_norm(up, down)
+    return lost / norm if norm else 0.0
+
+
 def product_norm(up: np.ndarray, down: np.ndarray) -> float:
     """Frobenius norm of ``up @ down`` from two r x r matrices: ``||BA||^2 = sum((B^T B) * (A A^T))``.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from paramerge.adapters.changes import Product, product_norm
+from paramerge.adapters.changes import Product, product_loss
 from paramerge.adapters.contract import AdditiveModule, LayerModule, read_stored
 from paramerge.adapters.family import CORE, FACTOR, Family, Form
 from paramerge.adapters.folding import folded
@@ -224,16 +224,8 @@ def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
             "up": new_up.reshape(*new_up.shape, *(1,) * len(module.kernel)),
             "down": new_down.reshape(len(new_down), -1, *module.kernel),
         }
-    lost = _relative_error(up, down, new_up, new_down)
+    lost = product_loss(up, down, new_up, new_down)
     return Part(module.name, "lora", tensors, alpha, module.rank, lost, tuple(notes))
-
-
-def _relative_error(up: np.ndarray, down: np.ndarray, new_up: np.ndarray, new_down: np.ndarray) -> float:
-    """``||B'A' - BA|| / ||BA||``, from thin factors."""
-    B, A = new_up.astype(np.float64), new_down.astype(np.float64)
-    lost = product_norm(np.concatenate([B - up, up], axis=1), np.concatenate([A, A - down], axis=0))
-    norm = product_norm(up, down)
-    return lost / norm if norm else 0.0
 
 
 def stored_of_lora(shape: tuple[int, ...], settings: SizeSettings) -> int:

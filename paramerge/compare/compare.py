@@ -25,7 +25,7 @@ from paramerge.compare.pairs import (
 from paramerge.compare.spaces import LayerSpaces, LoraSpace, ParaSpace, read_spaces
 from paramerge.errors import ShapeError, UsageError
 from paramerge.files.source import check_unchanged
-from paramerge.models.names import COMPONENTS, ModuleName
+from paramerge.models.names import ModuleName, in_order
 from paramerge.resolve.checks import check_architectures, warnings_of
 from paramerge.resolve.spellings import in_one_spelling
 from paramerge.resolve.weights import BaseWeights
@@ -131,8 +131,7 @@ def _common_names(adapters: Sequence[Adapter]) -> list[ModuleName]:
     for adapter in adapters:
         for name in adapter.modules:
             counts[name] = counts.get(name, 0) + 1
-    names = [name for name, count in counts.items() if count > 1]
-    return sorted(names, key=lambda name: (COMPONENTS.index(name.component), name.path))
+    return in_order(name for name, count in counts.items() if count > 1)
 
 
 def _ordered_pairs(adapters: Sequence[Adapter]) -> list[tuple[int, int]]:

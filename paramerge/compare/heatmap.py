@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from paramerge.compare.changes import ChangePair
 from paramerge.compare.compare import LayerPair, PairComparison
@@ -17,6 +18,8 @@ from paramerge.compare.places import (
     short_name,
     sorted_rows,
 )
+
+_Pair = TypeVar("_Pair")
 
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Possible ends of a scale: the first that holds all values is taken."""
@@ -147,20 +150,8 @@ def _number(value: float, signed: bool, digits: int) -> str:
     return sign + text if text.strip(".0") else "0"
 
 
-def _of_paras(value: Callable[[ParaPair], float]) -> Callable[[LayerPair], float]:
-    return lambda layer: value(layer) if isinstance(layer, ParaPair) else math.nan
-
-
-def _of_mixed(value: Callable[[MixedPair], float]) -> Callable[[LayerPair], float]:
-    return lambda layer: value(layer) if isinstance(layer, MixedPair) else math.nan
-
-
-def _of_loras(value: Callable[[LoraPair], float]) -> Callable[[LayerPair], float]:
-    return lambda layer: value(layer) if isinstance(layer, LoraPair) else math.nan
-
-
-def _of_changes(layer: LayerPair) -> float:
-    return layer.cosine if isinstance(layer, ChangePair) else math.nan
+def _of(kind: type[_Pair], value: Callable[[_Pair], float]) -> Callable[[LayerPair], float]:
+    return lambda layer: value(layer) if isinstance(layer, kind) else math.nan
 
 
 def _or_nan(value: float | None) -> float:
@@ -174,20 +165,20 @@ _METRICS: dict[str, list[Metric]] = {
             "Friedrichs cosine",
             "What merging one after the other gets wrong (2-norm): 0, the order does not matter; near 1, the "
             "sequence leaves directions that the joint merge removes.",
-            _of_paras(lambda layer: layer.friedrichs),
-            chance=_of_paras(lambda layer: layer.chance),
+            _of(ParaPair, lambda layer: layer.friedrichs),
+            chance=_of(ParaPair, lambda layer: layer.chance),
         ),
         Metric(
             "shared",
             "Shared directions",
             "The share of the smaller adapter's directions that the other removes too.",
-            _of_paras(lambda layer: layer.shared / max(1, min(layer.ranks))),
+            _of(ParaPair, lambda layer: layer.shared / max(1, min(layer.ranks))),
         ),
         Metric(
             "on_base",
             "Distance on the base",
             "How far the sequence is from the joint merge on this base's weights (relative Frobenius norm).",
-            _of_paras(lambda layer: _or_nan(layer.on_base)),
+            _of(ParaPair, lambda layer: _or_nan(layer.on_base)),
         ),
     ],
     "para-lora": [
@@ -195,14 +186,14 @@ _METRICS: dict[str, list[Metric]] = {
             "lost",
             "LoRA lost, LoRA first",
             "The share of the LoRA that a PaRa after it removes (Frobenius norm). PaRa first, none is lost.",
-            _of_mixed(lambda layer: layer.lost),
-            chance=_of_mixed(lambda layer: layer.chance),
+            _of(MixedPair, lambda layer: layer.lost),
+            chance=_of(MixedPair, lambda layer: layer.chance),
         ),
         Metric(
             "refilled",
             "Refilled, PaRa first",
             "What the LoRA writes back into the removed directions, relative to what the base had there.",
-            _of_mixed(lambda layer: _or_nan(layer.refilled)),
+            _of(MixedPair, lambda layer: _or_nan(layer.refilled)),
         ),
     ],
     "lora-lora": [
@@ -210,22 +201,22 @@ _METRICS: dict[str, list[Metric]] = {
             "cosine",
             "Cosine",
             "Above 0 the two changes reinforce each other, below 0 they cancel.",
-            _of_loras(lambda layer: layer.cosine),
+            _of(LoraPair, lambda layer: layer.cosine),
             signed=True,
         ),
         Metric(
             "outputs",
             "Output overlap",
             "How much of the output directions they share: the mean squared cosine of the principal angles.",
-            _of_loras(lambda layer: layer.output_overlap),
-            chance=_of_loras(lambda layer: layer.output_chance),
+            _of(LoraPair, lambda layer: layer.output_overlap),
+            chance=_of(LoraPair, lambda layer: layer.output_chance),
         ),
         Metric(
             "inputs",
             "Input overlap",
             "How much of the input directions they share: the mean squared cosine of the principal angles.",
-            _of_loras(lambda layer: layer.input_overlap),
-            chance=_of_loras(lambda layer: layer.input_chance),
+            _of(LoraPair, lambda layer: layer.input_overlap),
+            chance=_of(LoraPair, lambda layer: layer.input_chance),
         ),
     ],
 }
@@ -240,4 +231,6 @@ _METRICS["para-change"] = [
         explanation="What the other writes back into the removed directions, relative to what was there.",
     ),
 ]
-_METRICS["change-change"] = [replace(_METRICS["lora-lora"][0], value=_of_changes)]
+_METRICS["change-change"] = [
+    replace(_METRICS["lora-lora"][0], value=_of(ChangePair, lambda layer: layer.cosine))
+]

@@ -32,7 +32,7 @@ from paramerge.formats.diffusers import SEVERAL_RANKS, has_several_ranks
 from paramerge.formats.registry import named_dialect
 from paramerge.merge.mixed import as_one_lora
 from paramerge.merge.request import CombineOptions, Input
-from paramerge.models.names import COMPONENTS, ModuleName
+from paramerge.models.names import ModuleName, in_order
 from paramerge.resolve.checks import check_architectures, common_architecture
 from paramerge.resolve.weights import BaseWeights, LayerShapes
 
@@ -174,10 +174,7 @@ def _as_lora(
     dtype, folds = options.dtype or "F16", named_dialect(options.to).alpha == "folded"
     combine, scales = CombineOptions(dtype=dtype), [given.scale for given in inputs]
     shapes = LayerShapes(weights, common_architecture(adapters))
-    names = sorted(
-        {name for adapter in adapters for name in adapter.modules},
-        key=lambda name: (COMPONENTS.index(name.component), name.path),
-    )
+    names = in_order({name for adapter in adapters for name in adapter.modules})
     for done, name in enumerate(names):
         progress(done, len(names))
         found = [(place, adapter.modules.get(name)) for place, adapter in enumerate(adapters)]

@@ -13,7 +13,7 @@ from paramerge.extract.rounding import coarser, only_rounded
 from paramerge.files.dtypes import is_float
 from paramerge.files.tensors import StoredTensor, stored
 from paramerge.listing import listed
-from paramerge.models.names import COMPONENTS, ModuleName
+from paramerge.models.names import ModuleName, in_order
 from paramerge.models.registry import family_of
 from paramerge.resolve.weights import BaseWeights
 
@@ -166,7 +166,7 @@ class Differences:
                     expected=f"{list(found[0][name].shape)}, as {self.base.path.name}",
                     found=list(found[1][name].shape),
                 )
-        return sorted(common, key=lambda name: (COMPONENTS.index(name.component), name.path))
+        return in_order(common)
 
     def _same_bytes(self, name: ModuleName) -> bool:
         """Whether both are stored alike, in the same bytes: the quick way to see that nothing was done."""

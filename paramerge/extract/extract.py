@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,25 +37,13 @@ EXTRACTION_KEY = "extraction.recipe"
 
 
 @dataclass(frozen=True)
-class ExtractedLayer:
-    """The outcome for a layer that was changed; see :class:`~paramerge.extract.families.Extracted`."""
-
-    name: ModuleName
-    rank: int
-    norm: float
-    error: float
-    excess: float
-    exact: bool
-    rounding: float
-    strength: float
-
-
-@dataclass(frozen=True)
 class ExtractionReport:
     """The outcome of an extraction.
 
     Attributes
     ----------
+    layers:
+        What became of those that were changed, without their tensors.
     unchanged:
         Layers that are the same in both checkpoints, or differ by no more than rounding.
     left_out:
@@ -65,7 +53,7 @@ class ExtractionReport:
     family: str
     output: Path
     architecture: str
-    layers: tuple[ExtractedLayer, ...] = field(repr=False)
+    layers: tuple[Extracted, ...] = field(repr=False)
     unchanged: int
     left_out: dict[str, str]
     whole: int = 0
@@ -152,10 +140,7 @@ def extract(
             + (f", {len(left_out)} left out" if left_out else ""),
         )
     _write(found, whole, tuned, base, output, options, overwrite)
-    layers = tuple(
-        ExtractedLayer(name, e.rank, e.norm, e.error, e.excess, e.exact, e.rounding, e.strength)
-        for name, e in found.items()
-    )
+    layers = tuple(replace(layer, tensors={}) for layer in found.values())
     return ExtractionReport(
         options.family, output, base.architecture, layers, unchanged, left_out, len(whole), differences.unlike
     )

@@ -18,6 +18,7 @@ from paramerge.extract.lowrank import leading
 from paramerge.extract.projector import nearest_para
 from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.dtypes import NUMPY
+from paramerge.models.names import ModuleName
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Extracted:
         PaRa: the strength at which the projector comes nearest.
     """
 
+    name: ModuleName
     tensors: dict[str, np.ndarray]
     rank: int
     norm: float
@@ -121,7 +123,7 @@ def _lora(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
         "up": up.reshape(*up.shape, *(1,) * len(kernel)),
         "down": down.reshape(rank, -1, *kernel) if kernel else down,
     }
-    return Extracted(tensors, rank, found.norm, error, found.excess(rank))
+    return Extracted(layer.name, tensors, rank, found.norm, error, found.excess(rank))
 
 
 def _para(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
@@ -142,7 +144,15 @@ def _para(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
     norm = float(np.linalg.norm(D))
     error = _missing_product(D, -Q, removed, norm)
     return Extracted(
-        {"basis": basis}, Q.shape[1], norm, error, 0.0, found.is_para, found.rounding, found.strength
+        layer.name,
+        {"basis": basis},
+        Q.shape[1],
+        norm,
+        error,
+        0.0,
+        found.is_para,
+        found.rounding,
+        found.strength,
     )
 
 
@@ -172,7 +182,7 @@ def _lokr(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
         B, rank = whole.astype(np.float64), min(whole.shape)
     A, norm = w1.astype(np.float64), float(np.linalg.norm(D))
     lost = _missing(D, lambda start, stop: _kronecker_rows(A, B, start, stop, shuffled=False), norm)
-    return Extracted(tensors, rank, norm, lost, excess)
+    return Extracted(layer.name, tensors, rank, norm, lost, excess)
 
 
 def _krona(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
@@ -182,7 +192,7 @@ def _krona(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
     down = rounded(layer.name, found.A.T, options.dtype)
     A, B, norm = down.T.astype(np.float64), up.astype(np.float64), float(np.linalg.norm(D))
     lost = _missing(D, lambda start, stop: _kronecker_rows(A, B, start, stop, shuffled=True), norm)
-    return Extracted({"up": up, "down": down}, options.kronecker[0], norm, lost, found.excess)
+    return Extracted(layer.name, {"up": up, "down": down}, options.kronecker[0], norm, lost, found.excess)
 
 
 EXTRACTORS: dict[str, Callable[[ChangedLayer, ExtractOptions], Extracted | None]] = {

@@ -206,37 +206,29 @@ def read_recipe(metadata: Mapping[str, str]) -> object:
 
 
 def _layer(module: LayerModule) -> LayerFacts:
-    if isinstance(module, ParaModule):
-        try:
-            directions = module.directions().rank
-        except NonFiniteError:
-            directions = 0
-        size = (module.out_features,)
-        return LayerFacts(
-            module.name,
-            module.rank,
-            size,
-            module.basis.dtype,
-            directions=directions,
-            family="para",
-            rank_bound=module.rank_bound,
-        )
-    shape = tuple(size for size in (module.out_features, module.in_features) if size is not None)
     with overflowing():
         norm = module.norm()
     alpha: float | None = getattr(module, "alpha", None)
     return LayerFacts(
         module.name,
         module.rank,
-        shape,
+        tuple(size for size in (module.out_features, module.in_features) if size is not None),
         module.dtype,
         alpha,
         module.scale,
         norm,
-        family=module.family,
-        form=module.form,
-        rank_bound=module.rank_bound,
+        _directions(module) if isinstance(module, ParaModule) else None,
+        module.family,
+        module.form,
+        module.rank_bound,
     )
+
+
+def _directions(module: ParaModule) -> int:
+    try:
+        return module.directions().rank
+    except NonFiniteError:
+        return 0
 
 
 def _checkpoint(base: Base) -> CheckpointFacts:

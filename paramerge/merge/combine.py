@@ -29,7 +29,7 @@ from paramerge.merge.mixed import as_one_lora
 from paramerge.merge.para import JointLayer, chosen_keep, join_layer
 from paramerge.merge.report import MergedInput, MergedLayer, MergeReport
 from paramerge.merge.request import CombineOptions, Input, check_request
-from paramerge.models.names import COMPONENTS, ModuleName
+from paramerge.models.names import ModuleName, in_order
 from paramerge.resolve.checks import (
     check_architectures,
     common_architecture,
@@ -183,10 +183,7 @@ class _Job:
 
     def _names(self) -> Iterator[ModuleName]:
         """All layers in one order, for any order of the inputs; reports the progress."""
-        names = sorted(
-            {name for adapter in self.adapters for name in adapter.modules},
-            key=lambda name: (COMPONENTS.index(name.component), name.path),
-        )
+        names = in_order({name for adapter in self.adapters for name in adapter.modules})
         for done, name in enumerate(names):
             self.progress(done, len(names))
             yield name

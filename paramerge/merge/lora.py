@@ -15,7 +15,7 @@ import numpy as np
 
 from paramerge import algebra
 from paramerge.adapters import LoraModule
-from paramerge.adapters.changes import product_norm
+from paramerge.adapters.changes import product_loss, product_norm
 from paramerge.adapters.overflow import beyond_float64
 from paramerge.adapters.rounding import rounded
 from paramerge.errors import ShapeError
@@ -130,16 +130,8 @@ def concatenated(blocks: Sequence[Block], kernel: tuple[int, ...]) -> LoraFactor
 
 def rounding_error(name: ModuleName, factors: LoraFactors, dtype: str) -> float:
     """``||B'A' - BA|| / ||BA||`` for the factors as ``dtype`` stores them; 0 where it stores them exactly."""
-    up, down = (rounded(name, factor, dtype).astype(np.float64) for factor in (factors.up, factors.down))
-    off_up, off_down = up - factors.up, down - factors.down
-    if not (off_up.any() or off_down.any()):
-        return 0.0
-    # B'A' - BA = (B' - B) A' + B (A' - A): thin, and nothing cancels
-    lost = product_norm(
-        np.concatenate([off_up, factors.up], axis=1), np.concatenate([down, off_down], axis=0)
-    )
-    norm = product_norm(factors.up, factors.down)
-    return lost / norm if norm else 0.0
+    up, down = (rounded(name, factor, dtype) for factor in (factors.up, factors.down))
+    return product_loss(factors.up, factors.down, up, down)
 
 
 def _weighted(block: Block, weight: float) -> tuple[np.ndarray, np.ndarray]:

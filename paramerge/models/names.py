@@ -12,6 +12,7 @@ as a language model, is the component ``model``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 MODEL = "model"
@@ -48,6 +49,11 @@ class ModuleName(NamedTuple):
         if component not in COMPONENTS or not path:
             raise ValueError(f"{text!r} does not begin with one of {', '.join(COMPONENTS)}")
         return cls(component, path)
+
+
+def in_order(names: Iterable[ModuleName]) -> list[ModuleName]:
+    """The names in the order of the components, then of the paths."""
+    return sorted(names, key=lambda name: (COMPONENTS.index(name.component), name.path))
 
 
 def split_kind(path: str) -> tuple[str, str]:
