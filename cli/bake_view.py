@@ -173,7 +173,7 @@ def _show_layers(title: str, layers: Mapping[str, float], all_layers: bool) -> N
 
 
 def _table(*titles: str) -> Table:
-    """A plain table; a title that begins with ``>`` stands over a column of numbers."""
+    """A plain table; a title that begins with ``>`` is over a column of numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title in titles:
         numbers = title.startswith(">")

@@ -1,4 +1,4 @@
-"""``paramerge compare``: what adapters do to each other."""
+"""``paramerge compare``: the effects of adapters on each other."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def compare(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Compare adapters: where they meet, and what order and way of merging cost.
+    """Compare adapters: their overlap, and the cost of the order and way of merging.
 
     \b
     PaRa x PaRa  principal angles, shared directions, joint rank, and the Friedrichs

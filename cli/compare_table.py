@@ -33,7 +33,7 @@ _HEADINGS = {
 
 
 def show_comparison(comparison: Comparison, *, all_layers: bool, console: Console = out) -> None:
-    """Every pair: what it comes to, a table by kind of layer, and the layers that stand out."""
+    """Every pair: the totals, a table by kind of layer, and the layers that stand out."""
     for pair in comparison.pairs:
         names = [comparison.adapters[place].path.name for place in (pair.first, pair.second)]
         console.print(f"\n[bold]{_HEADINGS[pair.kind]}[/bold]")
@@ -131,7 +131,7 @@ def _lora_cells(found: Totals) -> list[str]:
 
 
 def _signed(value: float) -> str:
-    """``+0.031``, and ``0.000`` for what rounds to nothing."""
+    """``+0.031``, and ``0.000`` for a value that rounds to nothing."""
     return f"{value:+.3f}" if round(value, 3) else "0.000"
 
 

@@ -33,7 +33,7 @@ _GRID = "grid.png"
 
 @dataclass(frozen=True, slots=True)
 class _Variant:
-    """A row of the picture: adapters in their order, and what to look at."""
+    """A row of the picture: adapters in their order, and a remark on it."""
 
     name: str
     adapters: tuple[str, ...]
@@ -69,7 +69,7 @@ _FILES = (_BASE, *(f"{variant.name}.safetensors" for variant in _VARIANTS if var
 @overwrite_option
 @json_option
 def demo(output: Path, seed: int, steps: int, overwrite: bool, as_json: bool) -> None:
-    """Bake PaRa and LoRA adapters into the shipped model, and draw what they do.
+    """Bake PaRa and LoRA adapters into the shipped model, and draw their effects.
 
     Writes the model as a single file, merged checkpoints, and a labelled picture grid.
 

@@ -43,7 +43,7 @@ def stopped_by_signals() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if _is_finalising(frame):  # Python swallows what is raised there: again, a moment later
+        if _is_finalising(frame):  # Python swallows an error raised there: again, a moment later
             threading.Timer(_MOMENT, os.kill, (os.getpid(), number)).start()
             return
         for other in before:
@@ -71,7 +71,8 @@ def _is_finalising(frame: FrameType | None) -> bool:
 
 
 def stopping_signal(error: BaseException | None) -> int:
-    """The number of the signal behind ``error``, whatever was raised from it; SIGINT's if there is none."""
+    """The number of the signal behind ``error``, or behind the error that it came from; SIGINT's if there is
+    none."""
     while error is not None:
         if isinstance(error, Stopped):
             return error.number
@@ -81,10 +82,10 @@ def stopping_signal(error: BaseException | None) -> int:
 
 @contextlib.contextmanager
 def guarded_streams() -> Iterator[None]:
-    """Guard what is printed until the end of the block, and Python's own end from failing on it.
+    """Guard all output until the end of the block, and Python's own end from failing on it.
 
-    What cannot be printed raises an error that says so. Notes and warnings on stderr that nobody can read (a
-    full disk, a closed pipe) get lost, and the work goes on.
+    What cannot be printed raises an error that says so. Notes and warnings on stderr that cannot be written
+    (a full disk, a closed pipe) are lost, and the work goes on.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _guarded(sys.stdout, _refuse), _guarded(sys.stderr, lambda _: None)
@@ -95,7 +96,7 @@ def guarded_streams() -> Iterator[None]:
 
 
 def flush() -> None:
-    """Print what is still to be printed.
+    """Write the output that is still in buffers.
 
     Raises
     ------
@@ -151,7 +152,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _print_nowhere(stream: TextIO) -> None:
-    """Send what ``stream`` still holds nowhere, so that Python's own end does not fail on it."""
+    """Drop the rest of ``stream``, so that Python's own end does not fail on it."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

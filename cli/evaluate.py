@@ -185,7 +185,7 @@ def load_measures(
 ) -> Any:
     """The metrics with their models loaded; ``none`` leaves a model's metrics out.
 
-    Without ``download`` nothing is fetched from the network, and with it what is fetched is said before.
+    Without ``download`` nothing is fetched from the network, and with it every download is announced.
     """
     from paramerge.training.evaluation.clip import load_clip
     from paramerge.training.evaluation.lpips import load_perceptual
@@ -208,7 +208,7 @@ def scorer(clip: str) -> Path:
 
 
 def require_packages() -> None:
-    """Refuse to go on without what measuring needs.
+    """Refuse to go on without the packages that measuring needs.
 
     Raises
     ------

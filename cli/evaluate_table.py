@@ -11,7 +11,7 @@ from paramerge.training.evaluation.measuring import METRICS
 
 
 def show_results(results: Results, console: Console = out) -> None:
-    """A row for each set; below it what each column is and which model computed it."""
+    """A row for each set; below it the meaning of each column and the model that computed it."""
     metrics = [metric for metric in METRICS if any(metric in row.values for row in results.rows)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")

@@ -87,7 +87,7 @@ def experiment(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Train, draw and measure what a table or figure of the paper (or all) shows, and judge its claims.
+    """Train, draw and measure a table or figure of the paper (or all) anew, and judge its claims.
 
     A run that was stopped goes on where it was. A claim's verdict is: holds, does not hold, or cannot be told
     at this scale. Of the paper's budget --dry-run prints everything that would be done.

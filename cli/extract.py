@@ -93,7 +93,7 @@ def extract(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Extract an adapter: what was done to a checkpoint, or a PaRa from a LoRA.
+    """Extract an adapter: the change of a checkpoint, or a PaRa from a LoRA.
 
     From two checkpoints: the PaRa that was applied (recovered to rounding, or refused if it was none), or the
     nearest LoRA, LoKr or DiffuseKronA. From a LoRA: a PaRa of the output directions that it writes to most,

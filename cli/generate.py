@@ -1,4 +1,4 @@
-"""``paramerge generate``: what a checkpoint and adapters draw."""
+"""``paramerge generate``: pictures of a checkpoint with adapters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``paramerge inspect``: what a file is, and what is in it."""
+"""``paramerge inspect``: the kind and the content of a file."""
 
 from __future__ import annotations
 

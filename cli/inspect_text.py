@@ -43,7 +43,7 @@ def show(
     all_layers: bool = False,
     all_metadata: bool = False,
 ) -> None:
-    """Print what is known of a file."""
+    """Print the facts of a file."""
     out = Console(highlight=False)
     if isinstance(facts, AdapterFacts):
         _show_adapter(out, facts, all_layers)
@@ -147,10 +147,10 @@ def _para_pairs(layers: Sequence[LayerFacts]) -> list[tuple[str, str]]:
 
 def _show_layers(out: Console, layers: Sequence[LayerFacts], all_layers: bool) -> None:
     if all(layer.norm is None for layer in layers) and not all_layers:
-        return  # the layers of a PaRa, or of what depends on the weight, have no size to be sorted by
+        return  # layers of a PaRa, and others that depend on the weight, have no size to be sorted by
     listed = layers if all_layers else sorted(layers, key=_size, reverse=True)[:_LARGEST]
     out.print(f"\n[bold]{'layers' if all_layers else 'largest layers'}[/bold]")
-    # what is the same in every layer stands above already, and long names need the room
+    # values that all layers share are above already, and long names need the room
     columns = [title for title in _COLUMNS if len({getattr(layer, title) for layer in layers}) > 1]
     table = _table()
     for title in columns:
@@ -307,7 +307,7 @@ def _title(out: Console, name: str, *facts: str) -> None:
 
 
 def _show_pairs(out: Console, pairs: Iterable[tuple[str, str]]) -> None:
-    """Two columns, without the pairs that say nothing; what is long goes on below itself."""
+    """Two columns, without the pairs that say nothing; long texts go on below themselves."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", overflow="fold", max_width=30)
     table.add_column(overflow="fold")

@@ -15,7 +15,7 @@ _SHOWN_LAYERS = 5
 
 
 def show_merge(report: MergeReport, *, all_layers: bool, console: Console = out) -> None:
-    """The inputs, what became of the layers by kind, and the file."""
+    """The inputs, the outcome of the layers by kind, and the file."""
     for letter, given in zip(_letters(report), report.inputs, strict=True):
         scale = "" if given.scale == 1 else f" @ {given.scale:g}"
         console.print(f"{letter}  {shown(given.path.name)}{scale}: {given.family}, {given.layers} layers")

@@ -23,7 +23,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
 def note(text: str, *, quiet: bool = False) -> None:
-    """A line about what is going on, to stderr."""
+    """A line about the work, to stderr."""
     if not quiet:
         err.print(f"[dim]{shown(text)}[/dim]")
 

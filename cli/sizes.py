@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _SizedFamily(click.Choice[str]):
-    """The families whose size can be told, asked for when they are needed: a package may add one."""
+    """The families with sizes, asked for when they are needed: a package may add one."""
 
     def __init__(self) -> None:
         self.case_sensitive = True

@@ -16,7 +16,7 @@ _META_KEY = "paramerge.arguments"
 
 
 class RememberedCommand(click.Command):
-    """A command that keeps what was typed, so that it can say how it is started again."""
+    """A command that keeps its words, so that it can say how it is started again."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, and keep the arguments."""
@@ -26,7 +26,7 @@ class RememberedCommand(click.Command):
 
 @contextmanager
 def resumable(ctx: click.Context, output: Path, place: Callable[[], str]) -> Iterator[None]:
-    """Say at a stop how far the work came, what is kept, and the command that goes on.
+    """Report at a stop the progress, the part that is kept, and the command that goes on.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """The number of threads, chosen before NumPy and torch start theirs; the user's ``OMP_NUM_THREADS`` wins.
 
 Threads that wait for one another over small matrices make each other slower, on a busy machine several times,
-and what they compute may depend on their number. So NumPy's linear algebra has one (baking has workers of
-its own), and torch has one for models that are small; for large ones it has all cores, which wait for one
-another asleep. The choice depends on the call alone, never on how busy the machine is.
+and their results may depend on their number. So NumPy's linear algebra has one (baking has workers of its
+own), and torch has one for models that are small; for large ones it has all cores, which wait for one another
+asleep. The choice depends on the call alone, never on how busy the machine is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _LARGE_MATRICES = ("extract",)
 
 
 def choose_threads(verb: str, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what NumPy's and torch's libraries read when they are loaded; what is set already stays."""
+    """Set the variables that NumPy's and torch's libraries read when they are loaded; variables that are set
+    already stay."""
     for variable in () if verb in _LARGE_MATRICES else _BLAS:
         environment.setdefault(variable, environment.get(_USERS) or "1")
     for variable, value in _WAITING.items():
