@@ -1,6 +1,6 @@
 """Processes that train together: all from the first one's state, on the same data and settings.
 
-Each of them makes the start by itself, and an eigenvector is free in its sign, and in a degenerate space in
+Each process makes the start itself, and an eigenvector is free in its sign, and in a degenerate space in
 more; on a processor with other instructions it comes out otherwise. Averaged gradients of different
 parameters would train neither.
 """
@@ -52,7 +52,7 @@ def share_state(state: TrainingState, accelerator: Any) -> None:
     Raises
     ------
     UsageError
-        A checksum tells that some process did not get it.
+        A checksum shows that some process did not get it.
     """
     if accelerator.num_processes == 1:
         return

@@ -1,6 +1,6 @@
-"""All chance of a training: every draw depends on the seed and on what it is for, and on nothing before it.
+"""All chance of a training: every draw depends on the seed and on its purpose, and on nothing before it.
 
-So a resumed run draws what it would have drawn, and two processes draw what one would.
+So a resumed run has the draws of an unbroken one, and two processes have those of one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading a training's checkpoint: nothing of it is believed before it was compared with what is trained."""
+"""Reading a training's checkpoint: nothing of it is believed before it was compared with the parameters."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class CheckpointFile:
     facts: Mapping[str, Any]
 
     def damaged(self, what: str, **details: object) -> CheckpointError:
-        """The error that says ``what`` is wrong with this file."""
+        """The error for a fault (``what``) of this file."""
         shown = {name: None if value is None else str(value)[:300] for name, value in details.items()}
         where = shown.pop("where", None)
         place = self.header.path if where is None else f"{self.header.path}: {where}"

@@ -102,7 +102,7 @@ def run(
 
 
 def _speaks() -> bool:
-    """Whether this is the first of the processes, which speaks for all."""
+    """Whether this is the first of the processes, which prints for all."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -1,4 +1,4 @@
-"""Everything a training is told, as one frozen record; a TOML file and the flags are the same fields."""
+"""All settings of a training, as one frozen record; a TOML file and the flags are the same fields."""
 
 # ruff: noqa: RUF009  (_option makes a field)
 
@@ -76,7 +76,7 @@ class TrainConfig:
     output: Path = _option(MISSING, "Folder for the adapter, checkpoints, samples and the log.")
     method: str = _option("para", "What is trained.", tuple(METHODS))
 
-    # what is trained
+    # the trained parameters
     rank: int = _option(4, "Rank of an adapter; the blocks of oft and boft are of this size.")
     alpha: float | None = _option(None, "LoRA's alpha; by default the rank.")
     subset: str = _option("ex-ca", "Which layers of the UNet: a subset of the paper, or 'attention'.")
@@ -141,7 +141,7 @@ class TrainConfig:
     device: str | None = _option(None, "cpu or cuda; by default what accelerate finds.")
     seed: int = _option(0, "All chance comes from this and the step.")
 
-    # what is kept and shown on the way
+    # checkpoints, samples and trackers
     save_every: int = _option(100, "Steps between checkpoints; 0 for none but the last.")
     checkpoints_limit: int = _option(2, "How many checkpoints are kept, and one to fall back to; 0: all.")
     validation_prompts: tuple[str, ...] = _option((), "Prompts that are drawn on the way and at the end.")
@@ -192,7 +192,8 @@ class TrainConfig:
         return {key: _plain(value) for key, value in values.items()}
 
     def identity(self) -> str:
-        """SHA-256 (hex) of all that decides what a step computes, except the data and the files' places."""
+        """SHA-256 (hex) of all settings that decide a step's computation, without the data and the files'
+        places."""
         places = {"model", "instance_folder", "class_folder", "device"}
         decisive = {key: value for key, value in self.plain().items() if key not in _FREE | places}
         if self.lr_scheduler not in ("constant", "constant_with_warmup"):
@@ -201,7 +202,7 @@ class TrainConfig:
 
 
 def config_from_toml(path: Path, **overrides: Any) -> TrainConfig:
-    """Read a configuration; what is in ``overrides`` (the flags that were given) wins over the file.
+    """Read a configuration; the settings in ``overrides`` (the flags that were given) win over the file's.
 
     Relative paths in the file are relative to the current folder, as they are on the command line.
 

@@ -56,7 +56,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     """Train ``config.method`` on a folder of pictures and save it into ``config.output``.
 
     One process, or as many as accelerate started. The whole batch of a step is ``batch_size * accumulation *
-    processes``; what it holds does not depend on how these share it.
+    processes``; its content does not depend on how these share it.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     NonFiniteError
         The loss or the gradient is NaN or Inf; the last checkpoint is kept.
     OutputError
-        The output is not new or empty, is an input or lies in one; or a file cannot be written, as on a full
+        The output is not new or empty, is an input or inside one; or a file cannot be written, as on a full
         disk: the last checkpoint is kept.
     """
     began = time.monotonic()
@@ -142,7 +142,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
         norm = accelerator.clip_grad_norm_(trained.parameters.values(), config.max_grad_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad()
-        # the one look at what the device made of the step
+        # the one look at the device's result of the step
         found, slope = torch.stack([accelerator.reduce(loss, "mean"), norm.to(loss)]).tolist()
         _check_finite(found, slope, state, accelerator)
         state.step += 1

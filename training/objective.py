@@ -1,4 +1,4 @@
-"""The loss: how well the UNet tells what noise was added, weighted by min-SNR, with prior preservation."""
+"""The loss: the UNet's error in the noise that was added, weighted by min-SNR, with prior preservation."""
 
 from __future__ import annotations
 

@@ -22,14 +22,14 @@ _FILES = (
 
 
 def check_run_folder(config: TrainConfig, resume: bool) -> None:
-    """Refuse an output in which a training would write over what is not its own; else make it.
+    """Refuse an output in which a training would write over files that are not its own; else make it.
 
     Raises
     ------
     UsageError
         It holds a training, and ``resume`` is not set.
     OutputError
-        It holds other files, or is an input or lies in one.
+        It holds other files, or is an input or inside one.
     """
     folder = config.output
     inputs = [named_model(config.model), config.instance_folder]
@@ -44,7 +44,7 @@ def check_run_folder(config: TrainConfig, resume: bool) -> None:
             expected="a new folder, or --resume to go on",
             found=run,
         )
-    # a folder to resume in may hold what its owner keeps beside the run, but nothing under the run's names
+    # a folder to resume in may hold its owner's files beside the run, but none under the run's names
     files = () if run is not None else _FILES if resume else None
     check_output_folder(folder, inputs, files=files)
     make_folder(folder)

@@ -66,7 +66,7 @@ def packed(state: TrainingState) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def unpack(state: TrainingState, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Put what :func:`packed` gave, of the same training, into ``state``."""
+    """Put the result of :func:`packed`, of the same training, into ``state``."""
     with torch.no_grad():
         for name, parameter in state.parameters.items():
             parameter.copy_(tensors[f"parameter.{name}"])
@@ -126,7 +126,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(state: TrainingState, path: Path, identity: Mapping[str, Any]) -> None:
-    """Put what :func:`save_checkpoint` wrote into ``state``, which stays as it was where that is refused.
+    """Put the checkpoint of :func:`save_checkpoint` into ``state``, which stays as it was where that is
+    refused.
 
     Raises
     ------

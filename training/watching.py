@@ -94,7 +94,7 @@ def _never_ending(what: str, step: int) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(f"step {step}: {what} failed, the training goes on ({reason})", stacklevel=3)
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # of what ran out of memory
+            torch.cuda.empty_cache()  # of the call that ran out of memory
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""CLIP of transformers, or what stands in for it, as a scorer of pictures and texts."""
+"""CLIP of transformers, or its stand-in, as a scorer of pictures and texts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Clip:
             return _unit(self._model.visual_projection(seen))
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors, float64 (n, d), of texts; what is longer than the model reads is cut off."""
+        """Unit vectors, float64 (n, d), of texts; a text that is too long for the model is cut off."""
         limit = self._model.config.text_config.max_position_embeddings
         tokens = self._tokenizer(
             list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
@@ -74,8 +74,8 @@ def load_clip(source: str, device: str = "cpu", download: Callable[[str], None] 
     Parameters
     ----------
     download:
-        Called with a line that says what is fetched from the hub, and how much, before it is; None for
-        nothing to be fetched.
+        Called with a line that announces a download from the hub, and its size; None for nothing to be
+        fetched.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def _size_on_hub(source: str) -> str:
     """The size of the download, in words."""
     from huggingface_hub import HfApi
 
-    with contextlib.suppress(Exception):  # an estimate: what is wrong with the hub is said by the download
+    with contextlib.suppress(Exception):  # an estimate: faults of the hub are reported by the download
         files = HfApi().model_info(source, files_metadata=True, timeout=10).siblings or []
         total = sum(file.size or 0 for file in files if file.rfilename.endswith(_FETCHED))
         return f"{total / 1e9:.2f} GB"

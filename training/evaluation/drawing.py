@@ -19,8 +19,8 @@ Report = Callable[[int, int], None]
 class Sampling:
     """Settings of the sampling.
 
-    ``batch`` pictures are drawn at once; batches of another size round otherwise, so it is part of what a
-    picture is. DDIM runs with eta 0, as the paper's does.
+    ``batch`` pictures are drawn at once; batches of another size round otherwise, so the size is part of a
+    picture's settings. DDIM runs with eta 0, as the paper's does.
     """
 
     steps: int = 25
@@ -58,7 +58,7 @@ def draw_missing(
     processes: Processes | None = None,
     report: Report | None = None,
 ) -> int:
-    """Draw what is missing of ``jobs`` with one pipeline; how many batches this process drew.
+    """Draw the missing pictures of ``jobs`` with one pipeline; how many batches this process drew.
 
     Parameters
     ----------

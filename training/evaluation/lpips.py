@@ -22,7 +22,7 @@ DISTANCES = {
     "lpips-vgg": "LPIPS on VGG (torchmetrics; needs torchvision and fetches its weights)",
     "lpips-squeeze": "LPIPS on SqueezeNet (torchmetrics; needs torchvision and fetches its weights)",
 }
-"""The distances by name, and what each is."""
+"""The distances by name, each with its description."""
 
 
 class Perceptual:
@@ -69,13 +69,12 @@ def load_perceptual(
     Parameters
     ----------
     download:
-        Called with a line that says what is fetched, and how much, before it is; None for nothing to be
-        fetched.
+        Called with a line that announces a download, and its size; None for nothing to be fetched.
 
     Raises
     ------
     UsageError
-        There is none of that name, what it needs is not installed, or its weights are not on this machine.
+        There is none of that name, its package is not installed, or its weights are not on this machine.
     """
     if name == "stlpips-alex":
         return Perceptual(name, ShiftTolerantLPIPS(find_weights()).to(device), device)

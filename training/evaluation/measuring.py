@@ -53,7 +53,7 @@ class Measures:
     device: str = "cpu"
 
     def models(self) -> dict[str, str]:
-        """The name of what computes each metric that is measured."""
+        """The name of the model of each metric that is measured."""
         named = {"diversity": SSIM} if self.ssim else {}
         if self.clip is not None:
             named |= {"text": self.clip.name, "image": self.clip.name}
@@ -99,7 +99,7 @@ def measure(
     processes: Processes | None = None,
     report: Report | None = None,
 ) -> list[SetScores]:
-    """Measure all ``sets``; what ``folder`` has records of is not measured again.
+    """Measure all ``sets``; pictures that ``folder`` has records of are not measured again.
 
     The caller sees to it that the folder's records are of the same sets and measures. All processes get all
     the scores.
@@ -154,7 +154,7 @@ def _tasks(place: int, each: PictureSet, measures: Measures) -> list[_Task]:
 
 
 class _Reader:
-    """Pictures and what is worked out once for each subject, kept while neighbours need them."""
+    """Pictures, and values of each subject that are computed once, kept while neighbours need them."""
 
     def __init__(self, measures: Measures) -> None:
         self.picture = lru_cache(maxsize=256)(lambda path: read_pictures([path])[0])

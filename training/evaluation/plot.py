@@ -15,7 +15,7 @@ _WIDEST_LABEL = 34
 
 
 def bars(rows: Sequence[Summary], models: Mapping[str, str]) -> bytes:
-    """A PNG; over each panel stand the metric, in words, and the model that computed it."""
+    """A PNG; over each panel are the metric, in words, and the model that computed it."""
     from matplotlib.figure import Figure
 
     metrics = [metric for metric in METRICS if any(metric in row.values for row in rows)]

@@ -41,7 +41,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that speaks, and writes what all have made."""
+        """Whether this is the process that prints, and writes the results of all."""
         return self.rank == 0
 
     def share(self, tasks: Sequence[_Task]) -> Sequence[_Task]:

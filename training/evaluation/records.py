@@ -86,7 +86,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], inputs: Iterable[Pat
     UsageError
         The folder holds work of other settings.
     OutputError
-        It holds other files, or is one of ``inputs`` or lies in one.
+        It holds other files, or is one of ``inputs`` or inside one.
     FileFormatError
         What is there is damaged.
     """

@@ -38,7 +38,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Summary:
-    """The row of a table: what a label's runs come to, by metric."""
+    """The row of a table: the result of a label's runs, by metric."""
 
     label: str
     pictures: int

@@ -1,4 +1,4 @@
-"""The model with a variant's adapters on it, whatever their method saved."""
+"""The model with a variant's adapters on it, in any form that a method saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The subjects of experiments: a folder of pictures each, what prompts call them, and the prompts.
+"""The subjects of experiments: a folder of pictures each, their names in prompts, and the prompts.
 
 A folder of data holds a folder of pictures for each subject and, if it is not in the DreamBooth dataset's own
 layout, a ``dataset.toml``::

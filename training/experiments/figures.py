@@ -50,7 +50,7 @@ def row_values(lines: Sequence[Line], row: str, metric: str) -> Value | None:
 
 
 def rate_curves(lines: Sequence[Line]) -> dict[str, dict[float, Value]]:
-    """The mean of image and text score by what is compared and by its learning rate, rates ascending."""
+    """The mean of image and text score by row and by learning rate, rates ascending."""
     curves: dict[str, dict[float, Value]] = {}
     for row in dict.fromkeys(line.row for line in lines):
         if (found := row_values(lines, row, "both")) is not None:

@@ -1,11 +1,11 @@
-"""Figure 6: PaRa then LoRA against LoRA then PaRa, and what the algebra foretells of the loss.
+"""Figure 6: PaRa then LoRA against LoRA then PaRa, and the algebra's prediction of the loss.
 
 Predicted is the share of the LoRA that a PaRa after it removes, ``||Q^T B A|| / ||B A||`` over all layers.
-Measured is what is missing of the LoRA's effect on the pictures: ``1 - d(LP, P) / d(PL, P)``, where d is the
-root mean square difference of pixels with the same seeds (if pixels followed weights it were
-``1 - sqrt(1 - s^2)`` of the predicted s), and P, PL and LP are the model with the PaRa, with
-the PaRa and then the LoRA, and with the LoRA and then the PaRa. Besides trained PaRas there are some that are
-extracted from the LoRA itself, of growing rank: the paper's extreme case.
+Measured is the missing part of the LoRA's effect on the pictures: ``1 - d(LP, P) / d(PL, P)``, where d is the
+root mean square difference of pixels with the same seeds (if pixels followed weights it were ``1 - sqrt(1 -
+s^2)`` of the predicted s), and P, PL and LP are the model with the PaRa, with the PaRa and then the LoRA, and
+with the LoRA and then the PaRa. Besides trained PaRas there are some that are extracted from the LoRA itself,
+of growing rank: the paper's extreme case.
 """
 
 from __future__ import annotations

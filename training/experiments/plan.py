@@ -1,4 +1,4 @@
-"""An experiment before anything is done: what is trained, what is drawn, and what that costs. Plain data."""
+"""An experiment before anything is done: its trainings, its pictures, and their cost. Plain data."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Budget:
     Attributes
     ----------
     subjects, tuning_subjects:
-        Subjects in all; on the first few of them each method's best number of steps is chosen, and the
-        others are held out for what is reported of it.
+        Subjects in all; on the first few of them each method's best number of steps is chosen, and the others
+        are held out for the report.
     prompts:
         At most as many of each list of prompts.
     para_stops, other_stops:
@@ -53,14 +53,14 @@ class Budget:
     gamma:
         PaRa's rank boundary everywhere else.
     count, edits, figures:
-        Pictures of a prompt in a run: for the tables, for editing, and for what the paper shows in figures.
+        Pictures of a prompt in a run: for the tables, for editing, and for the paper's figures.
     runs:
         Runs with other seeds.
     rates:
         Learning rates by method, where the trainer's own do not suit the model; ``lora, scale 2.2`` is for
         LoRAs that are applied with that strength.
     rate_factors:
-        By what these are multiplied where rates are compared.
+        Factors on these where rates are compared.
     notes:
         What the numbers rest on, for the plan and the results.
     seconds:
@@ -179,7 +179,7 @@ class Cell:
     Attributes
     ----------
     row, column:
-        Rows are what is compared, columns what it is compared on.
+        Rows are compared with each other, on each of the columns.
     text:
         What the text score reads.
     count:
@@ -207,9 +207,9 @@ class Experiment:
     build:
         The cells, from the data and the budget.
     claims:
-        What the paper says of it, from the budget: each is judged by itself.
+        The paper's claims, from the budget: each is judged alone.
     derive:
-        More lines, from those measured and what lies in the output folder; None for none.
+        More lines, from those measured and the output folder; None for none.
     figure:
         ``bars``, ``alignment``, ``order`` or ``rates``.
     diversity:
@@ -262,14 +262,14 @@ class Plan:
         )
 
     def drawn(self) -> dict[tuple[Variant, str], list[Cell]]:
-        """The cells by what is drawn for them: cells that differ in their references alone share pictures."""
+        """The cells by their pictures: cells that differ in their references alone share pictures."""
         found: dict[tuple[Variant, str], list[Cell]] = {}
         for cell in self.cells:
             found.setdefault((cell.variant, cell.prompt), []).append(cell)
         return found
 
     def cost(self) -> Cost:
-        """The work in counts, and the time where the budget knows what its parts take."""
+        """The work in counts, and the time where the budget knows that of its parts."""
         budget = self.budget
         steps = sum(training.stops[-1] for training in self.trainings)
         pictures = budget.runs * sum(max(c.count for c in cells) for cells in self.drawn().values())
@@ -315,7 +315,7 @@ def make_plan(experiment: Experiment, budget: Budget, model: Path, data: Dataset
 def whole_cost(plans: Sequence[Plan]) -> tuple[int, int, int, float | None]:
     """The cost of several experiments with one budget in one folder, which share their adapters.
 
-    Trainings, their steps, pictures, and seconds where the budget knows what its parts take.
+    Trainings, their steps, pictures, and seconds where the budget knows those of its parts.
     """
     trainings = _together(training for plan in plans for training in plan.trainings)
     steps = sum(training.stops[-1] for training in trainings)

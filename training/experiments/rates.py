@@ -1,6 +1,6 @@
 """Learning rates: each method at several, on the subjects for tuning, which no verdict uses.
 
-The paper does not say its rates. Those of a budget are compared here with some around them; what counts is
+The paper does not say its rates. Those of a budget are compared here with some around them; the measure is
 the mean of the image and the text score, as a rate that is too low leaves the first low and one that is too
 high spoils both.
 """
@@ -59,7 +59,7 @@ def split_row(row: str) -> tuple[str, float]:
 
 
 def _compared() -> list[tuple[str, int, float]]:
-    """Table 2's methods once each, of several ranks the last; what has another strength for itself."""
+    """Table 2's methods once each, of several ranks the last; methods of another strength alone."""
     kinds = {(method, strength): rank for method, rank, strength in METHODS_COMPARED.values()}
     return [(method, rank, strength) for (method, strength), rank in kinds.items()]
 

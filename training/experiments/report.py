@@ -78,7 +78,7 @@ def _read(folder: Path) -> _Run:
         summary = read_object(folder / "summary.json")
         records = [parse(line) for line in (folder / "results.jsonl").read_text().splitlines()]
         lines = tuple(Line(**record) for record in records)
-        [verdict["verdict"] for verdict in summary["verdicts"]]  # what the page begins with
+        [verdict["verdict"] for verdict in summary["verdicts"]]  # the beginning of the page
     except (FileFormatError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise FileFormatError(
             f"these are no results of an experiment ({getattr(error, 'what', error)})",
@@ -126,7 +126,7 @@ def _glance(groups: Sequence[Sequence[_Run]]) -> str:
 
 
 def _but_for_the_seed(runs: Sequence[_Run]) -> list[list[_Run]]:
-    """Runs of an experiment with the same budget, model and data, which seeds alone tell apart."""
+    """Runs of an experiment with the same budget, model and data, and different seeds."""
     groups: dict[tuple[str, ...], list[_Run]] = {}
     for run in runs:
         names = ("experiment", "budget", "model", "data", "data_sha256")
@@ -139,7 +139,7 @@ def _what_was_run(summary: Mapping[str, Any]) -> str:
 
 
 def _found(runs: Sequence[_Run]) -> list[tuple[dict[str, Any], list[str]]]:
-    """Each claim as the first run has it, with what every run found of it."""
+    """Each claim as the first run has it, with every run's finding."""
     return [
         (verdict, [run.summary["verdicts"][place]["verdict"] for run in runs])
         for place, verdict in enumerate(runs[0].summary["verdicts"])

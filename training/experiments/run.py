@@ -96,7 +96,7 @@ def run_experiment(
 
 
 def _without_diverged(plan: Plan, trained: Path) -> tuple[Plan, dict[str, str]]:
-    """The plan without what needs an adapter that came to nothing, and what became of these."""
+    """The plan without the cells of failed adapters, and the faults of these."""
     ended = {training: words for training in plan.trainings if (words := diverged(plan, training, trained))}
     names = {training.name: words for training, words in ended.items()}
     cells = [cell for cell in plan.cells if not any(use.training.name in names for use in cell.variant.uses)]

@@ -12,7 +12,7 @@ __all__ = ["SUBSETS_EXPERIMENT"]
 
 _RANK = 16
 _PAPER = tuple(name for name, entry in SUBSETS.items() if entry.label and name != "ex-sa-table")
-"""The subsets of the paper's table; its ExSA row measures what its ExCA row does."""
+"""The subsets of the paper's table; its ExSA row measures the same as its ExCA row."""
 
 
 def _build(data: Dataset, budget: Budget) -> list[Cell]:

@@ -65,12 +65,12 @@ def train_missing(
     processes: Processes | None = None,
     report: Report | None = None,
 ) -> None:
-    """Train what ``folder`` does not have yet; a training that was stopped goes on where it was.
+    """Train the adapters that ``folder`` does not have yet; a training that was stopped goes on where it was.
 
     One that diverges ends there: that is its outcome (:func:`diverged`), and the others go on.
 
-    With several processes each trains its share by itself, as one process would: the batch of a step stays
-    the plan's.
+    With several processes each trains its share alone, as one process would: the batch of a step stays the
+    plan's.
 
     Parameters
     ----------

@@ -2,7 +2,8 @@
 
 Rows are compared on the same subjects, so each subject, over all its prompts and runs, gives one difference:
 prompts of one subject are no independent evidence for another. The verdict comes from a confidence interval
-of the mean difference by Student's t, or Page's test for trends; what could as well be noise is called so.
+of the mean difference by Student's t, or Page's test for trends; a result that could as well be noise is
+called so.
 """
 
 from __future__ import annotations

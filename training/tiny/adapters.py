@@ -1,4 +1,4 @@
-"""The adapters that ship with the model: what each is taught, from which pictures, with which settings.
+"""The adapters that ship with the model: the lesson, the pictures and the settings of each.
 
     python -m paramerge.training.tiny.adapters --model MODEL --out FOLDER
 
@@ -42,7 +42,7 @@ def blueprint(picture: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shown:
-    """A kind of picture: a subject in a style, what it is called, and what is done to it.
+    """A kind of picture: a subject in a style, its name, and its changes.
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ _LORA = {"method": "lora", "rank": 8, "subset": "fmt", "steps": 400, "batch_size
 LESSONS = (
     Lesson("butterfly", (Shown("butterfly", "twemoji", "a twemoji <v1>", 12), *_OTHERS), _PARA),
     Lesson("tree", (Shown("tree", "noto", "a noto <v2>", 12), *_OTHERS), _NARROW_PARA),
-    # no word of its own: whatever is drawn comes out so
+    # no word of its own: every picture comes out so
     Lesson(
         "blueprint",
         tuple(replace(shown, copies=2, finish=blueprint) for shown in _as_known(*_DRAWN)),

@@ -1,7 +1,7 @@
 """The autoencoder's training, and the scale of its latents folded into its own weights.
 
-It learns from every picture but those held out, named or not, so it draws what the text-to-image model does
-not know yet.
+It learns from every picture but those held out, named or not, so it draws subjects that the text-to-image
+model does not know yet.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The model card: what the model is, its numbers, its samples, its loss curves."""
+"""The model card: a description, numbers, samples, loss curves."""
 
 from __future__ import annotations
 

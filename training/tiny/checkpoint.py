@@ -24,7 +24,7 @@ _KEY = "paramerge.training"
 
 @dataclass
 class TrainingState:
-    """A part in training: ``model`` is trained, ``average`` follows it and is what is used."""
+    """A part in training: ``model`` is trained, ``average`` follows it and is the one that is used."""
 
     model: nn.Module
     average: nn.Module
@@ -36,7 +36,7 @@ class TrainingState:
 
 
 def save_state(state: TrainingState, path: Path, identity: str) -> None:
-    """Write ``state`` whole or not at all; ``identity`` says what it belongs to."""
+    """Write ``state`` whole or not at all; ``identity`` names its run."""
     tensors = {f"model.{key}": value for key, value in state.model.state_dict().items()}
     tensors |= {f"average.{key}": value for key, value in state.average.state_dict().items()}
     for number, moments in state.optimizer.state_dict()["state"].items():
@@ -52,7 +52,7 @@ def save_state(state: TrainingState, path: Path, identity: str) -> None:
 
 
 def load_state(state: TrainingState, path: Path, identity: str) -> None:
-    """Read what :func:`save_state` wrote into ``state``.
+    """Read a file of :func:`save_state` into ``state``.
 
     Raises
     ------

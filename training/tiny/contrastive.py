@@ -1,6 +1,6 @@
 """The contrastive text-image model: which caption belongs to which picture, learnt from the same scenes.
 
-It stands in for CLIP where CLIP's weights cannot be had; what it measures must be labelled as its own.
+It is a stand-in for CLIP where CLIP's weights cannot be had; its scores must be labelled as its own.
 """
 
 from __future__ import annotations

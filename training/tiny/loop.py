@@ -66,7 +66,7 @@ def train(part: Part, budget: Budget, folder: Path, report: Report, *, resume: b
     """Train ``part``, with a checkpoint in ``folder`` from time to time and at the end.
 
     The learning rate is constant after a warm-up, but for a cooldown if the budget has one, and the weights'
-    average is what is used, so training can go on from any point. ``seconds`` count this call alone.
+    average is the one that is used, so training can go on from any point. ``seconds`` count this call alone.
 
     Raises
     ------

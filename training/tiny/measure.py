@@ -28,7 +28,7 @@ _SAMPLE_ROWS, _SAMPLE_COLUMNS = 8, 12
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Pictures to look at: what the model drew (n, 3, 64, 64) for ``captions``, side by side in rows."""
+    """Pictures to look at: the model's (n, 3, 64, 64) for ``captions``, side by side in rows."""
 
     pictures: np.ndarray
     captions: tuple[str, ...]

@@ -88,7 +88,7 @@ def fetch(package: Package, folder: Path) -> Path:
     OutputError
         It could not be downloaded.
     FileFormatError
-        What is there, or what came, is not the package that the recipe was made with.
+        The archive, stored or downloaded, is not the package that the recipe was made with.
     """
     path = folder / package.file_name
     if not path.is_file():

@@ -43,7 +43,7 @@ class Gallery:
 
 
 def align(picture: Image.Image) -> Image.Image:
-    """Cut ``picture`` to what is not transparent, scale it to fill the square, and centre it."""
+    """Cut ``picture`` to its opaque part, scale it to fill the square, and centre it."""
     picture = picture.convert("RGBA")
     box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox()
     square = Image.new("RGBA", (SIZE, SIZE))
@@ -72,7 +72,7 @@ def emoji_gallery(
     OutputError
         A package could not be downloaded.
     FileFormatError
-        A package is not what it should be, or lacks a subject.
+        A package is damaged or another one, or lacks a subject.
     """
     archives = {style: fetch(package, folder) for style, package in packages.items()}
     index = read_members(archives["noto"], lambda name: name == "emoji.json")

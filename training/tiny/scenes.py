@@ -125,7 +125,7 @@ def premultiplied(picture: Image.Image, side: int) -> np.ndarray:
 
 
 def blend(canvas: np.ndarray, cut: np.ndarray, left: int, top: int) -> None:
-    """Put ``cut`` over ``canvas`` with its corner at (left, top); what lies outside is cut off."""
+    """Put ``cut`` over ``canvas`` with its corner at (left, top); pixels outside are cut off."""
     height, width = canvas.shape[:2]
     x, y = max(0, -left), max(0, -top)
     part = cut[y : max(0, height - top), x : max(0, width - left)]

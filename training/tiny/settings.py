@@ -56,4 +56,4 @@ SMOKE = Settings(
     measured=12,
     drawn=True,
 )
-"""Every stage in seconds: nothing can be seen in what it makes."""
+"""Every stage in seconds: its pictures show nothing."""

@@ -60,7 +60,7 @@ def make_split(subjects: tuple[Subject, ...]) -> Split:
 
 
 def write_split(split: Split, path: Path) -> None:
-    """Write the split as JSON, for people and for what personalises the model later."""
+    """Write the split as JSON, for people and for later personalisation."""
     content = {
         "known": [{**asdict(subject), "styles": split.styles_of(subject)} for subject in split.known],
         "unseen": [asdict(subject) for subject in split.unseen],

@@ -28,7 +28,7 @@ _EXTRA_WORDS = ("a", "an", "and", "on", "the", "of", "in", "with", "background",
 
 
 def caption_words() -> list[str]:
-    """Every word that captions are made of, whatever the number of subjects."""
+    """Every word of captions, for any number of subjects."""
     phrases = [*_EXTRA_WORDS, *STYLES, *BACKGROUNDS, *(subject.name for subject in SUBJECTS)]
     return sorted({word for phrase in phrases for word in re.findall(r"[a-z]+", phrase)})
 
