@@ -25,8 +25,11 @@ def show_plan(plan: PlanSummary, output: Path) -> None:
     """The plan, as ``--dry-run`` prints it."""
     size = gigabytes(plan.bytes_in)
     out.print(f"[bold]{shown(plan.base)}[/bold]  {plan.architecture}, {plan.layout}, {size}")
+    for line in _merged(plan):
+        out.print(line)
     out.print()
-    out.print(_steps_table(plan.steps))
+    if plan.steps or plan.merged is None:
+        out.print(_steps_table(plan.steps))
     for line in (*_what_depends(plan.steps), *_block_weights(plan.steps)):
         out.print(line)
     _show_what_is_not_applied(plan.steps)
@@ -72,6 +75,8 @@ def show_diagnosis(plan: Plan, diagnosis: Diagnosis, *, all_layers: bool) -> Non
 def show_report(plan: Plan, summary: PlanSummary, report: BakeReport) -> None:
     """Show the outcome of a bake, in a few lines."""
     removed = sum(layer.removed for layer in report.layers)
+    for line in _merged(summary):
+        out.print(line)
     for index, step in enumerate(summary.steps, 1):
         out.print(f"{index}  {_kind(step)} {shown(step.file)} @ {step.strength:g} into {_layers(step)}")
     for line in _block_weights(summary.steps):
@@ -79,12 +84,35 @@ def show_report(plan: Plan, summary: PlanSummary, report: BakeReport) -> None:
     _show_what_is_not_applied(summary.steps)
     _show_left_out(summary.left_out)
     directions = f", {removed} directions removed" if removed else ""
-    out.print(f"{len(report.layers)} layers of {shown(summary.base)} changed{directions}")
+    if summary.steps or summary.merged is None:
+        out.print(f"{len(report.layers)} layers of {shown(summary.base)} changed{directions}")
     rate = report.output_bytes / max(report.seconds, 1e-9) / 1e9
     out.print(
         f"[bold]{shown(report.output)}[/bold]  {gigabytes(report.output_bytes)} "
         f"in {report.seconds:.1f} s ({rate:.2f} GB/s)"
     )
+
+
+def _merged(plan: PlanSummary) -> Iterator[str]:
+    """The models and what is made of them, a line each."""
+    if plan.merged is None:
+        return
+    for number, name in enumerate(plan.merged.models, 1):
+        yield f"model {number}  {shown(name)}"
+    for number, step in enumerate(plan.merged.steps, 1):
+        said = (f"{name} {_value(value)}" for name, value in step.items() if name not in ("method", "inputs"))
+        yield f"step {number}   {step['method']} of {_value(step['inputs'])}; {shown(', '.join(said))}"
+    for component, model in plan.merged.components.items():
+        yield f"{component} of {model}"
+    yield ", ".join(f"{count} tensors {what}" for what, count in plan.merged.tensors.items() if count)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {_value(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _steps_table(steps: Sequence[StepSummary]) -> Table:

@@ -1,37 +1,114 @@
-"""``paramerge merge``: adapters into one adapter."""
+"""``paramerge merge``: adapters into one adapter, checkpoints into one checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from paramerge.cli.flags import flagged
 from paramerge.cli.options import (
+    OrderedSteps,
     dtype_option,
     gamma_option,
     json_option,
     overwrite_option,
     private_option,
     rehash_option,
+    step_options,
+    steps_of,
     unmatched_option,
 )
 from paramerge.cli.render import Progress, note_ending, warn
+from paramerge.merge.methods.parameters import Parameter, Weights
+from paramerge.merge.methods.registry import REGISTRY
 from paramerge.merge.request import KeepChoice
 from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
     from typing import Literal
 
+    from paramerge.merge.methods.method import Method
     from paramerge.merge.report import MergeReport
 
 
-@click.command(name="merge")
-@click.argument("adapters", nargs=-1, required=True, metavar="A[@SCALE] B[@SCALE] ...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write.")
+_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "vae")
+"""What may be taken from another file as it is."""
+
+_OF_CHECKPOINTS = ("blocks", "only", "prune", "variant")
+
+
+def _component_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for name in reversed(_COMPONENTS):
+        command = click.option(
+            f"--{name.replace('_', '-')}",
+            f"from_{name}",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help=f"Checkpoints: take the {name} of this file, a checkpoint or the {name} alone.",
+        )(command)
+    return command
+
+
+def _show_methods(ctx: click.Context, _: click.Parameter, value: str | None) -> str | None:
+    """With ``--method help`` list the methods and their parameters, and end."""
+    if value != "help":
+        return value
+    from paramerge.cli.merge_view import show_methods
+
+    show_methods()
+    ctx.exit()
+
+
+def _parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each parameter that a merge method has."""
+    of: dict[str, list[tuple[Method, Parameter]]] = {}
+    for method in REGISTRY.all():
+        for parameter in method.parameters:
+            of.setdefault(parameter.name, []).append((method, parameter))
+    for name, uses in reversed(of.items()):
+        kind = uses[0][1].kind
+        said = list(dict.fromkeys(f"{parameter.kind.says}" for _, parameter in uses))
+        command = click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            metavar="W1,W2" if isinstance(kind, Weights) else "|".join(getattr(kind, "words", ())) or "X",
+            help=f"{'; or '.join(said)} ({', '.join(method.name for method, _ in uses)}).".capitalize(),
+        )(command)
+    return command
+
+
+@click.command(name="merge", cls=OrderedSteps)
+@click.argument("inputs", nargs=-1, required=True, metavar="A[@SCALE] B[@SCALE] ...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="What to write.")
 @click.option(
-    "--base", type=click.Path(path_type=Path), help="The checkpoint, where the answer depends on it."
+    "--method",
+    metavar="NAME",
+    callback=_show_methods,
+    is_eager=True,
+    help="Checkpoints: how (weighted-sum); help lists the methods.",
+)
+@_parameter_options
+@click.option(
+    "--blocks", metavar="BLOCKS", help="Checkpoints: the last one's weight by block; a vector or GRAD_V, too."
+)
+@step_options
+@_component_options
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="WHAT",
+    help="Checkpoints: a component (unet), or a pattern of layer names.",
+)
+@click.option("--prune", is_flag=True, help="Checkpoints: leave out EMA weights and a trainer's state.")
+@click.option("--variant", metavar="NAME", help="Checkpoints: which weights of a folder, such as fp16.")
+@click.option("--dry-run", is_flag=True, help="Checkpoints: print the plan from the headers alone and stop.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="Adapters: the checkpoint, where the answer depends on it.",
 )
 @click.option(
     "--merge",
@@ -39,7 +116,7 @@ if TYPE_CHECKING:
     type=click.Choice(["joint", "sequential"]),
     default="joint",
     show_default=True,
-    help="PaRas: onto the sum of their spans. A sequence of them is not a PaRa, and is refused.",
+    help="PaRas: onto the sum of their spans, or one after the other (into a checkpoint alone).",
 )
 @gamma_option
 @click.option(
@@ -49,47 +126,60 @@ if TYPE_CHECKING:
 )
 @click.option("--rank", type=int, metavar="R", help="PaRas: cap the joint rank. LoRAs: truncate to it.")
 @click.option("--energy", type=float, metavar="E", help="LoRAs: truncate to this share of the squared norm.")
-@dtype_option(default="fp16")
+@dtype_option(keep=True, help="Default: fp16 for adapters, each tensor's own for checkpoints.")
 @unmatched_option
 @private_option
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
 @overwrite_option
 @rehash_option
 @json_option
+@click.pass_context
 def merge(
-    adapters: tuple[str, ...],
+    ctx: click.Context,
+    inputs: tuple[str, ...],
     output: Path,
-    base: Path | None,
+    method: str | None,
     how: Literal["joint", "sequential"],
-    gamma: float | None,
-    keep: KeepChoice | None,
-    rank: int | None,
-    energy: float | None,
-    dtype: str,
-    allow_unmatched: bool,
-    private: bool,
     all_layers: bool,
+    dry_run: bool,
     overwrite: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Merge adapters into one adapter.
+    """Merge adapters into one adapter, or checkpoints into one checkpoint.
 
     PaRas are merged jointly: the result removes the sum of their spans, whatever their order, and merging A
     with A gives A. LoRAs are added exactly, each times its SCALE, and then truncated if you ask for it. With
     --base PaRas and LoRAs together become the one LoRA that does the same to that base, PaRa first.
 
+    Checkpoints are merged by a method, whatever their layouts; the output has the first one's. --para and
+    --lora are baked into the result with one rounding in all. A recipe.toml merges any number of them.
+
     \b
     paramerge merge cat.safetensors dog.safetensors -o pets.safetensors --gamma 1/40
     paramerge merge style.safetensors@0.8 detail.safetensors@-0.3 -o both.safetensors --rank 32
+    paramerge merge a.safetensors b.safetensors --weights 0.7,0.3 --lora s.safetensors@0.6 -o m.safetensors
+    paramerge merge a.safetensors b.safetensors c.safetensors --method add-difference -o m.safetensors
     """
     from paramerge.merge.call import merge as run
+    from paramerge.merge.given import Given, gives_checkpoint
 
-    with Progress("merging", quiet=as_json, unit="layers") as progress:
-        report = run(
-            adapters, output, base=base, merge=how, gamma=gamma, keep=keep, rank=rank, energy=energy,
-            dtype=dtype, allow_unmatched=allow_unmatched, private=private, overwrite=overwrite,
-            progress=progress.update,
+    components = {name: path for name in _COMPONENTS if (path := options.pop(f"from_{name}")) is not None}
+    steps = steps_of(ctx)
+    named = {p.name for method in REGISTRY.all() for p in method.parameters}
+    parameters = {name: value for name in named if (value := options.pop(name)) is not None}
+    ours = {name: value for name, value in options.items() if name in _OF_CHECKPOINTS and value}
+    asked = bool(method or components or steps or parameters or ours or dry_run)
+    if gives_checkpoint(Given(inputs), asked=asked):
+        from paramerge.cli.merge_view import merge_checkpoints
+
+        merge_checkpoints(
+            inputs, output, steps, overwrite=overwrite, as_json=as_json, dry_run=dry_run,
+            method=method, components=components, merge=how, **options, **parameters,
         )  # fmt: skip
+        return
+    with Progress("merging", quiet=as_json, unit="layers") as progress:
+        report = run(inputs, output, merge=how, overwrite=overwrite, progress=progress.update, **options)
     note_ending(output, report.output, quiet=as_json)
     if as_json:
         click.echo(dump(flagged(as_data(report))))

@@ -29,6 +29,7 @@ from .formats.lora_writer import write_lora as write_lora
 from .inspect.call import inspect as inspect
 from .interpretation import Interpretation as Interpretation
 from .merge.call import merge as merge
+from .merge.call import plan_merge as plan_merge
 from .models.names import ModuleName as ModuleName
 from .resize.call import resize as resize
 from .sizes.call import sizes as sizes

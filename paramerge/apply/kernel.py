@@ -52,22 +52,30 @@ class Blocks:
     """Matrices by blocks of rows, copied into one reused scratch of each dtype. One per worker."""
 
     def __init__(self) -> None:
-        self._scratch: dict[torch.dtype, torch.Tensor] = {}
+        self._scratch: dict[tuple[int, torch.dtype], torch.Tensor] = {}
         self.rounder = Rounder()
 
     def of(self, matrix: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[torch.Tensor, int]]:
         """Each block of ``matrix`` as ``dtype``, with its first row's index; valid until the next one."""
-        columns = matrix.shape[1]
-        step = max(1, _BLOCK_ELEMENTS // max(1, columns))
-        scratch = self._scratch.get(dtype)
-        if scratch is None or len(scratch) < step * columns:
-            scratch = torch.empty(max(step * columns, _BLOCK_ELEMENTS), dtype=dtype)
-            self._scratch[dtype] = scratch
-        for start in range(0, len(matrix), step):
-            rows = min(step, len(matrix) - start)
-            block = scratch[: rows * columns].view(rows, columns)
-            block.copy_(matrix[start : start + rows])
+        for start, stop in runs_of_rows(*matrix.shape):
+            block = self.scratch(0, (stop - start, matrix.shape[1]), dtype)
+            block.copy_(matrix[start:stop])
             yield block, start
+
+    def scratch(self, place: int, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        """Memory for a block; what was got for another ``place`` or dtype stays as it is."""
+        count = shape[0] * shape[1]
+        found = self._scratch.get((place, dtype))
+        if found is None or len(found) < count:
+            found = torch.empty(max(count, _BLOCK_ELEMENTS), dtype=dtype)
+            self._scratch[place, dtype] = found
+        return found[:count].view(shape)
+
+
+def runs_of_rows(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """The rows ``[start, stop)`` of each block of a matrix."""
+    step = max(1, _BLOCK_ELEMENTS // max(1, columns))
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 class TensorEditor:
@@ -84,6 +92,7 @@ class TensorEditor:
             WholeLayer(edit) if edit.needs_whole else _Layer(edit, self._compute) for edit in plan.edits
         ]
         self._ready = False
+        self._values = plan.values.open(blocks, self._compute) if plan.values is not None else None
 
     @property
     def must_look(self) -> bool:
@@ -100,7 +109,7 @@ class TensorEditor:
         for layer in self._layers:
             start, stop = layer.overlap(first_row, len(weight))
             if layer.must_look and start < stop:
-                for block, begin in self._blocks.of(weight[start:stop], self._compute):
+                for block, begin in self._blocks_of(weight, start, stop, first_row):
                     layer.look(block, first_row + start + begin)
 
     def write(self, weight: torch.Tensor, target: torch.Tensor, first_row: int) -> None:
@@ -119,15 +128,33 @@ class TensorEditor:
             self._ready = True
         for start, stop in self._cuts(first_row, len(weight)):
             here = [layer for layer in self._layers if layer.changes(first_row + start, first_row + stop)]
-            if not here and not self._plan.converted:
+            if not here and not self._plan.converted and self._values is None:
                 if target.data_ptr() != weight.data_ptr():
                     target[start:stop] = weight[start:stop]
                 continue
-            for block, begin in self._blocks.of(weight[start:stop], self._compute):
+            for block, begin in self._blocks_of(weight, start, stop, first_row):
                 for layer in here:
                     layer.add_to(block, first_row + start + begin)
-                _check_finite(block, self._plan, here)
+                self._check_finite(block, first_row + start + begin, here)
                 self._blocks.rounder.put(block, target[start + begin : start + begin + len(block)])
+
+    def _blocks_of(
+        self, weight: torch.Tensor, start: int, stop: int, first_row: int
+    ) -> Iterator[tuple[torch.Tensor, int]]:
+        """Blocks of rows ``start`` to ``stop`` of ``weight``, or of the tensor's own values there."""
+        if self._values is None:
+            yield from self._blocks.of(weight[start:stop], self._compute)
+            return
+        for begin, end in runs_of_rows(stop - start, weight.shape[1]):
+            yield self._values.block(first_row + start + begin, first_row + start + end), begin
+
+    def _check_finite(self, block: torch.Tensor, row: int, layers: Sequence[_Layer | WholeLayer]) -> None:
+        try:
+            _check_finite(block, self._plan, layers)
+        except NonFiniteError:
+            if self._values is not None:
+                self._values.refuse_non_finite(row, row + len(block))
+            raise
 
     def _cuts(self, first_row: int, rows: int) -> list[tuple[int, int]]:
         """The rows cut where a layer begins or ends (layers are row slices of a stacked weight)."""
@@ -224,7 +251,15 @@ def as_matrix(data: memoryview, dtype: str, columns: int) -> torch.Tensor:
     return torch.frombuffer(data, dtype=_TORCH[dtype]).view(-1, columns)
 
 
+def torch_dtype(dtype: str) -> torch.dtype:
+    """torch's dtype for one of :data:`paramerge.files.dtypes.FLOATS`."""
+    return _TORCH[dtype]
+
+
 def _compute_dtype(plan: TensorPlan) -> torch.dtype:
+    if plan.values is not None:
+        narrow = plan.values.dtypes | {plan.dtype} <= {"F16", "F8_E4M3", "F8_E5M2"}
+        return torch.float32 if narrow else torch.float64
     wide = plan.info.dtype == "F64" or (plan.edits and plan.dtype in ("BF16", "F32", "F64"))
     return torch.float64 if wide else torch.float32
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from paramerge.apply.operations import Edit
+from paramerge.apply.values import Values
 from paramerge.checkpoints.layout import WeightFile
 from paramerge.files.dtypes import BITS
 from paramerge.files.header import TensorInfo
@@ -19,6 +20,8 @@ class TensorPlan:
     component: str
     dtype: str
     edits: tuple[Edit, ...]
+    values: Values | None = None
+    """What the edits act on where that is not the stored tensor: the values of merged checkpoints."""
 
     @property
     def nbytes(self) -> int:
@@ -33,7 +36,7 @@ class TensorPlan:
     @property
     def touched(self) -> bool:
         """Whether the tensor's values are worked on at all."""
-        return bool(self.edits) or self.converted
+        return bool(self.edits) or self.converted or self.values is not None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from paramerge.bake.plan import Plan
 from paramerge.bake.recipe import InputFile, build_recipe, output_metadata
 from paramerge.bake.stream import TensorStream
 from paramerge.bake.tasks import WORKERS, Task, make_tasks
+from paramerge.checkpoints.layout import Base
 from paramerge.errors import CheckpointError
 from paramerge.files.hashing import HashBeside, cached_sha256
 from paramerge.files.header import encode_header
@@ -109,10 +110,10 @@ def bake(
     began = time.perf_counter()
     output = check_output(plan, Path(output), overwrite=overwrite)
     job = _Job(plan, progress, base_sha256)
-    if plan.base.is_folder:
-        layers, recipe = _bake_folder(job, output, overwrite)
-    else:
-        layers, recipe = _bake_file(job, output, overwrite)
+    try:
+        layers, recipe = (_bake_folder if plan.base.is_folder else _bake_file)(job, output, overwrite)
+    finally:
+        job.stop_hashing()
     return BakeReport(
         output=output,
         layers=tuple(layers),
@@ -127,6 +128,7 @@ def _bake_file(job: _Job, output: Path, overwrite: bool) -> tuple[list[LayerResu
     (file,) = job.plan.files
     with new_file(output, overwrite=overwrite) as descriptor:
         layers = job.stream(file, descriptor)
+        job.finish_hashing()
         recipe = job.recipe()
         job.write_header(file, descriptor, recipe)
         job.check_inputs()
@@ -138,6 +140,7 @@ def _bake_folder(job: _Job, output: Path, overwrite: bool) -> tuple[list[LayerRe
     with new_folder(output, overwrite=overwrite) as folder:
         for file in job.plan.files:
             layers += _in_folder(job, file, folder, lambda fd, file=file: job.stream(file, fd))  # type: ignore[misc]
+        job.finish_hashing()
         recipe = job.recipe()
         for file in job.plan.files:
             _in_folder(job, file, folder, lambda fd, file=file: job.write_header(file, fd, recipe))  # type: ignore[misc]
@@ -180,6 +183,10 @@ class _Job:
             source: None if self._wanted else cached_sha256(source)
             for source in plan.base.weight_sources
         }
+        others = plan.merged.sources if plan.merged is not None else ()
+        self._hashes |= {source: cached_sha256(source) for source in others if source not in self._hashes}
+        self._others = [source for source in others if self._hashes[source] is None]
+        self._hashers: dict[Source, HashBeside] = {}
         self._step_files = [
             [InputFile.of(source, source.sha256()) for source in step.adapter.opened] for step in plan.steps
         ]
@@ -193,6 +200,7 @@ class _Job:
         writer = PositionedWriter(descriptor, size)
         self.direct = self.direct or writer.is_direct
         before = self._done
+        self._hash_others()
         hasher = None if self._hashes[source] else HashBeside(source, lambda: self._done - before)
         try:
             layers = self._run_workers(source, writer, tasks)
@@ -205,14 +213,35 @@ class _Job:
         order = {name: index for index, name in enumerate(str(e.target.module) for e in self.plan.edits)}
         return sorted(layers, key=lambda layer: order[layer.name])
 
+    def _hash_others(self) -> None:
+        """Begin to hash the files of other models, which are read at about the pace of the whole work."""
+        for source in self._others:
+            if source not in self._hashers:
+                share = source.size / max(1, self._total)
+                self._hashers[source] = HashBeside(source, lambda share=share: int(self._done * share))  # type: ignore[misc]
+
+    def finish_hashing(self) -> None:
+        """Wait for the hashes of other models."""
+        for source, hasher in self._hashers.items():
+            self._hashes[source] = hasher.result()
+
+    def stop_hashing(self) -> None:
+        """Give up hashes that nobody waits for any more."""
+        for hasher in self._hashers.values():
+            hasher.stop()
+
     def recipe(self) -> dict[str, object]:
         """The recipe, with zeros for hashes that are not known yet."""
-        base_files = []
-        for file in self.plan.files:
-            source = file.source.header.source
-            digest = self._hashes[source] or _UNKNOWN_HASH
-            base_files.append(InputFile.of(source, digest, str(file.relative)))
-        return build_recipe(self.plan, base_files, self._step_files)
+        base_files = self._described(self.plan.base)
+        others = [self._described(model) for model in self.plan.merged.others] if self.plan.merged else []
+        return build_recipe(self.plan, base_files, self._step_files, others)
+
+    def _described(self, model: Base) -> list[InputFile]:
+        return [
+            InputFile.of(source, self._hashes[source] or _UNKNOWN_HASH, str(file.relative))
+            for file in model.files
+            for source in (file.header.source,)
+        ]
 
     def write_header(self, file: FilePlan, descriptor: int, recipe: dict[str, object]) -> None:
         """Write the header, last, when every hash is known; its length was fixed before."""
@@ -223,7 +252,7 @@ class _Job:
 
     def check_inputs(self) -> None:
         """Refuse inputs that changed since they were opened, and a base that is not the one looked for."""
-        check_unchanged(self.plan.base, *(step.adapter for step in self.plan.steps))
+        check_unchanged(*self.plan.opened)
         if self._wanted and self._wanted.isdisjoint(digest for digest in self._hashes.values() if digest):
             raise CheckpointError(
                 "the base that was found is not the one that was looked for",

@@ -79,6 +79,8 @@ _NOTHING = object()
 
 
 def _cleaned(key: str, value: object) -> object:
+    if key == "merge" and isinstance(value, dict):
+        return _merge_without_names(value)
     if key in _INSIDE and isinstance(value, dict):
         return _without_names(value)
     if key in _INSIDE and isinstance(value, list):
@@ -96,6 +98,36 @@ def _cleaned(key: str, value: object) -> object:
         known = _HEX.fullmatch(value) if key == "sha256" else key in _WORDS and _WORD.fullmatch(value)
         return value if known else _NOTHING
     return value if key in _NUMBERS and _number(value) else _NOTHING
+
+
+def _merge_without_names(merge: Mapping[str, object]) -> dict[str, object]:
+    """What was merged, without the models' names: methods and parameters are words and numbers."""
+    models = merge.get("models")
+    return {
+        "models": [
+            _without_names(model) | _nested(model.get("recipe"))
+            for model in (models if isinstance(models, list) else [])
+            if isinstance(model, dict)
+        ],
+        **{key: _plain(merge[key]) for key in ("steps", "components", "prune", "tensors") if key in merge},
+    }
+
+
+def _nested(recipe: object) -> dict[str, object]:
+    return {"recipe": _without_names(recipe)} if isinstance(recipe, dict) else {}
+
+
+def _plain(value: object) -> object:
+    """Numbers, words of a merge, and what is made of them."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items() if _MERGE_WORD.fullmatch(key)}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value if _number(value) or (isinstance(value, str) and _MERGE_WORD.fullmatch(value)) else None
+
+
+_MERGE_WORD = re.compile(r"(model|step|input) \d{1,6}|[a-z]+([_-][a-z0-9]+){0,3}|[A-Z]{2,4}[0-9]{0,2}")
+"""Methods, parameters, blocks and numbered models; a file's name has a dot."""
 
 
 def _number(value: object) -> bool:

@@ -82,7 +82,7 @@ def check_output(plan: Plan, output: Path, *, overwrite: bool = False) -> Path:
     FileFormatError
         With another dtype: a configuration of the base that would say the new one is no JSON object.
     """
-    inputs = inputs_of(plan.base, *(step.adapter for step in plan.steps))
+    inputs = inputs_of(*plan.opened)
     if plan.base.is_folder:
         output = check_output_folder(output, inputs, overwrite=overwrite)
     else:

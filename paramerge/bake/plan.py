@@ -18,7 +18,9 @@ from paramerge.apply.cautions import already_baked, given_twice, lost_in_fp8, un
 from paramerge.apply.operations import Edit, FamilyOp, LoraOp, Op, ParaOp, ParaPart
 from paramerge.apply.steps import BakeOptions, Step
 from paramerge.apply.tensor_plan import FilePlan, TensorPlan
+from paramerge.apply.values import Values
 from paramerge.bake.history import earlier_recipe
+from paramerge.bake.merged_models import MergedModels
 from paramerge.bake.planned_step import PlannedStep, match_step
 from paramerge.checkpoints.layout import Base, WeightFile
 from paramerge.checkpoints.quantised import quantised_layer
@@ -47,11 +49,19 @@ class Plan:
     warnings: tuple[str, ...] = ()
     order_warnings: tuple[str, ...] = ()
     """On LoRAs before PaRas; :mod:`paramerge.bake.diagnose` puts a number to them."""
+    merged: MergedModels | None = None
+    """The checkpoints that the base's values are made of, where it is a merge."""
 
     @property
     def edits(self) -> list[Edit]:
         """All edited layers, in file order."""
         return [edit for file in self.files for tensor in file.tensors for edit in tensor.edits]
+
+    @property
+    def opened(self) -> tuple[Base | Adapter, ...]:
+        """All inputs."""
+        others = self.merged.others if self.merged is not None else ()
+        return (self.base, *others, *(step.adapter for step in self.steps))
 
     @property
     def output_bytes(self) -> int:
@@ -78,8 +88,24 @@ class Plan:
         return bake(self, output, progress, overwrite=overwrite, base_sha256=base_sha256)
 
 
-def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOptions) -> Plan:
+@dataclass(frozen=True)
+class Made:
+    """What a merge makes of the base before any step: see :mod:`paramerge.merge.checkpoints`."""
+
+    merged: MergedModels
+    values: Mapping[tuple[str, str], Values]
+    """By component and key, the values of a tensor that is not the base's as it is."""
+    left_out: frozenset[tuple[str, str]]
+    """Component and key of tensors that are not written."""
+    warnings: tuple[str, ...]
+
+
+def make_plan(
+    base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOptions, made: Made | None = None
+) -> Plan:
     """Plan every tensor of ``base``. Only headers have been read.
+
+    ``made`` is what other checkpoints are merged into it before the steps.
 
     Raises
     ------
@@ -91,7 +117,7 @@ def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOp
     targets = {name: target for file in base.files for name, target in file.reachable.items()}
     planned = [match_step(base, targets, step, adapter, options) for step, adapter in steps]
     ops, left_alone = _operations(targets, planned, options)
-    files = tuple(_plan_file(file, ops, options) for file in base.files)
+    files = tuple(_plan_file(file, ops, options, made) for file in base.files)
     earlier = earlier_recipe(base)
     adapters = [adapter for _, adapter in steps]
     warnings = (
@@ -102,8 +128,10 @@ def make_plan(base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOp
         *already_baked(earlier.recipe, adapters),
         *lost_in_fp8(files),
         *_left_alone_warnings(left_alone, options),
+        *(made.warnings if made is not None else ()),
     )
-    return Plan(base, tuple(planned), options, files, left_alone, warnings, _order_warnings(planned))
+    merged = made.merged if made is not None else None
+    return Plan(base, tuple(planned), options, files, left_alone, warnings, _order_warnings(planned), merged)
 
 
 def _operations(
@@ -181,7 +209,9 @@ def _operation(
     return ParaOp(tuple(parts), limit)
 
 
-def _plan_file(file: WeightFile, ops: Mapping[ModuleName, tuple[Op, ...]], options: BakeOptions) -> FilePlan:
+def _plan_file(
+    file: WeightFile, ops: Mapping[ModuleName, tuple[Op, ...]], options: BakeOptions, made: Made | None
+) -> FilePlan:
     edits: dict[str, list[Edit]] = {}
     for name, target in file.reachable.items():
         if name in ops:
@@ -190,11 +220,14 @@ def _plan_file(file: WeightFile, ops: Mapping[ModuleName, tuple[Op, ...]], optio
     tensors = []
     for key, info in file.header.tensors.items():
         component = file.components[key]
+        if made is not None and (component, key) in made.left_out:
+            continue
+        values = made.values.get((component, key)) if made is not None else None
         at_key = tuple(edits.get(key, ()))
         if at_key:
             _check_stack(file, at_key)
             _check_editable(file, info)
-        tensors.append(TensorPlan(info, component, _output_dtype(info, component, options), at_key))
+        tensors.append(TensorPlan(info, component, _output_dtype(info, component, options), at_key, values))
     return FilePlan(file, tuple(tensors))
 
 

@@ -56,7 +56,7 @@ def _resolved(step: Step, adapter: Adapter) -> Step:
     return replace(step, kind=kind)
 
 
-def _is_selected(name: ModuleName, only: Iterable[str]) -> bool:
+def is_selected(name: ModuleName, only: Iterable[str]) -> bool:
     """Whether ``name`` is within ``only`` (component names and patterns; nothing given selects all)."""
     patterns = tuple(only)
     return not patterns or any(
@@ -71,7 +71,7 @@ def _is_excluded(
 
     A layer that is missing from a model of the base is neither, selected or not.
     """
-    if _is_selected(name, only):
+    if is_selected(name, only):
         return False
     return name in targets or not homes_of(name, present)
 
@@ -90,14 +90,14 @@ def match_step(
     """
     step = _resolved(step, adapter)
     check_family(base, targets, adapter)
-    adapter = in_names_of(base, targets, adapter, lambda name: _is_selected(name, options.only))
+    adapter = in_names_of(base, targets, adapter, lambda name: is_selected(name, options.only))
     present = {name.component for name in targets}
     excluded = tuple(n for n in adapter.modules if _is_excluded(n, targets, present, options.only))
     left_out = set(excluded)
     wanted = [name for name in adapter.modules if name not in left_out]
     matched = tuple(name for name in wanted if name in targets)
     unmatched = tuple(n for n in wanted if n not in targets and not adapter.modules[n].optional)
-    if options.only and not any(_is_selected(name, options.only) for name in adapter.modules):
+    if options.only and not any(is_selected(name, options.only) for name in adapter.modules):
         raise UsageError(
             "nothing of this adapter is selected",
             where=adapter.path,

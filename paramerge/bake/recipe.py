@@ -14,9 +14,10 @@ import ml_dtypes
 import numpy as np
 
 from paramerge.bake.history import earlier_recipe
+from paramerge.bake.merged_models import MergedModels
 from paramerge.bake.plan import Plan
 from paramerge.bake.planned_step import PlannedStep
-from paramerge.checkpoints.layout import DIFFUSERS_FOLDER
+from paramerge.checkpoints.layout import DIFFUSERS_FOLDER, Base
 from paramerge.files.file_names import readable_name
 from paramerge.files.private import public_metadata
 from paramerge.files.recipe_text import RECIPE_KEY
@@ -26,6 +27,10 @@ from paramerge.resolve.blocks import BlockUse
 from paramerge.version import __version__
 
 RECIPE_VERSION = 1
+"""Of a bake into one model."""
+
+MERGE_RECIPE_VERSION = 2
+"""Of a bake into what several models were merged into: as version 1, and ``merge`` (docs/recipe.md)."""
 
 _STALE = (
     "modelspec.hash_sha256",
@@ -52,17 +57,21 @@ class InputFile:
 
 
 def build_recipe(
-    plan: Plan, base_files: Sequence[InputFile], step_files: Sequence[Sequence[InputFile]]
+    plan: Plan,
+    base_files: Sequence[InputFile],
+    step_files: Sequence[Sequence[InputFile]],
+    other_files: Sequence[Sequence[InputFile]] = (),
 ) -> dict[str, object]:
     """The recipe as JSON-ready data.
 
-    ``base_files`` are the base's weight files and ``step_files`` the files of each step, in order.
+    ``base_files`` are the base's weight files, ``step_files`` the files of each step, and ``other_files``
+    those of each model that is merged with the base, in order.
     """
     import torch
 
     options = plan.options
     recipe: dict[str, object] = {
-        "recipe": RECIPE_VERSION,
+        "recipe": RECIPE_VERSION if plan.merged is None else MERGE_RECIPE_VERSION,
         "versions": {
             "paramerge": __version__,
             "torch": torch.__version__,
@@ -70,11 +79,7 @@ def build_recipe(
             "ml_dtypes": ml_dtypes.__version__,
             "kernel": torch.backends.cpu.get_cpu_capability(),
         },
-        "base": {
-            "layout": plan.base.layout,
-            "architecture": plan.base.architecture,
-            "files": [_file(file, options.private and not plan.base.is_folder) for file in base_files],
-        },
+        "base": _model(plan.base, base_files, options.private),
         "steps": [
             _step(step, files, options.private) | _own_interpretation(plan, step)
             for step, files in zip(plan.steps, step_files, strict=True)
@@ -92,7 +97,32 @@ def build_recipe(
     earlier = earlier_recipe(plan.base, private=options.private).recipe
     if earlier is not None:
         recipe["base_recipe"] = earlier
+    if plan.merged is not None:
+        recipe["merge"] = _merge(plan.merged, other_files, options.private)
     return recipe
+
+
+def _merge(merged: MergedModels, files: Sequence[Sequence[InputFile]], private: bool) -> dict[str, object]:
+    """Every model but the first, which is the base, what was made of them, and how many tensors that were."""
+    others = []
+    for model, own in zip(merged.others, files, strict=True):
+        earlier = earlier_recipe(model, private=private).recipe
+        others.append(_model(model, own, private) | ({} if earlier is None else {"recipe": earlier}))
+    return {
+        "models": others,
+        "steps": [dict(step) for step in merged.steps],
+        "components": dict(merged.components),
+        "prune": merged.prune,
+        "tensors": dict(merged.counts),
+    }
+
+
+def _model(model: Base, files: Sequence[InputFile], private: bool) -> dict[str, object]:
+    return {
+        "layout": model.layout,
+        "architecture": model.architecture,
+        "files": [_file(file, private and not model.is_folder) for file in files],
+    }
 
 
 def output_metadata(base: Mapping[str, str], plan: Plan, recipe: Mapping[str, object]) -> dict[str, str]:
@@ -138,6 +168,9 @@ def _implementation(plan: Plan) -> str | None:
 
 def _title(plan: Plan) -> str:
     base, *names = (readable_name(name).removesuffix(".safetensors") for name in _names(plan))
+    if plan.merged is not None:
+        count = len(plan.merged.others)
+        base, names = f"{' + '.join([base, *names[:count]])} ({plan.merged.title})", names[count:]
     strengths = [step.step.strength for step in plan.steps]
     steps = [
         name if strength == 1 else f"{name} @ {strength:g}"
@@ -147,7 +180,7 @@ def _title(plan: Plan) -> str:
 
 
 def _names(plan: Plan) -> list[str]:
-    return [plan.base.path.name, *(step.adapter.path.name for step in plan.steps)]
+    return [model.path.name for model in plan.opened]
 
 
 def _file(file: InputFile, private: bool) -> dict[str, object]:

@@ -39,31 +39,35 @@ class TensorStream:
     def _run_group(self, tensors: Sequence[Placed]) -> list[LayerResult]:
         first, last = tensors[0], tensors[-1]
         converted = any(placed.plan.converted for placed in tensors)
-        data = self._read(first.plan.info.start, last.plan.info.stop, first.position)
         size = last.position + last.plan.nbytes - first.position
-        out = self._output_view(size, first.position) if converted else data
+        if all(placed.plan.values is not None for placed in tensors):  # none is copied from the source
+            data = out = self._output_view(size, first.position)
+        else:
+            data = self._read(first.plan.info.start, last.plan.info.stop, first.position)
+            out = self._output_view(size, first.position) if converted else data
         results = []
         for placed in tensors:
             start = placed.plan.info.start - first.plan.info.start
             source = data[start : start + placed.plan.info.nbytes]
             target = out[placed.position - first.position :][: placed.plan.nbytes]
-            if placed.plan.touched and source:
+            if placed.plan.touched and target:
                 with room_for(placed.plan):
                     results += self._edit(placed, source, target)
             elif converted:
                 target[:] = source
         self._writer.write(out, first.position)
-        self._report(len(data))
+        self._report(last.plan.info.stop - first.plan.info.start)
         return results
 
     def _edit(self, placed: Placed, source: memoryview, target: memoryview) -> list[LayerResult]:
         plan = placed.plan
         columns = matrix_shape(plan)[1]
-        weight = as_matrix(source, plan.info.dtype, columns)
+        out = as_matrix(target, plan.dtype, columns)
+        weight = out if plan.values is not None else as_matrix(source, plan.info.dtype, columns)
         editor = TensorEditor(plan, self._blocks)
         if editor.must_look:
             editor.look(weight, 0)
-        editor.write(weight, as_matrix(target, plan.dtype, columns), 0)
+        editor.write(weight, out, 0)
         return editor.results
 
     def _run_large(self, placed: Placed) -> list[LayerResult]:
@@ -76,19 +80,21 @@ class TensorStream:
         editor = TensorEditor(plan, self._blocks)
 
         def read(start: int, stop: int, position: int) -> memoryview:
+            if plan.values is not None:  # which are read by themselves: there is a place for them alone
+                return self._output_view((stop - start) * written_row, position)
             return self._read(plan.info.start + start * read_row, plan.info.start + stop * read_row, position)
 
+        dtype = plan.dtype if plan.values is not None else plan.info.dtype
         if editor.must_look:
             for start, stop in runs:
-                editor.look(as_matrix(read(start, stop, 0), plan.info.dtype, columns), start)
+                editor.look(as_matrix(read(start, stop, 0), dtype, columns), start)
         for start, stop in runs:
             position = placed.position + start * written_row
             data = read(start, stop, position)
             out = self._output_view((stop - start) * written_row, position) if plan.converted else data
-            weight = as_matrix(data, plan.info.dtype, columns)
-            editor.write(weight, as_matrix(out, plan.dtype, columns), start)
+            editor.write(as_matrix(data, dtype, columns), as_matrix(out, plan.dtype, columns), start)
             self._writer.write(out, position)
-            self._report(len(data))
+            self._report((stop - start) * read_row)
         return editor.results
 
     def _copy_large(self, placed: Placed) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from paramerge.adapters import ParaModule
 from paramerge.apply.operations import Edit, FamilyOp
 from paramerge.apply.tensor_plan import TensorPlan
+from paramerge.bake.merged_models import MergedModels
 from paramerge.bake.plan import Plan
 from paramerge.bake.planned_step import PlannedStep
 from paramerge.bake.tasks import BUFFER_BYTES, WORKERS
@@ -63,6 +64,16 @@ class ComponentSummary:
 
 
 @dataclass(frozen=True)
+class MergedSummary:
+    """The models that were merged, in order, the merges, and how many tensors that makes."""
+
+    models: tuple[str, ...]
+    steps: tuple[Mapping[str, object], ...]
+    components: dict[str, str]
+    tensors: dict[str, int]
+
+
+@dataclass(frozen=True)
 class PlanSummary:
     """The whole plan in figures."""
 
@@ -81,6 +92,7 @@ class PlanSummary:
     bytes_in: int
     bytes_out: int
     peak_memory_bytes: int
+    merged: MergedSummary | None = None
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready data."""
@@ -110,7 +122,13 @@ def summarise(plan: Plan) -> PlanSummary:
         bytes_in=sum(tensor.info.nbytes for tensor in tensors),
         bytes_out=plan.output_bytes,
         peak_memory_bytes=_peak_memory(plan, tensors),
+        merged=_merged(plan.merged) if plan.merged is not None else None,
     )
+
+
+def _merged(merged: MergedModels) -> MergedSummary:
+    names = tuple(model.path.name for model in merged.models)
+    return MergedSummary(names, merged.steps, dict(merged.components), dict(merged.counts))
 
 
 def _step(step: PlannedStep) -> StepSummary:
@@ -170,7 +188,8 @@ def _peak_memory(plan: Plan, tensors: Sequence[TensorPlan]) -> int:
     """An estimate: the runtime, and for each worker its buffers and the largest layer's factors."""
     largest = max((8 * sum(op.numbers for op in edit.ops) for edit in plan.edits), default=0)
     row = max((t.info.nbytes // max(1, t.info.shape[0]) for t in tensors if t.info.shape), default=0)
-    headers = 2_000 * len(tensors)
+    held = max((t.values.held_elements for t in tensors if t.values is not None), default=0)
+    headers = 2_000 * len(tensors) + 20 * held
     worker = _WORKER_BYTES + 3 * largest + max(0, row - BUFFER_BYTES)
     whole = max(map(_whole_bytes, plan.edits), default=0)
     return _RUNTIME_BYTES + headers + WORKERS * worker + whole

@@ -52,7 +52,8 @@ def make_tasks(tensors: Sequence[TensorPlan], data_start: int) -> list[Task]:
         together = held_bytes(
             read + plan.info.nbytes, written + plan.nbytes, converted=converted or plan.converted
         )
-        if group and (large or together > BUFFER_BYTES):
+        gap = bool(group) and group[-1].plan.info.stop != plan.info.start  # a tensor between them is left out
+        if group and (large or gap or together > BUFFER_BYTES):
             tasks.append(Task(tuple(group), large=False))
             group, read, written, converted = [], 0, 0, False
         if large:

@@ -54,7 +54,7 @@ def refuse_adapter(path: Path, keys: Iterable[str]) -> list[str]:
             found=wrapped,
             hint="merge or unload the adapter before saving (fuse_lora and unload_lora_weights in diffusers)",
         )
-    if found and not (len(keys) > 3 * len(found) and _is_model(set(keys) - set(found))):
+    if found and not is_checkpoint(keys):
         raise CheckpointError(
             "this is an adapter, not a base checkpoint",
             where=path,
@@ -78,6 +78,13 @@ def _kinds(keys: Iterable[str]) -> dict[str, str]:
         if name is not None:
             found.setdefault(name, key)
     return {name: found[name] for name, _ in kinds if name in found}
+
+
+def is_checkpoint(keys: Iterable[str]) -> bool:
+    """Whether a file of these keys is a checkpoint, not an adapter for one."""
+    keys = list(keys)
+    found = adapter_keys(keys)
+    return len(keys) > 3 * len(found) and _is_model(set(keys) - set(found))
 
 
 def _is_model(keys: Iterable[str]) -> bool:

@@ -40,6 +40,7 @@ DIFFUSERS_FOLDER = "diffusers-folder"
 UNET_FILE = "unet-file"
 MODEL_FILE = "model-file"
 MODEL_FOLDER = "model-folder"
+COMPONENT_FILE = "component-file"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Base:
     path: Path
     layout: str
     """``single-file``, ``diffusers-folder`` (also a folder with a UNet alone) or ``unet-file``; another model
-    on its own is a ``model-file`` or ``model-folder``."""
+    on its own is a ``model-file`` or ``model-folder``, and a component that was opened by itself a
+    ``component-file``."""
     architecture: str
     """``sd15``, ``sdxl``, or a variant: ``sd2``, ``sd15-inpainting`` ...; ``flux``, ``sd3``, ``llama`` and
     other models by their names; ``unknown``."""
@@ -131,6 +133,31 @@ def open_base(path: str | os.PathLike[str], variant: str | None = None) -> Base:
     path = Path(path)
     with reading(path):
         return _open(path, variant)
+
+
+def open_component(path: str | os.PathLike[str], component: str) -> Base:
+    """Open a file with one component alone, such as a VAE or a text encoder, by its header.
+
+    Raises
+    ------
+    CheckpointError
+        It is no file, or an adapter.
+    FileFormatError
+        It is damaged, or a pickle.
+    """
+    path = Path(path)
+    with reading(path):
+        _check_file(path, None)
+        files = _opened(component, [(PurePosixPath(path.name), read_header(path))])
+    return Base(
+        path,
+        COMPONENT_FILE,
+        UNKNOWN,
+        False,
+        tuple(file.weights for file in files),
+        companions=(),
+        left_out=(),
+    )
 
 
 def _open(path: Path, variant: str | None) -> Base:

@@ -17,6 +17,7 @@ from paramerge.errors import UsageError
 from paramerge.models.names import ModuleName, split_kind
 from paramerge.models.record import BlockNames
 from paramerge.models.registry import record_of, records
+from paramerge.resolve.block_presets import PRESETS
 from paramerge.wording import option
 
 _NUMBERED = re.compile(r"(.*\D)\d+")
@@ -87,13 +88,15 @@ class BlockUse:
 
 
 def parse_blocks(text: str) -> BlockWeights:
-    """Read ``IN04=0.5,OUT00=0`` or ``1,0,0,0.5,...``.
+    """Read ``IN04=0.5,OUT00=0``, ``1,0,0,0.5,...``, or the name of a vector: ``GRAD_V``.
 
     Raises
     ------
     UsageError
         It is neither, or a number is not finite, or a block is named twice.
     """
+    if text.strip().upper() in PRESETS:
+        return BlockWeights(vector=PRESETS[text.strip().upper()])
     parts = [part.strip() for part in text.split(",")]
     named = [part.partition("=") for part in parts]
     if all(equals for _, equals, _ in named):
@@ -229,6 +232,7 @@ def _unreadable(text: str) -> UsageError:
     return UsageError(
         "these block weights cannot be read",
         where=f"block weights: {text}",
-        expected=f"named blocks, such as IN04=0.5,OUT00=0, or a vector of {_lengths()} numbers",
+        expected=f"named blocks, such as IN04=0.5,OUT00=0, a vector of {_lengths()} numbers, or the name of "
+        "one, such as GRAD_V",
         found=text,
     )

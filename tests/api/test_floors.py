@@ -24,7 +24,8 @@ FLOORS = (
     ("checkpoints",),
     ("resolve",),
     ("apply",),
-    ("bake", "extract", "inspect", "merge", "peft"),
+    ("bake", "extract", "inspect", "peft"),
+    ("merge",),
     ("compare", "convert", "generation", "resize"),
     ("__init__",),
     ("cli", "training"),  # beside each other: the trainer's options are built by the command line's parts

@@ -1,0 +1,1 @@
+"""The methods by which checkpoints are merged, a file each, and their list (``registry.py``)."""

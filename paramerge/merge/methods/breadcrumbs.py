@@ -1,0 +1,61 @@
+"""Breadcrumbs: neither the largest differences nor the smallest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from paramerge.merge.methods.dare import Signs
+from paramerge.merge.methods.differences import (
+    added,
+    elected,
+    first_where_nothing_is_added,
+    largest,
+    summed,
+)
+from paramerge.merge.methods.method import Draws, Method
+from paramerge.merge.methods.parameters import Density, Each, Strength, Within
+
+if TYPE_CHECKING:
+    import torch
+
+Outliers = Annotated[float, Within(0, 1, "the share of the largest differences that is left out")]
+
+
+def breadcrumbs(
+    models: list[torch.Tensor],
+    draws: Draws,
+    *,
+    weights: Each = (),
+    density: Density = 0.9,
+    outliers: Outliers = 0.01,
+    strength: Strength = 1.0,
+    signs: Signs = "all",
+) -> torch.Tensor:
+    """Breadcrumbs: ``m0 + s sum w_i k_i (m_i - m0)``, where ``k_i`` is 0 for the largest and the smallest.
+
+    Of each tensor the ``outliers`` largest differences are left out, of the others the ``density`` (of all)
+    largest are kept. With ``signs`` "elect" they are merged as by ties.
+    """
+
+    def masked(difference: torch.Tensor, model: int) -> torch.Tensor:
+        size = difference.numel()
+        top = round(outliers * size)
+        magnitudes = difference.abs()
+        kept = (magnitudes >= largest(difference, min(size, top + round(density * size)))).to(
+            difference.dtype
+        )
+        if top:
+            kept *= magnitudes < largest(difference, top)
+        return difference.mul_(kept)
+
+    return added(models, masked, weights, strength, elected if signs == "elect" else summed)
+
+
+BREADCRUMBS = Method(
+    "breadcrumbs",
+    breadcrumbs,
+    "tensor",
+    (2, None),
+    "Davari and Belilovsky 2023, arXiv:2312.06795",
+    first_where_nothing_is_added,
+)

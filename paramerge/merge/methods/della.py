@@ -1,0 +1,74 @@
+"""DELLA: drop at random, the smaller the likelier."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from paramerge.errors import UsageError
+from paramerge.merge.methods.dare import RandomShare, Rescale, Signs
+from paramerge.merge.methods.differences import (
+    added,
+    elected,
+    first_where_nothing_is_added,
+    kept_at_random,
+    summed,
+)
+from paramerge.merge.methods.method import Draws, Method
+from paramerge.merge.methods.parameters import Each, Seed, Strength, Within
+from paramerge.wording import option
+
+if TYPE_CHECKING:
+    import torch
+
+Spread = Annotated[float, Within(0, 1, "how far the chances of the largest and the smallest are apart")]
+
+
+def della(
+    models: list[torch.Tensor],
+    draws: Draws,
+    *,
+    weights: Each = (),
+    density: RandomShare = 0.5,
+    epsilon: Spread = 0.2,
+    strength: Strength = 1.0,
+    signs: Signs = "elect",
+    rescale: Rescale = True,
+    seed: Seed = 0,
+) -> torch.Tensor:
+    """DELLA: as DARE, with chances from ``density - epsilon / 2`` to ``density + epsilon / 2`` by magnitude.
+
+    Each row's differences are ranked by magnitude (a vector is one row), and the chance rises evenly with the
+    rank. What stays is divided by its own chance.
+    """
+    import torch
+
+    def dropped(difference: torch.Tensor, model: int) -> torch.Tensor:
+        rows = difference.view(1, -1) if difference.shape[1] == 1 else difference
+        last = rows.shape[1] - 1
+        ranks = rows.abs().argsort(dim=1, stable=True).argsort(dim=1).to(rows.dtype)
+        rise = ranks / last if last else torch.full_like(ranks, 0.5)
+        chances = density - epsilon / 2 + epsilon * rise
+        return kept_at_random(difference, chances.view(difference.shape), draws, seed, model, rescale)
+
+    return added(models, dropped, weights, strength, elected if signs == "elect" else summed)
+
+
+def _check(*, density: float, epsilon: float, **_: object) -> None:
+    if not 0 < density - epsilon / 2 <= density + epsilon / 2 <= 1:
+        raise UsageError(
+            "some differences would have no chance, or more than certainty",
+            where=option("epsilon"),
+            expected=f"at most {2 * min(density, 1 - density):g} with a density of {density:g}",
+            found=f"{epsilon:g}",
+        )
+
+
+DELLA = Method(
+    "della",
+    della,
+    "tensor",
+    (2, None),
+    "Deep et al. 2024, arXiv:2406.11617",
+    first_where_nothing_is_added,
+    check=_check,
+)
