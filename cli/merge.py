@@ -158,8 +158,8 @@ def merge(
     \b
     paramerge merge cat.safetensors dog.safetensors -o pets.safetensors --gamma 1/40
     paramerge merge style.safetensors@0.8 detail.safetensors@-0.3 -o both.safetensors --rank 32
-    paramerge merge a.safetensors b.safetensors --weights 0.7,0.3 --lora s.safetensors@0.6 -o m.safetensors
-    paramerge merge a.safetensors b.safetensors c.safetensors --method add-difference -o m.safetensors
+    paramerge merge one.safetensors two.safetensors --weights 0.7,0.3 --lora b.safetensors -o m.safetensors
+    paramerge merge one.safetensors two.safetensors base.safetensors --method add-difference -o n.safetensors
     """
     from paramerge.merge.call import merge as run
     from paramerge.merge.given import Given, gives_checkpoint

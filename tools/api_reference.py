@@ -22,6 +22,7 @@ _GROUPS = {
     "The verbs": ("bake", "merge", "convert", "extract", "resize", "compare", "inspect", "sizes"),
     "Adapters in the list of a verb": ("Para", "Lora", "Adapter"),
     "A bake in steps": ("plan_bake", "Plan", "BakeReport", "diagnose", "find_base", "summarise"),
+    "A merge of checkpoints in steps": ("plan_merge",),
     "Opening files": ("open_adapter", "Interpretation", "open_base", "Base", "read_header"),
     "Reading and writing adapters": (
         "LoraModule", "ParaModule", "ModuleName", "write_para", "write_lora", "LoraFactors", "extract_para",

@@ -1,4 +1,4 @@
-"""The tables of families, dialects and architectures in docs/, made from the registries.
+"""The tables of families, dialects, architectures and merge methods in docs/, made from the registries.
 
     python tools/registry_tables.py
 
@@ -17,13 +17,16 @@ from paramerge.adapters.family import Family
 from paramerge.adapters.registry import FAMILIES as _FAMILIES
 from paramerge.formats.dialect import Dialect
 from paramerge.formats.registry import DIALECTS as _DIALECTS
+from paramerge.merge.methods.method import Method
+from paramerge.merge.methods.registry import REGISTRY as _METHODS
 from paramerge.models.names import ModuleName
 from paramerge.models.record import ArchitectureRecord
 from paramerge.models.registry import ARCHITECTURES as _ARCHITECTURES
 
 FAMILIES, DIALECTS, ARCHITECTURES = (kind.built_in for kind in (_FAMILIES, _DIALECTS, _ARCHITECTURES))
+METHODS = _METHODS.built_in
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-DOCUMENTS = ("families.md", "convert.md", "layouts.md")
+DOCUMENTS = ("families.md", "convert.md", "layouts.md", "merge.md")
 LAYER = ModuleName("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
 """The layer in the example of a dialect's keys."""
 
@@ -106,8 +109,32 @@ def _pipeline(record: ArchitectureRecord) -> str:
     return _code(record.pipeline) if record.pipeline is not None else "-"
 
 
+def methods() -> str:
+    """Each merge method: how many models, what it does, what it takes, and where it is from."""
+    return _table(
+        ("method", "models", "formula", "parameters", "from"),
+        ((_code(m.name), _count(m), _formula(m), _parameters(m), m.source) for m in METHODS),
+    )
+
+
+def _count(method: Method) -> str:
+    low, high = method.models
+    return str(low) if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+
+
+def _formula(method: Method) -> str:
+    return method.summary.partition(": ")[2].replace("``", "`").removesuffix(".").replace("|", r"\|")
+
+
+def _parameters(method: Method) -> str:
+    return (
+        ", ".join(_code(p.name if p.default == () else f"{p.name} {p.default}") for p in method.parameters)
+        or "-"
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    "families": families, "dialects": dialects, "architectures": architectures
+    "families": families, "dialects": dialects, "architectures": architectures, "methods": methods
 }  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def merge(
     asked = {
         option("method"): method,
         option("blocks"): blocks,
-        option("components"): components,
+        "components": components,
         option("only"): tuple(only),
         option("prune"): prune,
         **{option(name): value for name, value in parameters.items()},

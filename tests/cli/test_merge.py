@@ -148,7 +148,7 @@ def test_a_sequential_merge_is_refused_with_what_to_do(capfd: pytest.CaptureFixt
         ((f"{P}@0.5", Q, *OUT), 2, "a strength was given for a PaRa"),
         ((f"{L}@much", M, *OUT), 2, "not a number"),
         (("absent.safetensors", P, *OUT), 3, "no such file"),
-        (("base.safetensors", P, *OUT), 4, "this is a checkpoint"),
+        (("base.safetensors", P, *OUT), 2, "not merged with each other"),
         ((P, Q, "-o", "out.pt"), 6, ".safetensors"),
         ((P, Q, "-o", "absent/out.safetensors"), 6, "does not exist"),
         ((P, Q), 2, "-o"),

@@ -44,13 +44,18 @@ VERBS = {
     "convert-peft": Verb(("convert", LORA, "--to", "peft"), (LORA,), ""),
     "merge": Verb(("merge", LORA, OTHER), (LORA, OTHER)),
     "merge-base": Verb(("merge", PARA, LORA, "--base", FOLDER), (PARA, LORA, FOLDER)),
+    "merge-models": Verb(("merge", BASE, FOLDER, "--only", "text_encoder"), (BASE, FOLDER)),
+    "merge-folders": Verb(("merge", FOLDER, BASE, "--only", "text_encoder"), (FOLDER, BASE), ""),
     "extract": Verb(("extract", "--from-lora", LORA, "--rank", "1"), (LORA,)),
     "extract-tuned": Verb(("extract", "--from", BASE, "--base", FOLDER), (BASE, FOLDER)),
     "resize": Verb(("resize", LORA, "--rank", "1"), (LORA,)),
     "resize-para": Verb(("resize", PARA, "--energy", "0.5", "--base", FOLDER), (PARA, FOLDER)),
     "compare": Verb(("compare", LORA, OTHER), (LORA, OTHER), ".html", "--report"),
 }
-QUICK = ("bake", "bake-folder", "convert", "convert-peft", "merge", "extract", "resize", "compare")
+QUICK = (
+    *("bake", "bake-folder", "convert", "convert-peft", "merge", "merge-models", "merge-folders"),
+    *("extract", "resize", "compare"),
+)
 """Verbs whose whole work is quick here."""
 
 

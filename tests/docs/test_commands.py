@@ -38,7 +38,7 @@ PYTHON = [block for block in BLOCKS if block.language == "python"]
 MOST_NOT_RUN = 8
 """Blocks that are marked. Raise it for a good reason only: what is not run rots."""
 
-BASES = ("sdxl.safetensors", "base.safetensors")
+BASES = ("sdxl.safetensors", "base.safetensors", "one.safetensors", "two.safetensors")
 PARAS = ("a", "cat", "dog", "para", "subject", "subject-para")
 LORAS = ("b", "style", "detail")
 BAKED = {"tuned": ("--lora", "b.safetensors"), "baked": ("--para", "a.safetensors")}

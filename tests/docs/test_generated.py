@@ -49,7 +49,7 @@ def test_each_table_is_in_a_document_and_has_all_that_is_registered() -> None:
     text = "".join((DOCS / name).read_text() for name in TABLES.DOCUMENTS)
     assert set(re.findall(r"<!-- table: (\w+) -->", text)) == set(TABLES.TABLES)
     for records, table in ((TABLES.FAMILIES, "families"), (TABLES.DIALECTS, "dialects"),
-                           (TABLES.ARCHITECTURES, "architectures")):  # fmt: skip
+                           (TABLES.ARCHITECTURES, "architectures"), (TABLES.METHODS, "methods")):  # fmt: skip
         rows = TABLES.TABLES[table]().splitlines()[2:]
         assert len(rows) == len(records)
         for record, row in zip(records, rows, strict=True):

@@ -163,7 +163,7 @@ def _meant(component: str, first: Base) -> str:
     """``unet`` is the transformer of a model that has one."""
     if component not in COMPONENTS:
         raise UsageError(
-            "no such component", where=option("components"), expected=", ".join(COMPONENTS), found=component
+            "no such component", where="components", expected=", ".join(COMPONENTS), found=component
         )
     present = {name for file in first.files for name in file.components.values()}
     return "transformer" if component == "unet" and "unet" not in present else component

@@ -13,7 +13,7 @@ _NEAR = 1e-12
 
 
 def slerp(gram: np.ndarray, *, weights: Shares = ()) -> np.ndarray:
-    """Spherical interpolation of two models, or the spherical mean of more: ``|m| q``.
+    """Spherical interpolation: the mean ``q`` of directions on the sphere times the mean ``|m|`` of lengths.
 
     ``|m| = sum w_i |m_i|`` and, with weights that sum to one, ``q`` is the point of the unit sphere that has
     ``sum w_i log_q(m_i / |m_i|) = 0``. For two models ``q = (sin((1 - t) o) u1 + sin(t o) u2) / sin(o)``,
