@@ -118,9 +118,7 @@ def merge(
             )  # fmt: skip
             return plan.write(output, progress, overwrite=overwrite)
         _refuse("a merge of adapters", asked)
-        options = CombineOptions(
-            merge, gamma, keep, rank, energy, dtype or "fp16", allow_unmatched, private
-        )
+        options = CombineOptions(merge, gamma, keep, rank, energy, dtype or "fp16", allow_unmatched, private)
         opened = open_given(given.adapters)
         return combine(
             [input_of(step) for step, _ in opened],
