@@ -45,7 +45,7 @@ def occurring(expressions: Iterable[str], names: Iterable[str]) -> frozenset[str
 def _together(expressions: tuple[str, ...]) -> Any:
     import re2
 
-    every = re2.Set.SearchSet(_options(_MEMORY))
+    every: Any = re2.Set.SearchSet(_options(_MEMORY))  # type: ignore[no-untyped-call]
     for expression in expressions:
         every.Add(f"(?m:{expression})")
     every.Compile()

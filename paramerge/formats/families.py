@@ -84,6 +84,7 @@ class _Kinds(NamedTuple):
 
 @lru_cache(maxsize=4)
 def _kinds(every: tuple[Family, ...]) -> _Kinds:
+    named: list[tuple[str, tuple[str, ...], tuple[Form, ...]]]
     named = [(foreign.label, foreign.endings, ()) for foreign in FOREIGN if not foreign.of]
     for family in reversed(every):
         named += [(foreign.label, foreign.endings, ()) for foreign in FOREIGN if foreign.of == family.key]

@@ -110,10 +110,10 @@ def _para_by_energy(
     digests = tuple(source.sha256() for source in adapter.opened)
     check_unchanged(adapter, base)
     hashes = [text for text in adapter.base_hashes if len(text) == 64]
-    kept = kept_metadata(adapter.metadata)
+    own = kept_metadata(adapter.metadata)
     write_para(
         output, bases, architecture=adapter.architecture, base_sha256=hashes or None, dtype=options.dtype,
-        metadata=(public_metadata(kept) if options.private else kept)
+        metadata=(public_metadata(own) if options.private else own)
         | {"resize.energy": f"{options.energy:g}", "resize.source_sha256": digests[0]},
         overwrite=overwrite,
     )  # fmt: skip
