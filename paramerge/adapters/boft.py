@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class BoftModule(DependentModule):
     alpha: float | None = None
     alpha_key: str | None = None
     family: str = "boft"
+    copies: ClassVar[int] = 6
 
     @property
     def rank(self) -> int:
@@ -86,6 +88,7 @@ class PeftBoftModule(DependentModule):
     blocks: StoredTensor
     s: StoredTensor
     family: str = "boft"
+    copies: ClassVar[int] = 6
 
     @property
     def rank(self) -> int:

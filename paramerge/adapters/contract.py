@@ -29,10 +29,13 @@ class LayerModule(ABC):
         The key of its :class:`~paramerge.adapters.family.Family`.
     depends_on_weight:
         Whether ``W' - W`` depends on ``W``: such a module acts on the weight as it is at its step.
+    copies:
+        Matrices of the weight's size, at most, that there are while :meth:`apply` works.
     """
 
     family: str
     depends_on_weight: ClassVar[bool]
+    copies: ClassVar[int] = 4
     name: ModuleName
     alpha_key: str | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class SvdiffModule(DependentModule):
     name: ModuleName
     shift: StoredTensor
     family: str = "svdiff"
+    copies: ClassVar[int] = 7
 
     @property
     def rank(self) -> int:

@@ -21,10 +21,6 @@ _RUNTIME_BYTES = 235 << 20
 
 _WORKER_BYTES = BUFFER_BYTES + (4 << 20)
 
-_COPIES = 4
-_MORE_COPIES = {"boft": 6, "svdiff": 7}
-"""Matrices of a whole layer's size, at most, while a step that depends on the weight is worked out."""
-
 
 @dataclass(frozen=True)
 class StepSummary:
@@ -200,5 +196,4 @@ def _whole_bytes(edit: Edit) -> int:
     if not edit.needs_whole:
         return 0
     elements = math.prod(edit.target.shape)
-    families = [op.module.family for op in edit.ops if isinstance(op, FamilyOp)]
-    return 8 * elements * max(_MORE_COPIES.get(family, _COPIES) for family in families)
+    return 8 * elements * max(op.module.copies for op in edit.ops if isinstance(op, FamilyOp))

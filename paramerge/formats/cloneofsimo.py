@@ -46,7 +46,7 @@ def _unnumbered(stem: str) -> Place | None:
     return None
 
 
-def token_embeddings(header: Header) -> tuple[str, ...]:
+def _token_embeddings(header: Header) -> tuple[str, ...]:
     """Keys of the token embeddings that the metadata names: ``<s1>``."""
     return tuple(key for key in header.tensors if header.metadata.get(key) == "<embed>")
 
@@ -187,4 +187,5 @@ CLONEOFSIMO = Dialect(
     separator=":",
     endings={"up": "up", "down": "down"},
     indexed=_places,
+    embeddings=_token_embeddings,
 )

@@ -7,7 +7,7 @@ of its own, which reads and writes its names, and ends with its :class:`Dialect`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
@@ -62,6 +62,10 @@ class WrittenLayer(Protocol):
         """Its alpha; None where the rank is meant, or there is none."""
 
 
+def _no_embeddings(header: Header) -> Collection[str]:
+    return ()
+
+
 def _no_metadata(layers: Sequence[WrittenLayer], architecture: str | None) -> dict[str, str]:
     return {}
 
@@ -88,6 +92,8 @@ class Dialect:
         The stem and role of a key, where the separator does not divide them.
     indexed:
         The layers of a file's stems, where only its keys and metadata together decide.
+    embeddings:
+        The keys of a file that hold token embeddings, where its metadata tell them.
     spell:
         The stem of a layer (or of a norm, without ``.weight``) in an adapter for an architecture. It raises
         UsageError for a layer that the dialect has no name for. None where nothing is written so.
@@ -117,6 +123,7 @@ class Dialect:
     endings: Mapping[str, str] = field(default_factory=dict)
     cut: Callable[[str], tuple[str, str] | None] | None = None
     indexed: Callable[[Header], Mapping[str, Place]] | None = None
+    embeddings: Callable[[Header], Collection[str]] = _no_embeddings
     spell: Callable[[ModuleName, str | None], str] | None = None
     underscored: bool = False
     parts: str = ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from paramerge.adapters import DoraModule, LayerModule, registry
+from paramerge.adapters import LayerModule, registry
 from paramerge.adapters.building import build
+from paramerge.adapters.dora import DoraModule
 from paramerge.adapters.group import Group
 from paramerge.adapters.peft_config import TunerSettings
 from paramerge.adapters.rules import Rules

@@ -12,7 +12,7 @@ from paramerge.adapters.registry import vague_roles
 from paramerge.errors import AdapterError, FamilyError, FileFormatError
 from paramerge.files.header import LONGEST_KEY, Header, read_header
 from paramerge.files.source import Source
-from paramerge.formats import cloneofsimo, native, peft
+from paramerge.formats import native, peft
 from paramerge.formats.families import (
     CHECKPOINT,
     EMBEDDING,
@@ -25,6 +25,7 @@ from paramerge.formats.families import (
 )
 from paramerge.formats.family_files import read_layers
 from paramerge.formats.provenance import base_hashes, guess_architecture
+from paramerge.formats.registry import dialects
 from paramerge.formats.roles import part_of
 from paramerge.formats.whole_layers import whole_layers
 from paramerge.interpretation import BY_TRAINER, Interpretation
@@ -225,7 +226,10 @@ def _is_peft(header: Header, path: Path) -> bool:
 
 def _leftovers(header: Header, used: Collection[str], found: Survey) -> tuple[Leftover, ...]:
     """The keys that became no part of a layer, by reason."""
-    embeddings = {*found.modules.get(EMBEDDING, ()), *cloneofsimo.token_embeddings(header)}
+    embeddings = {
+        *found.modules.get(EMBEDDING, ()),
+        *(key for dialect in dialects() for key in dialect.embeddings(header)),
+    }
     reasons: dict[str, list[str]] = {}
     for key in header.tensors:
         if key not in used:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import generators, law
 
-from paramerge.adapters import KronaModule
+from paramerge.adapters.krona import KronaModule
 from paramerge.errors import AdapterError
 from paramerge.formats import open_adapter
 from paramerge.interpretation import Interpretation

@@ -11,7 +11,7 @@ from adapter_files import Array, random_factors, save
 from family_cases import CASES
 from safetensors.numpy import load_file
 
-from paramerge.adapters import DoraModule
+from paramerge.adapters.dora import DoraModule
 from paramerge.compare.compare import compare
 from paramerge.convert.convert import convert
 from paramerge.convert.request import ConvertOptions

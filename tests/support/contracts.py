@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from family_cases import CASES, Case, Matrix, Shape, Tensors
 
-from paramerge.adapters import AdditiveModule, LayerModule
+from paramerge.adapters import LayerModule
+from paramerge.adapters.contract import AdditiveModule
 from paramerge.formats import open_adapter
 
 EPS = float(np.finfo(np.float64).eps)
