@@ -175,5 +175,5 @@ class Group:
                 where=f"{self._header.path}: {self.name}",
                 expected=f"nothing beside {listed(list(self._taken.values()))}",
                 found=listed(list(self._keys.values())),
-                hint="the file was joined from several, or comes from a trainer that is not known here",
+                hint="the file was joined from several, or comes from a trainer that is not known",
             )

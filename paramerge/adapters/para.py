@@ -112,7 +112,7 @@ def storage_cut(modules: Iterable[ParaModule]) -> float:
     cut = max(cut, max(coarsest.out_features, columns, 16) * _EPS)
     if cut >= 1:
         raise AdapterError(
-            "a basis is stored so coarsely that its directions cannot be told from rounding",
+            "a basis is stored so coarsely that its directions may be rounding",
             where=f"{coarsest.basis.path}: {coarsest.basis.key}",
             expected="F16, BF16 or F32",
             found=f"{columns} columns in {coarsest.basis.dtype}",

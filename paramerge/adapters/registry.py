@@ -54,7 +54,7 @@ def _check(added: Family, where: str, known: Iterable[Family]) -> None:
     for other in known:
         if shared := list(_shared(added, other)):
             raise PluginError(
-                f"the family {added.key} cannot be told from {other.label}",
+                f"the family {added.key} has keys or names of {other.label}",
                 where=where,
                 expected="a label and endings of keys that no other family has",
                 found=shared[0],
