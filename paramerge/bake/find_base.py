@@ -54,7 +54,7 @@ def find_base(adapters: Sequence[Adapter], note: Callable[[str], None] = lambda 
     short = [hash_.lower() for hash_ in wanted if len(hash_) < _SHA256_LENGTH]
     if not wanted:
         raise UsageError(
-            "no base was given, and none of the adapters says which one it was made for",
+            "no base was given, and no adapter names the one it was made for",
             where=", ".join(adapter.path.name for adapter in adapters),
             hint=f"give it: {option('base', 'model.safetensors')}",
         )

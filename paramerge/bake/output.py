@@ -141,5 +141,5 @@ def _check_space(plan: Plan, real: Path) -> None:
             where=real,
             expected=f"{needed / 1e9:.2f} GB free",
             found=f"{room.free / 1e9:.2f} GB",
-            hint="free some space or write to another disk; what stood there before is untouched",
+            hint="free some space or write to another disk; the old output is untouched",
         )

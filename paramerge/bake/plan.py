@@ -281,8 +281,8 @@ def _order_warnings(planned: Sequence[PlannedStep]) -> tuple[str, ...]:
         if later.step.kind == "para" and later.step.strength and earlier:
             names = ", ".join(p.adapter.path.name for p in earlier)
             warnings.append(
-                f"{names} comes before the PaRa {later.adapter.path.name}, which removes what of it lies in "
-                "its directions; the paper asks for PaRa first"
+                f"{names} comes before the PaRa {later.adapter.path.name}, which removes the part of it in "
+                "its own directions; the paper asks for PaRa first"
             )
     return tuple(dict.fromkeys(warnings))
 
