@@ -313,7 +313,7 @@ def _warnings(files: Iterable[_OpenedFile]) -> Iterator[str]:
         )
     if stray := [key for file in files for key in file.stray]:
         yield (
-            f"{len(stray)} keys of an adapter lie in this checkpoint ({stray[0]} ...): they stay as they "
+            f"{len(stray)} keys of an adapter are in this checkpoint ({stray[0]} ...): they stay as they "
             "are, and readers of checkpoints pass over them"
         )
     encoder = [key for key, name in nameless if name.component != "vae" and _ENCODER_LIKE.match(key)]
