@@ -192,7 +192,7 @@ _METRICS: dict[str, list[Metric]] = {
         Metric(
             "refilled",
             "Refilled, PaRa first",
-            "What the LoRA writes back into the removed directions, relative to what the base had there.",
+            "The LoRA's part in the removed directions, relative to the base's part.",
             _of(MixedPair, lambda layer: _or_nan(layer.refilled)),
         ),
     ],
@@ -228,7 +228,7 @@ _METRICS["para-change"] = [
     ),
     replace(
         _METRICS["para-lora"][1],
-        explanation="What the other writes back into the removed directions, relative to what was there.",
+        explanation="The other's part in the removed directions, relative to the base's part.",
     ),
 ]
 _METRICS["change-change"] = [
