@@ -121,7 +121,7 @@ def _refuse_dependent(part: Part) -> None:
         raise AdapterError(
             "columns of this basis depend on each other, and DEFT would make directions of their rounding",
             where=part.name,
-            hint="write it anew first: paramerge merge FILE -o CLEAN",
+            hint="write it again first: paramerge merge FILE -o CLEAN",
         )
 
 

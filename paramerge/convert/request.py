@@ -107,7 +107,7 @@ def refuse_unread_names(adapters: Sequence[Adapter]) -> None:
             raise UsageError(
                 "the names of the layers cannot be read: their underscores may be dots",
                 where=adapter.path,
-                expected=f"{option('base')}, whose keys tell",
+                expected=f"{option('base')}, whose keys settle it",
                 found=listed(unread, 3),
             )
 
