@@ -257,7 +257,7 @@ def _check(options: ExtractOptions) -> None:
 
 def _unheld(options: ExtractOptions, left_out: dict[str, str]) -> FamilyError:
     return FamilyError(
-        f"what was changed here is not all of a kind that a {options.family} can hold",
+        f"some changes are of a kind that a {options.family} cannot hold",
         where=listed(list(left_out), 3),
         found="; ".join(dict.fromkeys(left_out.values())),
         hint=f"to extract the rest without them, add {option('partial')}",
