@@ -41,7 +41,7 @@ def parse_dtype(value: object, allowed: Sequence[str] = WRITTEN) -> str:
     dtype = value if isinstance(value, str) and value in allowed else dtype_named(value)
     if dtype not in allowed:
         raise UsageError(
-            "no such dtype here",
+            "this dtype cannot be chosen",
             where=option("dtype"),
             expected=", ".join(map(short_name, allowed)),
             found=value,

@@ -16,7 +16,7 @@ _AGAIN = (
 )
 _SAFETENSORS = "give the model as safetensors: most are published so, too"
 _UNSAFE = "convert it with a tool you trust, in a sandbox, and give the .safetensors file"
-_LFS = "fetch the file that it stands for: git lfs pull, or download it from the model's page"
+_LFS = "fetch the file itself: git lfs pull, or download it from the model's page"
 _UNPACK = "unpack it, and give the .safetensors file in it"
 _PARTIAL = "room was made for it and its bytes did not come: download it again"
 

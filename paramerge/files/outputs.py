@@ -254,7 +254,7 @@ def _refuse_inputs(path: Path, real: Path, inputs: Iterable[Path], *, holds: boo
             continue
         if identity in above:
             raise OutputError(
-                "the output lies inside an input's folder",
+                "the output is inside an input's folder",
                 where=path,
                 found=f"a place in {source}",
                 hint="give another name: inputs are never changed",
@@ -321,7 +321,7 @@ def _check_movable(path: Path, real: Path) -> None:
         )
     if real in (here := Path.cwd(), *here.parents):
         raise OutputError(
-            "the output is the current folder, or one that it lies in",
+            "the output is the current folder, or contains it",
             where=path,
             hint=f"give a folder inside it, such as {path / 'model'}",
         )

@@ -244,7 +244,7 @@ def output_error(error: OSError, path: Path) -> OutputError:
     return OutputError(
         f"the output cannot be written: {what}",
         where=path,
-        hint=hint + "; what stood there before is untouched",
+        hint=hint + "; the old output is untouched",
     )
 
 
