@@ -184,7 +184,7 @@ def refuse_foreign(found: Survey, path: Path) -> None:
             where=path,
             expected="keys of an adapter (lora_up, lora_A, lokr_w1, hada_w1_a, oft_blocks, para_B ...)",
             found=listed(found.unclaimed) or "no tensors",
-            hint="see what it holds with: paramerge inspect",
+            hint="look at its content: paramerge inspect",
         )
 
 

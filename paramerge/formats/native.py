@@ -160,7 +160,7 @@ def _check_version(header: Header) -> None:
         )
     if not (numbers := _VERSION.fullmatch(version)) or int(numbers["major"]) != _MAJOR:
         raise FileFormatError(
-            "this PaRa file is of a version that is not known here",
+            "this PaRa file is of an unknown version",
             where=header.path,
             expected=f"format version {_MAJOR}, or {_MAJOR}.0 and on",
             found=f"format version {version}",

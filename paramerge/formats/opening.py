@@ -194,7 +194,7 @@ def read_adapter(
             where=header.path,
             expected="names of layers, such as unet.mid_block.attentions.0.proj_in.lora_A.weight",
             found=listed([key for leftover in leftovers for key in leftover.keys]),
-            hint="see what it holds with: paramerge inspect",
+            hint="look at its content: paramerge inspect",
         )
     return Adapter(
         path=header.path,

@@ -22,7 +22,7 @@ _LONGEST_ENDING = 8
 """Words that a key may have behind its layer: ``lora_magnitude_vector.default.weight`` has three."""
 
 _MEANINGS = {
-    ".magnitude": "a magnitude under ai-toolkit's name, of a DoRA whose scale the file does not tell",
+    ".magnitude": "a magnitude under ai-toolkit's name, of a DoRA whose file does not state its scale",
 }
 """Meanings of endings that cannot be read."""
 
