@@ -278,7 +278,7 @@ def _order_warnings(kind: str, adapters: Sequence[Adapter]) -> list[str]:
     families = [adapter.family for adapter in adapters]
     if kind != "mixed" or "para" not in families[families.index("lora") :]:
         return []
-    return ["a LoRA was named before a PaRa; PaRa first is what was written, as the paper asks"]
+    return ["a LoRA was named before a PaRa; the output has PaRa first, as the paper asks"]
 
 
 def _refuse_nothing(output: Path, anything: bool, why: str) -> None:
