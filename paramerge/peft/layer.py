@@ -117,7 +117,7 @@ class PaRaLayer(AdaptedLayer):
         for name in names:
             if not bool(torch.isfinite(self.para_B[name]).all()):
                 raise AdapterError(
-                    "this adapter has no directions here: they are NaN or Inf",
+                    "this layer's directions are NaN or Inf",
                     where=f"{self.where}: {name}",
                     hint="its training diverged, or it was added in inference mode and never loaded",
                 )

@@ -51,7 +51,7 @@ def components_of(pipe_or_model: Any, component: str | None = None) -> dict[str,
     }
     if not found:
         raise UsageError(
-            "there is no UNet and no text encoder here",
+            "the model has no UNet and no text encoder",
             where="pipe_or_model",
             expected="a diffusers pipeline, a UNet or a CLIP text encoder",
             found=type(pipe_or_model).__name__,

@@ -88,7 +88,7 @@ def para_bases(
             if Q.shape[1]:
                 bases[layer_name(part, path)] = Q.cpu().numpy()
     if not found:
-        raise UsageError("there is no such PaRa here", where="adapter_name", found=adapter_name)
+        raise UsageError("the model has no such PaRa", where="adapter_name", found=adapter_name)
     if not bases:
         raise UsageError(
             "no direction of this soft PaRa counts one half: there is nothing to save",
@@ -106,7 +106,7 @@ def _hard_basis(layer: PaRaLayer, name: str) -> torch.Tensor:
         raise AdapterError("this PaRa holds NaN or Inf", where=where, hint="its training diverged")
     if layer.para_gate[name] != 1:
         raise UsageError(
-            "the gate of this PaRa is not open: what it does now is not what its file would do",
+            "the gate of this PaRa is not open: its effect now is not that of its file",
             where=where,
             expected="a gate of 1",
             found=layer.para_gate[name],
