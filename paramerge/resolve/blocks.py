@@ -127,7 +127,7 @@ def _blocks(architecture: str) -> BlockNames:
     if blocks is None:
         having = [record.name for record in records() if record.blocks is not None and record.family is None]
         raise UsageError(
-            f"the blocks of {architecture} have no names here",
+            f"the blocks of {architecture} have no names",
             where="block weights",
             expected=f"a base of {', '.join(having)}",
             hint=f"choose layers with {option('only')} instead",
@@ -153,7 +153,7 @@ def block_of(name: ModuleName, architecture: str) -> str:
         block = blocks.of(layer.parts[0] + kind) if layer is not None else None
     if block is None:
         raise UsageError(
-            "this layer lies in no block that has a name",
+            "this layer is in no block that has a name",
             where=f"block weights: {name}",
             expected=f"a layer of {architecture}",
             hint=f"choose layers with {option('only')} instead",
