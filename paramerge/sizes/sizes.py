@@ -77,7 +77,7 @@ def unet_layers(architecture: str) -> dict[str, tuple[int, ...]]:
     """
     if architecture not in published():
         raise UsageError(
-            "the layers of this architecture are not known here",
+            "the layers of this architecture are not known",
             where=option("architecture"),
             expected=", ".join(published()),
             found=architecture,
