@@ -16,7 +16,7 @@ from paramerge.strict_json import dump
 @click.command(name="compare")
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="A B ...")
 @click.option(
-    "--base", type=click.Path(path_type=Path), help="Also what they do to this checkpoint's weights."
+    "--base", type=click.Path(path_type=Path), help="Compare also their effects on this checkpoint's weights."
 )
 @click.option(
     "--report", type=click.Path(path_type=Path), metavar="OUT.html", help="Write a page on it, too."

@@ -52,7 +52,7 @@ class _Format(click.Choice[str]):
 @click.option(
     "--base",
     type=click.Path(path_type=Path),
-    help="The checkpoint that a PaRa becomes a LoRA for; also what tells other models' names.",
+    help="The checkpoint that a PaRa becomes a LoRA for; also the model whose keys settle names.",
 )
 @dtype_option(help="Default: as stored (a PaRa's LoRA: fp16).")
 @click.option(
@@ -60,7 +60,7 @@ class _Format(click.Choice[str]):
     "--allow-unmatched",
     "partial",
     is_flag=True,
-    help="Leave out what the format cannot hold and keys that are not understood; they are shown.",
+    help="Leave out layers that the format cannot hold and keys that are not understood; they are shown.",
 )
 @private_option
 @overwrite_option

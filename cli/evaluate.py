@@ -276,5 +276,5 @@ def _check(model: Path | None, prompts: tuple[str, ...], folders: tuple[Path, ..
         raise UsageError(
             "prompts or adapters were given for pictures that are drawn already",
             where="--pictures",
-            expected="--text for what the text score reads",
+            expected="--text, which the text score reads",
         )

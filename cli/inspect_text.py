@@ -59,11 +59,11 @@ def show(
 
 def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
     adapter, layers = facts.adapter, facts.layers
-    architecture = adapter.architecture or "architecture not told"
+    architecture = adapter.architecture or "architecture unknown"
     if adapter.architecture is None and facts.looks_like is not None:
         architecture = f"by its names for {facts.looks_like}"
     elif facts.possible:
-        architecture = f"for {' or '.join(facts.possible)} (not told)"
+        architecture = f"for {' or '.join(facts.possible)} (not stated)"
     _title(
         out,
         adapter.path.name if len(adapter.sources) == 1 else "/".join(adapter.path.parts[-2:]),

@@ -27,7 +27,9 @@ from paramerge.strict_json import dump
 @click.option(
     "--energy", type=float, metavar="E", help="Or: of each layer the least rank with this share (0 to 1)."
 )
-@click.option("--base", type=click.Path(path_type=Path), help="PaRa: tells which directions matter.")
+@click.option(
+    "--base", type=click.Path(path_type=Path), help="PaRa: the base that decides which directions matter."
+)
 @dtype_option(default="fp16")
 @unmatched_option
 @private_option

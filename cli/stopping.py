@@ -46,7 +46,7 @@ def resumable(ctx: click.Context, output: Path, place: Callable[[], str]) -> Ite
             f"stopped {place()}",
             where=output,
             found=_content_so_far(output),
-            hint=f"the same command goes on where this one was: {typed}",
+            hint=f"to go on from here: {typed}",
         ) from stop
 
 
