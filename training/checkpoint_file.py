@@ -162,11 +162,11 @@ def open_checkpoint(path: Path, key: str) -> CheckpointFile:
         check_bounds(facts)
     except ValueError as error:
         raise CheckpointFile(header, {}).damaged(
-            f"what the checkpoint says of its training cannot be read ({error})"
+            f"the checkpoint's record of its training cannot be read ({error})"
         ) from error
     if not isinstance(facts, dict):
         raise CheckpointFile(header, {}).damaged(
-            "this file says nothing of a training",
+            "this file has no record of a training",
             expected=f"{key} in its metadata",
             found=type(facts).__name__,
         )

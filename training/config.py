@@ -95,13 +95,13 @@ class TrainConfig:
     )
     placeholder: str = _option("<sks>", "Textual inversion: the new token; put it into the prompts.")
     initializer: str = _option("", "Textual inversion: a word of one token to start from.")
-    placeholder_vectors: int = _option(1, "Textual inversion: how many vectors stand for the token.")
+    placeholder_vectors: int = _option(1, "Textual inversion: the number of vectors of the token.")
 
     # the data
     resolution: int | None = _option(None, "Side of the square pictures; by default the model's own.")
     random_flip: bool = _option(False, "Mirror half of the pictures.")
     class_folder: Path | None = _option(None, "Prior preservation: pictures of the class; drawn if too few.")
-    class_prompt: str = _option("", "Prior preservation: what they show, such as 'a photo of a dog'.")
+    class_prompt: str = _option("", "Prior preservation: a text for these, such as 'a photo of a dog'.")
     class_images: int = _option(50, "Prior preservation: how many.")
     prior_weight: float = _option(1.0, "Prior preservation: the weight of its loss.")
 
@@ -138,7 +138,7 @@ class TrainConfig:
         "no", "Dtype of the frozen weights and of autocast.", ("no", "fp16", "bf16")
     )
     gradient_checkpointing: bool = _option(False, "Less memory for more time.")
-    device: str | None = _option(None, "cpu or cuda; by default what accelerate finds.")
+    device: str | None = _option(None, "cpu or cuda; by default the one that accelerate finds.")
     seed: int = _option(0, "All chance comes from this and the step.")
 
     # checkpoints, samples and trackers
@@ -175,7 +175,7 @@ class TrainConfig:
         if self.resolution is not None and (self.resolution < 8 or self.resolution % 8):
             raise _wrong("resolution", "a multiple of 8", self.resolution)
         if self.class_folder is not None and not self.class_prompt:
-            raise _wrong("class_prompt", "what the pictures in class_folder show", "nothing")
+            raise _wrong("class_prompt", "a text for the pictures in class_folder", "nothing")
         if self.init == "gate" and self.method == "para" and self.gate_steps >= self.steps:
             raise _wrong("gate_steps", f"below steps ({self.steps}), to be open at the end", self.gate_steps)
         if self.method == "textual-inversion" and self.placeholder not in self.instance_prompt:

@@ -155,7 +155,7 @@ def _check_processes(seen: int) -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if launched and seen == 1 and not any(name in os.environ for name in _PROCESSES):
         raise UsageError(
-            "accelerate's launcher was told of several processes and started one",
+            "accelerate's launcher was given several processes and started one",
             where="accelerate launch --cpu",
             expected="processes that see each other",
             found=1,

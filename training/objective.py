@@ -28,7 +28,7 @@ def noise_schedule(pipeline: Any) -> Any:
     kind = pipeline.scheduler.config.get("prediction_type", "epsilon")
     if kind not in PREDICTIONS:
         raise UsageError(
-            "the trainer has no loss for what this model predicts",
+            "the trainer has no loss for this model's kind of prediction",
             where="prediction_type",
             expected=" or ".join(PREDICTIONS),
             found=kind,

@@ -71,7 +71,7 @@ def _refuse_class_pictures(folder: Path, pictures: Path) -> None:
     real = Path(os.path.realpath(folder))
     if real.is_relative_to(os.path.realpath(pictures)):
         raise OutputError(
-            "the output is the folder of the class's pictures, or lies in it",
+            "the output is the folder of the class's pictures, or inside it",
             where=folder,
             found=pictures,
             hint="give another output",

@@ -99,7 +99,7 @@ def save_checkpoint(state: TrainingState, folder: Path, identity: Mapping[str, A
     for key, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise NonFiniteError(
-                "the training diverged: what it would save is not finite",
+                "the training diverged: its weights are not finite",
                 where=f"step {state.step}: {key}",
                 hint="resume from the last checkpoint with a smaller learning rate, or without fp16",
             )
@@ -185,4 +185,4 @@ def _check_moments(moved: list[str], file: CheckpointFile, tensors: Mapping[str,
     for name in moved:
         found = {kind: tensors[f"optimizer.{kind}.{name}"] for kind in ("step", *_MOMENTS)}
         if not 0 < float(found["step"]) <= step or bool((found["exp_avg_sq"] < 0).any()):
-            raise file.damaged("the optimiser's moments are none that it can have had", where=name)
+            raise file.damaged("the optimiser's moments are impossible", where=name)

@@ -26,7 +26,7 @@ BUDGETS = {
             runs=2,
             rate_factors=(1.0,),
             sampling=Sampling(steps=1, guidance=1.0, batch=4),
-            notes=("every stage once: nothing can be seen in what it makes",),
+            notes=("every stage once: its pictures show nothing",),
         ),
         Budget(
             "small",

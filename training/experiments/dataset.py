@@ -190,7 +190,7 @@ def _from_toml(folder: Path, file: Path) -> Dataset:
         for text in (value,) if isinstance(value, str) else value:
             if not all(part in text for part in wanted):
                 raise FileFormatError(
-                    "a prompt does not say where its subject stands",
+                    "a prompt has no place for its subject",
                     where=f"{file}: {field.name}",
                     expected=" and ".join(wanted),
                     found=text,
