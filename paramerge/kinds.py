@@ -157,7 +157,7 @@ class Registry(Generic[Record]):
         """
         if not isinstance(added, self._record):
             raise PluginError(
-                f"what is offered as {_with_article(self._word)} is none",
+                f"this is no {self._word}",
                 where=where,
                 expected=f"a {self._record.__module__}.{self._record.__qualname__}",
                 found=type(added).__name__,

@@ -28,7 +28,7 @@ TRACEBACK_VARIABLE = "PARAMERGE_TRACEBACK"
 _MEANINGS = {
     errno.ENOSPC: ("the disk is full", "free some space, or use another disk"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, or use another disk"),
-    errno.EFBIG: ("the file would be larger than is allowed here", "raise the limit (ulimit -f)"),
+    errno.EFBIG: ("the file would be larger than the system allows", "raise the limit (ulimit -f)"),
     errno.ENOENT: ("there is no such file or folder", "check the path"),
     errno.ENOTDIR: ("a part of the path is not a folder", "check the path"),
     errno.EISDIR: ("this is a folder, not a file", "give a file"),
@@ -149,7 +149,7 @@ def _internal(error: Exception) -> InternalError:
     return InternalError(
         what,
         found=f"{type(error).__name__}: {str(error)[:200]}{place}",
-        hint=f"please report it, with what {TRACEBACK_VARIABLE}=1 before the same command prints",
+        hint=f"please report it, with the output of the same command after {TRACEBACK_VARIABLE}=1",
     )
 
 

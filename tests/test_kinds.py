@@ -70,7 +70,7 @@ def test_added_for_a_while() -> None:
 @pytest.mark.parametrize(
     ("added", "said"),
     [
-        ("nf4", "what is offered as a scheme is none"),
+        ("nf4", "this is no scheme"),
         (Scheme("NF 4"), "the name of a scheme is small letters"),
         (Scheme("plain"), "there is a scheme plain already"),
         (Scheme("fp8-scaled"), "there is a scheme fp8-scaled already"),

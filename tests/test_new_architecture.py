@@ -190,7 +190,7 @@ def test_a_para_for_it_says_so_and_others_are_refused(
 
 RECORD = "from paramerge.models.record import ArchitectureRecord\nRECORD = ArchitectureRecord"
 BROKEN = {
-    "RECORD = 5": "is none",
+    "RECORD = 5": "this is no architecture",
     "import not_there": "cannot be loaded",
     f"{RECORD}('flux')": "an architecture flux already",
     f"{RECORD}('Toy DiT')": "small letters",

@@ -166,7 +166,7 @@ RECORD = (
     [
         ("raise RuntimeError('no licence')", "no licence"),
         ("OTHER = 1", "cannot be loaded"),
-        ("DIALECT = 'slashes'", "is none"),
+        ("DIALECT = 'slashes'", "this is no dialect"),
         (RECORD.format("'kohya'"), "a dialect kohya already"),
         (RECORD.format("'lycoris'"), "a dialect lycoris already"),
         (RECORD.format("'Sla shes'"), "is small letters and digits"),

@@ -183,7 +183,7 @@ RECORD = "from paramerge.adapters.family import Family, Form\nFAMILY = Family({}
     [
         ("raise RuntimeError('no licence')", "no licence"),
         ("OTHER = 1", "cannot be loaded"),
-        ("FAMILY = 'rowgain'", "is none"),
+        ("FAMILY = 'rowgain'", "this is no family"),
         (RECORD.format("'lora', 'My LoRA'"), "there is a family lora already"),
         (RECORD.format("'mine', 'LoRA'"), "label LoRA"),
         (RECORD.format("'Row Gain', 'RowGain'"), "is small letters and digits"),

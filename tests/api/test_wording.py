@@ -106,7 +106,9 @@ def test_a_mark_is_shown_in_two_ways(mark: str, library: str, command: str) -> N
 
 
 def test_the_command_line_shows_flags(capsys: pytest.CaptureFixture[str]) -> None:
-    error = UsageError("no such dtype here", where=option("dtype"), hint=f"leave {option('dtype')} out")
+    error = UsageError(
+        "this dtype cannot be chosen", where=option("dtype"), hint=f"leave {option('dtype')} out"
+    )
     show_error(error, as_json=False)
     assert "leave --dtype out" in capsys.readouterr().err
     show_error(error, as_json=True)

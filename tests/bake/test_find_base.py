@@ -97,7 +97,7 @@ def test_a_diffusers_folder_is_found_by_one_of_its_files(
 
 def test_nothing_to_go_by(models, tmp_path: Path) -> None:
     adapter = open_adapter(para_for(models(), tmp_path / "p.safetensors", None))
-    with pytest.raises(UsageError, match="none of the adapters says which one"):
+    with pytest.raises(UsageError, match="no adapter names the one"):
         find_base([adapter])
 
 

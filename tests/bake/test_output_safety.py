@@ -236,7 +236,7 @@ main(["bake", "--base", sys.argv[1], "--para", sys.argv[2], "-o", sys.argv[3], "
 def test_a_limit_on_file_sizes(place: Place) -> None:
     result = run(UNDER_A_LIMIT, place.base, place.adapter, place.output)
     assert result.returncode == 6, result.stderr
-    assert "larger than is allowed" in result.stderr
+    assert "larger than the system allows" in result.stderr
     assert "Traceback" not in result.stderr
     place.check_untouched()
 

@@ -189,7 +189,7 @@ def test_inputs_are_never_overwritten(source: Path, tmp_path: Path) -> None:
 
 def test_another_file_is_replaced_whole(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "p.safetensors"
-    output.write_text("what stood there")
+    output.write_text("the old output")
     assert extract("--from-lora", source, "-o", output, "--rank", 1, "--overwrite") == 0
     assert len(bases(output)) == 2
 
@@ -205,10 +205,10 @@ def test_an_input_that_has_no_directions(kind: str, tmp_path: Path) -> None:
     elif kind in ("zero", "broken"):
         lora(path, zero=kind == "zero", broken=kind == "broken")
     output = tmp_path / "p.safetensors"
-    output.write_text("what stood there")
+    output.write_text("the old output")
     code = {"para": 4, "checkpoint": 4, "zero": 2, "broken": 5, "missing": 3}[kind]
     assert extract("--from-lora", path, "-o", output, "--rank", 1, "--overwrite") == code
-    assert output.read_text() == "what stood there"
+    assert output.read_text() == "the old output"
 
 
 @pytest.mark.parametrize("name", ["p.bin", "p.st", "missing/p.safetensors"])

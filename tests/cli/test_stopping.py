@@ -98,7 +98,7 @@ def test_an_evaluation_that_was_stopped_is_gone_on_with_by_the_same_command(
     shown = capfd.readouterr().err
     assert "stopped while measuring" in shown and "2 pictures kept" in shown
     assert "nothing was written" not in shown
-    command = shown.partition("where this one was: paramerge ")[2].splitlines()[0]
+    command = shown.partition("from here: paramerge ")[2].splitlines()[0]
     assert shlex.split(command) == ["evaluate", *map(str, flags)]
     assert call(*shlex.split(command), "--json") == 0
 

@@ -281,7 +281,7 @@ def test_bad_questions() -> None:
     ):
         with pytest.raises(UsageError):
             adapter_size(SDXL, **(good | bad))
-    with pytest.raises(UsageError, match="not known here"):
+    with pytest.raises(UsageError, match="are not known"):
         unet_layers("flux")
 
 

@@ -159,7 +159,7 @@ def test_a_dataset_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('plain = "a noto {subject}"', 'plain = "a noto cat"', "where its subject stands"),
+        ('plain = "a noto {subject}"', 'plain = "a noto cat"', "no place for its subject"),
         ('plain = "a noto {subject}"', "", "plain"),
         ("[prompts]", "[prompts", "cannot be read"),
         ('word = "<v1>"', "", "word"),

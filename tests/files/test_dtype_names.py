@@ -59,7 +59,7 @@ def test_every_spelling_is_one_dtype(dtype: str, spelling: object) -> None:
 
 @pytest.mark.parametrize("wrong", ["fp17", "keep", "", "int8", "F64", None, np.int8])
 def test_what_is_no_dtype_to_write_is_refused(wrong: object) -> None:
-    with pytest.raises(UsageError, match="no such dtype here") as error:
+    with pytest.raises(UsageError, match="this dtype cannot be chosen") as error:
         parse_dtype(wrong)
     assert error.value.where == "dtype"
     assert error.value.expected == "fp16, bf16, fp32"

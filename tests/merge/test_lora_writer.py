@@ -128,7 +128,7 @@ def test_what_cannot_be_stored_is_refused(
 
 def test_values_that_the_format_does_not_know_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    with pytest.raises(UsageError, match="no such dtype"):
+    with pytest.raises(UsageError, match="this dtype cannot be chosen"):
         write_lora(path, one_layer(), architecture="sd15", dtype="F64")
     with pytest.raises(UsageError, match="no layer"):
         write_lora(path, {}, architecture="sd15")
