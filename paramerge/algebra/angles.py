@@ -71,7 +71,10 @@ def compare_subspaces(Q1: Array, Q2: Array, *, rtol: float | None = None) -> Sub
     overlap = xp.matrix_transpose(larger) @ smaller
     cosines = xp.clip(xp.linalg.svdvals(overlap), 0.0, 1.0)
     sines = xp.clip(xp.flip(xp.linalg.svdvals(smaller - larger @ overlap), axis=0), 0.0, 1.0)
-    angles = xp.where(cosines**2 < 0.5, xp.acos(cosines), xp.asin(sines))
+    wide = detached(cosines) ** 2 < 0.5
+    # each function sees only what it is for: the gradient of acos at 1 is infinite, and 0 times that is NaN
+    zero = xp.zeros_like(cosines)
+    angles = xp.where(wide, xp.acos(xp.where(wide, cosines, zero)), xp.asin(xp.where(wide, zero, sines)))
     pairs = cosines.shape[0]
     # [Q1 Q2] has the singular values sqrt(2) cos(t/2) and sqrt(2) sin(t/2) for each principal angle t
     largest = cos(number(angles[0]) / 2) if pairs else 1.0

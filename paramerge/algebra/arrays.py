@@ -32,6 +32,7 @@ __all__ = [
     "detached",
     "exact",
     "number",
+    "orthonormal_bound",
     "prepare",
     "prepare_matrices",
     "rounding_cut",
@@ -173,6 +174,17 @@ def rounding_cut(shape: Sequence[int], eps: float) -> float:
     out of several steps that round.
     """
     return max(*shape, 16) * eps
+
+
+def orthonormal_bound(shape: Sequence[int], eps: float) -> float:
+    """The largest ``||Q^T Q - I||_F`` of a Q (d, r) from any QR: ``(8 + sqrt(d) / 4) sqrt(r) eps``.
+
+    Roundings of a QR add up as a random walk: 2 to 3 times less than this was measured for d from 16 to 20480
+    in float32 and float64. A basis that was rounded to half precision is above it, save for chance in a very
+    long column, of which the norm is then right all the same.
+    """
+    d, r = shape
+    return (8 + math.sqrt(d) / 4) * math.sqrt(r) * eps
 
 
 def column_cut(shape: Sequence[int], prepared: Prepared) -> float:

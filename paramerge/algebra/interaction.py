@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from paramerge.algebra.arrays import Array, column_cut, detached, exact, number, prepare_matrices
-from paramerge.algebra.lowrank import check_product, prepare_factors
+from paramerge.algebra.arrays import Array, column_cut, exact, number, prepare_matrices
+from paramerge.algebra.lowrank import check_product, prepare_factors, scaled_to_one
 from paramerge.algebra.para import reduce
 from paramerge.algebra.subspace import orthonormalise, require_orthonormal
 from paramerge.errors import ShapeError
@@ -118,7 +118,7 @@ def lora_cosine(up1: Array, down1: Array, up2: Array, down2: Array) -> float:
             hint="Only adapters of the same layer can be compared.",
         )
     xp = prepared.xp
-    B1, A1, B2, A2 = (_scaled_to_one(xp, factor) for factor in prepared.arrays)
+    B1, A1, B2, A2 = (scaled_to_one(xp, factor)[0] for factor in prepared.arrays)
     inner = number(xp.sum((xp.matrix_transpose(B2) @ B1) * xp.matrix_transpose(A1 @ xp.matrix_transpose(A2))))
     norms = [number(xp.linalg.matrix_norm(_thin_product(xp, B, A))) for B, A in ((B1, A1), (B2, A2))]
     scale = norms[0] * norms[1]
@@ -126,10 +126,12 @@ def lora_cosine(up1: Array, down1: Array, up2: Array, down2: Array) -> float:
 
 
 def _same_norm(Q: Any, up: Any, down: Any) -> tuple[Any, Any, Any]:
-    """The namespace, the basis, and a thin matrix with the column space and norms of ``up @ down``."""
+    """The namespace, the basis, and a thin matrix with the column space of ``up @ down``, and its norms up to
+    one factor."""
     require_orthonormal(Q)
     prepared = prepare_factors(up, down, Q)
-    B, A, basis = prepared.arrays
+    *factors, basis = prepared.arrays
+    B, A = (scaled_to_one(prepared.xp, factor)[0] for factor in factors)
     return prepared.xp, basis, _thin_product(prepared.xp, B, A)
 
 
@@ -137,9 +139,3 @@ def _thin_product(xp: Any, up: Any, down: Any) -> Any:
     """``B R^T`` with ``A^T = Q R``: ``B A`` without the orthonormal rows of Q, so of the same norms."""
     _, R = xp.linalg.qr(xp.matrix_transpose(down))
     return up @ xp.matrix_transpose(R)
-
-
-def _scaled_to_one(xp: Any, factor: Any) -> Any:
-    """The factor over its largest entry: a cosine does not depend on scales, but could overflow by them."""
-    largest = number(xp.max(xp.abs(detached(factor)))) if 0 not in factor.shape else 0.0
-    return factor / largest if largest else factor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -11,13 +12,14 @@ from paramerge.algebra.arrays import (
     Prepared,
     check_relative_cut,
     check_strength,
+    detached,
     exact,
     number,
     prepare_matrices,
     rounding_cut,
 )
 from paramerge.algebra.decomposition import count_above
-from paramerge.errors import NonFiniteError, ShapeError, UsageError
+from paramerge.errors import ShapeError, UsageError
 
 __all__ = [
     "TruncatedLora",
@@ -81,17 +83,19 @@ def truncate_lora(
     """
     prepared = prepare_factors(up, down)
     xp = prepared.xp
-    U, s, Vh = _thin_svd(prepared)
-    kept = _chosen_rank(s, _rank_above_rounding(prepared, s, rtol), rank, energy)
-    root = xp.sqrt(s[:kept])
+    product = _thin_svd(prepared)
+    s = product.s
+    kept = _chosen_rank(s, _rank_above_rounding(prepared, product, rtol), rank, energy)
+    halves, odd = divmod(product.exponent, 2)
+    root = _times_power_of_two(xp.sqrt(s[:kept] * 2.0**odd), halves)
     total = number(xp.linalg.vector_norm(s))
     lost = number(xp.linalg.vector_norm(s[kept:]))
     return TruncatedLora(
-        U[:, :kept] * root,
-        xp.reshape(root, (kept, 1)) * Vh[:kept, :],
+        product.U[:, :kept] * root,
+        xp.reshape(root, (kept, 1)) * product.Vh[:kept, :],
         kept,
         lost / total if total else 0.0,
-        s,
+        _times_power_of_two(s, product.exponent),
     )
 
 
@@ -115,9 +119,10 @@ def leading_output_directions(
         (d, rank) with orthonormal columns, in working precision; no columns for a LoRA that is 0.
     """
     prepared = prepare_factors(up, down)
-    U, s, _ = _thin_svd(prepared)
-    kept = _chosen_rank(s, _rank_above_rounding(prepared, s, rtol), rank, energy)
-    directions: Array = U[:, :kept]
+    product = _thin_svd(prepared)
+    s = product.s
+    kept = _chosen_rank(s, _rank_above_rounding(prepared, product, rtol), rank, energy)
+    directions: Array = product.U[:, :kept]
     return directions
 
 
@@ -201,29 +206,55 @@ def check_product(up: Any, down: Any, where: str) -> None:
         )
 
 
-def _thin_svd(prepared: Prepared) -> tuple[Any, Any, Any]:
-    """SVD of ``up @ down`` through QR of the factors: (d, m), (m,), (m, k)."""
-    xp, (up, down) = prepared.xp, prepared.arrays
+def scaled_to_one(xp: Any, factor: Any) -> tuple[Any, int]:
+    """``factor`` over the power of two that brings its largest entry to 1/2 or more, and the exponent.
+
+    Exact, so it changes no digit; squares and products of what is left neither overflow nor vanish.
+    """
+    largest = number(xp.max(xp.abs(detached(factor)))) if 0 not in factor.shape else 0.0
+    exponent = math.frexp(largest)[1]
+    return _times_power_of_two(factor, -exponent), exponent
+
+
+def _times_power_of_two(array: Any, exponent: int) -> Any:
+    half = exponent // 2  # a power as far as that of the smallest number is none of a float's
+    return array * 2.0**half * 2.0 ** (exponent - half)
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """SVD of ``2^-exponent B A``: (d, m), (m,), (m, k). ``rounding`` is what s may be off by."""
+
+    U: Any
+    s: Any
+    Vh: Any
+    exponent: int
+    rounding: float
+
+
+def _thin_svd(prepared: Prepared) -> _Product:
+    """SVD of ``up @ down`` through QR of the factors.
+
+    The QR of a factor is off by a few roundings of each of its columns, so the product by a few of
+    ``sum_i |b_i| |a_i|``, whatever cancels in it: of ``A - A`` that is all there is.
+    """
+    xp = prepared.xp
+    (up, up_exponent), (down, down_exponent) = (scaled_to_one(xp, factor) for factor in prepared.arrays)
     Q_up, R_up = xp.linalg.qr(up)
     Q_down, R_down = xp.linalg.qr(xp.matrix_transpose(down))
-    product = R_up @ xp.matrix_transpose(R_down)
-    if not bool(xp.all(xp.isfinite(product))):
-        raise NonFiniteError(
-            "The product of two finite factors is too large for this dtype.",
-            where="up @ down",
-            expected="numbers within the range of float64 (of float32 for 16-bit and 32-bit factors)",
-            hint="The adapter is damaged: nothing that was trained is as large.",
-        )
-    U, s, Vh = xp.linalg.svd(product, full_matrices=False)
-    return Q_up @ U, s, Vh @ xp.matrix_transpose(Q_down)
+    U, s, Vh = xp.linalg.svd(R_up @ xp.matrix_transpose(R_down), full_matrices=False)
+    norms = xp.linalg.vector_norm(detached(up), axis=0) * xp.linalg.vector_norm(detached(down), axis=1)
+    rounding = 4 * prepared.eps * number(xp.sum(norms))
+    return _Product(Q_up @ U, s, Vh @ xp.matrix_transpose(Q_down), up_exponent + down_exponent, rounding)
 
 
-def _rank_above_rounding(prepared: Prepared, s: Any, rtol: float | None) -> int:
-    """Number of directions of the product that rounding does not explain."""
+def _rank_above_rounding(prepared: Prepared, product: _Product, rtol: float | None) -> int:
+    """The number of directions of the product that rounding does not explain."""
     check_relative_cut(rtol)
     up, down = prepared.arrays
-    cut = rounding_cut((up.shape[0], down.shape[1]), prepared.eps)
-    return count_above(prepared.xp, s, cut if rtol is None else rtol)
+    cut = rounding_cut((up.shape[0], down.shape[1]), prepared.eps) if rtol is None else rtol
+    above = count_above(prepared.xp, product.s, cut)
+    return min(above, count_above(prepared.xp, product.s, product.rounding, 1.0))
 
 
 def _chosen_rank(s: Any, available: int, rank: int | None, energy: float | None) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal
 
 import array_api_compat
+import numpy as np
 
 from paramerge.algebra.arrays import (
     Array,
@@ -20,6 +21,7 @@ from paramerge.algebra.arrays import (
     detached,
     exact,
     number,
+    orthonormal_bound,
     prepare_matrices,
 )
 from paramerge.algebra.decomposition import count_above, leading_directions, positive_diagonal
@@ -143,8 +145,9 @@ def require_full_rank(B: Array, *, rtol: float | None = None, where: object = "B
 def require_orthonormal(Q: Array, where: str = "Q") -> None:
     """Refuse a ``Q`` whose columns are not orthonormal to working precision.
 
-    A basis that was rounded to float16 or bfloat16 is not (by about 1e-3), ``Q Q^T`` is then no projector,
-    and the error would go unseen. The bound is ``8 max(d, r) eps``, which any QR in that precision meets.
+    A basis that was rounded to float16 or bfloat16 is not (by up to 1e-3), ``Q Q^T`` is then no projector,
+    and the error would go unseen. The bound is :func:`~paramerge.algebra.arrays.orthonormal_bound`, which any
+    QR in that precision meets.
 
     Raises
     ------
@@ -155,7 +158,7 @@ def require_orthonormal(Q: Array, where: str = "Q") -> None:
     xp, basis = prepared.xp, detached(prepared.arrays[0])
     identity = xp.eye(basis.shape[1], dtype=basis.dtype, device=array_api_compat.device(basis))
     distance = number(xp.linalg.matrix_norm(xp.matrix_transpose(basis) @ basis - identity))
-    bound = 8 * max(basis.shape) * prepared.eps
+    bound = orthonormal_bound(basis.shape, prepared.eps)
     if not distance <= bound:  # also for NaN
         raise UsageError(
             "The columns of a basis are not orthonormal.",
@@ -228,8 +231,16 @@ def stack_bases(bases: Sequence[Array], rtol: float | None) -> BasisStack:
 
 
 def joint_directions(xp: Any, bases: Sequence[Any], cut: float) -> tuple[Any, Any]:
-    """Basis of the joint span of orthonormal bases, and the singular values of the bases side by side."""
-    return leading_directions(xp, xp.concat(list(bases), axis=1), cut)
+    """Basis of the joint span of orthonormal bases, and the singular values of the bases side by side.
+
+    The same bytes whatever the order of the bases: they are put in that of their contents.
+    """
+    ordered = sorted(bases, key=_content) if len(bases) > 1 else list(bases)
+    return leading_directions(xp, xp.concat(ordered, axis=1), cut)
+
+
+def _content(basis: Any) -> tuple[int, bytes]:
+    return basis.shape[1], np.asarray(array_api_compat.to_device(detached(basis), "cpu")).tobytes()
 
 
 def _basis(xp: Any, B: Any, cut: float, method: str) -> Any:

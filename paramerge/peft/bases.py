@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paramerge.algebra.arrays import orthonormal_bound
+
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """A block without autocast for the device of ``tensor``; nothing at all where there is none."""
@@ -68,7 +70,7 @@ def cholesky_qr2(B: Tensor) -> tuple[Tensor, Tensor]:
         factors.append(L.mT)
     identity = torch.eye(B.shape[-1], dtype=B.dtype, device=B.device)
     distance = torch.linalg.matrix_norm(Q.mT @ Q - identity).amax()
-    bound = 8 * max(B.shape[-2:]) * torch.finfo(B.dtype).eps
+    bound = orthonormal_bound(B.shape[-2:], torch.finfo(B.dtype).eps)
     if bool(failed | ~(distance <= bound)):  # one look at the device for the whole batch
         Q, R = torch.linalg.qr(B)
         return Q, R

@@ -125,16 +125,18 @@ def test_orthonormal_is_what_qr_gives(rng: np.random.Generator, d: int, r: int) 
 
 
 def test_the_bound_of_orthonormality() -> None:
-    """``8 max(d, r) eps``: just inside and just outside, for tall and for square."""
+    """``(8 + sqrt(d) / 4) sqrt(r) eps``: just inside and just outside, for tall and for square."""
     for d in (2, 50):
-        limit = 8 * d * 2.0**-52
+        limit = (8 + d**0.5 / 4) * 2**0.5 * 2.0**-52
         Q = np.eye(d)[:, :2]
         inside, outside = Q.copy(), Q.copy()
         inside[1, 0], outside[1, 0] = 0.6 * limit, 0.8 * limit  # both off-diagonal entries: times sqrt(2)
         require_orthonormal(inside)
         with pytest.raises(UsageError, match="not orthonormal"):
             require_orthonormal(outside)
-    require_orthonormal(np.array([[1.0 + 2.0**-49], [0.0]]))  # its square is at the bound to the last bit
+    require_orthonormal(np.array([[1.0 + 2.0**-50], [0.0]]))  # its square is 1 + 8 eps
+    with pytest.raises(UsageError, match="not orthonormal"):
+        require_orthonormal(np.array([[1.0 + 2.0**-49], [0.0]]))
     with pytest.raises(UsageError, match=r"not orthonormal(.|\n)*adapter.safetensors"):
         require_orthonormal(2 * np.eye(2), "adapter.safetensors")
     for value in (np.nan, np.inf):
