@@ -11,7 +11,7 @@ import gc
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,12 @@ def check_bounds(value: Any, limit: int = MAX_DEPTH) -> None:
     ValueError
         Objects and lists are nested more than ``limit`` deep, or a whole number is beyond float64.
     """
-    level: list[Iterable[Any]] = [[value]]
+    level: list[Collection[Any]] = [[value]]
     for _ in range(limit + 1):
-        below: list[Iterable[Any]] = []
+        below: list[Collection[Any]] = []
         for values in level:
+            if set(map(type, values)) <= {str}:  # metadata, of which there may be millions
+                continue
             for inner in values:
                 if isinstance(inner, dict):
                     below.append(inner.values())

@@ -13,7 +13,6 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from reprlib import repr as repr_of
 from typing import NamedTuple, cast
@@ -258,7 +257,8 @@ def _check_metadata(path: Path, metadata: object) -> dict[str, str]:
 
 def _check_tensor(path: Path, key: str, entry: object, room: int) -> _Row:
     """The tensor ``key``, if its ``entry`` agrees with itself and with the ``room`` (bytes) for data."""
-    dtype, shape, begin, end = entry if type(entry) is tuple else _fields(path, key, entry)
+    row = entry if type(entry) is tuple else _fields(path, key, entry)
+    dtype, shape, begin, end = row
     if type(shape) is not tuple or (bits := _bits(shape, BITS[dtype])) is None:
         raise _refusal(
             path,
@@ -286,7 +286,7 @@ def _check_tensor(path: Path, key: str, entry: object, room: int) -> _Row:
             found=f"byte {end}",
             hint="the file is truncated: download it again",
         )
-    return dtype, shape, begin, end
+    return cast("_Row", row)
 
 
 def _refusal(path: Path, key: str, what: str, **details: str) -> FileFormatError:
@@ -360,20 +360,20 @@ def _bits_of_many(shape: tuple[object, ...], bits: int) -> int | None:
 
 def _in_order(path: Path, rows: dict[str, _Row], data_start: int, file_size: int) -> dict[str, _Row]:
     """``rows`` in the order of their bytes, which cover the data without a gap."""
-    position = 0
-    if any(map(_begins_after, rows.values(), islice(rows.values(), 1, None))):
+    key, position = _covered(rows)
+    if key is not None:
         rows = dict(sorted(rows.items(), key=lambda item: item[1][2:]))
-    for key, (_, _, begin, end) in rows.items():
-        if begin != position:
-            problem = "overlaps the one before it" if begin < position else "leaves a gap before it"
-            raise FileFormatError(
-                f"the tensor {problem}",
-                where=f"{path}: {shortened(key)}",
-                expected=f"start at byte {data_start + position}",
-                found=f"byte {data_start + begin}",
-                hint="the header is damaged or made to deceive: get the file from its source again",
-            )
-        position = end
+        key, position = _covered(rows)
+    if key is not None:
+        begin = rows[key][2]
+        problem = "overlaps the one before it" if begin < position else "leaves a gap before it"
+        raise FileFormatError(
+            f"the tensor {problem}",
+            where=f"{path}: {shortened(key)}",
+            expected=f"start at byte {data_start + position}",
+            found=f"byte {data_start + begin}",
+            hint="the header is damaged or made to deceive: get the file from its source again",
+        )
     if data_start + position != file_size:
         raise FileFormatError(
             "the file has bytes after the last tensor that its header names",
@@ -384,5 +384,11 @@ def _in_order(path: Path, rows: dict[str, _Row], data_start: int, file_size: int
     return rows
 
 
-def _begins_after(row: _Row, following: _Row) -> bool:
-    return row[2:] > following[2:]
+def _covered(rows: Mapping[str, _Row]) -> tuple[str | None, int]:
+    """The first tensor that does not begin where the one before it ends, and the end of that one."""
+    position = 0
+    for key, (_, _, begin, end) in rows.items():
+        if begin != position:
+            return key, position
+        position = end
+    return None, position
