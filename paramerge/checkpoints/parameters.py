@@ -22,6 +22,8 @@ def parameters_of(
     """
     found: dict[ModuleName, Target] = {}
     for key, shape in shapes.items():
+        if not located[key].parts and located[key].own is None:
+            continue
         for target in _views(key, shape, located[key], shapes):
             found[target.module] = target
     return found

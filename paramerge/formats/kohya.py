@@ -16,7 +16,7 @@ from functools import cache
 
 from paramerge.errors import UsageError
 from paramerge.formats.dialect import Dialect, Place, WrittenLayer
-from paramerge.formats.layers import Spelled, underscored_layer, underscored_norm, without_dots
+from paramerge.formats.layers import underscored
 from paramerge.kinds import followed
 from paramerge.models.names import ModuleName
 from paramerge.models.registry import record_of, records
@@ -31,17 +31,10 @@ def _claims(key: str) -> bool:
 
 
 def _place(stem: str) -> Place | None:
-    stem = without_dots(stem)
-    # norms first: what is neither's may still be a layer of another model
-    if spelled := underscored_norm(stem):
-        return Place(spelled.name, False, _spelling(spelled))
-    if spelled := underscored_layer(stem):
-        return Place(spelled.name, True, _spelling(spelled))
-    return None
-
-
-def _spelling(spelled: Spelled) -> str:
-    return "kohya-sgm" if spelled.ldm else "kohya"
+    spelled = underscored(stem)
+    if spelled is None:
+        return None
+    return Place(spelled.name, spelled.layer, "kohya-sgm" if spelled.ldm else "kohya")
 
 
 def _stem(name: ModuleName, architecture: str | None) -> str:

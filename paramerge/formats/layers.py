@@ -83,10 +83,19 @@ _UNET_BLOCK = re.compile(r"(?:down_blocks|mid_block|up_blocks)\.")
 
 
 class Spelled(NamedTuple):
-    """A layer, and whether its name was in LDM's numbering (the "sgm" spelling of kohya's SDXL files)."""
+    """A name that kohya spelled.
+
+    Attributes
+    ----------
+    ldm:
+        Whether it was in LDM's numbering (the "sgm" spelling of kohya's SDXL files).
+    layer:
+        False for a norm or an embedding, whose name is then without ``.weight``.
+    """
 
     name: ModuleName
     ldm: bool
+    layer: bool = True
 
 
 def unet_path(path: str) -> str | None:
@@ -155,30 +164,25 @@ def _underscored_prefix(stem: str) -> str | None:
     return next((prefix for prefix in _UNDERSCORED_PREFIXES if stem.startswith(prefix)), None)
 
 
-def without_dots(stem: str) -> str:
-    """A stem that begins as kohya's do, its last dots underscores, as those of a conversion that kept them.
+def underscored(stem: str) -> Spelled | None:
+    """The name that kohya and LyCORIS spell ``lora_unet_mid_block_attentions_0_proj_in``; None for another.
 
-    diffusers' converter to kohya's names counts two dots behind the layer, and a magnitude has one.
-    """
-    return stem.replace(".", "_") if _underscored_prefix(stem) else stem
-
-
-def underscored_layer(stem: str) -> Spelled | None:
-    """Read a name as kohya spells it: ``lora_unet_input_blocks_4_1_proj_in``, ``lora_te1_text_model_...``.
-
-    The underscores of a name that is none of Stable Diffusion's stay: only its checkpoint decides which are
-    dots.
+    The underscores of a name that is none of Stable Diffusion's stay: only its checkpoint can tell which of
+    them are dots. The last dots of a stem are underscores that a conversion forgot: diffusers' converter to
+    kohya's names counts two dots behind the layer, and a magnitude has one.
     """
     prefix = _underscored_prefix(stem)
     if prefix is None:
         return None
-    component, rest = _UNDERSCORED_PREFIXES[prefix], stem.removeprefix(prefix)
-    path = _cut_into_words(rest) or ""
-    ldm = component == "unet" and path.partition(".")[0] in _LDM_FIRST_WORDS
-    translated = ldm_to_diffusers(path) if ldm else path
-    found = unet_path(translated or "") if component == "unet" else clip_path(path)
-    if found:
-        return Spelled(ModuleName(component, found), ldm)
+    component, rest = _UNDERSCORED_PREFIXES[prefix], stem.removeprefix(prefix).replace(".", "_")
+    path = _cut_into_words(rest)
+    ldm = path is not None and component == "unet" and path.partition(".")[0] in _LDM_FIRST_WORDS
+    translated = (ldm_to_diffusers(path) if ldm else path) if path is not None else None
+    if translated is not None:
+        if norm := _norm(component, translated):
+            return Spelled(norm, ldm, layer=False)
+        if found := unet_path(translated) if component == "unet" else clip_path(translated):
+            return Spelled(ModuleName(component, found), ldm)
     return Spelled(ModuleName(component, rest), False) if _PATH.fullmatch(rest) else None
 
 
@@ -194,19 +198,6 @@ def bare_norm(path: str) -> ModuleName | None:
     if rest is not None:
         return _norm("unet", rest)
     return _norm("unet", path) or _norm("text_encoder", path)
-
-
-def underscored_norm(stem: str) -> Spelled | None:
-    """Read the name of a norm or an embedding as kohya and LyCORIS spell it."""
-    prefix = _underscored_prefix(stem)
-    path = _cut_into_words(stem.removeprefix(prefix)) if prefix else None
-    if prefix is None or path is None:
-        return None
-    component = _UNDERSCORED_PREFIXES[prefix]
-    ldm = component == "unet" and path.partition(".")[0] in _LDM_FIRST_WORDS
-    translated = ldm_to_diffusers(path) if ldm else path
-    found = _norm(component, translated) if translated else None
-    return Spelled(found, ldm) if found else None
 
 
 def _component_of(path: str) -> tuple[str | None, str]:

@@ -48,6 +48,7 @@ class Located:
     own: str | None = None
 
 
+_VAE, _EMA, _OTHER = Located("vae"), Located("ema"), Located("other")
 _UNET_PREFIXES = (LDM_UNET_PREFIX, "diffusion_model.", "unet.", "")
 _VAE_PREFIXES = (LDM_VAE_PREFIX, "vae.")
 _EMA_PREFIX = "model_ema."
@@ -93,7 +94,7 @@ def locate(
     if component is None and known is not None:
         return _locate_model(keys, known)
     if component == "vae":
-        return {key: Located("vae") for key in keys}
+        return dict.fromkeys(keys, _VAE)
     if component is not None and (component != "unet" or known is not None):
         if component.startswith("text_encoder") and any(_CLIP_LIKE.search(key) for key in keys):
             return {key: _named(component, canonical_key(key)) for key in keys}
@@ -114,9 +115,9 @@ def _locate_model(keys: Collection[str], known: ArchitectureRecord) -> dict[str,
         if bundled is not None:
             located[key] = _locate_encoder(key.removeprefix(bundled.prefix), bundled)
         elif key.startswith(_VAE_PREFIXES):
-            located[key] = Located("vae")
+            located[key] = _VAE
         elif key.startswith("text_encoders.") or not key.startswith(prefix):
-            located[key] = Located("other")
+            located[key] = _OTHER
         else:
             located[key] = _locate_layer(key.removeprefix(prefix), known)
     return located
@@ -180,10 +181,10 @@ def _locate_single(key: str, unet: _UNetNames | None) -> Located:
         if key.startswith(encoder.prefix):
             return _locate_encoder(key.removeprefix(encoder.prefix), encoder)
     if key.startswith(_VAE_PREFIXES):
-        return Located("vae")
+        return _VAE
     if key.startswith(_EMA_PREFIX):
-        return Located("ema")
-    return Located("other")
+        return _EMA
+    return _OTHER
 
 
 def _locate_encoder(name: str, encoder: EncoderPrefix) -> Located:

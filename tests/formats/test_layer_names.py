@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from paramerge.apply.steps import Step
 from paramerge.formats import open_adapter
-from paramerge.formats.layers import bare_layer, dotted_layer, stated_layer, strays, underscored_layer
+from paramerge.formats.layers import bare_layer, dotted_layer, stated_layer, strays, underscored
 from paramerge.models.names import ModuleName
 
 TO_Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -73,7 +73,7 @@ def test_dotted_names_without_a_component(path: str, name: tuple[str, str] | Non
     ],
 )
 def test_names_without_dots(stem: str, name: tuple[str, str] | None) -> None:
-    found = underscored_layer(stem)
+    found = underscored(stem)
     assert (found and found.name) == (name and ModuleName(*name))
 
 

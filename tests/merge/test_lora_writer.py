@@ -16,7 +16,7 @@ from paramerge.adapters import LoraModule
 from paramerge.errors import NonFiniteError, ShapeError, UsageError
 from paramerge.formats import open_adapter
 from paramerge.formats.kohya import KOHYA
-from paramerge.formats.layers import underscored_layer
+from paramerge.formats.layers import underscored
 from paramerge.formats.lora_writer import LoraFactors, write_lora
 from paramerge.models.layer_kinds import layer_kind
 from paramerge.models.names import ModuleName
@@ -42,7 +42,7 @@ def test_every_layer_has_a_name_that_is_read_back(architecture: str) -> None:
     stems = [KOHYA.stem(name, architecture) for name in names]
     assert len(set(stems)) == len(names) > 200
     for name, stem in zip(names, stems, strict=True):
-        spelled = underscored_layer(stem)
+        spelled = underscored(stem)
         assert spelled is not None and spelled.name == name
 
 

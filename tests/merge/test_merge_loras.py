@@ -33,7 +33,7 @@ from paramerge.errors import ArchitectureError, NonFiniteError, ShapeError, Unma
 from paramerge.files.hashing import file_sha256
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter
-from paramerge.formats.layers import underscored_layer
+from paramerge.formats.layers import underscored
 from paramerge.formats.lora_writer import LoraFactors, write_lora
 from paramerge.merge.combine import MERGE_KEY
 from paramerge.models.names import ModuleName
@@ -161,7 +161,7 @@ def test_layers_stand_in_the_order_of_their_names(tmp_path: Path, two: list[Path
         report = merge(tmp_path / "out.safetensors", *order)
         assert [str(layer.name) for layer in report.layers] == [ATTENTION, CONV, CROSS, TEXT]
         ups = [key for key in load(report.output).tensors if key.endswith("lora_up.weight")]
-        assert [underscored_layer(key.partition(".")[0]).name for key in ups] == [  # type: ignore[union-attr]
+        assert [underscored(key.partition(".")[0]).name for key in ups] == [  # type: ignore[union-attr]
             layer.name for layer in report.layers
         ]
 
