@@ -67,6 +67,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(single)
     shapes, architecture = shapes_of(model), open_base(model).architecture
     layers = [name for name in shapes if "attn2.to_q" in name]
+    (recipe,) = (block for block in BLOCKS if block.document.name == "merge.md" and block.language == "toml")
+    (folder / "recipe.toml").write_text(recipe.text)
     for seed, name in enumerate(PARAS):
         para_file(folder / f"{name}.safetensors", random_bases(shapes, layers, 8, seed), architecture)
     for seed, name in enumerate(LORAS):

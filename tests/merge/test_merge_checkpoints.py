@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from baking import DTYPES, Array, add, load, lora_file, random_factors, shapes_of, small_model
+from blueprints import sd15, sdxl
 from random_checkpoint import write_random_checkpoint
 
 import paramerge as pm
@@ -29,8 +30,6 @@ from paramerge.errors import (
 from paramerge.files.recipe_text import RECIPE_KEY
 from paramerge.files.writer import write_safetensors
 from paramerge.merge.call import plan_merge
-from paramerge.models.architectures.sd15 import sd15
-from paramerge.models.architectures.sdxl import sdxl
 
 
 @pytest.fixture(scope="module")

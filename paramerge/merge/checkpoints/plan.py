@@ -167,9 +167,9 @@ class _Planning:
 
     def _rows(self, index: int, place: Place) -> Rows | None:
         rows = self.models[index].rows_of(place, self.first)
-        if rows is None:
+        if rows is None and self.first.views_of(place):
             self.missing.append(_Missing(index, place))
-        return rows
+        return rows  # what no layout has a name for (a logit_scale) is missing in some, and kept
 
     def _factors(self, step: MergeStep, name: ModuleName) -> list[float]:
         factors = [1.0] * len(step.inputs)
@@ -220,10 +220,10 @@ class _Planning:
         names = [str(self.first.name_of(m.place)) for m in self.missing if m.model == index]
         components = {m.place.component for m in self.missing if m.model == index}
         absent = sorted(components - self.models[index].components)
-        hint = f"or add {option('allow_unmatched')} to take them from the first model"
+        hint = f"add {option('allow_unmatched')} to take them from the first model"
         if absent:
             present = [name for name in COMPONENTS if name in self.models[index].components]
-            hint = f"choose what both have ({option('only', present[0])}), {hint}"
+            hint = f"choose what both have ({option('only', present[0])}), or {hint}"
         return CheckpointError(
             f"this model lacks {len(names)} tensors that the first one has"
             + (f": it has no {' and no '.join(absent)}" if absent else ""),
