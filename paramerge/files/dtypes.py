@@ -37,8 +37,6 @@ BITS = {
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 """The floating dtypes that paramerge can compute on and convert between."""
 
-EDITABLE = frozenset(FLOATS)
-
 NUMPY: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),
@@ -59,21 +57,12 @@ NUMPY: dict[str, np.dtype] = {
 }
 """NumPy's dtype for each name, little-endian as the format is."""
 
-_UNIT_ROUNDOFF = {
-    "F64": 2.0**-53,
-    "F32": 2.0**-24,
-    "F16": 2.0**-11,
-    "BF16": 2.0**-8,
-    "F8_E4M3": 2.0**-4,
-    "F8_E5M2": 2.0**-3,
-}
-
 
 def is_float(dtype: str) -> bool:
     """Whether ``dtype`` is a floating dtype that paramerge computes on."""
-    return dtype in EDITABLE
+    return dtype in FLOATS
 
 
 def unit_roundoff(dtype: str) -> float:
     """Half the distance from 1 to the next number of ``dtype`` (one of :data:`FLOATS`)."""
-    return _UNIT_ROUNDOFF[dtype]
+    return float(ml_dtypes.finfo(NUMPY[dtype]).eps) / 2

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import platformdirs
 
-from paramerge.errors import FileFormatError, ParamergeError
+from paramerge.errors import FileFormatError, ParamergeError, UsageError
 from paramerge.files.source import Source
 from paramerge.files.writer import write_bytes
 from paramerge.strict_json import parse
@@ -75,6 +75,15 @@ def source_sha256(source: Source) -> str:
 def file_sha256(path: Path) -> str:
     """The SHA-256 (hex) of the file at ``path``, as :func:`source_sha256`."""
     return source_sha256(Source.open(path))
+
+
+def checked_sha256(text: str) -> str:
+    """``text``, which is a SHA-256 in hex; raises UsageError for any other."""
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise UsageError(
+            "this is not a SHA-256", where="base_sha256", expected="64 digits, 0-9 and a-f", found=text
+        )
+    return text
 
 
 class HashBeside:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 
 from paramerge.errors import UsageError
+from paramerge.files.hashing import checked_sha256
 from paramerge.formats.dialect import Dialect, Place, WrittenLayer
 from paramerge.formats.layers import underscored
 from paramerge.kinds import followed
@@ -95,18 +96,10 @@ def kohya_metadata(
         entries["ss_base_model_version"] = kohya.version
         entries["ss_v2"] = str(kohya.v2)
     if len(base_sha256) == 1:
-        entries["ss_new_sd_model_hash"] = _checked_hash(base_sha256[0])
+        entries["ss_new_sd_model_hash"] = checked_sha256(base_sha256[0])
     elif base_sha256:
-        entries["paramerge.base_sha256"] = ",".join(map(_checked_hash, base_sha256))
+        entries["paramerge.base_sha256"] = ",".join(map(checked_sha256, base_sha256))
     return entries
-
-
-def _checked_hash(text: str) -> str:
-    if len(text) != 64 or set(text) - set("0123456789abcdef"):
-        raise UsageError(
-            "this is not a SHA-256", where="base_sha256", expected="64 digits, 0-9 and a-f", found=text
-        )
-    return text
 
 
 KOHYA = Dialect(

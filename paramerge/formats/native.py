@@ -18,6 +18,7 @@ from paramerge.adapters import Leftover, ParaModule
 from paramerge.errors import AdapterError, FileFormatError, NonFiniteError, ShapeError, UsageError
 from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.dtypes import NUMPY, is_float
+from paramerge.files.hashing import checked_sha256
 from paramerge.files.header import Header
 from paramerge.files.tensors import StoredTensor, stored
 from paramerge.files.writer import write_safetensors
@@ -145,7 +146,8 @@ def write_para(
         entries[ARCHITECTURE_KEY] = architecture
         entries["modelspec.architecture"] = f"{record_of(architecture).stated_name}/para"
     if base_sha256:
-        entries[BASE_HASH_KEY] = _joined_hashes(base_sha256)
+        many = [base_sha256] if isinstance(base_sha256, str) else base_sha256
+        entries[BASE_HASH_KEY] = ",".join(map(checked_sha256, many))
     if gamma is not None:
         entries[GAMMA_KEY] = repr(_checked_gamma(gamma, "gamma"))
     write_safetensors(path, tensors, entries | dict(metadata or {}), overwrite=overwrite)
@@ -253,16 +255,6 @@ def _module_kinds(modules: Mapping[ModuleName, np.ndarray]) -> list[str]:
         words = name.path.split(".")
         kinds.add(".".join(words[-2:]) if words[-1].isdecimal() else words[-1])
     return sorted(kinds)
-
-
-def _joined_hashes(hashes: str | Sequence[str]) -> str:
-    many = [hashes] if isinstance(hashes, str) else list(hashes)
-    for text in many:
-        if len(text) != 64 or set(text) - set("0123456789abcdef"):
-            raise UsageError(
-                "this is not a SHA-256", where="base_sha256", expected="64 digits, 0-9 and a-f", found=text
-            )
-    return ",".join(many)
 
 
 def _checked_gamma(gamma: float | str, where: str) -> float:

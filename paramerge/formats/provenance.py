@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
 
 from paramerge.adapters import LayerModule
 from paramerge.expressions import occurring
 from paramerge.formats.native import ARCHITECTURE_KEY, BASE_HASH_KEY
-from paramerge.kinds import followed
 from paramerge.models.model_names import allows
 from paramerge.models.names import ModuleName
-from paramerge.models.registry import published, record_of, records
+from paramerge.models.registry import published, published_shapes, record_of, records
 
 _SHA256 = re.compile(r"(?:0x)?([0-9a-f]{64})")
 _SHORT_HASH = re.compile(r"[0-9a-f]{8,10}")
@@ -38,7 +36,11 @@ def guess_architecture(modules: Mapping[ModuleName, LayerModule], metadata: Mapp
 
 def possible_architectures(modules: Mapping[ModuleName, LayerModule]) -> tuple[str, ...]:
     """The published architectures that have all these layers, of these sizes; of any, if none is of them."""
-    having = {name: _shapes(name) for name in published() if modules.keys() <= _shapes(name).keys()}
+    having = {
+        name: published_shapes(name)
+        for name in published()
+        if modules.keys() <= published_shapes(name).keys()
+    }
     sized = [
         name for name, shapes in having.items() if all(m.fits(shapes[layer]) for layer, m in modules.items())
     ]
@@ -47,20 +49,7 @@ def possible_architectures(modules: Mapping[ModuleName, LayerModule]) -> tuple[s
 
 def _has_layers(architecture: str, modules: Iterable[ModuleName]) -> bool:
     """Whether a published architecture has all these layers, as the refiner has SDXL's second encoder."""
-    return architecture in published() and set(modules) <= _shapes(architecture).keys()
-
-
-@followed
-@cache
-def _shapes(architecture: str) -> Mapping[ModuleName, tuple[int, ...]]:
-    """The shape of every weight, norm and bias of a published architecture."""
-    blueprint = published()[architecture]()
-    found = {}
-    for component in blueprint.components:
-        for key, shape in blueprint.shapes(component).items():
-            path = key.removesuffix(".weight") if len(shape) > 1 and "embeddings." not in key else key
-            found[ModuleName(component, path)] = shape
-    return found
+    return set(modules) <= published_shapes(architecture).keys()
 
 
 def base_hashes(metadata: Mapping[str, str]) -> tuple[str, ...]:

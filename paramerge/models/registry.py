@@ -6,14 +6,14 @@ several (``docs/extending.md``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache
 
 from paramerge.errors import PluginError
 from paramerge.expressions import compiled
 from paramerge.kinds import Registry, followed
 from paramerge.models.architectures import BUILT_IN
-from paramerge.models.names import COMPONENTS
+from paramerge.models.names import COMPONENTS, ModuleName
 from paramerge.models.record import ArchitectureRecord, Published
 
 
@@ -84,3 +84,18 @@ def family_of(name: str) -> str:
 def published() -> dict[str, Callable[[], Published]]:
     """The functions that make the layouts of published checkpoints, by architecture, where known."""
     return {record.name: record.published for record in records() if record.published is not None}
+
+
+@followed
+@cache
+def published_shapes(architecture: str | None) -> Mapping[ModuleName, tuple[int, ...]]:
+    """The shape of every layer, norm, bias and embedding of a published architecture; empty for others."""
+    make = published().get(architecture or "")
+    if make is None:
+        return {}
+    blueprint, found = make(), {}
+    for component in blueprint.components:
+        for key, shape in blueprint.shapes(component).items():
+            path = key.removesuffix(".weight") if len(shape) > 1 and "embeddings." not in key else key
+            found[ModuleName(component, path)] = shape
+    return found

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -16,10 +15,9 @@ from paramerge.errors import NonFiniteError, UnmatchedError, UsageError
 from paramerge.files.dtypes import is_float
 from paramerge.files.source import Source
 from paramerge.files.tensors import stored
-from paramerge.kinds import followed
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName
-from paramerge.models.registry import published
+from paramerge.models.registry import published_shapes
 from paramerge.resolve.matching import check_family, check_shape
 from paramerge.resolve.naming import in_names_of
 from paramerge.resolve.row_order import refuse_unknown_rows
@@ -149,7 +147,7 @@ class LayerShapes:
         """
         if self._base is not None:
             return min(self._base.shape(name))
-        known = _published(self._architecture).get(name)
+        known = published_shapes(self._architecture).get(name)
         if known is None or known[0] != rows:
             raise UsageError(
                 "the rank boundary needs the sizes of the base's layers",
@@ -158,20 +156,4 @@ class LayerShapes:
                 found=f"{rows} rows and {'no known architecture' if known is None else self._architecture}",
                 hint=f"give the checkpoint: {option('base', 'model.safetensors')} (only its header is read)",
             )
-        return min(known)
-
-
-@followed
-@cache
-def _published(architecture: str | None) -> Mapping[ModuleName, tuple[int, int]]:
-    """``(d, k)`` of every weight of a published architecture."""
-    if architecture not in published():
-        return {}
-    blueprint = published()[architecture]()
-    shapes = {}
-    for component in blueprint.components:
-        for key, shape in blueprint.shapes(component).items():
-            if key.endswith(".weight") and len(shape) > 1:
-                name = ModuleName(component, key.removesuffix(".weight"))
-                shapes[name] = (shape[0], math.prod(shape[1:]))
-    return shapes
+        return min(known[0], math.prod(known[1:]))

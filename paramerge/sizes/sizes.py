@@ -18,7 +18,7 @@ from paramerge.algebra import adjusted_rank
 from paramerge.errors import UsageError
 from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.dtypes import BITS
-from paramerge.models.registry import published, record_of
+from paramerge.models.registry import published, published_shapes, record_of
 from paramerge.models.subsets import select
 from paramerge.wording import option
 
@@ -84,9 +84,9 @@ def unet_layers(architecture: str) -> dict[str, tuple[int, ...]]:
         )
     component = record_of(architecture).component
     return {
-        key.removesuffix(".weight"): shape
-        for key, shape in published()[architecture]().shapes(component).items()
-        if key.endswith(".weight") and len(shape) > 1
+        name.path: shape
+        for name, shape in published_shapes(architecture).items()
+        if name.component == component and len(shape) > 1
     }
 
 
