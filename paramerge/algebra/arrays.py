@@ -109,7 +109,7 @@ def prepare(inputs: Mapping[str, MatrixLike], *, finite: bool = False) -> Prepar
         NaN or Inf in an input, with ``finite``.
     """
     if not inputs:
-        raise UsageError("No arrays were given.", expected="at least one", hint="Pass at least one adapter.")
+        raise UsageError("no arrays were given", expected="at least one", hint="pass at least one adapter")
     xp = _namespace(inputs)
     names = {name: _dtype_name(name, array) for name, array in inputs.items()}
     wide = "float64" if "float64" in names.values() else "float32"
@@ -133,11 +133,11 @@ def prepare_matrices(
         least = 0 if name in rowless else 1
         if not hasattr(array, "shape") or len(array.shape) != 2 or array.shape[0] < least:
             raise ShapeError(
-                f"{name} is not a matrix with at least one row." if least else f"{name} is not a matrix.",
+                f"{name} is not a matrix with at least one row" if least else f"{name} is not a matrix",
                 where=name,
                 expected=f"shape (d, n), d >= {least}",
                 found=f"shape {tuple(getattr(array, 'shape', ()))}",
-                hint="Flatten a convolution weight with flatten_conv first.",
+                hint="flatten a convolution weight with flatten_conv first",
             )
     return prepare(inputs, finite=finite)
 
@@ -158,11 +158,11 @@ def storage_tolerance(dtype: str, columns: int) -> float:
     """
     if dtype not in _STORED_ROUNDOFF:
         raise UsageError(
-            "No storage tolerance is known for this dtype.",
+            "no storage tolerance is known for this dtype",
             where="dtype",
             expected=", ".join(_STORED_ROUNDOFF),
             found=dtype,
-            hint="Pass the dtype that the basis was stored in.",
+            hint="pass the dtype that the basis was stored in",
         )
     return _STORED_ROUNDOFF[dtype] * math.sqrt(columns)
 
@@ -199,11 +199,11 @@ def check_relative_cut(rtol: float | None) -> None:
     """Refuse a relative cut outside [0, 1)."""
     if rtol is not None and not 0.0 <= rtol < 1.0:
         raise UsageError(
-            "The relative cut of a rank decision is out of range.",
+            "the relative cut of a rank decision is out of range",
             where="rtol",
             expected="0 <= rtol < 1, or None for a few roundings",
             found=rtol,
-            hint="Leave it out, or pass storage_tolerance for bases that were stored in half precision.",
+            hint="leave it out, or pass storage_tolerance for bases that were stored in half precision",
         )
 
 
@@ -211,11 +211,11 @@ def check_strength(strength: float, where: str = "strength") -> None:
     """Refuse a strength that is not a finite number."""
     if not math.isfinite(strength):
         raise NonFiniteError(
-            "A strength is not a finite number.",
+            "a strength is not a finite number",
             where=where,
             expected="a number",
             found=strength,
-            hint="Check the arithmetic that it comes from.",
+            hint="check the arithmetic that it comes from",
         )
 
 
@@ -235,20 +235,20 @@ def _namespace(inputs: Mapping[str, MatrixLike]) -> Any:
         xp = array_api_compat.array_namespace(*inputs.values())
     except TypeError as error:
         raise UsageError(
-            "The inputs are not arrays of one library.",
+            "the inputs are not arrays of one library",
             where=", ".join(inputs),
             expected="all NumPy arrays, or all torch tensors",
             found=", ".join(sorted({type(array).__name__ for array in inputs.values()})),
-            hint="Convert the inputs to one library first.",
+            hint="convert the inputs to one library first",
         ) from error
     devices = {str(array_api_compat.device(array)) for array in inputs.values()}
     if len(devices) > 1:
         raise UsageError(
-            "The inputs lie on several devices.",
+            "the inputs are on several devices",
             where=", ".join(inputs),
             expected="one device",
             found=", ".join(sorted(devices)),
-            hint="Move the inputs to one device first.",
+            hint="move the inputs to one device first",
         )
     return xp
 
@@ -257,11 +257,11 @@ def _dtype_name(name: str, array: Any) -> str:
     dtype = str(array.dtype).rpartition(".")[2]
     if dtype not in UNIT_ROUNDOFF:
         raise UsageError(
-            f"{name} is not of a dtype that the algebra works on.",
+            f"{name} is not of a dtype that the algebra works on",
             where=name,
             expected=", ".join(UNIT_ROUNDOFF),
             found=dtype,
-            hint="Convert it to float32 or float64 first.",
+            hint="convert it to float32 or float64 first",
         )
     return dtype
 
@@ -270,9 +270,9 @@ def _check_finite(xp: Any, name: str, array: Any) -> None:
     bad = int(xp.count_nonzero(~xp.isfinite(detached(array))))
     if bad:
         raise NonFiniteError(
-            f"{name} has values that are not finite.",
+            f"{name} has values that are not finite",
             where=name,
             expected="finite numbers",
             found=f"{bad} of {math.prod(array.shape)} are NaN or Inf",
-            hint="The adapter or the weight is damaged: look at where it was trained or saved.",
+            hint="the adapter or the weight is damaged: look at where it was trained or saved",
         )

@@ -67,19 +67,19 @@ def adjusted_rank(r: int, gamma: float | Fraction, rank_W: int) -> int:
     for name, rank in (("r", r), ("rank_W", rank_W)):
         if rank < 0:
             raise UsageError(
-                "A rank is negative.",
+                "a rank is negative",
                 where=name,
                 expected="0 or more",
                 found=rank,
-                hint="Rank 0 leaves a layer alone.",
+                hint="rank 0 leaves a layer alone",
             )
     if not 0 <= gamma <= 1:
         raise UsageError(
-            "The rank boundary is out of range.",
+            "the rank boundary is out of range",
             where="gamma",
             expected="0 to 1",
             found=gamma,
-            hint="The paper uses 1/40; 1 removes up to the whole rank.",
+            hint="the paper uses 1/40; 1 removes up to the whole rank",
         )
     product = Fraction(gamma) * rank_W
     nearest = round(product)
@@ -138,11 +138,11 @@ def rank_boundary(
     """
     if keep not in ("energy", "consensus", "order"):
         raise UsageError(
-            "Unknown way to choose directions.",
+            "unknown way to choose directions",
             where="keep",
             expected="energy, consensus or order",
             found=keep,
-            hint="Energy keeps what removes most of W, consensus what most share, order what comes first.",
+            hint="energy keeps directions that remove most of W, consensus the most shared, order the first",
         )
     basis = _ordered_basis(Q, keep, rtol)
     if rank_W is None:
@@ -153,11 +153,11 @@ def rank_boundary(
     possible = basis.shape[0] if W is None else min(W.shape[0], math.prod(W.shape[1:]))
     if rank_W > possible:
         raise UsageError(
-            "No weight of this shape has this rank.",
+            "the rank is larger than a weight of this shape can have",
             where="rank_W",
             expected=f"at most {possible}",
             found=rank_W,
-            hint="Pass the rank of the flattened weight, or leave it out and pass W.",
+            hint="pass the rank of the flattened weight, or leave it out and pass W",
         )
     limit = adjusted_rank(rank_W, gamma, rank_W)  # gamma is at most 1, so the minimum is the floor
     rank = min(columns, limit)
@@ -172,11 +172,11 @@ def _ordered_basis(Q: Any, keep: str, rtol: float | None) -> Any:
     if not isinstance(Q, Sequence):
         if keep == "consensus":
             raise UsageError(
-                "A single basis has no consensus.",
+                "a single basis was given, and a consensus needs several",
                 where="keep",
                 expected="several bases, one for each adapter",
                 found="one basis",
-                hint="Pass the bases before they were merged, or keep by energy or order.",
+                hint="pass the bases before they were merged, or keep by energy or order",
             )
         require_orthonormal(Q)
         return prepare({"Q": Q}).arrays[0]
@@ -198,9 +198,9 @@ def _by_energy(basis: Any, W: Any) -> Any:
 
 def _missing_weight(where: str) -> UsageError:
     return UsageError(
-        "The weight is needed to place the rank boundary.",
+        "no weight was given to place the rank boundary by",
         where=where,
         expected="W",
         found="no W",
-        hint="Pass the weight, or rank_W and another way to keep.",
+        hint="pass the weight, or rank_W and another way to keep",
     )

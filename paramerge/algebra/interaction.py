@@ -111,11 +111,11 @@ def lora_cosine(up1: Array, down1: Array, up2: Array, down2: Array) -> float:
     check_product(up2, down2, "up2, down2")
     if (up1.shape[0], down1.shape[1]) != (up2.shape[0], down2.shape[1]):
         raise ShapeError(
-            "The LoRAs are not for weights of one shape.",
+            "the LoRAs are for weights of different shapes",
             where="up2, down2",
             expected=f"{(up1.shape[0], down1.shape[1])}",
             found=f"{(up2.shape[0], down2.shape[1])}",
-            hint="Only adapters of the same layer can be compared.",
+            hint="only adapters of the same layer can be compared",
         )
     xp = prepared.xp
     B1, A1, B2, A2 = (scaled_to_one(xp, factor)[0] for factor in prepared.arrays)

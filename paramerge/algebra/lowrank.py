@@ -151,11 +151,11 @@ def concat_loras(
     """
     if not len(ups) == len(downs) == len(scales):
         raise UsageError(
-            "Not as many factors as scales.",
+            "the numbers of factors and scales differ",
             where="ups, downs, scales",
             expected="one of each for every LoRA",
             found=f"{len(ups)}, {len(downs)}, {len(scales)}",
-            hint="Pass lists of one length.",
+            hint="pass lists of one length",
         )
     for i, scale in enumerate(scales):
         check_strength(scale, f"scales[{i}]")
@@ -167,11 +167,11 @@ def concat_loras(
         check_product(up, down, f"ups[{i}], downs[{i}]")
         if (up.shape[0], down.shape[1]) != (wide_ups[0].shape[0], wide_downs[0].shape[1]):
             raise ShapeError(
-                "The LoRAs are not for weights of one shape.",
+                "the LoRAs are for weights of different shapes",
                 where=f"ups[{i}], downs[{i}]",
                 expected=f"{(wide_ups[0].shape[0], wide_downs[0].shape[1])}",
                 found=f"{(up.shape[0], down.shape[1])}",
-                hint="Only adapters of the same layer can be added.",
+                hint="only adapters of the same layer can be added",
             )
     xp = prepared.xp
     scaled = [scale * up for scale, up in zip(scales, wide_ups, strict=True)]
@@ -185,11 +185,11 @@ def prepare_factors(up: Any, down: Any, basis: Any = None, name: str = "Q") -> P
     check_product(up, down, "up, down")
     if basis is not None and basis.shape[0] != up.shape[0]:
         raise ShapeError(
-            "The directions and the LoRA belong to different layers.",
+            "the directions and the LoRA have different numbers of rows",
             where=f"{name}, up",
             expected=f"{up.shape[0]} rows, as up",
             found=f"{basis.shape[0]} rows",
-            hint="Pass two adapters of the same layer.",
+            hint="pass two adapters of the same layer",
         )
     return prepared
 
@@ -198,11 +198,11 @@ def check_product(up: Any, down: Any, where: str) -> None:
     """Refuse factors that cannot be multiplied."""
     if up.shape[1] != down.shape[0]:
         raise ShapeError(
-            "The factors of a LoRA do not fit together.",
+            "the factors of a LoRA do not fit together",
             where=where,
             expected="up (d, r) and down (r, k)",
             found=f"up {tuple(up.shape)}, down {tuple(down.shape)}",
-            hint="up is what PEFT calls lora_B and down is lora_A; they share the rank r.",
+            hint="up is PEFT's lora_B and down its lora_A; they share the rank r",
         )
 
 
@@ -260,19 +260,19 @@ def _rank_above_rounding(prepared: Prepared, product: _Product, rtol: float | No
 def _chosen_rank(s: Any, available: int, rank: int | None, energy: float | None) -> int:
     if rank is not None and rank < 0:
         raise UsageError(
-            "A rank is negative.",
+            "a rank is negative",
             where="rank",
             expected="0 or more",
             found=rank,
-            hint="Rank 0 leaves a layer alone.",
+            hint="rank 0 leaves a layer alone",
         )
     if energy is not None and not 0.0 <= energy <= 1.0:
         raise UsageError(
-            "A share is out of range.",
+            "a share is out of range",
             where="energy",
             expected="0 to 1",
             found=energy,
-            hint="It is a share of the squared singular values: 0.9 keeps nine tenths of them.",
+            hint="it is a share of the squared singular values: 0.9 keeps nine tenths of them",
         )
     by_rank = available if rank is None else min(available, rank)
     return by_rank if energy is None else min(by_rank, _rank_for_energy(s, energy))

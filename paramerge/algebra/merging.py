@@ -161,11 +161,11 @@ def iterate_sequential(bases: Sequence[Array], W: Array, times: int = 1) -> Arra
     """
     if times < 0:
         raise UsageError(
-            "A sequence cannot be applied so often.",
+            "the number of rounds of a sequence is negative",
             where="times",
             expected="0 or more",
             found=times,
-            hint="Pass 0 to leave the weight as it is.",
+            hint="pass 0 to leave the weight as it is",
         )
     named = {f"bases[{i}]": basis for i, basis in enumerate(bases)}
     stored = prepare_matrices(named)
@@ -183,20 +183,20 @@ def iterate_sequential(bases: Sequence[Array], W: Array, times: int = 1) -> Arra
 def _check_strengths(bases: Sequence[Any], strengths: Sequence[float]) -> None:
     if len(strengths) != len(bases):
         raise UsageError(
-            "Not as many strengths as bases.",
+            "the numbers of strengths and bases differ",
             where="strengths",
             expected=len(bases),
             found=len(strengths),
-            hint="Pass one strength for each basis.",
+            hint="pass one strength for each basis",
         )
     for i, strength in enumerate(strengths):
         if not 0.0 <= strength <= 1.0:
             raise UsageError(
-                "A joint merge has no meaning at this strength.",
+                "a strength is out of range for a joint merge",
                 where=f"strengths[{i}]",
                 expected="0 to 1",
                 found=strength,
-                hint="For other strengths apply the adapters one after the other with reduce.",
+                hint="for other strengths apply the adapters one after the other with reduce",
             )
 
 

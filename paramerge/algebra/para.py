@@ -48,11 +48,11 @@ def unflatten_conv(M: Array, shape: tuple[int, ...]) -> Array:
     """
     if not shape or tuple(M.shape) != (shape[0], math.prod(shape[1:])):
         raise ShapeError(
-            "The matrix is not a flattened weight of this shape.",
+            "the matrix is not a flattened weight of this shape",
             where="M",
             expected=f"{(shape[0], math.prod(shape[1:])) if shape else 'a shape of two or more axes'}",
             found=tuple(M.shape),
-            hint="Pass the shape that the weight had before flatten_conv.",
+            hint="pass the shape that the weight had before flatten_conv",
         )
     unflat: Array = prepare({"M": M}).xp.reshape(M, shape)
     return unflat
@@ -145,11 +145,11 @@ def numerical_rank(W: Array, *, rtol: float | None = None, reference: float | No
     check_relative_cut(rtol)
     if reference is not None and not 0.0 <= reference < math.inf:
         raise UsageError(
-            "A rank cannot be counted against this norm.",
+            "the norm to count a rank against is out of range",
             where="reference",
             expected="0 or more",
             found=reference,
-            hint="Pass the spectral norm of the weight before it was reduced.",
+            hint="pass the spectral norm of the weight before it was reduced",
         )
     prepared = prepare({"W": W}, finite=True)
     flat = _flatten(prepared.xp, prepared.arrays[0])
@@ -182,11 +182,11 @@ def prepare_pair(Q: Any, W: Any) -> Prepared:
     prepared = prepare({"Q": Q, "W": W})
     if len(W.shape) < 2 or W.shape[0] != Q.shape[0]:
         raise ShapeError(
-            "The basis does not fit the weight.",
+            "the basis does not fit the weight",
             where="Q, W",
             expected=f"W of shape ({Q.shape[0]}, ...), rows as Q",
             found=f"Q {tuple(Q.shape)}, W {tuple(W.shape)}",
-            hint="The rows of W are its output features; a basis has one row for each.",
+            hint="the rows of W are its output features; a basis has one row for each",
         )
     return prepared
 
@@ -194,10 +194,10 @@ def prepare_pair(Q: Any, W: Any) -> Prepared:
 def _flatten(xp: Any, W: Any) -> Any:
     if len(W.shape) < 2:
         raise ShapeError(
-            "A weight needs two or more axes.",
+            "the weight has fewer than two axes",
             where="W",
             expected="(out, in) or (out, in, ...)",
             found=tuple(W.shape),
-            hint="Biases and norms have one axis; PaRa works on linear and convolution weights.",
+            hint="biases and norms have one axis; PaRa works on linear and convolution weights",
         )
     return xp.reshape(W, (W.shape[0], math.prod(W.shape[1:])))

@@ -107,11 +107,11 @@ def naive_combination(
     _, basis, coefficients, B, A = _together(Q, W, up, down)
     if B.shape[1] != basis.shape[1]:
         raise ShapeError(
-            "The naive combination adds factors, so both adapters need one rank.",
+            "the ranks differ, and the naive combination adds factors",
             where="up",
             expected=f"rank {basis.shape[1]}, as Q",
             found=f"rank {B.shape[1]}",
-            hint="Use para_then_lora, which takes any ranks.",
+            hint="use para_then_lora, which takes any ranks",
         )
     return alpha_lora * B - alpha_para * basis, alpha_para * coefficients + alpha_lora * A
 
@@ -130,10 +130,10 @@ def _together(Q: Any, W: Any, up: Any, down: Any) -> tuple[Any, Any, Any, Any, A
     coefficients = _coefficients(wide.xp, basis, weight)
     if A.shape[1] != coefficients.shape[1]:
         raise ShapeError(
-            "The LoRA does not fit the weight.",
+            "the LoRA does not fit the weight",
             where="down, W",
             expected=f"down of shape (n, {coefficients.shape[1]})",
             found=tuple(A.shape),
-            hint="down has as many columns as the flattened weight: flatten a convolution's first.",
+            hint="down has as many columns as the flattened weight: flatten a convolution's first",
         )
     return pair.xp, basis, coefficients, B, A

@@ -132,11 +132,11 @@ def require_full_rank(B: Array, *, rtol: float | None = None, where: object = "B
     basis = orthonormalise(B, rtol=rtol)
     if basis.deficiency:
         raise UsageError(
-            "The columns of B are not independent, so B has no QR factorisation to train with.",
+            "the columns of B are not independent, so B has no QR factorisation to train with",
             where=where,
             expected=f"rank {basis.columns}",
             found=f"rank {basis.rank}",
-            hint="Start from random or data-driven columns: B of zeros, as in the paper, cannot be trained.",
+            hint="start from random or data-driven columns: B of zeros, as in the paper, cannot be trained",
         )
     return basis
 
@@ -161,11 +161,11 @@ def require_orthonormal(Q: Array, where: str = "Q") -> None:
     bound = orthonormal_bound(basis.shape, prepared.eps)
     if not distance <= bound:  # also for NaN
         raise UsageError(
-            "The columns of a basis are not orthonormal.",
+            "the columns of a basis are not orthonormal",
             where=where,
             expected=f"||Q^T Q - I|| <= {bound:.1e}",
             found=f"{distance:.1e}",
-            hint="Call orthonormalise on it after every load: storing a basis in half precision rounds it.",
+            hint="call orthonormalise on it after every load: storing a basis in half precision rounds it",
         )
 
 
@@ -216,11 +216,11 @@ def stack_bases(bases: Sequence[Array], rtol: float | None) -> BasisStack:
     for i, basis in enumerate(prepared.arrays):
         if basis.shape[0] != rows:
             raise ShapeError(
-                "The bases live in spaces of different dimensions.",
+                "the bases have different numbers of rows",
                 where=f"bases[{i}]",
                 expected=f"{rows} rows, as bases[0]",
                 found=f"{basis.shape[0]} rows",
-                hint="Only adapters of the same layer can be merged or compared.",
+                hint="only adapters of the same layer can be merged or compared",
             )
 
     def cut(shape: tuple[int, ...]) -> float:
@@ -246,11 +246,11 @@ def _content(basis: Any) -> tuple[int, bytes]:
 def _basis(xp: Any, B: Any, cut: float, method: str) -> Any:
     if method not in ("qr", "gram-schmidt"):
         raise UsageError(
-            "Unknown way to orthonormalise.",
+            "unknown way to orthonormalise",
             where="method",
             expected="qr or gram-schmidt",
             found=method,
-            hint="Use qr, unless the first columns that span must be kept.",
+            hint="use qr, unless the first columns that span must be kept",
         )
     unit = _unit_columns(xp, B)
     return _householder(xp, unit, cut) if method == "qr" else _gram_schmidt(xp, unit, cut)

@@ -46,5 +46,5 @@ def check_text_encoders(pipeline: Any, base: Base) -> None:
                     where=f"{base.path}: {name}",
                     expected="the weights of the file",
                     found="others, made at random",
-                    hint="pip install --upgrade transformers",
+                    hint="pip install -U transformers",
                 )
