@@ -118,7 +118,7 @@ REFUSALS: list[tuple[type[ParamergeError], str, list[Case]]] = [
         (lambda: algebra.require_full_rank(np.ones((3, 2)), where="down_blocks.0"),
          "down_blocks.0", "rank 2", "rank 1"),
     ]),
-    (UsageError, "The columns of a basis are not orthonormal.", [
+    (UsageError, "the columns of a basis are not orthonormal", [
         (lambda: algebra.require_orthonormal(2 * Q), "Q", "||Q^T Q - I|| <= 1.9e-15", "3.0e+00"),
         (lambda: algebra.lora_survival(2 * e, up, down), "Q", "||Q^T Q - I|| <= 3.2e-15", "5.2e+00"),
     ]),
