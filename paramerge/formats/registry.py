@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from functools import cache, lru_cache
 
+from paramerge.files.header import LONGEST_KEY
 from paramerge.formats.cloneofsimo import CLONEOFSIMO
 from paramerge.formats.dialect import Dialect, Place
 from paramerge.formats.diffusers import DIFFUSERS, DIFFUSERS_OLD
@@ -46,7 +47,7 @@ def dialect_of(key: str) -> Dialect:
 @lru_cache(maxsize=1 << 14)
 def place_of(stem: str) -> Place | None:
     """The layer that the stem of a key, before its ending, names; None for what can be no module's path."""
-    return dialect_of(stem).place(stem)
+    return None if len(stem) > LONGEST_KEY else dialect_of(stem).place(stem)
 
 
 @followed

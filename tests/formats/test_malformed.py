@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from paramerge.errors import AdapterError, NonFiniteError, ParamergeError, ShapeError
 from paramerge.files.dtypes import BITS
 from paramerge.formats import open_adapter
+from paramerge.formats.registry import place_of
 from paramerge.inspect.inspection import AdapterFacts, inspect_path
 
 STEM = "lora_unet_mid_block_attentions_0_proj_in"
@@ -144,6 +145,13 @@ def test_a_key_too_long_to_be_a_name_is_left_over(part: str, tmp_path: Path) -> 
     with pytest.raises(ParamergeError) as caught:
         open_adapter(save(tmp_path / "b.safetensors", {long: np.ones(3, np.float32)}))
     assert len(str(caught.value)) < 2000
+
+
+def test_a_stem_too_long_to_be_a_name_has_no_place() -> None:
+    """Whatever it begins with: key maps look for a block's name at each of its dots."""
+    stem = "unet.down_blocks.0.attentions.0"
+    assert place_of(f"{stem}.proj_in") is not None
+    assert place_of(stem + ".0" * 50_000) is None
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -15,7 +15,9 @@ from torch import Tensor
 from paramerge import shipped
 from paramerge.errors import CheckpointError, UsageError
 from paramerge.files.header import PICKLE_SUFFIXES
+from paramerge.files.source import Source
 from paramerge.listing import listed
+from paramerge.system_faults import reading
 
 __all__ = ["Clip", "load_clip"]
 
@@ -98,8 +100,11 @@ def load_clip(source: str, device: str = "cpu", download: Callable[[str], None] 
         try:
             parts = _parts(folder, local=True)
         except _FAULTS as error:
+            _refuse_unreadable(folder)
             raise CheckpointError(
-                f"this is no CLIP of transformers ({_first_line(error)})", where=folder
+                f"this CLIP cannot be loaded by transformers ({_first_line(error)})",
+                where=folder,
+                hint="see that it is a whole CLIP, and that its files can be read",
             ) from error
         return Clip(_name(source, folder), *parts, device)
     return Clip(_name(source, None), *_from_hub(source, download), device)
@@ -179,6 +184,14 @@ def _check_folder(folder: Path) -> None:
             where=folder / _ADAPTER,
             hint="merge it into the model, or move it away",
         )
+
+
+def _refuse_unreadable(folder: Path) -> None:
+    """Name the file that the system does not give: to libraries it is missing, or of another kind."""
+    with reading(folder):
+        files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    for path in files:
+        Source.open(path)
 
 
 def _first_line(error: Exception) -> str:
