@@ -128,7 +128,18 @@ def load_pipeline(base: Base, dtype: Any, config: Path | None = None) -> Any:
     check_text_encoders(loaded, base)
     set_prediction(loaded, **stated_prediction(base))
     check_unchanged(base)
+    _bound_prompts(loaded)
     return loaded
+
+
+def _bound_prompts(pipeline: Any) -> None:
+    """Cut prompts to what the text encoders take, also where a tokenizer comes without its configuration."""
+    for end in ("", "_2"):
+        tokenizer = getattr(pipeline, f"tokenizer{end}", None)
+        encoder = getattr(pipeline, f"text_encoder{end}", None)
+        if tokenizer is not None and encoder is not None:
+            longest = encoder.config.max_position_embeddings
+            tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
 
 
 def _first_line(error: Exception) -> str:
