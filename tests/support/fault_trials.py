@@ -309,7 +309,7 @@ def _says_it_otherwise(trial: Trial, text: str) -> bool:
         errno.ENOSPC: ("room", "full"),
     }.get(trial.number, ())
     # libraries that load models take what they cannot see for what is not there, and say so in their words
-    library = ("diffusers cannot load", "this CLIP cannot be") if VERBS[trial.verb].models else ()
+    library = ("diffusers cannot load", "no CLIP", "CLIP cannot be") if VERBS[trial.verb].models else ()
     return any(word in text for word in (*words, *library))
 
 

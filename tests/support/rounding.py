@@ -7,6 +7,7 @@ from torch import Tensor
 
 U32 = 2.0**-24
 """Half the spacing of float32 at 1: what one rounding may change, relatively."""
+U64 = 2.0**-53
 
 
 def dot_error(terms: int, u: float = U32) -> float:
@@ -51,3 +52,19 @@ def spectral_error(W: Tensor, U: Tensor, s: Tensor, Vh: Tensor, f: Tensor) -> fl
     mixed = float(apart.masked_fill(~near, 0).norm())
     product = dot_error(len(f)) * float(f.abs().sum())
     return (1 + 2**0.5 * steepest) * E + mixed + skew * float(f.norm()) + product
+
+
+def forward_error(model: torch.nn.Module, u: float = U32) -> float:
+    """Relative error of a forward pass, as of one sum over the inputs of all layers one after the other.
+
+    To first order the errors of layers add up, each that of a sum over its inputs, as long as the layers
+    between enlarge none: norms, residuals and bounded activations see to it.
+    """
+    values = [*model.named_parameters(), *model.named_buffers()]
+    weights = [value for name, value in values if name.endswith("weight") and value.dim() > 1]
+    return dot_error(sum(weight[0].numel() for weight in weights), u)
+
+
+SSIM_ERROR = 8 * dot_error(11**2, U64) / 0.01**2
+"""Absolute error of an SSIM in float64: its means and variances are sums over a window of 11 x 11 of numbers
+up to 1, and the least that it divides by is 0.01^2."""

@@ -102,7 +102,7 @@ def load_clip(source: str, device: str = "cpu", download: Callable[[str], None] 
         except _FAULTS as error:
             _refuse_unreadable(folder)
             raise CheckpointError(
-                f"this CLIP cannot be loaded by transformers ({_first_line(error)})",
+                f"this is no CLIP that transformers can load ({_first_line(error)})",
                 where=folder,
                 hint="see that it is a whole CLIP, and that its files can be read",
             ) from error
