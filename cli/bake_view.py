@@ -68,6 +68,7 @@ def show_diagnosis(plan: Plan, diagnosis: Diagnosis, *, all_layers: bool) -> Non
             f"sequential is off from joint by at most {found.largest:.3g} (2-norm; on average "
             f"{found.mean:.3g} over {len(found.layers)} shared layers); it removes {found.sequential_rank} "
             f"directions there, joint {found.joint_rank}"
+            + ("; the distances are those before the rank boundary" if plan.options.gamma is not None else "")
         )
         _show_layers("distance", found.layers, all_layers)
 

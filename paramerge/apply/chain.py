@@ -134,7 +134,7 @@ class Chain:
             for delta in added:
                 seen = seen + delta.seen_by(link.Q)
             position += rank
-            Q, weights, seen = _within_limit(link, seen)
+            Q, weights, seen = _within_limit(link, seen, gone)
             ups.append(-Q * weights)
             downs.append(seen)
             gone.append(Q[:, weights == 1])
@@ -200,20 +200,32 @@ def load_bases(op: ParaOp) -> list[torch.Tensor]:
     return [orthonormal_basis(part.module) for part in op.parts]
 
 
-def _within_limit(link: ParaLink, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``Q``, weights and ``Q^T W``; within a rank boundary, of the directions with most energy (T12)."""
-    if link.limit is None or link.limit >= link.Q.shape[1]:
+def _within_limit(
+    link: ParaLink, seen: torch.Tensor, gone: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``Q``, weights and ``Q^T W``; within a rank boundary, of the directions with most energy (T12).
+
+    The boundary is that of the merge: with what is ``gone`` before, too, no more rank is removed.
+    """
+    limit, columns = link.limit, link.Q.shape[1]
+    # right angles are told as far as half precision keeps them: a rank that is removed but for its rounding
+    cut = algebra.storage_tolerance("float16", columns)
+    whole = [*gone, link.Q[:, link.weights == 1]]
+    if limit is None or (columns <= limit and _removed_rank(whole, cut) <= limit):
         return link.Q, link.weights, seen
     Q, weights, seen = _by_energy(link, seen)
-    return Q[:, : link.limit], weights[: link.limit], seen[: link.limit]
+    kept = min(limit, Q.shape[1])
+    while kept and _removed_rank([*gone, Q[:, :kept][:, weights[:kept] == 1]], cut) > limit:
+        kept -= 1
+    return Q[:, :kept], weights[:kept], seen[:kept]
 
 
-def _removed_rank(gone: Sequence[torch.Tensor]) -> int:
+def _removed_rank(gone: Sequence[torch.Tensor], rtol: float | None = None) -> int:
     """The rank that removing these spans one after the other takes from a weight of full row rank (T3r)."""
     spans = [Q for Q in gone if Q.shape[1]]
     if len(spans) < 2:
         return sum(Q.shape[1] for Q in spans)
-    return algebra.removed_rank_sequential(spans)
+    return algebra.removed_rank_sequential(spans, rtol=rtol)
 
 
 def _by_energy(link: ParaLink, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

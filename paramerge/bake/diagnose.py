@@ -46,7 +46,8 @@ class SequenceDistance:
 
     A number from 0 (the projectors commute: both merges are the same) to 1, for each layer that two or
     more PaRas share; ``largest`` and ``mean`` over these layers. ``sequential_rank`` and ``joint_rank`` are
-    the directions that each way removes from all of them (theorem T3r).
+    the directions that each way removes from all of them (theorem T3r), no more than a rank boundary leaves;
+    which these are depends on the weights, so the distances are those of the whole spans.
     """
 
     largest: float
@@ -95,8 +96,9 @@ def diagnose(plan: Plan, progress: Callable[[int, int], None] | None = None) -> 
             distances[str(edit.target.module)] = algebra.sequential_error(bases, strengths, rtol=cut)
             # only strength 1 takes rank (T2s)
             whole = [basis for basis, strength in zip(bases, strengths, strict=True) if strength == 1]
-            ranks[0] += algebra.removed_rank_sequential(whole) if whole else 0
-            ranks[1] += algebra.removed_rank_joint(whole, rtol=cut) if whole else 0
+            limit = math.inf if paras[0].limit is None else paras[0].limit
+            ranks[0] += min(limit, algebra.removed_rank_sequential(whole, rtol=cut) if whole else 0)
+            ranks[1] += min(limit, algebra.removed_rank_joint(whole, rtol=cut) if whole else 0)
         if progress is not None:
             progress(done + 1, len(edits))
     order = tuple(_summed(step, shares) for step, shares in sorted(losses.items()))

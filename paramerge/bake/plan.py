@@ -203,7 +203,7 @@ def _operation(
     if options.gamma is not None:
         # A trained weight has full rank, and stored in 16 bits always (T14): rank(W0) = min(d, k).
         full = min(target.shape[0], math.prod(target.shape[1:]))
-        limit = adjusted_rank(sum(part.module.rank for part in parts), options.gamma, full)
+        limit = adjusted_rank(full, options.gamma, full)
         if limit == 0:
             return None
     return ParaOp(tuple(parts), limit)

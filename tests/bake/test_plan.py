@@ -93,7 +93,8 @@ def test_strength_zero_and_gamma_leave_layers_alone_and_say_so(base: Path, tmp_p
     assert "16 layers are left alone" in none.warnings[0]
     # widths 40, 80 and 160: a fortieth of the rank is 1, 2 and 4 directions, of the 2 there are
     bounded = plan_of(base, Step("para", para), gamma=1 / 40)
-    assert {op.limit for edit in bounded.edits for op in edit.ops} == {1, 2}
+    assert {op.limit for edit in bounded.edits for op in edit.ops} == {1, 2, 4}
+    assert {op.rank for edit in bounded.edits for op in edit.ops} == {1, 2}
     tiny = plan_of(base, Step("para", para), gamma=1 / 100)
     assert len(tiny.left_alone) == 10
     assert "gamma 0.01" in tiny.warnings[0]
