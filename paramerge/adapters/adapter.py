@@ -45,7 +45,7 @@ class Adapter:
         Hashes of the checkpoint it says it was made for: SHA-256 in hex, first, then the short hashes of
         older tools.
     interpretation:
-        What the user decided where trainers disagree, when it was opened.
+        The user's decisions where trainers disagree, when it was opened.
     """
 
     path: Path

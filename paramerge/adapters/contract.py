@@ -101,8 +101,7 @@ class LayerModule(ABC):
         return self.out_features in (None, rows) and self.in_features in (None, columns)
 
     def misfit(self, shape: tuple[int, ...]) -> tuple[str, str]:
-        """Where :meth:`fits` says no: what is expected of a weight of ``shape``, and what was found, in
-        words."""
+        """The size expected and the size found, in words, where :meth:`fits` says no."""
         rows, columns = shape[0], math.prod(shape[1:])
         sizes = (self.out_features, self.in_features)
         if sizes in ((rows, columns), (None, None)):

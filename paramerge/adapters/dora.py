@@ -34,7 +34,7 @@ class DoraModule(DependentModule):
     magnitude:
         m, one number for each row (``axis`` is ``out``) or for each input channel (``in``).
     eps:
-        What the file's trainer adds to the norm: 2^-23 (LyCORIS), 0 (PEFT).
+        The number that the file's trainer adds to the norm: 2^-23 (LyCORIS), 0 (PEFT).
     rows:
         The runs ``(start, stop)`` of the magnitude's rows that are this layer's; None for all.
     """

@@ -1,7 +1,7 @@
 """Endings of keys, found by their words: one look for all endings of all families.
 
-An ending is what stands behind a layer's name in a key: ``lora_up.weight``. Where PEFT puts an adapter's name
-it says so: ``lora_A.<name>.weight`` is ``lora_A.weight`` and ``lora_A.default.weight``.
+An ending is the part of a key behind a layer's name: ``lora_up.weight``. Where PEFT puts an adapter's name it
+says so: ``lora_A.<name>.weight`` is ``lora_A.weight`` and ``lora_A.default.weight``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Found(NamedTuple, Generic[T]):
 
 
 class Endings(Generic[T]):
-    """What goes with endings of keys; the time of a look is linear in the key."""
+    """Values that go with endings of keys; the time of a look is linear in the key."""
 
     def __init__(self, entries: Iterable[tuple[str, T]]) -> None:
         self._forms: dict[str, list[tuple[tuple[str, ...], T]]] = {}
@@ -47,7 +47,7 @@ class Endings(Generic[T]):
 
 
 def without_name(ending: str) -> str:
-    """The ending as it is written where no adapter's name stands in it."""
+    """The ending without the place of an adapter's name."""
     return ending.replace(f".{_NAME}", "")
 
 

@@ -53,8 +53,8 @@ class Group:
         Parameters
         ----------
         axes:
-            How many axes its tensor can have, or :data:`NUMBER`. The axes are checked before a family sees
-            the tensor, so that it may read the sizes.
+            The possible numbers of axes of its tensor, or :data:`NUMBER`. The axes are checked before a
+            family sees the tensor, so that it may read the sizes.
 
         Raises
         ------

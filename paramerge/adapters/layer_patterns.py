@@ -32,7 +32,7 @@ def first_match(patterns: Iterable[str], path: str) -> str | None:
 
 
 def whole_match(pattern: str, path: str) -> bool:
-    """Whether ``pattern`` stands for the whole of ``path``."""
+    """Whether ``pattern`` matches the whole of ``path``."""
     if _PLAIN.fullmatch(pattern):
         return len(path) == len(pattern) and _same(pattern, path)
     return _expression(_WHOLE.format(pattern))(path)
@@ -83,7 +83,7 @@ def _end_matcher(key: str) -> _Matcher:
 
 
 def _same(key: str, text: str) -> bool:
-    """Whether ``text``, as long as ``key``, is ``key``, in which a dot stands for any character."""
+    """Whether ``text``, as long as ``key``, is ``key``, in which a dot is any character."""
     return key == text or all(a in (b, ".") for a, b in zip(key, text, strict=True))
 
 

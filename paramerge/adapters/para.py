@@ -39,7 +39,7 @@ class ParaModule(DependentModule):
 
     @property
     def rank(self) -> int:
-        """The number of columns r in the file; :meth:`directions` tells how many are independent."""
+        """The number of columns r in the file; :meth:`directions` counts the independent ones."""
         return self.basis.shape[1]
 
     @property
@@ -61,7 +61,8 @@ class ParaModule(DependentModule):
         Parameters
         ----------
         library:
-            What makes of a float64 NumPy array the kind of array to work on, such as ``torch.from_numpy``.
+            The function from a float64 NumPy array to the kind of array to work on, such as
+            ``torch.from_numpy``.
 
         Raises
         ------

@@ -30,9 +30,9 @@ class Part:
     name:
         The layer; of a norm, without ``.weight``.
     alpha:
-        What the format will say; None where it says nothing (scale 1).
+        The alpha that the format will state; None where it says nothing (scale 1).
     rounding:
-        What rounding lost of a change that had to be written otherwise, relative to it; else 0.
+        The rounding error of a change that had to be written otherwise, relative to it; else 0.
     """
 
     name: ModuleName

@@ -87,7 +87,7 @@ def label(key: str) -> str:
 
 
 def sized() -> dict[str, tuple[Stored, bool]]:
-    """The families whose size can be told, each with its rule and whether it has ranks."""
+    """The families with sizes, each with its rule and whether it has ranks."""
     return {each.key: (each.stored, each.ranked) for each in families() if each.stored is not None}
 
 

@@ -19,7 +19,7 @@ class Tuner:
     peft_type:
         PEFT's name for it: ``LOHA``.
     read:
-        The settings of a configuration, checked; the text says where it lies. It raises FamilyError for an
+        The settings of a configuration, checked; the text says where it is. It raises FamilyError for an
         option that changes what the tuner is, and AdapterError for an impossible value.
     options:
         The options for the layers of one model, beside their ranks and alphas; None where folders of it are

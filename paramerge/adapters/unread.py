@@ -29,7 +29,7 @@ def refuse_unread(
     unmatched:
         Layers of the adapter that the base does not have.
     base:
-        What the adapter is for, in words, where there is a base.
+        The base of the adapter, in words, where there is one.
     guess:
         Why the base does not have the ``unmatched``.
 
