@@ -52,8 +52,8 @@ def compare_subspaces(Q1: Array, Q2: Array, *, rtol: float | None = None) -> Sub
     Q1, Q2:
         (d, r1) and (d, r2); each is orthonormalised again first, so that any basis of the span will do.
     rtol:
-        Which directions are shared: those that :func:`joint_basis` merges at this cut (angles of up to
-        about ``2 * rtol``). A cosine of at most ``rtol`` is a right angle.
+        The cut for shared directions: those that :func:`joint_basis` merges at it (angles of up to about ``2
+        * rtol``). A cosine of at most ``rtol`` is a right angle.
 
     Returns
     -------

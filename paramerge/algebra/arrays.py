@@ -154,7 +154,7 @@ def storage_tolerance(dtype: str, columns: int) -> float:
     dtype:
         ``"float16"``, ``"bfloat16"``, ``"float32"``, ``"float64"``, ``"float8_e4m3fn"`` or ``"float8_e5m2"``.
     columns:
-        How many columns the bases have together.
+        The number of columns of the bases together.
     """
     if dtype not in _STORED_ROUNDOFF:
         raise UsageError(

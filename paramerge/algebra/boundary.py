@@ -117,8 +117,8 @@ def rank_boundary(
     W:
         (d, ...), two or more axes. Needed for ``"energy"``, and where ``rank_W`` is not given.
     keep:
-        Which directions to keep; only matters where some must go. A span within the boundary comes back
-        with its basis as it was (for several: the joint basis, or that in order).
+        The choice of directions; only matters where some must go. A span within the boundary comes back with
+        its basis as it was (for several: the joint basis, or that in order).
     rank_W:
         The rank of ``W``, by default :func:`numerical_rank` of it (a whole SVD).
     rtol:

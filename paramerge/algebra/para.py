@@ -133,8 +133,8 @@ def numerical_rank(W: Array, *, rtol: float | None = None, reference: float | No
         and then rounded to half precision has its full rank again, from rounding: verify a bake by
         ``||Q^T W||``, not by a rank.
     reference:
-        What the cut is relative to, 0 or more, by default the largest singular value of ``W``. For the rank
-        of a reduced weight pass the spectral norm of the weight before, whose rounding it carries.
+        The norm that the cut is relative to, 0 or more, by default the largest singular value of ``W``. For
+        the rank of a reduced weight pass the spectral norm of the weight before, whose rounding it carries.
 
     Raises
     ------

@@ -91,10 +91,10 @@ def orthonormalise(B: Array, *, rtol: float | None = None, method: Method = "qr"
     B:
         (d, r), any real floating dtype; half precision is worked on, and returned, in float32.
     rtol:
-        What counts as dependent: for ``"qr"`` a singular value of the scaled columns at most ``rtol`` times
-        the largest, for ``"gram-schmidt"`` a rest of at most ``rtol`` of a unit column. By default the
-        rounding of the arithmetic, ``max(d, r, 16) * eps``, or that of half-precision storage if larger.
-        Pass :func:`storage_tolerance` for a ``B`` that was widened before.
+        The cut for dependent columns: for ``"qr"`` a singular value of the scaled columns at most ``rtol``
+        times the largest, for ``"gram-schmidt"`` a rest of at most ``rtol`` of a unit column. By default the
+        rounding of the arithmetic, ``max(d, r, 16) * eps``, or that of half-precision storage if larger. Pass
+        :func:`storage_tolerance` for a ``B`` that was widened before.
     method:
         ``"qr"`` (Householder; differentiable in torch while no column is dependent) or ``"gram-schmidt"``
         (each column projected out twice). For independent columns both give the same ``Q``, with the
