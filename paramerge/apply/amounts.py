@@ -1,4 +1,4 @@
-"""How much of an adapter is kept: a rank, a share of its energy, a rank boundary; one rule for all verbs."""
+"""The part of an adapter to keep: a rank, a share of its energy, a rank boundary: one rule for all verbs."""
 
 from __future__ import annotations
 

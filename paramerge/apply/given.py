@@ -1,7 +1,8 @@
 """Adapters and bases as a caller hands them over, the same in every verb.
 
 A list of adapters holds :class:`Para`, :class:`Lora` and :class:`Adapter`, or plain paths; text may have a
-strength behind it, as on the command line (``"b.safetensors@0.8"``). What was opened before will do as well.
+strength behind it, as on the command line (``"b.safetensors@0.8"``). Adapters and bases that are open already
+will do as well.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Adapter:
     strength:
         A PaRa's, 0 to 1, or the factor on any other family's change.
     blocks:
-        What multiplies the strength, by block of the UNet: ``{"IN04": 0.5, "OUT00": 0}``, or text as the
-        command line takes it (``"IN04=0.5,OUT00=0"``, or a vector of numbers).
+        Factors on the strength, by block of the UNet: ``{"IN04": 0.5, "OUT00": 0}``, or text as the command
+        line takes it (``"IN04=0.5,OUT00=0"``, or a vector of numbers).
 
     Raises
     ------

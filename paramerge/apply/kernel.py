@@ -231,7 +231,7 @@ class _Layer(LayerInTensor):
             begin = row - self._start
             before = block.clone() if self._idle else None
             block.addmm_(self._left[begin : begin + len(block)], self._right)
-            if before is not None:  # a sum with 0 made +0 of a -0 that stood there
+            if before is not None:  # a sum with 0 made +0 of a -0
                 idle = self._idle_rows[begin : begin + len(block), None] | self._idle_columns
                 torch.where(idle, before, block, out=block)
             if self._added is not None:

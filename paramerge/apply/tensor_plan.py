@@ -21,7 +21,7 @@ class TensorPlan:
     dtype: str
     edits: tuple[Edit, ...]
     values: Values | None = None
-    """What the edits act on where that is not the stored tensor: the values of merged checkpoints."""
+    """Values to edit in place of the stored tensor's: those of merged checkpoints."""
 
     @property
     def nbytes(self) -> int:

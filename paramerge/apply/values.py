@@ -1,4 +1,4 @@
-"""What a tensor of the output is made of where it is not the base's own: the contract between rooms.
+"""Values of an output's tensor other than the base's own: the contract between rooms.
 
 :mod:`paramerge.merge.checkpoints` computes such values from several checkpoints; the kernel applies the steps
 to them and rounds once, as it does with a weight that was read.
