@@ -54,7 +54,7 @@ def plan_bake(
     private:
         Leave the names of the inputs out of the recipe.
     variant:
-        Which weights of a diffusers folder, such as ``fp16``.
+        The variant of a diffusers folder's weights, such as ``fp16``.
 
     Raises
     ------

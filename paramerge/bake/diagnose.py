@@ -125,7 +125,7 @@ def _order_losses(edit: Edit) -> list[tuple[int, float, float]]:
 
 
 def _lost_of_change(delta: DeltaLink, paras: Sequence[ParaLink]) -> tuple[float, float]:
-    """As :func:`_lost_and_total`, for a change that is not of low rank."""
+    """The loss and the norm (:func:`_lost_and_total`) of a change that is not of low rank."""
     change = delta.rows(0, delta.addition.shape[0])
     return _lost_of(change, paras), float(torch.linalg.norm(change))
 

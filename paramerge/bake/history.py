@@ -101,7 +101,7 @@ def _cleaned(key: str, value: object) -> object:
 
 
 def _merge_without_names(merge: Mapping[str, object]) -> dict[str, object]:
-    """What was merged, without the models' names: methods and parameters are words and numbers."""
+    """The merge without the models' names: methods and parameters are words and numbers."""
     models = merge.get("models")
     return {
         "models": [

@@ -24,7 +24,7 @@ class MergedModels:
     counts:
         JSON-ready: how many tensors are merged, kept from the first, left out.
     title:
-        What was done, in a few words.
+        A description of the merge, in a few words.
     """
 
     models: tuple[Base, ...]

@@ -90,7 +90,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Made:
-    """What a merge makes of the base before any step: see :mod:`paramerge.merge.checkpoints`."""
+    """The base as a merge makes it, before any step: see :mod:`paramerge.merge.checkpoints`."""
 
     merged: MergedModels
     values: Mapping[tuple[str, str], Values]

@@ -27,10 +27,11 @@ from paramerge.resolve.blocks import BlockUse
 from paramerge.version import __version__
 
 RECIPE_VERSION = 1
-"""Of a bake into one model."""
+"""Version of the recipe of a bake into one model."""
 
 MERGE_RECIPE_VERSION = 2
-"""Of a bake into what several models were merged into: as version 1, and ``merge`` (docs/recipe.md)."""
+"""Version of the recipe of a bake into several merged models: as version 1, with ``merge`` (docs/recipe.md).
+"""
 
 _STALE = (
     "modelspec.hash_sha256",

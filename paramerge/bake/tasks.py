@@ -33,7 +33,7 @@ class Task:
 def held_bytes(read: int, written: int, converted: bool) -> int:
     """Bytes in a worker's memory for this much of the source and of the output.
 
-    What keeps its dtype is changed where it was read; a conversion has both.
+    A tensor that keeps its dtype is changed where it was read; a conversion has both.
     """
     return read + written if converted else max(read, written)
 
