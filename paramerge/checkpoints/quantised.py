@@ -95,7 +95,7 @@ def quantised_tensors(dtypes: Mapping[str, str], config: str | None = None) -> d
     dtypes:
         Every key of the files of one component, with its dtype by the header's name.
     config:
-        What a configuration beside them says that they are quantised by, or None.
+        The quantisation that a configuration beside them states, or None.
     """
     siblings = _siblings(dtypes)
     marks = [key for key in dtypes if key.rpartition(".")[2] in _MARKS]
