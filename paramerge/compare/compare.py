@@ -48,7 +48,7 @@ class PairComparison:
         ``para-para``, ``para-lora`` or ``lora-lora``; ``para-change`` or ``change-change`` where one is of
         another family.
     only_first, only_second:
-        How many layers one has and the other has not.
+        The number of layers that one has and the other has not.
     """
 
     first: int

@@ -101,7 +101,7 @@ class LoraPair:
     output_overlap, input_overlap:
         The mean squared cosine of the principal angles of the column and of the row spaces, 0 to 1.
     output_chance, input_chance:
-        What unrelated spaces of these ranks overlap on average.
+        The mean overlap of unrelated spaces of these ranks.
     output_angles, input_angles:
         The principal angles in degrees, ascending.
     """
