@@ -43,11 +43,11 @@ class ExtractionReport:
     Attributes
     ----------
     layers:
-        What became of those that were changed, without their tensors.
+        The outcome for those that were changed, without their tensors.
     unchanged:
         Layers that are the same in both checkpoints, or differ by no more than rounding.
     left_out:
-        What was changed and is not in the output, each with the reason.
+        Changes that are not in the output, each with the reason.
     """
 
     family: str

@@ -72,9 +72,9 @@ class Extracted:
     norm:
         ``||W' - W||``.
     error:
-        What the stored tensors miss of that, relative to it.
+        The part of that which the stored tensors miss, relative to it.
     excess:
-        How much smaller the error could be at most, for this rank or these factors, before rounding.
+        The most by which the error could be smaller, for this rank or these factors, before rounding.
     exact:
         PaRa: whether rounding the tuned weights explains the error.
     rounding:

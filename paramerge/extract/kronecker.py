@@ -23,7 +23,7 @@ class NearestKronecker:
     error:
         ``||D - A (x) B|| / ||D||``.
     excess:
-        How much larger that may be than the best, relative to ``||D||``.
+        The most by which that exceeds the best, relative to ``||D||``.
     """
 
     A: np.ndarray

@@ -35,7 +35,7 @@ class NearestPara:
     error:
         ``||W' - (W - Q Q^T W)|| / ||W' - W||``.
     rounding:
-        What rounding W' to its dtype alone can make of that number.
+        The part of that number that rounding W' to its dtype can make.
     strength:
         The s for which ``W - s P W`` is nearest, P the projector on the difference's output directions: 1 for
         a PaRa, or the strength that it was applied with.
