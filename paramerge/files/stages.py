@@ -29,7 +29,7 @@ STAGE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<state>partial|old)", re.D
 
 
 def stage_name(target: Path) -> str:
-    """The part of temporary names that stands for ``target``: its name, cut to leave room for the rest."""
+    """The part of temporary names made from ``target``: its name, cut to leave room for the rest."""
     if cut_name(target.name) == target.name:
         return target.name
     digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]

@@ -34,8 +34,8 @@ def new_file(
 ) -> Iterator[int]:
     """Give a file descriptor to write to; at the end of the block its content is at ``path``.
 
-    A symbolic link at ``path`` is followed, so the link stays and its target is replaced. The mode of a
-    file that stood there is kept; a new file gets the umask's. If the block raises, ``path`` is as it was.
+    A symbolic link at ``path`` is followed, so the link stays and its target is replaced. The mode of an
+    existing file is kept; a new file gets the umask's. If the block raises, ``path`` is as it was.
 
     Parameters
     ----------
