@@ -81,7 +81,7 @@ class Dialect:
     claims:
         Whether a key, or its stem alone, is spelled in this dialect; its layer need not be known.
     place:
-        What a stem names; None for what can be no module's name.
+        The layer that a stem names; None for a stem that can be no module's name.
     separator:
         The text between a stem and an ending.
     endings:
@@ -103,8 +103,8 @@ class Dialect:
         The format whose parts it has: families say for ``kohya``, ``diffusers``, ``peft``, ``para`` and
         ``deft`` which tensors hold a layer of theirs. Empty where ``convert`` does not write it.
     alpha:
-        Where a layer's alpha is written: in a tensor, in the configuration, or nowhere, so that it is
-        multiplied into the factors.
+        The place of a layer's alpha: in a tensor, in the configuration, or nowhere, so that it is multiplied
+        into the factors.
     metadata:
         The metadata of a file with these layers, for an architecture.
     aliases:

@@ -32,7 +32,7 @@ CHECKPOINT = "checkpoint"
 
 _OLD_LORA = re.compile(r"(?P<module>.*\.to_(?:q|k|v|out)_lora)\.(?P<side>up|down)\.weight")
 _MOTION = ".motion_modules."
-"""What stands in the keys of AnimateDiff's motion modules, wherever the block stands that they are in."""
+"""A part of the keys of AnimateDiff's motion modules, in any block."""
 
 _WHOLE_FILES: tuple[tuple[str, str], ...] = (
     (

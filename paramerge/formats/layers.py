@@ -6,7 +6,7 @@ comes out must then be a layer that such a model can have.
 
 A name that is none of Stable Diffusion's is kept as it is: the layer of another model, whose checkpoint will
 say whether it has it (:mod:`paramerge.resolve.naming`). In a file for a Stable Diffusion UNet it is no layer:
-:func:`strays`. What cannot be any module's path is None.
+:func:`strays`. A name that cannot be any module's path is None.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class SurveyedFile:
     """A file that may be an adapter, open, with its keys in families."""
 
     path: Path
-    """As it was given: the file, or its folder."""
+    """The path as given: the file, or its folder."""
     files: AdapterFiles
     whole: Header
     header: Header
@@ -156,7 +156,7 @@ def open_adapter(
 def read_adapter(
     surveyed: SurveyedFile, family: str | None = None, interpretation: Interpretation = BY_TRAINER
 ) -> Adapter:
-    """As :func:`open_adapter`, of a file that is open already."""
+    """Read the adapter (:func:`open_adapter`) in a file that is open already."""
     header, found, too_long = surveyed.header, surveyed.found, surveyed.too_long
     configured = surveyed.files.config if _is_peft(header, surveyed.path) else None
     config = None if configured is None else Source.open(configured)

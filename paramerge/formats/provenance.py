@@ -1,4 +1,4 @@
-"""The origin of an adapter: its architecture and its base, told by shapes, names and metadata."""
+"""The origin of an adapter: its architecture and its base, by shapes, names and metadata."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def boundaries() -> re.Pattern[str]:
 def _reading() -> tuple[Dialect, ...]:
     """The dialects in the order in which they are asked for a key: diffusers', which claims all, is last.
 
-    Of spellings that are told alike the first is asked alone.
+    Of spellings with the same keys the first is asked alone.
     """
     first: dict[Callable[[str], bool], Dialect] = {}
     for dialect in dialects():
