@@ -1,4 +1,4 @@
-"""What a single file says that its model predicts: marks among its keys, and its metadata."""
+"""The prediction that a single file states for its model: marks among its keys, and its metadata."""
 
 from __future__ import annotations
 
