@@ -272,7 +272,7 @@ def _foreign(header: Header, found: Survey, error: FamilyError) -> ForeignFacts:
 
 
 def _layer_of(module: str) -> ModuleName | None:
-    """The layer that a module of any family stands for, if its name is one that is known."""
+    """The layer of a module of any family, if its name is known."""
     place = place_of(module)
     return place.name if place else None
 
