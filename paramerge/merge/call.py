@@ -148,7 +148,7 @@ def plan_merge(
     allow_unmatched: bool = False,
     **parameters: object,
 ) -> Plan:
-    """What :func:`merge` would do to every tensor of checkpoints; ``plan.write(output)`` does it.
+    """Plan :func:`merge` for every tensor of checkpoints; ``plan.write(output)`` carries it out.
 
     The parameters are those of :func:`merge`.
 

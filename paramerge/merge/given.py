@@ -1,4 +1,4 @@
-"""What is handed to a merge: adapters or checkpoints, never both as inputs."""
+"""The inputs handed to a merge: adapters or checkpoints, never both as inputs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class Given:
-    """The inputs of a merge, told apart."""
+    """The inputs of a merge, by kind."""
 
     def __init__(self, inputs: Iterable[Adapter | Step | PathLike | OpenedAdapter | Base] | PathLike) -> None:
         self.all: Any = inputs
-        """As they were handed over, for a verb that refuses what is no list."""
+        """The inputs as they were handed over, for a verb that refuses anything but a list."""
         if isinstance(inputs, (str, os.PathLike)) and str(inputs).endswith(".toml"):
             inputs = [inputs]
         self.is_list = not isinstance(inputs, (str, os.PathLike, Adapter, Step)) and isinstance(
@@ -35,7 +35,7 @@ class Given:
 
     @property
     def adapters(self) -> Any:
-        """What :func:`paramerge.apply.given.open_given` takes."""
+        """The adapters for :func:`paramerge.apply.given.open_given`."""
         return self.inputs if self.is_list else self.all
 
 

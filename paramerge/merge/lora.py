@@ -41,7 +41,7 @@ class SummedLayer:
     Attributes
     ----------
     factors:
-        What is to be written, float64; None where nothing is left (the sum is zero).
+        The factors to write, float64; None where nothing is left (the sum is zero).
     ranks:
         The rank of each input; 0 where an input has no such layer.
     full_rank:
@@ -49,9 +49,9 @@ class SummedLayer:
     norm:
         ``||sum_i f_i B_i A_i||_F``.
     error:
-        What truncation lost, relative to ``norm``.
+        The error of truncation, relative to ``norm``.
     rounding:
-        What rounding to the output's dtype loses, relative to ``norm``.
+        The error of rounding to the output's dtype, relative to ``norm``.
     """
 
     name: ModuleName

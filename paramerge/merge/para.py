@@ -31,9 +31,9 @@ class JointLayer:
     joint_rank:
         ``dim(span(Q1) + ... + span(Qn))``, before any boundary.
     limit:
-        What ``gamma`` and ``rank`` allow; None without either.
+        The rank that ``gamma`` and ``rank`` allow; None without either.
     dependent:
-        How many stored columns were no directions of their own.
+        The number of stored columns that were no directions of their own.
     kept_energy:
         The share of ``||Qm^T W0||^2`` that the kept directions still remove; None where no base was read.
     """

@@ -1,4 +1,4 @@
-"""What a merge of checkpoints is warned of."""
+"""Warnings of a merge of checkpoints."""
 
 from __future__ import annotations
 

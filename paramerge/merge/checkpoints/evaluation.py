@@ -111,7 +111,7 @@ class _Reading:
 
 
 class _Merging:
-    """What a method makes of its ingredients."""
+    """A method's result of its ingredients, computed by blocks."""
 
     def __init__(
         self, merged: Merged, parts: list[_Reading | _Merging], scratch: _Scratch, shape: tuple[int, int]
@@ -154,7 +154,7 @@ class _Merging:
         return [part.block(start, stop) for part in self._parts]
 
     def _look(self) -> np.ndarray | ColumnSums | torch.Tensor:
-        """What the method has to know of the whole tensor."""
+        """The method's sums over the whole tensor, in one pass before the result."""
         if self._method.sees == "tensor":
             return self._whole()
         if self._method.sees == "columns":

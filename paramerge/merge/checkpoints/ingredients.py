@@ -1,4 +1,4 @@
-"""What a tensor of a merged checkpoint is made of: stored rows, and methods that merge them. Plain data."""
+"""The ingredients of a tensor of a merged checkpoint: stored rows, and the methods that merge. Plain data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Piece:
 
     @property
     def columns(self) -> int:
-        """How many columns its rows have."""
+        """Number of columns of its rows."""
         shape = self.tensor.shape
         if self.transposed:
             return shape[0]
@@ -46,7 +46,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Merged:
-    """What a method makes of several tensors; the same object may be an ingredient of several others."""
+    """A method's result of several tensors; the same object may be an ingredient of several others."""
 
     name: str
     """The output's tensor by the name of its layers: what random choices go by."""
@@ -77,7 +77,7 @@ class MergedValues:
         return _held(self.made_of) * self.shape[0] * self.shape[1]
 
     def open(self, blocks: Blocks, compute: torch.dtype) -> OpenValues:
-        """As :meth:`paramerge.apply.values.Values.open`."""
+        """Open for reading (:meth:`paramerge.apply.values.Values.open`)."""
         from paramerge.merge.checkpoints.evaluation import Evaluation
 
         return Evaluation(self, blocks, compute)
@@ -93,7 +93,7 @@ def stored_tensors(ingredient: Ingredient) -> Iterator[StoredTensor]:
 
 
 def _held(ingredient: Ingredient) -> int:
-    """How many whole tensors are held at once."""
+    """Number of whole tensors that are held at once."""
     if isinstance(ingredient, Rows):
         return 0
     below = sum(_held(part) for part in ingredient.ingredients)

@@ -1,8 +1,8 @@
-"""Where each tensor of one model is in another: under the same key, or by the names of its layers.
+"""The tensors of one model matched with another's: under the same key, or by the names of its layers.
 
-Layouts differ in keys, in what they stack, in what they store transposed, and in shapes that mean the same
-(a matrix and a convolution of one pixel). What adapters reach is named by :mod:`paramerge.checkpoints`, and
-the VAE by the names of single files.
+Layouts differ in keys, in what they stack, in what they store transposed, and in shapes that mean the same (a
+matrix and a convolution of one pixel). The layers that adapters reach are named by
+:mod:`paramerge.checkpoints`, and the VAE by the names of single files.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Model:
         return None
 
     def _other_names(self, module: ModuleName) -> Iterator[tuple[ModuleName, bool]]:
-        """What a layer with its halves the other way round is called in the other naming."""
+        """The name in the other naming of a layer with its halves the other way round."""
         path, kind = split_kind(module.path)
         if self._key_map is None:
             return

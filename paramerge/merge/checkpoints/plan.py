@@ -144,7 +144,7 @@ class _Planning:
         return MergedValues(made, shape)
 
     def _result(self, place: Place, name: ModuleName, own: Rows) -> Ingredient | None:
-        """What the last step makes of the tensor; None where a model lacks it."""
+        """The last step's result for the tensor; None where a model lacks it."""
         found: dict[int, Ingredient | None] = {0: own}
         for number, step in enumerate(self.graph.steps, len(self.models)):
             parameters = step.method.at(step.parameters, self._factors(step, name))
@@ -234,7 +234,7 @@ class _Planning:
         )
 
     def _unused(self) -> Iterator[str]:
-        """Patterns and blocks that nothing lies in are refused; tensors that only others have are said."""
+        """Patterns and blocks without any tensor are refused; tensors that only others have are said."""
         if self.options.only and not any(
             is_selected(self.first.name_of(place), self.options.only) for place in self.first.places()
         ):

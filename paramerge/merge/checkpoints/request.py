@@ -1,4 +1,4 @@
-"""What the user asks for, as names and paths: opened and checked it is a graph of merges, and a plan."""
+"""A user's request, as names and paths: opened and checked it is a graph of merges, and a plan."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _KINDS: Mapping[str, type[Adapter]] = {"para": Para, "lora": Lora, "adapter": Ad
 
 @dataclass(frozen=True)
 class TomlRecipe:
-    """What a TOML file asks for."""
+    """The request in a TOML file."""
 
     request: MergeRequest
     adapters: tuple[Adapter, ...]

@@ -1,4 +1,4 @@
-"""What one model has learned, added to another."""
+"""One model's learning, added to another."""
 
 from __future__ import annotations
 

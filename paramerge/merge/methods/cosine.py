@@ -1,4 +1,4 @@
-"""What cosine A and B have in common: the second model where the first is unlike it."""
+"""The common part of cosine A and B: the second model where the first is unlike it."""
 
 from __future__ import annotations
 

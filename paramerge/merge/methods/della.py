@@ -38,7 +38,7 @@ def della(
     """DELLA: as DARE, with chances from ``density - epsilon / 2`` to ``density + epsilon / 2`` by magnitude.
 
     Each row's differences are ranked by magnitude (a vector is one row), and the chance rises evenly with the
-    rank. What stays is divided by its own chance.
+    rank. A number that stays is divided by its own chance.
     """
     import torch
 

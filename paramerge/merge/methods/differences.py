@@ -1,4 +1,4 @@
-"""What methods on differences to a first model have in common: which are kept, and how they are added up."""
+"""The common part of methods on differences to a first model: the choice of differences, and their sum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a merge method is: a function of the models' tensors, and how much of a tensor it has to see.
+"""A merge method: a function of the models' tensors, and the part of a tensor it has to see.
 
 The function is handed the tensors first and its parameters by keyword; these and their ranges stand in its
 signature. How it sees a tensor is one of
@@ -75,15 +75,15 @@ class Method:
     Attributes
     ----------
     name:
-        What it is called: ``weighted-sum``.
+        Its name: ``weighted-sum``.
     function:
         See the module's text.
     sees:
-        How much of a tensor it has to see.
+        The part of a tensor that it has to see.
     models:
-        How many models it takes: at least, and at most (None: any number).
+        The number of models it takes: at least, and at most (None: any number).
     source:
-        Where its formula is from.
+        The source of its formula.
     same_as:
         Of its parameters: the model that the result is, whatever the others are; None where there is none.
     one_sided:
@@ -121,7 +121,7 @@ class Method:
 
     @property
     def weighted(self) -> Weights | None:
-        """What its weights are, if it has any."""
+        """Its weights, if it has any."""
         return next((p.kind for p in self.parameters if isinstance(p.kind, Weights)), None)
 
     def check_count(self, count: int, where: object = None) -> None:

@@ -1,4 +1,4 @@
-"""Of a difference only what another difference does not have."""
+"""The part of a difference that another difference does not have."""
 
 from __future__ import annotations
 
