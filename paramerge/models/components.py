@@ -36,7 +36,7 @@ class Located:
     Attributes
     ----------
     rows:
-        How many rows each of several parts has.
+        The number of rows of each of several parts.
     own:
         A name of its own by which adapters reach the whole tensor, where ``parts`` do not name just that.
     """
@@ -124,7 +124,7 @@ def _locate_model(keys: Collection[str], known: ArchitectureRecord) -> dict[str,
 
 
 def _bundled_encoders(keys: Collection[str]) -> tuple[EncoderPrefix, ...]:
-    """What ComfyUI saves beside a transformer."""
+    """The encoders that ComfyUI saves beside a transformer."""
     two_clips = any(key.startswith(_CLIP_G.prefix) for key in keys)
     t5 = EncoderPrefix(_T5, "text_encoder_3" if two_clips else "text_encoder_2", own=True)
     return _CLIP_L, _CLIP_G, t5

@@ -31,7 +31,7 @@ def stable_diffusion(
     vectors:
         The lengths of its vectors of block weights.
     projected:
-        Whether its text is projected before cross attention reads it; None if that tells nothing.
+        Whether its text is projected before cross attention reads it; None if that does not matter.
     facts:
         Other fields of the record.
     """

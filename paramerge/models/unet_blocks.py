@@ -1,7 +1,7 @@
 """The blocks of a UNet as user interfaces number them: ``IN00`` ..., ``MID``, ``OUT00`` ..., ``BASE``.
 
-They are LDM's; ``BASE`` is for the text encoders and all that lies in no block (time embedding, output).
-Vectors are those of the LoRA Block Weight extension, in its order.
+They are LDM's; ``BASE`` is for the text encoders and all layers in no block (time embedding, output). Vectors
+are those of the LoRA Block Weight extension, in its order.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def _infer_from_ldm(keys: list[str]) -> UNetStructure:
 
 
 def _content(rest: str) -> str:
-    """The content of a key's LDM block: the numbered parts are told apart by their layers."""
+    """The content of a key's LDM block: the numbered parts differ by their layers."""
     position, _, layer = rest.partition(".")
     if layer.startswith(("op.", "conv.")):
         return "resampler"

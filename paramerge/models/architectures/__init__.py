@@ -1,6 +1,6 @@
 """The architectures that paramerge knows, a file each, in the order in which they are tried.
 
-What is narrower comes first: FLUX.2 and Chroma have keys of FLUX.1 besides their own, and the last are vague.
+Narrower ones come first: FLUX.2 and Chroma have keys of FLUX.1 besides their own, and the last are vague.
 """
 
 from __future__ import annotations
