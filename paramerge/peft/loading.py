@@ -51,7 +51,7 @@ def load_para(
     trainable:
         Whether training goes on with it.
     component:
-        Which part of a pipeline a bare model is, where its class leaves that open.
+        The part of a pipeline that a bare model is, where its class leaves that open.
 
     Returns
     -------

@@ -47,7 +47,7 @@ def save_para(
     base_sha256, metadata:
         As :func:`~paramerge.formats.write_para`.
     component:
-        Which part of a pipeline a bare model is, where its class leaves that open.
+        The part of a pipeline that a bare model is, where its class leaves that open.
 
     Raises
     ------
