@@ -1,8 +1,8 @@
 """Block weights: an adapter's strength by block of the model, as user interfaces number blocks.
 
-A weight multiplies the step's strength. Which blocks there are, and which of them a vector names, is said by
-the architecture's record: in SD1.5 ``IN00`` to ``IN11``, ``MID``, ``OUT00`` to ``OUT11`` and ``BASE``, and
-vectors of 17 or 26 numbers.
+A weight multiplies the step's strength. The architecture's record has the blocks, and those that a vector
+names: in SD1.5 ``IN00`` to ``IN11``, ``MID``, ``OUT00`` to ``OUT11`` and ``BASE``, and vectors of 17 or 26
+numbers.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def check_architectures(adapters: Sequence[Adapter]) -> None:
 
 
 def common_architecture(adapters: Iterable[Adapter]) -> str | None:
-    """The architecture of adapters that passed :func:`check_architectures`; None if none tells."""
+    """The architecture of adapters that passed :func:`check_architectures`; None if none states it."""
     return next((adapter.architecture for adapter in adapters if adapter.architecture is not None), None)
 
 
