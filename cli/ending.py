@@ -84,8 +84,8 @@ def stopping_signal(error: BaseException | None) -> int:
 def guarded_streams() -> Iterator[None]:
     """Guard all output until the end of the block, and Python's own end from failing on it.
 
-    What cannot be printed raises an error that says so. Notes and warnings on stderr that cannot be written
-    (a full disk, a closed pipe) are lost, and the work goes on.
+    Output that cannot be printed raises an error. Notes and warnings on stderr that cannot be written (a full
+    disk, a closed pipe) are lost, and the work goes on.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _guarded(sys.stdout, _refuse), _guarded(sys.stderr, lambda _: None)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "vae")
-"""What may be taken from another file as it is."""
+"""Components that may be taken from another file as they are."""
 
 _OF_CHECKPOINTS = ("blocks", "only", "prune", "variant")
 
