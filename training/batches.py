@@ -1,4 +1,4 @@
-"""What the slots of a step hold: pictures, noise, timesteps and texts.
+"""The slots of a step: pictures, noise, timesteps and texts.
 
 A slot is one place in a step's whole batch, counted over all processes; what it holds depends on the seed,
 the step and the slot alone.
@@ -21,14 +21,14 @@ __all__ = ["Batch", "caption_of", "known_texts", "make_batch"]
 
 @dataclass(frozen=True)
 class Batch:
-    """What the slots of one forward pass hold; the class's slots come after the subject's."""
+    """The slots of one forward pass; the class's come after the subject's."""
 
     latents: Tensor
     """(n, c, h, w), scaled as the UNet has them."""
     noise: Tensor
     timesteps: Tensor
     texts: tuple[str, ...]
-    """What each slot's picture shows."""
+    """The texts of the slots' pictures."""
     time_ids: Tensor
     prior: Tensor
     """(n,) bool: which slots are the class's."""
@@ -72,7 +72,7 @@ def known_texts(examples: Examples, config: TrainConfig) -> list[str]:
 
 
 def caption_of(caption: str | None, kind: int, config: TrainConfig, chance: torch.Generator) -> str:
-    """What a slot is told: the caption or the prompt; its tags in another order, or nothing, by chance."""
+    """The text of a slot: the caption or the prompt; its tags in another order, or nothing, by chance."""
     if kind == 1:
         return config.class_prompt
     text = config.instance_prompt if caption is None else caption

@@ -39,7 +39,7 @@ class CheckpointFile:
     Attributes
     ----------
     facts:
-        What the training noted beside the tensors.
+        The training's notes beside the tensors.
     """
 
     header: Header

@@ -21,7 +21,7 @@ def draw_missing_class_pictures(pipeline: Any, config: TrainConfig, folder: Path
     Raises
     ------
     OutputError
-        The folder is that of the subject's pictures or of the model, or lies in one of them.
+        The folder is that of the subject's pictures or of the model, or inside one of them.
     """
     import numpy as np
     from PIL import Image

@@ -33,7 +33,7 @@ METHODS = {
 """The methods and the learning rate of each where none is given."""
 
 PREDICTIONS = ("epsilon", "v_prediction")
-"""What a model can say of a noisy picture: its noise, or the velocity between the two."""
+"""Kinds of a model's prediction from a noisy picture: its noise, or the velocity between the two."""
 
 _WATCHING = ("validation_prompts", "validation_every", "validation_steps", "validation_guidance")
 _KEEPING = ("output", "save_every", "checkpoints_limit", "tracker", "validation_seeds")

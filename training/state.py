@@ -1,7 +1,7 @@
 """A training's checkpoint: all that it takes to go on as if it had not stopped, in one safetensors file.
 
-What is drawn depends on the seed and the step alone (:mod:`paramerge.training.chance`), so parameters, the
-optimiser's moments, the average and the number of steps are all there is.
+The draws depend on the seed and the step alone (:mod:`paramerge.training.chance`), so parameters, the
+optimiser's moments, the average and the number of steps are the whole state.
 """
 
 from __future__ import annotations

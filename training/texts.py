@@ -1,4 +1,4 @@
-"""What the texts say to the model: embeddings, kept once made where the encoders are frozen."""
+"""The embeddings of texts, kept once made where the encoders are frozen."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class TextEncoding:
     trained:
         Whether the encoders are trained: then only the texts of a batch are encoded, with gradient.
     chunks:
-        How many times the encoder's length a text may have; each part is encoded alone, and all are put
-        behind each other, short texts filled up by empty parts.
+        The most encoder lengths that a text may have; each part is encoded alone, and all are put behind each
+        other, short texts filled up by empty parts.
     """
 
     pipeline: Any

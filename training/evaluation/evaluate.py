@@ -38,8 +38,8 @@ class Drawn:
     Attributes
     ----------
     texts:
-        What the text score reads, one for each prompt, or none: then the prompts themselves. A word that the
-        adapter taught means nothing to CLIP, so the class's word belongs there instead.
+        The texts of the text score, one for each prompt, or none: then the prompts themselves. A word that
+        the adapter taught means nothing to CLIP, so the class's word belongs there instead.
     count, runs:
         Pictures of a prompt and run, and runs; run ``i`` has the seeds from ``seed + i * count``.
     """
@@ -150,7 +150,7 @@ def evaluate_folders(
     Parameters
     ----------
     texts:
-        What the text score reads: one for all folders, or one for each, or none.
+        The texts of the text score: one for all folders, or one for each, or none.
 
     Raises
     ------

@@ -22,13 +22,13 @@ class PictureSet:
     Attributes
     ----------
     label:
-        What the row of a table is called; the runs of a label are summed up together.
+        The name of the row of a table; the runs of a label are summed up together.
     run:
-        Which run, from 0: runs differ by their seeds alone.
+        The run, from 0: runs differ by their seeds alone.
     pictures:
         The files, in the order of their seeds; all of one size.
     text:
-        What the text score compares the pictures with; empty for none.
+        The text that the text score compares the pictures with; empty for none.
     references:
         The subject's own pictures, for the image scores; empty for none.
     """

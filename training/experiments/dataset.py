@@ -96,7 +96,7 @@ class Dataset:
     Attributes
     ----------
     origin:
-        Where the prompts come from, for tables.
+        The source of the prompts, for tables.
     """
 
     folder: Path

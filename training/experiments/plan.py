@@ -62,7 +62,7 @@ class Budget:
     rate_factors:
         Factors on these where rates are compared.
     notes:
-        What the numbers rest on, for the plan and the results.
+        The assumptions behind the numbers, for the plan and the results.
     seconds:
         How long a training step and a sampled picture take, and where that is from; for estimates alone.
     """
@@ -181,7 +181,7 @@ class Cell:
     row, column:
         Rows are compared with each other, on each of the columns.
     text:
-        What the text score reads.
+        The text of the text score.
     count:
         Pictures in a run.
     tuning:

@@ -1,8 +1,8 @@
 """Learning rates: each method at several, on the subjects for tuning, which no verdict uses.
 
-The paper does not say its rates. Those of a budget are compared here with some around them; the measure is
-the mean of the image and the text score, as a rate that is too low leaves the first low and one that is too
-high spoils both.
+The paper does not say its rates. The rates of a budget are compared here with some around them; the measure
+is the mean of the image and the text score, as a rate that is too low leaves the first low and one that is
+too high spoils both.
 """
 
 from __future__ import annotations

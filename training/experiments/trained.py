@@ -47,7 +47,7 @@ class Kept:
     paths:
         Its files or folders.
     seconds:
-        What training it took in all, with loading the model at each of its stops.
+        The time of its training in all, with loading the model at each of its stops.
     parameters, bytes:
         Of the files' tensors (without LoRA's alphas), and of the files. DreamBooth's are the UNet's.
     """

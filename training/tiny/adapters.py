@@ -47,7 +47,7 @@ class Shown:
     Attributes
     ----------
     copies:
-        How many there are, each moved about a little.
+        The number of copies, each moved about a little.
     """
 
     subject: str

@@ -71,10 +71,10 @@ def run(
     minutes:
         Stop each part when its share of these is over, however many steps it has made.
     parts:
-        What to train; the others are taken from their checkpoints (or the start) as they are. When the
+        The parts to train; the others are taken from their checkpoints (or the start) as they are. When the
         autoencoder has changed, the text-to-image part's training on its latents is out of date.
     packages:
-        Where the archives of the pictures are kept; by default ``out/packages``.
+        The folder of the pictures' archives; by default ``out/packages``.
 
     Raises
     ------

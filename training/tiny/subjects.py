@@ -46,7 +46,7 @@ class Subject:
         return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
 
 
-# name, or name:code where the data calls it otherwise; * marks plurals, _ stands for a space
+# name, or name:code where the data has another name; * marks plurals, _ is a space
 _TABLE = """
 dog cat pizza apple heart house car tree:evergreen_tree sun:sun_with_face flower:sunflower
 fish:tropical_fish penguin strawberry banana rocket guitar frog star hamburger pumpkin:jack_o_lantern pig
