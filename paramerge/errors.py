@@ -65,9 +65,9 @@ class ParamergeError(Exception):
     where:
         The file, tensor, layer or argument it is about.
     expected, found:
-        What should have been there and what was.
+        The expected and the actual value.
     hint:
-        What the user can do next.
+        The user's next step.
     """
 
     exit_code = 1

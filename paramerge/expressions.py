@@ -32,7 +32,7 @@ def compiled(expression: str) -> Any:
 
 
 def occurring(expressions: Iterable[str], names: Iterable[str]) -> frozenset[str]:
-    """Those of ``expressions`` that occur in one of ``names``; ``^`` is the beginning of a name."""
+    """The ``expressions`` that occur in one of ``names``; ``^`` is the beginning of a name."""
     every = tuple(expressions)
     together, rest = _together(every), iter(names)
     found: set[str] = set()

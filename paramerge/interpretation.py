@@ -23,8 +23,7 @@ class Interpretation:
     Attributes
     ----------
     lokr_scale:
-        What a LoKr layer with two whole factors is multiplied by. LyCORIS takes 1 for every alpha, PEFT alpha
-        / r.
+        The factor on a LoKr layer with two whole factors. LyCORIS takes 1 for every alpha, PEFT alpha / r.
     krona:
         The order of a DiffuseKronA's rows: ``code``, as the published code computes, or ``paper``, the plain
         ``A (x) B``.

@@ -39,7 +39,7 @@ class Registry(Generic[Record]):
     record:
         The class of the entries.
     word:
-        What one is called, for errors: ``family``.
+        The word for one, for errors: ``family``.
     group:
         The entry points of packages that add entries: each names one, or a tuple of several.
     built_in:
@@ -47,7 +47,7 @@ class Registry(Generic[Record]):
     names:
         The names of an entry, its own first; no other entry may have one of them.
     check:
-        What refuses an entry that cannot be beside those known, given the entry, who adds it, and those.
+        The function that refuses an entry beside the known ones, given the entry, who adds it, and these.
     added_first:
         Whether those that were added are listed before those that come along.
     """

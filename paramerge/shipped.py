@@ -28,9 +28,9 @@ class ShippedAdapter:
     Attributes
     ----------
     word:
-        What prompts call the thing it taught; None where it acts on every prompt.
+        The word of prompts for the thing it taught; None where it acts on every prompt.
     shows:
-        What that is, for people.
+        The thing itself, for people.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Faults of the system (``OSError``, ``MemoryError`` and their kin) as errors of paramerge.
 
-Inputs are opened and read inside :func:`reading`, which names the file and the meaning. What is still bare at
-the top of a program becomes a :class:`ParamergeError` by :func:`as_paramerge_error`.
+Inputs are opened and read inside :func:`reading`, which names the file and the meaning. An error that is
+still bare at the top of a program becomes a :class:`ParamergeError` by :func:`as_paramerge_error`.
 """
 
 from __future__ import annotations
