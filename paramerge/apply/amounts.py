@@ -1,4 +1,4 @@
-"""The part of an adapter to keep: a rank, a share of its energy, a rank boundary: one rule for all verbs."""
+"""The part of an adapter to keep: a rank, a share of its energy, a rank boundary; one rule for every verb."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ class _Merging:
         return [part.block(start, stop) for part in self._parts]
 
     def _look(self) -> np.ndarray | ColumnSums | torch.Tensor:
-        """The method's sums over the whole tensor, in one pass before the result."""
+        """The whole tensor, or the sums over it, that the method needs before its result."""
         if self._method.sees == "tensor":
             return self._whole()
         if self._method.sees == "columns":
