@@ -181,7 +181,7 @@ class WholeLayer(LayerInTensor):
         self._held = result.T if target.transposed else result
 
     def changes(self, start: int, stop: int) -> bool:
-        """Whether it changes rows ``start`` to ``stop``, which lie wholly inside or outside of it."""
+        """Whether it changes rows ``start`` to ``stop``, which are wholly inside or outside of it."""
         return self._held is not None and self._start <= start and stop <= self._stop
 
     def add_to(self, block: torch.Tensor, row: int) -> None:

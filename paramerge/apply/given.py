@@ -43,7 +43,7 @@ class Adapter:
     Raises
     ------
     UsageError
-        A strength or a block that there cannot be.
+        A strength or a block out of range.
     """
 
     path: PathLike | OpenedAdapter
@@ -145,7 +145,7 @@ def refuse_other_family(adapter: OpenedAdapter, kind: Kind) -> None:
 
 
 def unscaled(opened: Iterable[tuple[Step, OpenedAdapter]], verb: str) -> list[OpenedAdapter]:
-    """The adapters of a verb that takes them as they are: a strength would say nothing.
+    """The adapters of a verb that takes no strengths.
 
     Raises
     ------

@@ -223,7 +223,7 @@ class _Layer(LayerInTensor):
             self._idle = bool(self._idle_rows.any() or self._idle_columns.any())
 
     def changes(self, start: int, stop: int) -> bool:
-        """Whether it changes rows ``start`` to ``stop``, which lie wholly inside or outside of it."""
+        """Whether it changes rows ``start`` to ``stop``, which are wholly inside or outside of it."""
         return self._left is not None and self._start <= start and stop <= self._stop
 
     def add_to(self, block: torch.Tensor, row: int) -> None:

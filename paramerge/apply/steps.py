@@ -57,7 +57,7 @@ class BakeOptions:
     Attributes
     ----------
     merge:
-        How neighbouring PaRas are combined: ``joint`` (projector onto the sum of their spans,
+        The way in which neighbouring PaRas are combined: ``joint`` (projector onto the sum of their spans,
         order-free) or ``sequential`` (paper's equation 7, one after the other).
     gamma:
         The rank boundary of the paper's equation 8, in (0, 1], or None.
