@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all; from several threads, but never from two at once."""
 
 _UNKNOWN_HASH = "0" * 64
-"""Stands in the header for a hash that is computed during the pass: same length, so no byte moves."""
+"""A placeholder in the header for a hash that is computed during the pass: same length, so no byte moves."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,11 @@ def bake(
 
     Parameters
     ----------
+    overwrite:
+        Whether a file at ``output`` may be replaced, or a folder that paramerge wrote.
     base_sha256:
         SHA-256 (hex) of the base that is meant, where it was looked for by hash: one of its files must have
         one of these. None given, any base will do.
-
-    Parameters
-    ----------
-    overwrite:
-        Whether a file at ``output`` may be replaced, or a folder that paramerge wrote.
 
     Raises
     ------

@@ -42,7 +42,8 @@ def plan_bake(
         :class:`~paramerge.Para`, :class:`~paramerge.Lora`, :class:`~paramerge.Adapter`, or paths, in the
         order in which they are applied.
     merge:
-        How neighbouring PaRas are combined: ``joint`` (onto the sum of their spans) or ``sequential``.
+        The way in which neighbouring PaRas are combined: ``joint`` (onto the sum of their spans) or
+        ``sequential``.
     gamma:
         The rank boundary of the paper's equation 8, in (0, 1].
     only:
@@ -59,7 +60,7 @@ def plan_bake(
     Raises
     ------
     UsageError
-        Options that cannot be, or no adapter at all.
+        Impossible options, or no adapter at all.
     ArchitectureError, UnmatchedError, ShapeError, FamilyError
         An adapter does not belong to this base, or not all of it does.
     CheckpointError, FileFormatError

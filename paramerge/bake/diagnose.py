@@ -27,7 +27,7 @@ from paramerge.bake.plan import Plan
 class OrderLoss:
     """The loss of the LoRA of step ``lora`` to PaRas that come after it: ``||Q^T B A|| / ||B A||`` (T6).
 
-    The same for another additive family; of one that depends on the weight nothing can be said without it.
+    The same for another additive family; for one that depends on the weight there is none without it.
 
     ``layers`` holds the share of each layer, 0 to 1; ``overall`` that of all layers together, weighted as
     Frobenius norms add up. With a rank boundary it is the most that can be lost.
@@ -59,7 +59,7 @@ class SequenceDistance:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The findings; empty and None where the plan has no such question."""
+    """The findings; empty and None where the plan has no such steps."""
 
     order: tuple[OrderLoss, ...] = ()
     sequence: SequenceDistance | None = None
@@ -78,7 +78,7 @@ def needs_diagnosis(plan: Plan) -> bool:
 
 
 def diagnose(plan: Plan, progress: Callable[[int, int], None] | None = None) -> Diagnosis:
-    """Read the adapters that the questions concern, and answer them. No weight of the base is read."""
+    """Read the adapters that the findings concern, and work these out. No weight of the base is read."""
     if not needs_diagnosis(plan):
         return Diagnosis()
     losses: dict[int, dict[str, tuple[float, float]]] = {}

@@ -12,7 +12,7 @@ from paramerge.files.source import Source
 
 
 class TensorStream:
-    """A worker's buffers and its hands on the source and the output. Not shared between threads.
+    """A worker's buffers, with the source and the output. Not shared between threads.
 
     Memory does not grow with the tensors: a weight larger than the buffer is read twice when a step depends
     on it, once to look at and once to write.
