@@ -90,7 +90,7 @@ def extract(
     Raises
     ------
     UsageError
-        Options that the family has not, or none where it needs one; no difference at all.
+        Options that the family does not have, or none where it needs one; no difference at all.
     ArchitectureError, UnmatchedError, ShapeError
         The checkpoints are not of one kind.
     FamilyError

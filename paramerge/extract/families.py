@@ -36,7 +36,7 @@ class ExtractOptions:
     gamma:
         PaRa: the rank boundary of the paper's equation 8.
     factor:
-        LoKr: how sides are divided, as LyCORIS' ``factor``.
+        LoKr: the division of sides, as LyCORIS' ``factor``.
     kronecker:
         DiffuseKronA: (a1, a2).
     only:

@@ -1,4 +1,4 @@
-"""Was a projector applied? The basis Q with ``W' = W - Q Q^T W``, and how close that comes.
+"""The projector that was applied, if any: the basis Q with ``W' = W - Q Q^T W``, and its error.
 
 For a given Q the squared distance is ``||W' - W + Q Q^T W||^2 = ||D||^2 + tr(Q^T (W' W'^T - D D^T) Q)`` with
 ``D = W' - W``. So the nearest PaRa has the eigenvectors of ``D D^T - W' W'^T`` with the largest eigenvalues,
