@@ -1,4 +1,4 @@
-"""Metadata without names: what ``private`` leaves of them, in every verb."""
+"""Metadata without names, for ``private`` in every verb."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _PUBLIC_VALUE = re.compile(r"[A-Za-z0-9_.,/+-]{0,64}")
 
 
 def public_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The entries that say what a model is, and not whose: none in which names or paths could stand."""
+    """The entries that describe a model and cannot have names or paths in them."""
     return {
         key: value for key, value in metadata.items() if key in _PUBLIC and _PUBLIC_VALUE.fullmatch(value)
     }
 
 
 def without_names(recipe: Any) -> Any:
-    """A recipe of our own making without the names of files in it, at whatever depth."""
+    """A recipe of paramerge without the names of files in it, at any depth."""
     if isinstance(recipe, dict):
         return {key: without_names(value) for key, value in recipe.items() if key != "name"}
     if isinstance(recipe, list):
