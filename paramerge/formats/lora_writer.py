@@ -66,7 +66,7 @@ def write_lora(
         ``F16``, ``BF16`` or ``F32``: each element is rounded once to it. An alpha that it cannot hold is
         stored as F32.
     metadata:
-        More metadata; they win over those that are written here.
+        More metadata; they replace those that are written here.
     overwrite:
         Whether a file at ``path`` may be replaced.
 

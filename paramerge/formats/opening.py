@@ -59,7 +59,7 @@ def find_files(path: str | os.PathLike[str]) -> AdapterFiles:
     Raises
     ------
     FileFormatError
-        There is no such file, or the folder is none of theirs.
+        There is no such file, or the folder is neither PEFT's nor diffusers'.
     """
     path = Path(path)
     with reading(path):
