@@ -66,16 +66,17 @@ def merge(
     output:
         The file to write, or a folder where the first checkpoint is one.
     method, parameters:
-        Checkpoints: a name of docs/merge.md, ``weighted-sum`` by default, and what it takes: ``weights``,
+        Checkpoints: a name of docs/merge.md, ``weighted-sum`` by default, and its parameters: ``weights``,
         ``strength``, ``density``, ``seed`` ...
     blocks:
         Checkpoints: weights by block for the last model, or for the strength of the method.
     adapters:
-        Checkpoints: adapters that are baked into what was merged, with one rounding in all.
+        Checkpoints: adapters that are baked into the result, with one rounding in all.
     components:
         Checkpoints: files from which whole components are taken: ``{"vae": "v.safetensors"}``.
     only, variant:
-        Checkpoints: as for :func:`paramerge.bake`; what ``only`` does not choose stays as in the first.
+        Checkpoints: as for :func:`paramerge.bake`; tensors that ``only`` does not choose stay as in the
+        first.
     prune:
         Checkpoints: leave out EMA weights and a trainer's state.
     base:
@@ -184,7 +185,7 @@ def plan_merge(
 
 
 def refuse_options_of_adapters(**options: object) -> None:
-    """Refuse what says nothing of checkpoints.
+    """Refuse options that do not apply to checkpoints.
 
     Raises
     ------
@@ -200,7 +201,7 @@ def _with_options(
     prune: bool,
     variant: str | None,
 ) -> MergeRequest:
-    """The recipe's request, and what was said beside it."""
+    """The recipe's request, with the options given beside it."""
     usual, own = BakeOptions(), recipe.request.options
     said = {
         name: value

@@ -40,7 +40,7 @@ class Given:
 
 
 def gives_checkpoint(given: Given, *, asked: bool) -> bool:
-    """Whether checkpoints are merged: a recipe, inputs that are some, or what only they can have (``asked``).
+    """Whether checkpoints are merged: by a recipe, by the inputs, or by options of theirs (``asked``).
 
     Raises
     ------
@@ -67,7 +67,7 @@ def gives_checkpoint(given: Given, *, asked: bool) -> bool:
 
 
 def _is_checkpoint(given: object) -> bool:
-    """Whether it is a checkpoint, by its header; what cannot be read is for its verb to refuse."""
+    """Whether it is a checkpoint, by its header; a file that cannot be read is for its verb to refuse."""
     if isinstance(given, Base):
         return True
     if not isinstance(given, (str, os.PathLike)):

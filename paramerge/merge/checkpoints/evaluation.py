@@ -1,7 +1,7 @@
 """The values of a merged tensor: methods over blocks of rows, read from each model when they are needed.
 
-A method that has to know sums over the whole tensor first is given a pass of its own over all blocks; one
-that must see the whole tensor has it made once, and gives rows of it after that.
+A method that needs sums over the whole tensor first has a pass of its own over all blocks; one that must see
+the whole tensor has it made once, and gives rows of it after that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A merge of checkpoints as a graph: steps that merge models and each other's results.
 
 Models and steps are numbered together, models first: with three models, 3 is the result of the first step.
-The result of the last step is what is written.
+The result of the last step is the output.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from paramerge.resolve.blocks import BlockWeights
 
 @dataclass(frozen=True)
 class MergeStep:
-    """One merge: a method, what it merges, its parameters, and weights by block.
+    """One merge: a method, its inputs, its parameters, and weights by block.
 
     Attributes
     ----------
@@ -24,8 +24,8 @@ class MergeStep:
     parameters:
         As :meth:`paramerge.merge.methods.method.Method.read` gives them.
     blocks:
-        By the place of an input (0 is the first): what multiplies its weight, or, in a method that has a
-        strength for all, that strength (by whichever place).
+        By the place of an input (0 is the first): factors on its weight, or, in a method that has a strength
+        for all, on that strength (by whichever place).
     """
 
     method: Method
@@ -36,7 +36,7 @@ class MergeStep:
 
 @dataclass(frozen=True)
 class MergeGraph:
-    """All that is merged.
+    """A whole merge.
 
     Attributes
     ----------

@@ -49,7 +49,7 @@ class Merged:
     """A method's result of several tensors; the same object may be an ingredient of several others."""
 
     name: str
-    """The output's tensor by the name of its layers: what random choices go by."""
+    """The output's tensor by the name of its layers, on which random choices depend."""
     method: Method
     parameters: Mapping[str, object]
     ingredients: tuple[Ingredient, ...]

@@ -110,7 +110,7 @@ class Model:
         return None
 
     def has(self, place: Place, other: Model) -> bool:
-        """Whether the tensor ``place`` of ``other`` is in this model, in whatever shape."""
+        """Whether the tensor ``place`` of ``other`` is in this model, in any shape."""
         if (place.component, place.key) in self._places:
             return True
         views = other.views_of(place)

@@ -1,7 +1,7 @@
-"""From models and a graph of merges to a plan: what every tensor of the output is made of.
+"""From models and a graph of merges to a plan of every tensor of the output.
 
 The plan is a bake's, with the first model as its base, so that adapters, the output and the recipe are as
-there; a tensor that something is merged into has values of its own.
+there; a merged tensor has values of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TRAINING_STATE = re.compile(r"(^|\.)(optimizer\w*|lr_schedulers?|callbacks|loop
 def plan_merge(
     models: Sequence[Base], graph: MergeGraph, steps: Sequence[tuple[Step, Adapter]], options: BakeOptions
 ) -> Plan:
-    """Decide what every tensor of the output is made of. Only headers have been read.
+    """Plan every tensor of the output. Only headers have been read.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def plan_merge(
     CheckpointError
         A model lacks tensors that the first has, and ``allow_unmatched`` is not set; a tensor is quantised.
     UsageError
-        Block weights, components or patterns that say nothing about these models.
+        Block weights, components or patterns that do not apply to these models.
     """
     return _Planning(models, graph, options).plan(steps)
 
@@ -169,7 +169,7 @@ class _Planning:
         rows = self.models[index].rows_of(place, self.first)
         if rows is None and self.first.views_of(place):
             self.missing.append(_Missing(index, place))
-        return rows  # what no layout has a name for (a logit_scale) is missing in some, and kept
+        return rows  # a tensor that no layout names (a logit_scale) is missing in some, and kept
 
     def _factors(self, step: MergeStep, name: ModuleName) -> list[float]:
         factors = [1.0] * len(step.inputs)
@@ -181,7 +181,7 @@ class _Planning:
         return factors
 
     def _check_inputs(self, step: MergeStep, given: Sequence[Ingredient], place: Place) -> None:
-        """Refuse a model with fewer input channels, unless only what two of them differ by is added."""
+        """Refuse a model with fewer input channels, unless only the difference of two of them is added."""
         columns = [
             {piece.columns for part in _leaves(ingredient) for piece in part.pieces} for ingredient in given
         ]
@@ -234,7 +234,7 @@ class _Planning:
         )
 
     def _unused(self) -> Iterator[str]:
-        """Patterns and blocks without any tensor are refused; tensors that only others have are said."""
+        """Patterns and blocks without any tensor are refused; tensors that only others have are warned of."""
         if self.options.only and not any(
             is_selected(self.first.name_of(place), self.options.only) for place in self.first.places()
         ):

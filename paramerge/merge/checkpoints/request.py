@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RequestedStep:
-    """A merge as it was asked for: ``inputs`` are numbers of models and earlier steps, models first."""
+    """A requested merge: ``inputs`` are numbers of models and earlier steps, models first."""
 
     method: str
     inputs: tuple[int, ...]
@@ -57,7 +57,7 @@ class RequestedStep:
 
 @dataclass(frozen=True)
 class MergeRequest:
-    """All that was asked for. Paths of ``models`` and ``components`` are not opened yet."""
+    """The whole request. Paths of ``models`` and ``components`` are not opened yet."""
 
     models: tuple[PathLike | Base, ...]
     steps: tuple[RequestedStep, ...] = ()
@@ -67,7 +67,7 @@ class MergeRequest:
     variant: str | None = None
 
     def plan(self, adapters: Sequence[tuple[Step, Adapter]] = ()) -> Plan:
-        """Open the models and decide what every tensor of the output is made of.
+        """Open the models and plan every tensor of the output.
 
         Raises
         ------

@@ -42,7 +42,7 @@ def read_toml(path: Path) -> TomlRecipe:
     with reading(path), open(path, "rb") as stream:
         text = stream.read(_MAX_BYTES + 1)
     if len(text) > _MAX_BYTES:
-        raise UsageError("a recipe is no such long text", where=path, expected=f"at most {_MAX_BYTES} bytes")
+        raise UsageError("the recipe is too long", where=path, expected=f"at most {_MAX_BYTES} bytes")
     try:
         content = tomllib.loads(text.decode())
     except ValueError as error:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def add_difference(models: list[torch.Tensor], draws: Draws, *, strength: Strength = 1.0) -> torch.Tensor:
     """Add difference: ``a + s (b - c)`` of three models."""
     a, b, c = models
-    # written so that what is subtracted where b = c is +0, which leaves a zero in a its sign
+    # written so that +0 is subtracted where b = c, which leaves a zero in a its sign
     return a.sub_(c.sub_(b), alpha=strength) if strength > 0 else a.sub_(b.sub_(c), alpha=-strength)
 
 

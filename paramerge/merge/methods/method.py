@@ -1,6 +1,6 @@
 """A merge method: a function of the models' tensors, and the part of a tensor it has to see.
 
-The function is handed the tensors first and its parameters by keyword; these and their ranges stand in its
+The function is handed the tensors first and its parameters by keyword; these and their ranges are in its
 signature. How it sees a tensor is one of
 
 ``elements``
@@ -46,7 +46,7 @@ class ColumnSums:
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers for a tensor, by its name, a seed and the place of an element: nothing else matters.
+    """Random numbers for a tensor, by its name, a seed and the place of an element alone.
 
     They are Philox's (Salmon et al. 2011), which counts instead of going from one number to the next.
     """
@@ -103,7 +103,7 @@ class Method:
 
     @property
     def summary(self) -> str:
-        """The first line of its documentation: what it does and the formula."""
+        """The first line of its documentation: its effect and the formula."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     @cached_property
@@ -135,7 +135,7 @@ class Method:
         if count < low or (high is not None and count > high):
             wanted = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
             raise UsageError(
-                f"{self.name} is not of this many models", where=where, expected=wanted, found=count
+                f"{self.name} cannot merge this many models", where=where, expected=wanted, found=count
             )
 
     def read(self, given: Mapping[str, object], count: int, *, by_block: bool = False) -> dict[str, object]:
@@ -174,7 +174,7 @@ class Method:
         allowed = (others, count) if kind.first else (others,)
         if len(given) not in allowed:
             raise UsageError(
-                "there are not as many weights as models",
+                "the numbers of weights and models differ",
                 where=option("weights"),
                 expected=" or ".join(map(str, allowed)) + f" numbers: {kind.says}",
                 found=len(given),
@@ -184,7 +184,7 @@ class Method:
     def at(self, values: Mapping[str, object], factors: Sequence[float]) -> dict[str, Any]:
         """The parameters with weights times ``factors``, one for each model, or the strength times the last.
 
-        The first model's weight is what is left of 1 where none was given for it.
+        The first model's weight is the rest of 1 where none was given for it.
         """
         result: dict[str, Any] = dict(values)
         if self.weighted is None:

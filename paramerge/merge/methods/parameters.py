@@ -1,4 +1,4 @@
-"""The parameters of merge methods: what a value may be, said where a method's signature names it."""
+"""The parameters of merge methods: the range of a value, in the annotation of a method's signature."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Weights:
         for weight in weights:
             if abs(weight) > LARGEST_STRENGTH:
                 raise UsageError(
-                    "a weight is far beyond any that is meant",
+                    "a weight is too large",
                     where=option(name),
                     expected=f"at most {LARGEST_STRENGTH:g}, and usually a share of 1",
                     found=f"{weight:g}",
@@ -90,7 +90,7 @@ class OnOff:
         known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         found = known.get(str(value).lower())
         if found is None:
-            raise UsageError("this is neither yes nor no", where=option(name), found=value)
+            raise UsageError("this value is neither yes nor no", where=option(name), found=value)
         return found
 
 
@@ -99,7 +99,7 @@ Kind = Within | Weights | Choice | OnOff
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of a method: its name, what it may be, and what it is where nothing is given."""
+    """A parameter of a method: its name, its range, and its default."""
 
     name: str
     kind: Kind

@@ -12,8 +12,7 @@ from paramerge.merge.methods.parameters import Strength
 def perpendicular(gram: np.ndarray, *, strength: Strength = 1.0) -> np.ndarray:
     """Perpendicular: ``a + s (d - <d, e> / <e, e> e)`` with ``d = b - c`` and ``e = a - c``.
 
-    Of what ``b`` learned from ``c``, the part that is at right angles to what ``a`` learned, of the tensor as
-    one vector.
+    The part of ``b``'s difference to ``c`` at right angles to that of ``a``, of the tensor as one vector.
     """
     # differences to a: b - c = (b - a) - (c - a), and a - c = -(c - a)
     d, e = np.array([0.0, 1.0, -1.0]), np.array([0.0, 0.0, -1.0])

@@ -1,4 +1,4 @@
-"""Weights of which the models' shares are made: what they may be, and when one model is left alone."""
+"""Weights as the models' shares: their range, and weights that leave one model alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def refuse_negative(*, weights: Sequence[float], **_: object) -> None:
     """Refuse weights that are no shares of a whole."""
     if any(weight < 0 for weight in weights) or sum(weights) <= 0:
         raise UsageError(
-            "these weights are no shares of a whole",
+            "a weight is negative, or all are 0",
             where=option("weights"),
             expected="numbers from 0 on, not all of them 0",
             found=", ".join(f"{weight:g}" for weight in weights),

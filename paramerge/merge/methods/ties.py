@@ -1,4 +1,4 @@
-"""TIES: trim, elect the sign, merge what agrees."""
+"""TIES: trim, elect the sign, merge the differences that agree."""
 
 from __future__ import annotations
 
