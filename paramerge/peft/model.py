@@ -1,4 +1,4 @@
-"""PaRa as a PEFT tuner: which layers get it, and where in a nest of adapters it goes."""
+"""PaRa as a PEFT tuner: its layers, and its place in a nest of adapters."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def project_out(
 def project_out_channels(
     y: Tensor, K: Tensor, bias: Tensor | None, strength: float, *, across_only: bool = False
 ) -> Tensor:
-    """Project (:func:`project_out`) a output (n, d, h, w) or (d, h, w), in its memory format."""
+    """Project (:func:`project_out`) an output (n, d, h, w) or (d, h, w), in its memory format."""
     if y.stride(-3) == 1 and not y.is_contiguous():  # channels last: rows of d, as a linear layer's
         last = _project(y.movedim(-3, -1), K, bias, strength, False, across_only, None)
         return last.movedim(-1, -3)
@@ -66,7 +66,7 @@ def can_let_go(layer: nn.Module, x: Tensor) -> bool:
         and not isinstance(layer.padding, str)
         and x.dim() == 4
         and x.is_contiguous()
-        # nothing that looks at the call, or puts the weight there for the call alone
+        # no hook on the call, and none that sets the weight for the call alone
         and "forward" not in vars(layer)
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and not (layer._backward_hooks or layer._backward_pre_hooks)

@@ -39,7 +39,7 @@ def save_para(
     Parameters
     ----------
     adapter_name:
-        Which PaRa; may be left out where there is only one.
+        The PaRa's name; may be left out where there is only one.
     dtype:
         ``F16``, ``BF16`` or ``F32``.
     architecture:
