@@ -44,7 +44,7 @@ class BlockWeights:
         return self.vector or tuple(weight for _, weight in self.named)
 
     def resolve(self, architecture: str) -> Mapping[str, float]:
-        """Each block's weight; blocks that are not among the keys are not spoken of.
+        """Each block's weight; blocks that are not among the keys have none.
 
         Raises
         ------

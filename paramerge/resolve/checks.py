@@ -1,4 +1,4 @@
-"""Do these adapters belong together? Checked before any work."""
+"""Checks, before any work, that adapters belong together."""
 
 from __future__ import annotations
 

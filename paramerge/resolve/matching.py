@@ -1,4 +1,4 @@
-"""Does this adapter belong to this base? Checks on names and shapes, each with its reason."""
+"""Checks of names and shapes that an adapter belongs to a base, each with its reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from paramerge.wording import option
 def check_family(base: Base, targets: Mapping[ModuleName, Target], adapter: Adapter) -> None:
     """Refuse an SDXL adapter on SD1.5 and the like, before single layers are matched.
 
-    An adapter that says nothing about its architecture, or whose layers all exist, is not refused here.
+    An adapter that does not state its architecture, or whose layers all exist, is not refused here.
     """
     if adapter.architecture is None or base.architecture == "unknown":
         return
