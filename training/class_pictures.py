@@ -16,7 +16,7 @@ __all__ = ["draw_missing_class_pictures"]
 
 
 def draw_missing_class_pictures(pipeline: Any, config: TrainConfig, folder: Path) -> int:
-    """Draw pictures of the class with the model as it is until there are enough; how many were drawn.
+    """Draw pictures of the class with the model as it is until there are enough; returns the number drawn.
 
     Raises
     ------

@@ -14,7 +14,7 @@ __all__ = ["accelerator_for", "require_packages", "require_tracker"]
 
 _PACKAGES = ("accelerate", "diffusers", "matplotlib", "peft", "PIL", "safetensors", "transformers")
 _TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
-"""The packages that accelerate takes for each tracker; without one of them it would go on in silence."""
+"""The packages of accelerate's trackers; without one of them accelerate would go on in silence."""
 _CUT_UP = {
     "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED",
     "ACCELERATE_USE_FSDP": "FSDP",

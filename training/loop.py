@@ -56,7 +56,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     """Train ``config.method`` on a folder of pictures and save it into ``config.output``.
 
     One process, or as many as accelerate started. The whole batch of a step is ``batch_size * accumulation *
-    processes``; its content does not depend on how these share it.
+    processes``; its content does not depend on their shares of it.
 
     Raises
     ------

@@ -62,7 +62,7 @@ def _run_in(folder: Path, config: TrainConfig) -> Path | None:
         same = config_from_toml(noted) == config
     except ParamergeError:
         return None
-    # the log comes just after the configuration: one that is alone is ours only where it is this one
+    # the log comes just after the configuration: one without a log is ours only if it is this very one
     return noted if same or (folder / "log.jsonl").is_file() else None
 
 

@@ -52,7 +52,7 @@ class TextEncoding:
         return Prompts(states, torch.cat(pooled).to(self.device, non_blocking=True) if pooled else None)
 
     def prepare(self, texts: Sequence[str]) -> None:
-        """Encode what is to come, and say which texts are longer than the model reads."""
+        """Encode the coming texts, and warn of texts that are longer than the model reads."""
         if not self.trained:
             for text in texts:
                 self._remembered(text)
@@ -95,7 +95,7 @@ class TextEncoding:
 def chunks_of(text: str, tokenizers: Sequence[Any], chunks: int) -> list[str]:
     """``text`` cut between words into parts that each tokenizer takes whole; one word too long is one part.
 
-    For a single chunk, and for what fits into one, the text itself comes first, as it is.
+    For a single chunk, and for a text that fits into one, the text itself comes first, as it is.
     """
 
     def fits(part: str) -> bool:

@@ -58,7 +58,8 @@ def draw_missing(
     processes: Processes | None = None,
     report: Report | None = None,
 ) -> int:
-    """Draw the missing pictures of ``jobs`` with one pipeline; how many batches this process drew.
+    """Draw the missing pictures of ``jobs`` with one pipeline; returns the number of batches that this
+    process drew.
 
     Parameters
     ----------

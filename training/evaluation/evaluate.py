@@ -28,7 +28,7 @@ from paramerge.training.pictures import data_hash, find_pictures
 __all__ = ["Drawn", "Results", "evaluate_drawn", "evaluate_folders"]
 
 Stage = Callable[[str], Callable[[int, int], None]]
-"""Called at the beginning of a stage with its title; gives what is called with its progress."""
+"""Called at the beginning of a stage with its title; returns the function to call with its progress."""
 
 
 @dataclass(frozen=True)

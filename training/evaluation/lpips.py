@@ -98,7 +98,7 @@ def load_perceptual(
 
 
 def _check_weights(name: str, download: Callable[[str], None] | None) -> None:
-    """Have nothing fetched that was not asked for, and nothing in silence."""
+    """Refuse a download that was not asked for, and announce the others."""
     file, size = _WEIGHTS[name]
     if (Path(torch.hub.get_dir()) / "checkpoints" / file).is_file():
         return

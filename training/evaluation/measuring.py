@@ -101,8 +101,8 @@ def measure(
 ) -> list[SetScores]:
     """Measure all ``sets``; pictures that ``folder`` has records of are not measured again.
 
-    The caller sees to it that the folder's records are of the same sets and measures. All processes get all
-    the scores.
+    The caller ensures that the folder's records are of the same sets and measures. All processes get all the
+    scores.
 
     Parameters
     ----------

@@ -79,7 +79,7 @@ def json_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any], inputs: Iterable[Path] = ()) -> None:
-    """Write ``settings`` into ``folder/settings.json``, or see that it holds the same.
+    """Write ``settings`` into ``folder/settings.json``, or check that it holds the same.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], inputs: Iterable[Pat
     OutputError
         It holds other files, or is one of ``inputs`` or inside one.
     FileFormatError
-        What is there is damaged.
+        The file is damaged.
     """
     path = folder / "settings.json"
     check_output_folder(folder, inputs, files=() if path.is_file() else None)

@@ -1,4 +1,4 @@
-"""A plan as plain values, for JSON and for telling one plan from another."""
+"""A plan as plain values, for JSON and for comparing plans."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class Training:
         """A short hash of all but the stops, which add to one another.
 
         Of the subject's folder its name and its parent's count: the data may be moved, or named otherwise on
-        the command line. Whether the pictures are the same is seen to where adapters are kept.
+        the command line. Adapters' folders check that the pictures are the same.
         """
         folder = self.subject.folder.resolve()
         subject = replace(self.subject, folder=Path(folder.parent.name, folder.name))

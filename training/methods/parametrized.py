@@ -16,7 +16,8 @@ def parametrized(
     layers: Mapping[str, Mapping[str, Any]],
     make: Callable[[Any], nn.Module],
 ) -> dict[str, dict[str, nn.Module]]:
-    """Put ``make(layer)`` on the weight of each of ``layers``; the new modules by component and layer."""
+    """Put ``make(layer)`` on the weight of each of ``layers``; returns the new modules by component and
+    layer."""
     made: dict[str, dict[str, nn.Module]] = {}
     for component in models:
         for name, layer in layers[component].items():

@@ -1,4 +1,4 @@
-"""Everything a part needs to go on exactly where it stopped, in one safetensors file.
+"""The state that a part needs to go on exactly where it stopped, in one safetensors file.
 
 Batches depend on the seed and the step alone, so weights, their average, the optimiser's state and the number
 of steps are all there is.

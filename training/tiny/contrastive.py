@@ -1,4 +1,4 @@
-"""The contrastive text-image model: which caption belongs to which picture, learnt from the same scenes.
+"""The contrastive text-image model, which learns from the same scenes to match captions and pictures.
 
 It is a stand-in for CLIP where CLIP's weights cannot be had; its scores must be labelled as its own.
 """

@@ -55,7 +55,7 @@ def write_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
 
 
 def _load_as_float32(config: Path) -> None:
-    """Without a dtype asked for, diffusers loads float32, but transformers what the configuration names."""
+    """Without a dtype asked for, diffusers loads float32, but transformers the dtype of the configuration."""
     content = read_object(config)
     content["dtype"] = "float32"
     write_bytes(config, (json.dumps(content, indent=2) + "\n").encode())

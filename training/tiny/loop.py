@@ -73,7 +73,7 @@ def train(part: Part, budget: Budget, folder: Path, report: Report, *, resume: b
     NonFiniteError
         The loss is NaN or Inf.
     CheckpointError
-        What is to be resumed is of another run.
+        The checkpoint to resume is of another run.
     """
     average = copy.deepcopy(part.model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
