@@ -28,7 +28,7 @@ def followed(cached: _Cached) -> _Cached:
 
 
 def _no_more(added: Any, where: str, known: Sequence[Any]) -> None:
-    """Nothing else is asked of an entry."""
+    """Refuse nothing else of an entry."""
 
 
 class Registry(Generic[Record]):

@@ -353,11 +353,11 @@ def test_adapters_among_checkpoints_say_where_they_go(folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("inputs", "options", "message"),
     [
-        ("a", {"method": "ties"}, "not of this many models"),
+        ("a", {"method": "ties"}, "cannot merge this many models"),
         ("ab", {"method": "nonsense"}, "no such merge method"),
         ("ab", {"density": 0.5}, "weighted-sum has no parameter density"),
-        ("ab", {"weights": [1, 2, 3]}, "not as many weights"),
-        ("ab", {"method": "model-stock", "blocks": "MID=1"}, "not of this many models"),
+        ("ab", {"weights": [1, 2, 3]}, "the numbers of weights"),
+        ("ab", {"method": "model-stock", "blocks": "MID=1"}, "cannot merge this many models"),
         ("abc", {"method": "model-stock", "blocks": "MID=1"}, "neither weights nor a strength"),
         ("ab", {"components": {"head": "x"}}, "no such component"),
         ("ab", {"blocks": "MID=1,IN20=0"}, "no such block"),
