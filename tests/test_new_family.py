@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,14 @@ from baking import check_close, load, plan_of, rounded, shapes_of, small_model
 from tiny_pipelines import sd_pipeline
 from toy_packages import ROWGAIN, WAYS, run
 
-from paramerge.adapters import registry
+from paramerge.adapters import LayerModule, registry
+from paramerge.adapters.contract import read_stored
+from paramerge.adapters.parts import Part
+from paramerge.adapters.peft_config import TunerSettings
+from paramerge.adapters.tuner import Tuner
 from paramerge.apply.steps import Step
 from paramerge.checkpoints.layout import open_base
-from paramerge.errors import PluginError
+from paramerge.errors import FamilyError, PluginError
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter
 from paramerge.generation.adapting import apply_plan
@@ -136,6 +141,40 @@ def test_generates_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     code, text = run(capsys, "generate", "--model", model, "--adapter", gains, *drawn)
     facts = json.loads(text[text.index("{") : text.rindex("}") + 1])
     assert code == 0 and facts["layers"] == 1 and facts["adapters"][0]["name"] == gains.name
+
+
+def test_a_tuner_of_peft_is_read_and_written_by_the_family_alone(
+    gains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with a configuration of the family's own, there and back."""
+
+    def read(config: Mapping[str, object], where: str) -> TunerSettings:
+        if config.get("base") != "e":
+            raise FamilyError("these row gains are of another base", where=where)
+        return TunerSettings("ROWGAIN", where)
+
+    def part(module: LayerModule, to: str, dtype: str | None) -> Part:
+        return Part(module.name, module.family, {"gains": read_stored(module.tensors[0])}, rank=module.rank)
+
+    with ROWGAIN.known(tmp_path / "site-packages", "registered"):
+        plain = registry.family("rowgain")
+        registry.unregister("rowgain")
+        tuner = Tuner("ROWGAIN", read, lambda parts: {"base": "e"})
+        with registry.FAMILIES.added(replace(plain, parts={"kohya": part, "peft": part}, tuner=tuner)):
+            folder, back = tmp_path / "folder", tmp_path / "back.safetensors"
+            code, text = run(capsys, "convert", gains, "--to", "peft", "-o", folder)
+            assert code == 0, text
+            config = json.loads((folder / "adapter_config.json").read_text())
+            assert config["peft_type"] == "ROWGAIN" and config["target_modules"] == [PATH]
+            code, text = run(capsys, "convert", folder, "--to", "kohya", "-o", back)
+            assert code == 0, text
+            assert load(back).raw == load(gains).raw
+            (folder / "adapter_config.json").write_text(json.dumps({**config, "base": "2"}))
+            code, text = run(capsys, "inspect", folder)
+            assert "these row gains are of another base" in text, text
+            (folder / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "IA3"}))
+            code, text = run(capsys, "inspect", folder)
+            assert code == 4 and "they are of different families" in text, text
 
 
 @pytest.mark.usefixtures("known")
