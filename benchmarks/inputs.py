@@ -26,6 +26,14 @@ def base_file(folder: Path) -> Path:
     return path
 
 
+def model_file(folder: Path, seed: int, shrink: int = 1) -> Path:
+    """A model of SDXL's keys as a single file, all widths divided by ``shrink``."""
+    path = folder / f"model-{seed}-{shrink}.safetensors"
+    if not path.exists():
+        write_random_checkpoint(sdxl(shrink), path, seed=seed)
+    return path
+
+
 def base_folder(folder: Path) -> Path:
     """The same model as a diffusers folder."""
     path = folder / "sdxl"

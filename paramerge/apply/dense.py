@@ -19,48 +19,16 @@ from paramerge.apply.operations import Edit, FamilyOp, Op
 from paramerge.apply.tensor_plan import TensorPlan
 from paramerge.models.names import ModuleName
 
-_ELEMENTS_HELD = 1 << 24
-"""Elements that may be held as a whole by several threads together; one alone may have more."""
-
-
-class _Room:
-    """Elements that are held as a whole in the whole process."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._held = 0
-
-    @contextmanager
-    def of(self, elements: int) -> Iterator[None]:
-        """Wait until there is room for so many more, or nothing else is held."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + elements <= _ELEMENTS_HELD)
-            self._held += elements
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held -= elements
-                self._changed.notify_all()
-
-
-_ROOM = _Room()
+_ROOM = threading.Lock()
 
 
 @contextmanager
 def room_for(plan: TensorPlan) -> Iterator[None]:
-    """Wait until this tensor may be held as a whole, if it needs that.
-
-    A layer that a step depends on is the only one of its kind; where checkpoints are merged small tensors
-    are held side by side.
-    """
-    held = plan.values.held_elements if plan.values is not None else 0
-    if any(edit.needs_whole for edit in plan.edits):
-        held = max(held, _ELEMENTS_HELD)
-    if not held:
+    """Wait until no other layer is held as a whole, if this tensor needs that."""
+    if not any(edit.needs_whole for edit in plan.edits):
         yield
         return
-    with _ROOM.of(held):
+    with _ROOM:
         yield
 
 

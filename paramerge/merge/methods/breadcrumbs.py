@@ -9,10 +9,9 @@ from paramerge.merge.methods.differences import (
     added,
     elected,
     first_where_nothing_is_added,
-    largest,
     summed,
 )
-from paramerge.merge.methods.method import Draws, Method
+from paramerge.merge.methods.method import Cuts, Method
 from paramerge.merge.methods.parameters import Density, Each, Strength, Within
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ Outliers = Annotated[float, Within(0, 1, "the share of the largest differences t
 
 def breadcrumbs(
     models: list[torch.Tensor],
-    draws: Draws,
+    cuts: Cuts,
     *,
     weights: Each = (),
     density: Density = 0.9,
@@ -38,24 +37,24 @@ def breadcrumbs(
     """
 
     def masked(difference: torch.Tensor, model: int) -> torch.Tensor:
-        size = difference.numel()
-        top = round(outliers * size)
+        top, least = cuts[model - 1]
         magnitudes = difference.abs()
-        kept = (magnitudes >= largest(difference, min(size, top + round(density * size)))).to(
-            difference.dtype
-        )
-        if top:
-            kept *= magnitudes < largest(difference, top)
-        return difference.mul_(kept)
+        return difference.mul_((magnitudes >= least) & (magnitudes < top))
 
     return added(models, masked, weights, strength, elected if signs == "elect" else summed)
+
+
+def _cuts(size: int, *, density: float, outliers: float, **_: object) -> tuple[int, int]:
+    top = round(outliers * size)
+    return top, min(size, top + round(density * size))
 
 
 BREADCRUMBS = Method(
     "breadcrumbs",
     breadcrumbs,
-    "tensor",
+    "cuts",
     (2, None),
     "Davari and Belilovsky 2023, arXiv:2312.06795",
     first_where_nothing_is_added,
+    cuts=_cuts,
 )

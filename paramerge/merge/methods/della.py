@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
+
 from paramerge.errors import UsageError
 from paramerge.merge.methods.dare import RandomShare, Rescale, Signs
 from paramerge.merge.methods.differences import (
@@ -45,12 +47,26 @@ def della(
     def dropped(difference: torch.Tensor, model: int) -> torch.Tensor:
         rows = difference.view(1, -1) if difference.shape[1] == 1 else difference
         last = rows.shape[1] - 1
-        ranks = rows.abs().argsort(dim=1, stable=True).argsort(dim=1).to(rows.dtype)
+        ranks = torch.from_numpy(_ranks(rows.abs().numpy())).to(rows.dtype)
         rise = ranks / last if last else torch.full_like(ranks, 0.5)
         chances = density - epsilon / 2 + epsilon * rise
         return kept_at_random(difference, chances.view(difference.shape), draws, seed, model, rescale)
 
     return added(models, dropped, weights, strength, elected if signs == "elect" else summed)
+
+
+def _ranks(magnitudes: np.ndarray) -> np.ndarray:
+    """The rank of each element in its row, from 0; of equal ones the earlier has the lower."""
+    places = np.arange(magnitudes.shape[1])
+    if magnitudes.dtype == np.float32:  # the bits of numbers from 0 on are in their order
+        keys = magnitudes.view(np.int32).astype(np.int64) << 32 | places
+        keys.sort(axis=1)
+        order = keys & 0xFFFFFFFF
+    else:
+        order = magnitudes.argsort(axis=1, kind="stable")
+    ranks = np.empty(magnitudes.shape, np.int32)
+    np.put_along_axis(ranks, order, places.astype(np.int32)[None], axis=1)
+    return ranks
 
 
 def _check(*, density: float, epsilon: float, **_: object) -> None:
@@ -66,7 +82,7 @@ def _check(*, density: float, epsilon: float, **_: object) -> None:
 DELLA = Method(
     "della",
     della,
-    "tensor",
+    "rows",
     (2, None),
     "Deep et al. 2024, arXiv:2406.11617",
     first_where_nothing_is_added,

@@ -55,16 +55,6 @@ def elected(differences: list[torch.Tensor], weights: Sequence[float]) -> torch.
     return total.div_(shares.masked_fill_(shares == 0, 1))
 
 
-def largest(difference: torch.Tensor, count: int) -> torch.Tensor:
-    """The magnitude that ``count`` elements have at least (ties may make them more); inf for none."""
-    import torch
-
-    size = difference.numel()
-    if count <= 0:
-        return torch.tensor(float("inf"), dtype=difference.dtype)
-    return difference.abs().view(-1).kthvalue(max(1, size - count + 1)).values
-
-
 def kept_at_random(
     difference: torch.Tensor,
     probabilities: float | torch.Tensor,

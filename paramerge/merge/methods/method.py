@@ -11,8 +11,11 @@ signature. How it sees a tensor is one of
     The same of the differences to the first model; the sum is added to the first.
 ``columns``
     ``f(blocks, sums, **parameters) -> block``: rows of two models, and sums over each of their columns.
-``tensor``
-    ``f(tensors, draws, **parameters) -> tensor``: the whole tensor of each model as a matrix of rows.
+``cuts``
+    ``f(blocks, cuts, **parameters) -> block``: rows of each model, and for each model after the first the
+    magnitudes that so many of its differences to the first have at least, as many as ``Method.cuts`` says.
+``rows``
+    As ``elements``, where a vector is one row and handed over as a whole.
 
 Tensors are torch's, float32 or float64, and may be written over.
 """
@@ -32,7 +35,7 @@ from paramerge.errors import UsageError
 from paramerge.merge.methods.parameters import Parameter, Weights
 from paramerge.wording import option
 
-Sees = Literal["elements", "gram", "differences", "columns", "tensor"]
+Sees = Literal["elements", "rows", "gram", "differences", "columns", "cuts"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class ColumnSums:
     ab: np.ndarray
     aa: np.ndarray
     bb: np.ndarray
+
+
+Cuts = Sequence[tuple[float, ...]]
+"""For each model after the first the magnitudes that are asked for by :attr:`Method.cuts`."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,8 @@ class Method:
         Whether models after the first may have fewer columns (input channels): their change is 0 there.
     check:
         Of its parameters: raises UsageError where they do not go together.
+    cuts:
+        Of a tensor's size and the parameters: how many of the largest differences are told from the others.
     """
 
     name: str
@@ -100,6 +109,7 @@ class Method:
     same_as: Callable[..., int | None] = lambda **_: None
     one_sided: bool = False
     check: Callable[..., None] = lambda **_: None
+    cuts: Callable[..., tuple[int, ...]] = lambda size, **_: ()
 
     @property
     def summary(self) -> str:

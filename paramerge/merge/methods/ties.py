@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from paramerge.merge.methods.differences import added, elected, first_where_nothing_is_added, largest
-from paramerge.merge.methods.method import Draws, Method
+from paramerge.merge.methods.differences import added, elected, first_where_nothing_is_added
+from paramerge.merge.methods.method import Cuts, Method
 from paramerge.merge.methods.parameters import Density, Each, Strength
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def ties(
     models: list[torch.Tensor],
-    draws: Draws,
+    cuts: Cuts,
     *,
     weights: Each = (),
     density: Density = 0.2,
@@ -27,7 +27,7 @@ def ties(
     """
 
     def trimmed(difference: torch.Tensor, model: int) -> torch.Tensor:
-        least = largest(difference, round(density * difference.numel()))
+        (least,) = cuts[model - 1]
         return difference.mul_(difference.abs() >= least)
 
     return added(models, trimmed, weights, strength, elected)
@@ -36,8 +36,9 @@ def ties(
 TIES = Method(
     "ties",
     ties,
-    "tensor",
+    "cuts",
     (2, None),
     "Yadav et al. 2023, arXiv:2306.01708",
     first_where_nothing_is_added,
+    cuts=lambda size, *, density, **_: (round(density * size),),
 )
