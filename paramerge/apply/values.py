@@ -31,9 +31,5 @@ class Values(Protocol):
     def dtypes(self) -> frozenset[str]:
         """The dtypes of what they are made of."""
 
-    @property
-    def held_elements(self) -> int:
-        """Elements that are in memory at once because a method sees whole tensors; 0 for blocks of rows."""
-
     def open(self, blocks: Blocks, compute: torch.dtype) -> OpenValues:
         """Values in ``compute``, with scratch of ``blocks``."""

@@ -184,8 +184,7 @@ def _peak_memory(plan: Plan, tensors: Sequence[TensorPlan]) -> int:
     """An estimate: the runtime, and for each worker its buffers and the largest layer's factors."""
     largest = max((8 * sum(op.numbers for op in edit.ops) for edit in plan.edits), default=0)
     row = max((t.info.nbytes // max(1, t.info.shape[0]) for t in tensors if t.info.shape), default=0)
-    held = max((t.values.held_elements for t in tensors if t.values is not None), default=0)
-    headers = 2_000 * len(tensors) + 20 * held
+    headers = 2_000 * len(tensors)
     worker = _WORKER_BYTES + 3 * largest + max(0, row - BUFFER_BYTES)
     whole = max(map(_whole_bytes, plan.edits), default=0)
     return _RUNTIME_BYTES + headers + WORKERS * worker + whole

@@ -1,22 +1,24 @@
 """The values of a merged tensor: methods over blocks of rows, read from each model when they are needed.
 
-A method that needs sums over the whole tensor first has a pass of its own over all blocks; one that must see
-the whole tensor has it made once, and gives rows of it after that.
+A method that needs something of the whole tensor first, such as sums over it, has passes of its own over all
+blocks: no tensor is held as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
 
 from paramerge.apply.kernel import Blocks, runs_of_rows, torch_dtype
 from paramerge.errors import NonFiniteError
+from paramerge.merge.checkpoints.cuts import EVERYTHING, Cut, Sampled
 from paramerge.merge.checkpoints.ingredients import Ingredient, Merged, MergedValues, Piece, Rows
-from paramerge.merge.methods.method import ColumnSums, Draws
+from paramerge.merge.methods.method import ColumnSums, Cuts, Draws, Sees
 
 
 class Evaluation:
@@ -61,6 +63,10 @@ class _Scratch:
 
     def block(self, rows: int, columns: int) -> torch.Tensor:
         return self._blocks.scratch(self._place, (rows, columns), self.compute)
+
+    def wide(self, rows: int, columns: int) -> torch.Tensor:
+        """Memory for blocks in float64, beside those of all ingredients."""
+        return self._blocks.scratch(-2, (rows, columns), torch.float64)
 
     def stored(self, rows: int, columns: int, dtype: str) -> torch.Tensor:
         """Memory into which a block is read as it is stored."""
@@ -119,7 +125,7 @@ class _Merging:
         self._method, self._parameters = merged.method, dict(merged.parameters)
         self._draws = Draws(merged.name)
         self._parts, self._scratch, self._shape = parts, scratch, shape
-        self._known: np.ndarray | ColumnSums | torch.Tensor | None = None
+        self._known: Any = None
         self._last: tuple[int, int, torch.Tensor] | None = None
         self.shared = False
 
@@ -135,44 +141,52 @@ class _Merging:
             part.refuse_non_finite(start, stop)
 
     def _block(self, start: int, stop: int) -> torch.Tensor:
-        function, parameters = self._method.function, self._parameters
-        if self._method.sees == "elements":
+        method, parameters = self._method, self._parameters
+        if method.sees == "elements" or (method.sees == "rows" and self._shape[1] > 1):
             draws = replace(self._draws, first=start * self._shape[1])
-            result: torch.Tensor = function(self._blocks(start, stop), draws, **parameters)
-            return result
+            return self._made(method.function(self._blocks(start, stop), draws, **parameters))
+        if method.sees == "rows":
+            return self._vector()[start:stop].clone()
         if self._known is None:
-            self._known = self._look()
-        if isinstance(self._known, torch.Tensor):
-            return self._scratch.block(stop - start, self._shape[1]).copy_(self._known[start:stop])
-        blocks = self._blocks(start, stop)
-        if isinstance(self._known, ColumnSums):
-            result = function(blocks, self._known, **parameters)
-            return result
-        return _combined(blocks, self._known, relative=self._method.sees == "differences")
+            self._known = _LOOKS[method.sees](self)
+        if method.sees in ("gram", "differences"):
+            return _combined(self._blocks(start, stop), self._known, relative=method.sees == "differences")
+        return self._made(method.function(self._blocks(start, stop), self._known, **parameters))
+
+    @staticmethod
+    def _made(block: Any) -> torch.Tensor:
+        result: torch.Tensor = block
+        return result
 
     def _blocks(self, start: int, stop: int) -> list[torch.Tensor]:
         return [part.block(start, stop) for part in self._parts]
 
-    def _look(self) -> np.ndarray | ColumnSums | torch.Tensor:
-        """The whole tensor, or the sums over it, that the method needs before its result."""
-        if self._method.sees == "tensor":
-            return self._whole()
-        if self._method.sees == "columns":
-            return self._column_sums()
-        count = len(self._parts)
-        gram = np.zeros((count, count))
+    def _vector(self) -> torch.Tensor:
+        """All of a vector, worked out once."""
+        if self._known is None:
+            blocks = [[block.clone() for block in self._blocks(*run)] for run in self._runs()]
+            wholes = [torch.cat(parts) for parts in zip(*blocks, strict=True)]
+            self._known = self._method.function(wholes, self._draws, **self._parameters)
+        return self._made(self._known)
+
+    def coefficients(self) -> np.ndarray:
+        """What a method makes of inner products, of the models or of their differences to the first."""
+        gram = torch.zeros((len(self._parts),) * 2, dtype=torch.float64)
         for start, stop in self._runs():
             blocks = self._blocks(start, stop)
-            if self._method.sees == "differences":
-                for block in blocks[1:]:
+            wide = self._scratch.wide(len(blocks), blocks[0].numel())
+            for block, row in zip(blocks, wide, strict=True):
+                if self._method.sees == "differences" and block is not blocks[0]:
                     block.sub_(blocks[0])
-                blocks[0].zero_()
-            flat = torch.stack([block.reshape(-1).to(torch.float64) for block in blocks])
-            gram += (flat @ flat.T).numpy()
-        self._refuse_unless(bool(np.isfinite(gram).all()))
-        return np.asarray(self._method.function(gram, **self._parameters), np.float64)
+                row.copy_(block.view(-1))
+            if self._method.sees == "differences":
+                wide[0].zero_()
+            gram += wide @ wide.T
+        self._refuse_unless(bool(torch.isfinite(gram).all()))
+        return np.asarray(self._method.function(gram.numpy(), **self._parameters), np.float64)
 
-    def _column_sums(self) -> ColumnSums:
+    def column_sums(self) -> ColumnSums:
+        """Sums over the columns of two models."""
         sums = torch.zeros((3, self._shape[1]), dtype=torch.float64)
         for start, stop in self._runs():
             a, b = (block.to(torch.float64) for block in self._blocks(start, stop))
@@ -180,14 +194,31 @@ class _Merging:
         self._refuse_unless(bool(torch.isfinite(sums).all()))
         return ColumnSums(*(total.numpy() for total in sums))
 
-    def _whole(self) -> torch.Tensor:
-        wholes = [torch.empty(self._shape, dtype=self._scratch.compute) for _ in self._parts]
+    def cuts(self) -> Cuts:
+        """The magnitudes that so many differences of each model to the first have at least."""
+        size = self._shape[0] * self._shape[1]
+        counts = self._method.cuts(size, **self._parameters)
+        samples = [Sampled(size) for _ in self._parts[1:]]
         for start, stop in self._runs():
-            for whole, block in zip(wholes, self._blocks(start, stop), strict=True):
-                whole[start:stop] = block
-        self._refuse_unless(all(bool(torch.isfinite(whole).all()) for whole in wholes))
-        result: torch.Tensor = self._method.function(wholes, self._draws, **self._parameters)
-        return result
+            for sample, magnitudes in zip(samples, self._magnitudes(start, stop), strict=True):
+                self._refuse_unless(bool(np.isfinite(magnitudes.max())))
+                sample.look(magnitudes, start * self._shape[1])
+        found = self._looked_up([[Cut(n, size, s.bracket(n, size)) for n in counts] for s in samples])
+        if any(value is None for values in found for value in values):
+            found = self._looked_up([[Cut(n, size, EVERYTHING) for n in counts] for _ in samples])
+        return [tuple(value for value in values if value is not None) for values in found]
+
+    def _looked_up(self, cuts: list[list[Cut]]) -> list[list[float | None]]:
+        for start, stop in self._runs():
+            for own, magnitudes in zip(cuts, self._magnitudes(start, stop), strict=True):
+                for cut in own:
+                    cut.look(magnitudes)
+        return [[cut.value() for cut in own] for own in cuts]
+
+    def _magnitudes(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """By model after the first, its differences' magnitudes in those rows, flat."""
+        first, *others = self._blocks(start, stop)
+        return (other.sub_(first).abs_().view(-1).numpy() for other in others)
 
     def _runs(self) -> Iterator[tuple[int, int]]:
         return runs_of_rows(*self._shape)
@@ -210,3 +241,12 @@ def _combined(blocks: list[torch.Tensor], coefficients: np.ndarray, *, relative:
     for block, coefficient in zip(blocks[1:], coefficients[1:], strict=True):
         first.add_(block, alpha=float(coefficient))
     return first
+
+
+_LOOKS: dict[Sees, Callable[[_Merging], Any]] = {
+    "gram": _Merging.coefficients,
+    "differences": _Merging.coefficients,
+    "columns": _Merging.column_sums,
+    "cuts": _Merging.cuts,
+}
+"""What a method has to know of the whole tensor, by how it sees one."""

@@ -71,11 +71,6 @@ class MergedValues:
         """The dtypes of all tensors that it is made of."""
         return frozenset(tensor.dtype for tensor in stored_tensors(self.made_of))
 
-    @property
-    def held_elements(self) -> int:
-        """The elements of the tensors that a method must see as a whole."""
-        return _held(self.made_of) * self.shape[0] * self.shape[1]
-
     def open(self, blocks: Blocks, compute: torch.dtype) -> OpenValues:
         """Open for reading (:meth:`paramerge.apply.values.Values.open`)."""
         from paramerge.merge.checkpoints.evaluation import Evaluation
@@ -90,11 +85,3 @@ def stored_tensors(ingredient: Ingredient) -> Iterator[StoredTensor]:
         return
     for part in ingredient.ingredients:
         yield from stored_tensors(part)
-
-
-def _held(ingredient: Ingredient) -> int:
-    """Number of whole tensors that are held at once."""
-    if isinstance(ingredient, Rows):
-        return 0
-    below = sum(_held(part) for part in ingredient.ingredients)
-    return below + (len(ingredient.ingredients) if ingredient.method.sees == "tensor" else 0)
