@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -75,6 +76,8 @@ class Verdicts:
     differ: list[bytes] = field(default_factory=list)
     only_theirs: Counter[str] = field(default_factory=Counter)
     examples: dict[str, bytes] = field(default_factory=dict)
+    slowest: float = 0.0
+    """Seconds of the processor that the slowest header took us."""
 
     def lines(self) -> list[str]:
         """The figures, a line each."""
@@ -83,6 +86,7 @@ class Verdicts:
             f"the library refuses and we accept: {len(self.only_ours)}",
             f"read differently: {len(self.differ)}",
             f"tracebacks: {len(self.tracebacks)}",
+            f"the slowest took {self.slowest:.3f} s",
             *(f"the library accepts and we refuse, {why}: {n}" for why, n in self.only_theirs.most_common()),
         ]
 
@@ -122,6 +126,7 @@ def campaign(count: int, seed: int, folder: Path) -> Verdicts:
 def _judge_one(content: bytes, path: Path, verdicts: Verdicts) -> None:
     theirs = _library(content)
     verdicts.count += 1
+    began = time.process_time()
     try:
         header = read_header(path)
     except FileFormatError as error:
@@ -134,6 +139,8 @@ def _judge_one(content: bytes, path: Path, verdicts: Verdicts) -> None:
     except Exception as error:
         verdicts.tracebacks.append((repr(error)[:200], content))
         return
+    finally:
+        verdicts.slowest = max(verdicts.slowest, time.process_time() - began)
     if theirs is None:
         verdicts.only_ours.append(content)
         return
