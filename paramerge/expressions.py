@@ -41,6 +41,12 @@ def occurring(expressions: Iterable[str], names: Iterable[str]) -> frozenset[str
     return frozenset(found)
 
 
+def first_occurring(expressions: Iterable[str], name: str) -> str | None:
+    """The first of ``expressions`` that occurs in ``name``."""
+    every = tuple(expressions)
+    return min(((place, every[place]) for place in _together(every).Match(name) or ()), default=(0, None))[1]
+
+
 @lru_cache(maxsize=16)
 def _together(expressions: tuple[str, ...]) -> Any:
     import re2

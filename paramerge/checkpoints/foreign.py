@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from paramerge.checkpoints.quantised import WITHOUT_WEIGHTS
 from paramerge.errors import CheckpointError, shortened
-from paramerge.expressions import occurring
+from paramerge.expressions import first_occurring, occurring
 from paramerge.files.header import LONGEST_KEY
 from paramerge.formats.families import adapter_keys
 from paramerge.models.model_names import first_unet_key, looks_like, recognise
 from paramerge.wording import option
 
 _WRAPPED_KEYS = (".base_layer.weight", ".base_layer.bias")
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_forward_module", "module")
 _TRAINING_WRAPPER = r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_forward_module)\.|^module\."
 
 _NO_UNET = (
@@ -54,7 +54,7 @@ def refuse_adapter(path: Path, keys: Iterable[str]) -> list[str]:
             found=wrapped,
             hint="merge or unload the adapter before saving (fuse_lora and unload_lora_weights in diffusers)",
         )
-    if found and not is_checkpoint(keys):
+    if found and not _outweighs(keys, found):
         raise CheckpointError(
             "this is an adapter, not a base checkpoint",
             where=path,
@@ -70,21 +70,23 @@ def _kinds(keys: Iterable[str]) -> dict[str, str]:
     """The kinds of content of a file without a UNet, in the order of :data:`_NO_UNET`, each with a key that
     shows it."""
     keys = list(keys)
-    occur = occurring((pattern for _, pattern in _NO_UNET), keys)
-    kinds = [(name, re.compile(pattern)) for name, pattern in _NO_UNET if pattern in occur]
+    kinds = {pattern: name for name, pattern in _NO_UNET}
+    occur = occurring(kinds, keys)
     found: dict[str, str] = {}
-    for key in keys if kinds else ():
-        name = next((name for name, pattern in kinds if pattern.search(key)), None)
-        if name is not None:
-            found.setdefault(name, key)
-    return {name: found[name] for name, _ in kinds if name in found}
+    for key in keys if occur else ():
+        if (pattern := first_occurring(kinds, key)) is not None:
+            found.setdefault(kinds[pattern], key)
+    return {name: found[name] for name in kinds.values() if name in found}
 
 
 def is_checkpoint(keys: Iterable[str]) -> bool:
     """Whether a file of these keys is a checkpoint, not an adapter for one."""
     keys = list(keys)
-    found = adapter_keys(keys)
-    return len(keys) > 3 * len(found) and _is_model(set(keys) - set(found))
+    return _outweighs(keys, adapter_keys(keys))
+
+
+def _outweighs(keys: list[str], adapters: list[str]) -> bool:
+    return len(keys) > 3 * len(adapters) and _is_model(set(keys) - set(adapters))
 
 
 def _is_model(keys: Iterable[str]) -> bool:
@@ -109,8 +111,8 @@ def refuse_wrapped(path: Path, keys: Iterable[str]) -> None:
     """Raise ``CheckpointError`` if a model was saved from inside a wrapper: no reader knows such names."""
     keys = list(keys)
     for key in keys if occurring([_TRAINING_WRAPPER], keys) else ():
-        if match := re.search(_TRAINING_WRAPPER, key):
-            wrapper = match[0].strip(".")
+        if first_occurring([_TRAINING_WRAPPER], key):
+            wrapper = min((word for word in _WRAPPERS if word in key), key=key.index)
             raise CheckpointError(
                 f"the checkpoint was saved from a wrapped model: its keys have {wrapper!r} in them",
                 where=path,
