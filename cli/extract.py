@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -228,6 +227,7 @@ def _show(adapter: Adapter, extraction: Extraction, output: Path, all_layers: bo
 
 def _kind_table(extraction: Extraction) -> Table:
     """One row for each kind of layer of each component."""
+    from paramerge.extract.from_lora import held_share
     from paramerge.models.layer_kinds import layer_kind
 
     groups: dict[tuple[str, str], list[TakenLayer]] = {}
@@ -235,8 +235,7 @@ def _kind_table(extraction: Extraction) -> Table:
         groups.setdefault((layer.name.component, layer_kind(layer.name)), []).append(layer)
     table = _table("component", "layers", "count", "rank", "LoRA's rank", "energy held (least)")
     for (component, kind), layers in groups.items():
-        total = math.fsum(layer.norm**2 for layer in layers)
-        held = math.fsum(layer.captured * layer.norm**2 for layer in layers) / total
+        held = held_share(layers)
         least = min(layer.captured for layer in layers)
         ranks = _from_to([layer.lora_rank for layer in layers])
         table.add_row(component, kind, str(len(layers)), _span(layers), ranks, f"{held:.1%} ({least:.1%})")

@@ -16,6 +16,7 @@ from pathlib import Path
 from paramerge.errors import (
     FileFormatError,
     InternalError,
+    NonFiniteError,
     ParamergeError,
     SystemFaultError,
     UnreadableError,
@@ -130,6 +131,10 @@ def as_paramerge_error(error: Exception) -> ParamergeError:
         )
     if isinstance(error, ValueError) and "null byte" in text:
         return UsageError("a path holds a NUL byte", hint="give another name")
+    if type(error).__name__ in ("LinAlgError", "_LinAlgError"):  # NumPy's and torch's
+        return NonFiniteError(
+            "a matrix cannot be decomposed", found=error, hint="a weight or an adapter is damaged"
+        )
     if isinstance(error, ImportError):
         return SystemFaultError(
             "a library cannot be loaded", found=error, hint="install paramerge again, or raise the limits"

@@ -131,9 +131,12 @@ def constrained_skew(blocks: np.ndarray, constraint: float | None, out: int) -> 
 
 
 def cayley(Q: np.ndarray) -> np.ndarray:
-    """``(I + Q)(I - Q)^-1`` of skew-symmetric blocks (..., b, b): rotations."""
+    """``(I + Q)(I - Q)^-1`` of skew-symmetric blocks (..., b, b): rotations; NaN where Q swallows I."""
     eye = np.eye(Q.shape[-1])
-    return np.asarray(np.linalg.solve(eye - Q, eye + Q))  # the two factors commute
+    try:
+        return np.asarray(np.linalg.solve(eye - Q, eye + Q))  # the two factors commute
+    except np.linalg.LinAlgError:
+        return np.full(Q.shape, np.nan)
 
 
 def _cayley_series(Q: np.ndarray, terms: int) -> np.ndarray:

@@ -9,7 +9,7 @@ trained one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,9 +62,15 @@ class Extraction:
     @property
     def captured(self) -> float:
         """The share of the whole LoRA's squared norm, alphas folded in, that the directions hold."""
-        total = math.fsum(layer.norm**2 for layer in self.layers)
-        held = math.fsum(layer.captured * layer.norm**2 for layer in self.layers)
-        return held / total if total else 0.0
+        return held_share(self.layers)
+
+
+def held_share(layers: Sequence[TakenLayer]) -> float:
+    """The share of the squared norm of these layers together that their directions hold."""
+    largest = max((layer.norm for layer in layers), default=0.0)
+    parts = [(layer.norm / largest) ** 2 for layer in layers]  # tiny norms have squares that are 0
+    held = math.fsum(layer.captured * part for layer, part in zip(layers, parts, strict=True))
+    return held / math.fsum(parts) if parts else 0.0
 
 
 def extract_para(
@@ -128,6 +134,8 @@ def _extract_layer(module: LoraModule, rank: int | None, energy: float | None) -
     B, A = (factor.astype(np.float64) for factor in module.factors())
     if not math.isfinite(norm := module.norm()):
         raise beyond_float64(module.name)
+    if norm == 0:  # also where an alpha of 0 switches the layer off
+        return None
     Q = leading_output_directions(B, A, rank=rank, energy=energy)
     if Q.shape[1] == 0:
         return None

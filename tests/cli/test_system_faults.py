@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from fault_trials import Bench, Server, Tally, build_shim, sample
 from fault_verbs import write_inputs
@@ -85,6 +86,7 @@ def raising(error: BaseException) -> click.Command:
         (RuntimeError("can't start new thread"), 7, "another thread"),
         (ImportError("cannot open shared object file: Too many open files"), 7, "a library cannot be loaded"),
         (ValueError("embedded null byte"), 2, "NUL"),
+        (np.linalg.LinAlgError("SVD did not converge"), 5, "cannot be decomposed"),
         (RecursionError("maximum recursion depth exceeded"), 70, "nested too deeply"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 70, "not valid Unicode"),
         (EOFError("no data left"), 70, "an internal error"),

@@ -10,12 +10,13 @@ import adapter_mutants
 import numpy as np
 import pytest
 from adapter_files import Array, kohya_layer, save
-from adapter_mutants import Bench, Mutant, Tensor, check, mutant
+from adapter_mutants import OTHER_LAYERS, Bench, Mutant, Tensor, check, mutant
 from contracts import LAYERS
 from family_cases import CASES, Case
 from safetensors.numpy import load_file
 
 from paramerge.errors import AdapterError, NonFiniteError, ParamergeError, ShapeError
+from paramerge.extract.from_lora import extract_para
 from paramerge.files.dtypes import BITS
 from paramerge.formats import open_adapter
 from paramerge.formats.registry import place_of
@@ -227,3 +228,34 @@ def test_an_alpha_of_any_dtype_is_looked_at_without_a_word(dtype: str, bench: Be
     metadata = {"paramerge.format": "para", "paramerge.format_version": "1.0"}
     for seed in range(4):
         assert not list(check(Mutant(seed, "odd", True, tensors, metadata), bench))
+
+
+def test_rotations_that_lose_the_identity_are_not_finite(bench: Bench) -> None:
+    """``I - Q`` has an inverse for every skew Q, but not where floats no longer hold the I."""
+    case = next(case for case in CASES if str(case) == "oft-peft-exact")
+    layer, shape = next((layer, shape) for layer, shape in OTHER_LAYERS.items() if case.suits(shape))
+    tensors = {
+        case.key(layer, ending): Tensor("F64", value.shape, (value * 1e30).astype(np.float64).tobytes())
+        for ending, value in case.make(np.random.default_rng(0), shape).items()
+    }
+    made = Mutant(0, "huge", True, tensors, config=case.config)
+    assert not list(check(made, bench, verbs=16))
+
+
+def test_a_layer_that_is_switched_off_gives_no_direction(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    layers = [f"lora_unet_mid_block_resnets_{i}_time_emb_proj" for i in range(2)]
+    tensors: dict[str, Array] = {}
+    for layer, alpha in zip(layers, (0.0, 1.0), strict=True):
+        up, down = rng.standard_normal((8, 2)).astype(np.float32), np.ones((2, 4), np.float32)
+        tensors |= kohya_layer(layer, up, down, alpha)
+    path = save(tmp_path / "a.safetensors", tensors)
+    extraction = extract_para(open_adapter(path), rank=1)
+    assert [len(extraction.layers), len(extraction.empty)] == [1, 1]
+    output = str(tmp_path / "o.safetensors")
+    adapter_mutants.cli.main(
+        ["extract", "--from-lora", str(path), "--rank", "1", "-o", output], standalone_mode=False
+    )
+    faint = {key: value * 1e-30 if "up" in key else value for key, value in tensors.items()}
+    faint = {key: value * 1e-30 if "down" in key else value for key, value in faint.items()}
+    assert 0 < extract_para(open_adapter(save(tmp_path / "b.safetensors", faint)), rank=1).captured <= 1
