@@ -18,6 +18,8 @@ _LARGEST = {"F8_E4M3": 8, "F8_E5M2": 15, "F16": 15, "BF16": 127, "F32": 127, "F6
 """The exponent of the largest power of two."""
 
 _WINDOW = 64
+_WORST = 1e100
+"""The largest error that a loss tells, so that its square is finite."""
 
 
 def folded(up: np.ndarray, down: np.ndarray, scale: float, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +32,8 @@ def folded(up: np.ndarray, down: np.ndarray, scale: float, dtype: str) -> tuple[
     scale:
         Any finite number; 0 makes ``up`` zero.
     """
-    if scale == 0 or not (up.any() and down.any()):
+    finite = np.isfinite(up).all() and np.isfinite(down).all()
+    if scale == 0 or not (finite and up.any() and down.any()):
         return scale * up, down
     mantissa, exponent = math.frexp(scale)
     mantissa, exponent = 2 * mantissa, exponent - 1
@@ -52,7 +55,8 @@ class _Range:
         trailing = np.log2((whole & -whole).astype(np.float64))
         self.last_bit = int((exponents - 53 + trailing).min())
         self.largest = int(exponents.max())
-        self.mean = float(np.sqrt(np.mean(size**2)))
+        largest = float(size.max())  # of tiny numbers the squares are 0, of huge ones infinite
+        self.mean = largest * float(np.sqrt(np.mean((size / largest) ** 2)))
         self.dtype = dtype
 
     def loss(self, shift: int) -> float:
@@ -62,4 +66,4 @@ class _Range:
         smallest = _LAST_BIT[self.dtype]
         if self.last_bit + shift >= smallest:
             return 0.0
-        return float((2.0 ** (smallest - 1 - shift) / self.mean) ** 2)
+        return float(min(2.0 ** (smallest - 1 - shift) / self.mean, _WORST) ** 2)

@@ -46,12 +46,16 @@ def open_deft(folder: Path) -> Adapter:
     AdapterError
         The name of no layer.
     """
-    from peft import DeftConfig
-
-    from paramerge.peft.deft import para_config
-
-    config = Source.open(folder / peft.CONFIG_NAME)  # before peft reads it: a change then shows
-    para_config(DeftConfig.from_pretrained(str(folder)))  # refuses one that is no orthogonal projection
+    config = Source.open(folder / peft.CONFIG_NAME)
+    stated = peft.read_config(config)
+    method = stated.get("decomposition_method")
+    if stated.get("para") is not True or method != "qr":
+        raise FamilyError(
+            "this DEFT adapter is no PaRa: it injects as well, or projects otherwise than by QR",
+            where=config.path,
+            expected="para true and decomposition_method qr",
+            found=f"para {stated.get('para')!r} and decomposition_method {method!r}",
+        )
     header = read_header(folder / peft.WEIGHTS_NAME)
     if other := [key for key in header.tensors if not key.endswith(_SUFFIX)]:
         raise FamilyError(

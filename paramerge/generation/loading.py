@@ -171,7 +171,7 @@ def _from_folder(base: Base) -> Any:
     # a checker's weights would be loaded for nothing, and its black pictures would hide adapters
     without = {"safety_checker": None} if "safety_checker" in index else {}
     return lambda dtype: diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-        base.path,
+        str(base.path),  # what a Path is, diffusers asks only where it sees a folder
         torch_dtype=dtype,
         variant=_variant(base.files),
         use_safetensors=True,
@@ -201,13 +201,13 @@ def _from_file(base: Base, config: Path | None) -> Any:
                 found=base.architecture,
                 hint=f"give the diffusers folder of the same model to {option('config')}",
             )
-        return lambda dtype: getattr(diffusers, name).from_single_file(base.path, torch_dtype=dtype)
+        return lambda dtype: getattr(diffusers, name).from_single_file(str(base.path), torch_dtype=dtype)
     if not (folder / _INDEX).is_file():
         raise CheckpointError("this folder has no configuration of a pipeline", where=folder, expected=_INDEX)
     stated = read_object(folder / _INDEX, error=CheckpointError).get("_class_name")
     pipeline = getattr(diffusers, _check_pipeline(stated, folder))
     return lambda dtype: pipeline.from_single_file(
-        base.path, config=str(folder), torch_dtype=dtype, local_files_only=True
+        str(base.path), config=str(folder), torch_dtype=dtype, local_files_only=True
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,15 @@ def test_every_dtype_that_an_adapter_can_have_is_folded(dtype: str) -> None:
     new_up, new_down = folded(up.astype(np.float64), down.astype(np.float64), 0.5, dtype)
     assert np.array_equal(new_up @ new_down, 0.5 * up.astype(np.float64) @ down.astype(np.float64))
     assert all(np.array_equal(new, new.astype(NUMPY[dtype]).astype(np.float64)) for new in (new_up, new_down))
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F16", "BF16", "F32", "F64"])
+@pytest.mark.parametrize("scale", [1e300, 1.0, 1e-300])
+@pytest.mark.parametrize("size", [1e307, 1e-300, 1e-310, math.inf, math.nan])
+def test_numbers_of_any_size_are_folded_or_left_as_they_are(size: float, scale: float, dtype: str) -> None:
+    """What is beyond the dtype is for the writing to refuse, with the layer's name."""
+    rng = np.random.default_rng(0)
+    factors = rng.standard_normal((4, 2)) * size, rng.standard_normal((2, 3)) * size
+    with np.errstate(all="ignore"):
+        up, down = folded(*factors, scale, dtype)
+    assert up.shape == (4, 2) and down.shape == (2, 3)

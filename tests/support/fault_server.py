@@ -68,6 +68,8 @@ def _run(shim: ctypes.CDLL, request: dict[str, Any], limit: float) -> int | str:
 def _child(shim: ctypes.CDLL, request: dict[str, Any]) -> int:
     from paramerge.cli.main import main
 
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # nohup and & have some ignored
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.chdir(request["folder"])
     os.environ["XDG_CACHE_HOME"] = request["folder"] + "/cache"
     for target, path in ((1, request["out"]), (2, request["err"])):

@@ -98,7 +98,7 @@ def load_clip(source: str, device: str = "cpu", download: Callable[[str], None] 
     if folder.is_dir():
         _check_folder(folder)
         try:
-            parts = _parts(folder, local=True)
+            parts = _parts(str(folder), local=True)
         except _FAULTS as error:
             _refuse_unreadable(folder)
             raise CheckpointError(
@@ -113,7 +113,7 @@ def load_clip(source: str, device: str = "cpu", download: Callable[[str], None] 
 _FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 
-def _parts(place: str | Path, *, local: bool) -> tuple[Any, Any, Any]:
+def _parts(place: str, *, local: bool) -> tuple[Any, Any, Any]:
     """The model, its tokenizer and its picture processor; ``local``: without the network."""
     import transformers
 
