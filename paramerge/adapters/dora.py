@@ -197,7 +197,7 @@ FAMILY = Family(
             },
             _build,
             around=frozenset().union(*(form.own for form in _INNER)),
-            unread=("magnitude.<name>",),  # ai-toolkit's, whose files do not state their scale
+            unread=("magnitude.<name>",),  # ai-toolkit's, which its dialects read where the scale is known
         ),
     ),
     stored=_stored,

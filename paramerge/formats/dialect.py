@@ -88,6 +88,8 @@ class Dialect:
         The endings that it does not share with most, by their roles (``up``: ``lora_B.weight``), as they are
         written. Where the separator is a dot, other roles have the first ending of their family, and all
         endings that any family knows are read; where it is not, they go by their own names.
+    also_read:
+        Endings that are read in this dialect alone, beside an ``up`` as it is written in it, and their roles.
     cut:
         The stem and role of a key, where the separator does not divide them.
     indexed:
@@ -121,6 +123,7 @@ class Dialect:
     place: Callable[[str], Place | None]
     separator: str = "."
     endings: Mapping[str, str] = field(default_factory=dict)
+    also_read: Mapping[str, str] = field(default_factory=dict)
     cut: Callable[[str], tuple[str, str] | None] | None = None
     indexed: Callable[[Header], Mapping[str, Place]] | None = None
     embeddings: Callable[[Header], Collection[str]] = _no_embeddings

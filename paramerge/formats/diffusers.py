@@ -29,6 +29,7 @@ from paramerge.adapters.scaling import Scaling, scale_by_rank
 from paramerge.errors import AdapterError, FamilyError
 from paramerge.formats.dialect import Dialect, Place, WrittenLayer
 from paramerge.formats.layers import bare_layer, bare_norm, dotted_layer, dotted_norm
+from paramerge.formats.peft import AI_TOOLKIT
 from paramerge.models.names import COMPONENTS, MODEL, ModuleName
 from paramerge.strict_json import object_from
 from paramerge.wording import option
@@ -212,6 +213,7 @@ DIFFUSERS = Dialect(
     claims=_any,
     place=_place,
     endings={"up": "lora_B.weight", "down": "lora_A.weight", "magnitude": "lora_magnitude_vector"},
+    also_read=AI_TOOLKIT,
     spell=_stem,
     parts="diffusers",
     alpha="folded",

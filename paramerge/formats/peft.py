@@ -128,6 +128,10 @@ def missing_config(path: Path) -> AdapterError:
     )
 
 
+AI_TOOLKIT = {"magnitude": "magnitude"}
+"""ai-toolkit's name for DoRA's magnitudes. Beside PEFT's names of factors its scale is 1; beside kohya's the
+scale stands in no file, and such a DoRA is refused."""
+
 _ENDINGS = {"up": "lora_B.weight", "down": "lora_A.weight", "magnitude": "lora_magnitude_vector"}
 
 PEFT = Dialect(
@@ -136,6 +140,7 @@ PEFT = Dialect(
     claims=_claims,
     place=_place,
     endings=_ENDINGS,
+    also_read=AI_TOOLKIT,
     spell=_stem,
     parts="peft",
     alpha="configuration",

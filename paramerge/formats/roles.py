@@ -66,9 +66,15 @@ def read_roles(header: Header, *, configured: bool = False) -> list[Role]:
             role = found and found._replace(key=key)
         else:
             role = read_role(key)
-        if role is not None:
+        if role is not None and _is_beside_up(key, dialect, header):
             roles.append(role)
     return roles
+
+
+def _is_beside_up(key: str, dialect: Dialect, header: Header) -> bool:
+    """False where an ending is read beside the dialect's own ``up`` alone, which is not there."""
+    stem, _, ending = key.rpartition(".")
+    return ending not in dialect.also_read or dialect.written(stem, "up") in header.tensors
 
 
 def _cut(key: str, dialect: Dialect) -> tuple[str, str] | None:
@@ -82,7 +88,8 @@ def _cut(key: str, dialect: Dialect) -> tuple[str, str] | None:
         return (stem, role) if stem and role else None
     found = known.endings.find(key)
     if not found:
-        return None
+        stem, _, ending = key.rpartition(".")
+        return (stem, dialect.also_read[ending]) if stem and ending in dialect.also_read else None
     stem, _, role = found[0]
     if role == "alpha" and (factor := _cut(stem, dialect)) and factor[1] in _OF_LORA:
         return factor[0], role  # diffusers' converters hang it on a layer, or on the whole key of a factor

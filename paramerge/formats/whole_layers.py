@@ -22,7 +22,7 @@ _LONGEST_ENDING = 8
 """Words that a key may have behind its layer: ``lora_magnitude_vector.default.weight`` has three."""
 
 _MEANINGS = {
-    ".magnitude": "a magnitude under ai-toolkit's name, of a DoRA whose file does not state its scale",
+    ".magnitude": "a magnitude under ai-toolkit's name, of a DoRA whose scale is in no file",
 }
 """Meanings of endings that cannot be read."""
 

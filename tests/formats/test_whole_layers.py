@@ -71,8 +71,14 @@ def with_stranger(tmp_path: Path, dialect: str, ending: str) -> Path:
     return save(tmp_path / "strange.safetensors", tensors)
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("dialect", STEMS)
+OF_PEFT = ("diffusers", "other model")
+"""Where factors have PEFT's names, ai-toolkit's magnitudes are understood."""
+
+
+@pytest.mark.parametrize(
+    ("dialect", "ending"),
+    [(each, end) for each in STEMS for end in ENDINGS if end != "magnitude" or each not in OF_PEFT],
+)
 def test_a_key_that_is_not_understood_leaves_its_whole_layer_out(
     dialect: str, ending: str, tmp_path: Path
 ) -> None:
@@ -132,6 +138,28 @@ def test_a_magnitude_whose_key_kept_its_dots_makes_a_dora(tmp_path: Path) -> Non
     assert [type(module) for module in adapter.modules.values()] == [DoraModule, DoraModule]
     with pytest.raises(ParamergeError, match="DoRA"):
         open_adapter(tmp_path / "a.safetensors", "lora")
+
+
+@pytest.mark.parametrize("dialect", OF_PEFT)
+def test_ai_toolkits_magnitudes_beside_pefts_factors_make_a_dora_of_scale_1(
+    dialect: str, tmp_path: Path
+) -> None:
+    """Its trainer: m (W + B A) / ||W + B A||, the norm of each row, nothing added to it."""
+    rng = np.random.default_rng(1)
+    (first, second), up, down = STEMS[dialect]
+    tensors = two_layers(dialect)
+    m = rng.uniform(0.5, 2, 8).astype(np.float32)
+    adapter = open_adapter(save(tmp_path / "a.safetensors", tensors | {f"{first}.magnitude": m}))
+    dora, lora = adapter.modules.values()
+    assert (type(dora), lora.family, adapter.leftovers) == (DoraModule, "lora", ())
+    W = rng.standard_normal((8, 8))
+    V = W + tensors[f"{first}.{up}"].astype(np.float64) @ tensors[f"{first}.{down}"].astype(np.float64)
+    expected = V * (m / np.sqrt(np.sum(V * V, axis=1)))[:, None]
+    np.testing.assert_allclose(dora.transform(W), expected, rtol=1e-13)
+    of_peft = save(tmp_path / "b.safetensors", tensors | {f"{first}.lora_magnitude_vector": m})
+    same = next(iter(open_adapter(of_peft).modules.values()))
+    assert np.array_equal(dora.transform(W), same.transform(W))
+    assert second in lora.keys[0]
 
 
 def test_two_magnitudes_of_one_layer_are_refused(tmp_path: Path) -> None:
