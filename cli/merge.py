@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
@@ -136,6 +136,7 @@ def _parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.pass_context
 def merge(
     ctx: click.Context,
+    /,
     inputs: tuple[str, ...],
     output: Path,
     method: str | None,
@@ -179,7 +180,8 @@ def merge(
         )  # fmt: skip
         return
     with Progress("merging", quiet=as_json, unit="layers") as progress:
-        report = run(inputs, output, merge=how, overwrite=overwrite, progress=progress.update, **options)
+        done = run(inputs, output, merge=how, overwrite=overwrite, progress=progress.update, **options)
+    report = cast("MergeReport", done)  # of adapters: checkpoints went another way
     note_ending(output, report.output, quiet=as_json)
     if as_json:
         click.echo(dump(flagged(as_data(report))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -96,7 +97,7 @@ def diagnose(plan: Plan, progress: Callable[[int, int], None] | None = None) -> 
             distances[str(edit.target.module)] = algebra.sequential_error(bases, strengths, rtol=cut)
             # only strength 1 takes rank (T2s)
             whole = [basis for basis, strength in zip(bases, strengths, strict=True) if strength == 1]
-            limit = math.inf if paras[0].limit is None else paras[0].limit
+            limit = sys.maxsize if paras[0].limit is None else paras[0].limit
             ranks[0] += min(limit, algebra.removed_rank_sequential(whole, rtol=cut) if whole else 0)
             ranks[1] += min(limit, algebra.removed_rank_joint(whole, rtol=cut) if whole else 0)
         if progress is not None:

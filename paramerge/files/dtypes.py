@@ -65,4 +65,4 @@ def is_float(dtype: str) -> bool:
 
 def unit_roundoff(dtype: str) -> float:
     """Half the distance from 1 to the next number of ``dtype`` (one of :data:`FLOATS`)."""
-    return float(ml_dtypes.finfo(NUMPY[dtype]).eps) / 2
+    return float(ml_dtypes.finfo(NUMPY[dtype]).eps) / 2  # type: ignore[no-untyped-call]

@@ -96,7 +96,7 @@ class _Reading:
             target.copy_(self._transposed[piece][first : first + stop - start])
             return
         stored = self._scratch.stored(stop - start, piece.columns, piece.tensor.dtype)
-        view = memoryview(stored.view(torch.uint8).numpy()).cast("B")
+        view = stored.view(torch.uint8).numpy().data.cast("B")
         row = piece.columns * stored.element_size()
         piece.tensor.source.read_into(view, piece.tensor.info.start + first * row)
         target[:, : piece.columns].copy_(stored)

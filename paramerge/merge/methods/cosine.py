@@ -17,7 +17,8 @@ _LEAST = 1e-8
 def column_cosines(sums: ColumnSums) -> np.ndarray:
     """The cosine between the models in each column; 0 where one of them is zero."""
     lengths = np.sqrt(sums.aa) * np.sqrt(sums.bb)
-    return np.divide(sums.ab, lengths, out=np.zeros_like(sums.ab), where=lengths > _LEAST**2)
+    cosines: np.ndarray = np.divide(sums.ab, lengths, out=np.zeros_like(sums.ab), where=lengths > _LEAST**2)
+    return cosines
 
 
 def towards_second(blocks: list[torch.Tensor], similarity: np.ndarray, strength: float) -> torch.Tensor:

@@ -41,7 +41,8 @@ def slerp(gram: np.ndarray, *, weights: Shares = ()) -> np.ndarray:
             break
         q = np.cos(size) * q + np.sin(size) / size * step
         q /= np.sqrt(q @ cosines @ q)
-    return q * (shares @ lengths) / lengths
+    result: np.ndarray = q * (shares @ lengths) / lengths
+    return result
 
 
 SLERP = Method(
