@@ -37,9 +37,9 @@ def command(verb: str) -> click.Command:
 
 def options(verb: str) -> Iterator[tuple[str, str]]:
     """The names of each option, and its help with its default; ``--help`` is left out."""
-    for parameter in command(verb).params:
+    for parameter in command(verb).get_params(_context(verb)):
         record = parameter.get_help_record(_context(verb))
-        if isinstance(parameter, click.Option) and record is not None:
+        if isinstance(parameter, click.Option) and record is not None and "--help" not in parameter.opts:
             yield record
 
 

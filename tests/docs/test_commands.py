@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from baking import lora_file, para_file, random_bases, random_factors, shapes_of
-from documents import REPOSITORY, Block, blocks, inline_code
+from documents import REPOSITORY, Block, blocks, headings, inline_code, links
 from PIL import Image
 from safetensors.numpy import save_file
 from tiny_pipelines import sd_pipeline
@@ -184,6 +184,25 @@ GIVEN: dict[str, Callable[[], dict[str, object]]] = {"peft.md": pipeline_with_a_
 """What the Python of a document takes as there."""
 
 
+def test_scripts_in_a_sentence_are_there_with_their_flags() -> None:
+    scripts = [code.split() for _, code in inline_code() if re.match(r"python \S+\.py ", code)]
+    assert scripts
+    for _, script, *words in scripts:
+        source = (REPOSITORY / script).read_text()
+        assert all(word in source for word in words if word.startswith("--")), script
+
+
+def test_links_lead_somewhere() -> None:
+    """Links to files of the repository, and to headings of a page."""
+    found = list(links())
+    assert len(found) > 40
+    for document, target in found:
+        path, _, heading = target.partition("#")
+        page = (document.parent / path).resolve() if path else document
+        assert page.exists(), f"{document.name}: {target}"
+        assert not heading or heading in headings(page), f"{document.name}: {target}"
+
+
 def test_blocks_are_of_a_language_that_is_known() -> None:
     assert {block.language for block in BLOCKS} <= {
         "sh",
@@ -204,14 +223,16 @@ ELSEWHERE = {
 """Flags of the project's own scripts."""
 
 
+def flags_of(verb: str) -> set[str]:
+    command = cli.get_command(click.Context(cli), verb)
+    assert command is not None
+    options = command.get_params(click.Context(command))
+    return {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
+
+
 def test_every_flag_in_a_sentence_is_there() -> None:
     """Of the verb that the text names before it, or of any."""
-    flags = {
-        verb: {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
-        | {"--help"}
-        for verb in COMMANDS
-        if (command := cli.get_command(click.Context(cli), verb)) is not None
-    }
+    flags = {verb: flags_of(verb) for verb in COMMANDS}
     every = set().union(*flags.values())
     checked = 0
     for document, code in inline_code():

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Mapping
 from types import ModuleType
 
 import pytest
 from documents import REPOSITORY
 
 from paramerge.cli.main import COMMANDS
+from paramerge.training.config import METHODS
+from paramerge.training.experiments.budgets import BUDGETS
+from paramerge.training.experiments.registry import EXPERIMENTS
 
 DOCS = REPOSITORY / "docs"
 
@@ -55,6 +59,14 @@ def test_each_table_is_in_a_document_and_has_all_that_is_registered() -> None:
         for record, row in zip(records, rows, strict=True):
             assert all(row.split("|")[n].strip() for n in (1, 2, 3)), row
             assert getattr(record, "label", None) or getattr(record, "key", None) or record.name in row
+
+
+@pytest.mark.parametrize(
+    ("page", "names"), [("training.md", METHODS), ("evaluation.md", EXPERIMENTS), ("evaluation.md", BUDGETS)]
+)
+def test_what_the_trainer_has_is_documented(page: str, names: Mapping[str, object]) -> None:
+    text = (DOCS / page).read_text()
+    assert not [name for name in names if f"`{name}`" not in text]
 
 
 def test_families_have_a_formula() -> None:

@@ -80,3 +80,19 @@ def inline_code() -> Iterator[tuple[Path, str]]:
             for child in token.children or ():
                 if child.type == "code_inline":
                     yield document, child.content
+
+
+def links() -> Iterator[tuple[Path, str]]:
+    """Every link and picture that is no address of the network."""
+    for document in DOCUMENTS:
+        for token in tokens(document):
+            for child in token.children or ():
+                target = str(child.attrGet("href") or child.attrGet("src") or "")
+                if target and "://" not in target:
+                    yield document, target
+
+
+def headings(document: Path) -> set[str]:
+    """The headings of a document as links name them."""
+    lines = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
