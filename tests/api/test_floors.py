@@ -84,7 +84,9 @@ def test_every_room_has_a_floor() -> None:
     assert found - {"cli", "training"} == FLOOR.keys() - {"cli", "training"}
 
 
-@pytest.mark.parametrize("own", sorted({room(module) for module in MODULES}, key=FLOOR.__getitem__))
+@pytest.mark.parametrize(
+    "own", sorted({room(module) for module in MODULES}, key=lambda own: (FLOOR[own], own))
+)
 def test_a_room_imports_from_lower_floors_alone(own: str) -> None:
     """In functions and for type checkers, too: an arrow upward is one however late it is followed."""
     upward = [
