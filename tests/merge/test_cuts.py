@@ -19,7 +19,7 @@ def found(
     sample = Sampled(len(values))
     starts = range(0, len(values), block)
     for start in starts:
-        sample.look(values[start : start + block], start)
+        sample.look(values[start : start + block])
     cut = Cut(count, len(values), sample.bracket(count, len(values)) if bracket is None else bracket)
     for start in reversed(starts):
         cut.look(values[start : start + block])
@@ -53,7 +53,7 @@ def test_a_sample_brackets_it(count: int, monkeypatch: pytest.MonkeyPatch) -> No
     assert found(values, count, block=1000) == expected(values, count)
     low, high = EVERYTHING
     sample = Sampled(len(values))
-    sample.look(values, 0)
+    sample.look(values)
     assert len(np.concatenate(sample._found)) <= 2 * 256
     narrow = sample.bracket(20_000, len(values))
     assert low < narrow[0] < narrow[1] < high

@@ -18,6 +18,7 @@ from paramerge.errors import NonFiniteError, UsageError
 from paramerge.files.header import read_header
 from paramerge.files.tensors import stored
 from paramerge.files.writer import write_safetensors
+from paramerge.merge.checkpoints import cuts as module_of_cuts
 from paramerge.merge.methods.method import Draws, Method
 from paramerge.merge.methods.parameters import Choice, OnOff, Within
 
@@ -257,6 +258,24 @@ def test_what_is_not_finite_is_named(name: str, value: float, tmp_path: Path) ->
     with pytest.raises(NonFiniteError, match="NaN or Inf") as caught:
         merged(files, "matrix", method, {})
     assert f"{files[-1].name}: matrix" in str(caught.value)
+
+
+def test_cuts_where_rows_are_unlike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows differ, and those that are sampled do not: the cut is that of all."""
+    monkeypatch.setattr(kernel, "_BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr(module_of_cuts, "_SAMPLES", 16)
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(200, 8))
+    for blocks in (1, 8):  # every eighth row, or the first rows of each block, as they were
+        b = a + rng.normal(size=a.shape) * (np.arange(200) % 8 >= blocks)[:, None]
+        for name, array in (("a", a), ("b", b)):
+            write_safetensors(tmp_path / f"{name}.safetensors", {"w": array})
+        files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+        for density in (0.01, 0.3, 0.9):
+            expected = FORMULAS["ties"]([a, b], (1.0,), density, 1.0)
+            assert np.allclose(
+                merged(files, "w", METHODS["ties"], {"density": density}), expected, atol=1e-12
+            )
 
 
 def test_della_refuses_chances_beyond_certainty() -> None:

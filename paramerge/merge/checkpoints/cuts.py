@@ -17,15 +17,15 @@ _DEVIATIONS = 6
 
 
 class Sampled:
-    """Elements of one tensor, evenly spaced, from its blocks in order."""
+    """Elements of one tensor, evenly spaced within blocks of it."""
 
     def __init__(self, size: int) -> None:
         self._step = max(1, size // _SAMPLES)
         self._found: list[np.ndarray] = []
 
-    def look(self, magnitudes: np.ndarray, first: int) -> None:
-        """Take from a flat block whose first element is element ``first`` of the tensor."""
-        self._found.append(magnitudes[-first % self._step :: self._step].copy())
+    def look(self, magnitudes: np.ndarray) -> None:
+        """Take from a flat block, or a part of one."""
+        self._found.append(magnitudes[:: self._step].copy())
 
     def bracket(self, count: int, size: int) -> tuple[float, float]:
         """Two numbers between which, in all likelihood, the ``count`` largest begin."""
@@ -46,18 +46,17 @@ class Cut:
         self._count = count
         self._known = math.inf if count <= 0 else 0.0 if count >= size else None
         self._low, self._high = bracket
-        self._above = self._from_low = 0
+        self._above = self._low_ones = 0
         self._within: list[np.ndarray] = []
 
     def look(self, magnitudes: np.ndarray) -> None:
         """See a block, in any order."""
         if self._known is not None:
             return
-        above = int(np.count_nonzero(magnitudes > self._high))
-        self._above += above
-        self._from_low += int(np.count_nonzero(magnitudes >= self._low))
-        within = magnitudes[magnitudes > self._low]
-        self._within.append(within[within <= self._high] if above else within)
+        above_low, above_high = magnitudes > self._low, magnitudes > self._high
+        self._above += int(np.count_nonzero(above_high))
+        self._low_ones += int(np.count_nonzero(magnitudes == self._low))
+        self._within.append(magnitudes[np.flatnonzero(above_low ^ above_high)])
 
     def value(self) -> float | None:
         """The magnitude; None where the bracket missed it."""
@@ -67,7 +66,7 @@ class Cut:
         place = self._count - self._above  # among those within, from the largest
         if 0 < place <= len(within):
             return float(np.partition(within, len(within) - place)[len(within) - place])
-        return self._low if place > 0 and self._count <= self._from_low else None
+        return self._low if 0 < place <= len(within) + self._low_ones else None
 
 
 EVERYTHING = (-1.0, math.inf)

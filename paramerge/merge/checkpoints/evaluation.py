@@ -20,6 +20,9 @@ from paramerge.merge.checkpoints.cuts import EVERYTHING, Cut, Sampled
 from paramerge.merge.checkpoints.ingredients import Ingredient, Merged, MergedValues, Piece, Rows
 from paramerge.merge.methods.method import ColumnSums, Cuts, Draws, Sees
 
+_SAMPLED_PART = 8
+"""A sample is first taken from one row in so many."""
+
 
 class Evaluation:
     """The values of one tensor (see :class:`paramerge.apply.values.OpenValues`)."""
@@ -198,19 +201,29 @@ class _Merging:
         """The magnitudes that so many differences of each model to the first have at least."""
         size = self._shape[0] * self._shape[1]
         counts = self._method.cuts(size, **self._parameters)
-        samples = [Sampled(size) for _ in self._parts[1:]]
-        for start, stop in self._runs():
-            for sample, magnitudes in zip(samples, self._magnitudes(start, stop), strict=True):
-                self._refuse_unless(bool(np.isfinite(magnitudes.max())))
-                sample.look(magnitudes, start * self._shape[1])
-        found = self._looked_up([[Cut(n, size, s.bracket(n, size)) for n in counts] for s in samples])
-        if any(value is None for values in found for value in values):
-            found = self._looked_up([[Cut(n, size, EVERYTHING) for n in counts] for _ in samples])
+        for part in (_SAMPLED_PART, 1, None):  # rows may differ, and mislead a sample of few of them
+            samples = self._sampled(part, size) if part else []
+            brackets = [[sample.bracket(n, size) for n in counts] for sample in samples]
+            brackets = brackets or [[EVERYTHING] * len(counts) for _ in self._parts[1:]]
+            cuts = [[Cut(n, size, b) for n, b in zip(counts, own, strict=True)] for own in brackets]
+            found = self._looked_up(cuts)
+            if all(value is not None for values in found for value in values):
+                break
         return [tuple(value for value in values if value is not None) for values in found]
+
+    def _sampled(self, part: int, size: int) -> list[Sampled]:
+        """A sample of each model's differences, from the first of so many parts of each block."""
+        samples = [Sampled(size // part) for _ in self._parts[1:]]
+        for start, stop in self._runs():
+            end = start + -(-(stop - start) // part)
+            for sample, magnitudes in zip(samples, self._magnitudes(start, end), strict=True):
+                sample.look(magnitudes)
+        return samples
 
     def _looked_up(self, cuts: list[list[Cut]]) -> list[list[float | None]]:
         for start, stop in self._runs():
             for own, magnitudes in zip(cuts, self._magnitudes(start, stop), strict=True):
+                self._refuse_unless(bool(np.isfinite(magnitudes.max())))
                 for cut in own:
                     cut.look(magnitudes)
         return [[cut.value() for cut in own] for own in cuts]

@@ -41,6 +41,8 @@ def elected(differences: list[torch.Tensor], weights: Sequence[float]) -> torch.
     """The weighted mean of the differences that have the sign of their weighted sum, element by element."""
     import torch
 
+    if len(differences) == 1:  # by itself it has the sign of most, and is its own mean
+        return differences[0].mul_((weights[0] > 0) - (weights[0] < 0))
     weighted = [difference.mul_(weight) for difference, weight in zip(differences, weights, strict=True)]
     sign = weighted[0].clone()
     for difference in weighted[1:]:
