@@ -16,6 +16,7 @@ from baking import load, lora_file, para_file, random_bases, random_factors, sha
 
 from paramerge.cli.main import main
 from paramerge.formats import open_adapter, write_para
+from paramerge.merge.methods.registry import REGISTRY
 from paramerge.models.names import ModuleName
 
 
@@ -225,3 +226,30 @@ def test_many_small_matrices_take_one_thread_each(given: dict[str, str], taken: 
     arguments = ["merge", "p.safetensors", "q.safetensors", "-o", "out.safetensors"]
     command = [sys.executable, "-c", code % (arguments, taken)]
     subprocess.run(command, check=True, capture_output=True, env=clean | given)
+
+
+def test_checkpoints_by_the_command(capfd: pytest.CaptureFixture[str]) -> None:
+    """Weights behind a name, an adapter in the same pass, the plan without writing, JSON."""
+    arguments = ("merge", "base.safetensors", "base.safetensors@0.25", "--lora", f"{L}@0.5", *OUT)
+    assert call(*arguments, "--dry-run") == 0
+    text = capfd.readouterr().out
+    assert "weighted-sum of model 1, model 2; weights 0.25" in text and "nothing was written" in text
+    assert not Path("out.safetensors").exists()
+    assert call(*arguments, "--json") == 0
+    content = json.loads(capfd.readouterr().out)
+    assert content["plan"]["merged"]["steps"][0]["weights"] == [0.25]
+    assert any("given twice" in warning for warning in content["plan"]["warnings"])
+    assert call("bake", "--base", "base.safetensors", "--lora", f"{L}@0.5", "-o", "baked.safetensors") == 0
+    merged, baked = load(Path("out.safetensors")).tensors, load(Path("baked.safetensors")).tensors
+    assert all(np.allclose(merged[key], baked[key], rtol=2e-3, atol=1e-6) for key in baked)
+
+
+def test_methods_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert call("merge", "--method", "help") == 0
+    text = capfd.readouterr().out
+    for method in REGISTRY.all():
+        assert method.name in text and all(f"--{p.name}" in text for p in method.parameters)
+    assert (
+        call("merge", "base.safetensors", "base.safetensors", "--density", "2", "--method", "ties", *OUT) == 2
+    )
+    assert "--density" in capfd.readouterr().err
