@@ -5,7 +5,7 @@
     python tools/campaign.py kills                SIGKILL, SIGTERM, SIGHUP and SIGINT at each call
     python tools/campaign.py headers              mutated headers, judged by the safetensors library, too
     python tools/campaign.py adapters             mutated adapters through every verb
-    python tools/campaign.py configurations       mutated configurations of PEFT
+    python tools/campaign.py configurations       mutated configurations, PEFT's and models'
 
 The exit code is 0 if nothing was found. The tests run a small, seeded part of each.
 """
@@ -93,10 +93,10 @@ def adapters(count: int, seed: int) -> None:
 @click.option("--count", default=20_000, show_default=True)
 @_seed
 def configurations(count: int, seed: int) -> None:
-    """Run the verbs on adapters with mutated configurations, each for at most ten seconds."""
-    from config_mutants import config_mutant
+    """Run the verbs on adapters and models with mutated configurations, each for at most ten seconds."""
+    from config_mutants import config_mutant, model_mutant
 
-    _check_mutants(config_mutant, count, seed)
+    _check_mutants(lambda number: (config_mutant, model_mutant)[number % 2](number), count, seed)
 
 
 def _check_mutants(make: Callable[[int], Mutant], count: int, seed: int) -> None:

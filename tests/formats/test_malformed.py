@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import adapter_mutants
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from adapter_files import Array, kohya_layer, save
 from adapter_mutants import OTHER_LAYERS, Bench, Mutant, Tensor, check, mutant
+from config_mutants import config_mutant, model_mutant
 from contracts import LAYERS
 from family_cases import CASES, Case
 from safetensors.numpy import load_file
@@ -40,8 +41,17 @@ def test_a_damaged_adapter_is_understood_or_refused_by_every_verb(seed: int, ben
     assert not findings, "\n".join(findings)
 
 
-def test_a_mutant_is_that_of_its_seed() -> None:
-    assert mutant(7) == mutant(7) != mutant(8)
+@pytest.mark.parametrize("make", [config_mutant, model_mutant])
+def test_a_damaged_configuration_is_understood_or_refused(
+    make: Callable[[int], Mutant], bench: Bench
+) -> None:
+    findings = [str(found) for seed in range(60) for found in check(make(seed), bench)]
+    assert not findings, "\n".join(findings)
+
+
+@pytest.mark.parametrize("make", [mutant, config_mutant, model_mutant])
+def test_a_mutant_is_that_of_its_seed(make: Callable[[int], Mutant]) -> None:
+    assert make(7) == make(7) != make(8)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,8 @@ class Mutant:
         Whether it is for the model without a name.
     config:
         PEFT's configuration, for which it is a folder; None for a file.
+    model:
+        The files of a model's folder that is its base, by name; none for one of the bench's.
     changes:
         What was done to it, in order.
     """
@@ -133,6 +135,7 @@ class Mutant:
     metadata: dict[str, str] = field(default_factory=dict)
     config: Mapping[str, object] | None = None
     changes: list[str] = field(default_factory=list)
+    model: Mapping[str, bytes] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
         """Its file or folder in ``folder``."""
@@ -526,6 +529,11 @@ def check(made: Mutant, bench: Bench, verbs: int = 1) -> Iterator[Finding]:
     rng = np.random.default_rng(made.seed)
     yield from _run(made, bench, ["inspect", str(path), "--json" if rng.random() < 0.5 else "--layers"])
     every = list(_verbs(path, bench.bases[made.other], output))
+    if made.model:
+        (base := bench.folder / "model").mkdir()
+        for name, data in made.model.items():
+            (base / name).write_bytes(data)
+        before, every = bench.contents(), list(_verbs_on(path, base, output.with_suffix("")))
     for place in rng.choice(len(every), size=verbs, replace=False):
         yield from _run(made, bench, every[place])
     after = bench.contents()
@@ -553,6 +561,20 @@ def _verbs(path: Path, base: Path, output: Path) -> Iterator[list[str]]:
     yield ["extract", "--from-lora", given, "--rank", "2", *to]
     yield ["compare", given, given]
     yield ["compare", given, given, "--base", str(base), "--json"]
+
+
+def _verbs_on(path: Path, base: Path, output: Path) -> Iterator[list[str]]:
+    """The ways to use the model in the folder ``base``."""
+    yield ["inspect", str(base)]
+    yield ["inspect", str(base), "--json"]
+    bake = ["bake", "--base", str(base), "--adapter", str(path), "-o", str(output)]
+    yield bake
+    yield [*bake, "--private"]
+    for dtype in ("fp16", "bf16"):
+        yield [*bake, "--dtype", dtype]
+    yield ["merge", str(path), str(path), "--base", str(base), "-o", f"{output}.safetensors"]
+    from_base = ["extract", "--from", str(base), "--base", str(base), "--family", "lora", "--rank", "1"]
+    yield [*from_base, "-o", f"{output}.safetensors"]
 
 
 def _run(made: Mutant, bench: Bench, arguments: list[str]) -> Iterator[Finding]:

@@ -1,14 +1,17 @@
-"""PEFT configurations damaged at random, beside adapters that are whole: see :mod:`adapter_mutants`."""
+"""Configurations damaged at random, beside weights that are whole: PEFT's and models'."""
 
 from __future__ import annotations
 
+import json
 import reprlib
 from typing import Any
 
 import numpy as np
 from adapter_mutants import OTHER_LAYERS, Mutant, Tensor
 
-__all__ = ["config_mutant"]
+from paramerge.files.header import encode_header
+
+__all__ = ["config_mutant", "model_mutant"]
 
 _CONFIG = {
     "peft_type": "LORA",
@@ -82,3 +85,55 @@ def _plain(rng: np.random.Generator) -> object:
         *(float("nan"), float("inf"), [], {}, [None], {"a": 1}, ["to_k"] * 50, "\ud800", "x" * 100_000, deep),
     )
     return values[rng.integers(len(values))]
+
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_MODEL_KEYS = (
+    *("_class_name", "model_type", "_name_or_path", "torch_dtype", "dtype", "quantization_config"),
+    *("compression_config", "in_channels", "cross_attention_dim", "block_out_channels", "weight_map"),
+    *("metadata", "total_size", "_diffusers_version"),
+)
+_TEXTS = (
+    *(b"", b"{", b"[]", b"null", b"3", b'"x"', b"\xff\xfe{}", b"{}{}", b'{"a": NaN}', b'{"a": 1, "a": 2}'),
+    *(b"[" * 100_000, b'{"a":' * 1000 + b"1" + b"}" * 1000, b'{"a": 1e999}', b"\xef\xbb\xbf{}", b"\x00" * 99),
+)
+
+
+def model_mutant(seed: int) -> Mutant:
+    """The model of ``seed``, with a LoRA for it: a folder with damage in its JSON."""
+    rng = np.random.default_rng([seed, 8])
+    made = config_mutant(seed)
+    made.config = dict(_CONFIG)
+    weights = {
+        f"{name.removeprefix('unet.')}.weight": rng.standard_normal(shape).astype(np.float32)
+        for name, shape in OTHER_LAYERS.items()
+    }
+    entries = [(key, "F32", value.shape, value.nbytes) for key, value in weights.items()]
+    data = encode_header(entries, {}) + b"".join(value.tobytes() for value in weights.values())
+    files = {"config.json": _config(rng, {"_class_name": "SomeTransformerModel"})}
+    if rng.random() < 0.5:
+        files[_WEIGHTS] = data
+    else:
+        shard = "diffusion_pytorch_model-00001-of-00001.safetensors"
+        index: dict[str, Any] = {
+            "metadata": {"total_size": len(data)},
+            "weight_map": dict.fromkeys(weights, shard),
+        }
+        if rng.random() < 0.3:
+            places = ("../x", "/etc/passwd", "", "a.bin", None)
+            index["weight_map"][next(iter(weights))] = places[rng.integers(len(places))]
+        files |= {shard: data, f"{_WEIGHTS}.index.json": _config(rng, index)}
+    if rng.random() < 0.3:
+        files["model_index.json"] = _config(rng, {"_class_name": "StableDiffusionPipeline"})
+    made.model = files
+    made.changes = [f"{name}: {reprlib.repr(text)}" for name, text in files.items() if name.endswith("json")]
+    return made
+
+
+def _config(rng: np.random.Generator, content: dict[str, Any]) -> bytes:
+    """``content`` as JSON, with a few entries that are none, or no JSON at all."""
+    if rng.random() < 0.3:
+        return _TEXTS[rng.integers(len(_TEXTS))]
+    for _ in range(rng.geometric(0.5) - 1):
+        content[_MODEL_KEYS[rng.integers(len(_MODEL_KEYS))]] = _plain(rng)
+    return json.dumps(content).encode()
