@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from paramerge.checkpoints.layout import Base
 from paramerge.errors import CheckpointError
 from paramerge.files.tensors import stored
-
-__all__ = ["check_text_encoders"]
 
 _LAYER = "encoder.layers.0.mlp.fc1"
 """A plain matrix in every checkpoint of a CLIP text encoder."""
@@ -28,6 +25,8 @@ def check_text_encoders(pipeline: Any, base: Base) -> None:
     CheckpointError
         A text encoder has other weights.
     """
+    import torch  # late: a trainer's --help gets here
+
     for file in base.files:
         for name, target in file.targets.items():
             model = getattr(pipeline, name.component, None)

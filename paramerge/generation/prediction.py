@@ -6,8 +6,6 @@ from typing import Any
 
 from paramerge.checkpoints.layout import SINGLE_FILE, Base
 
-__all__ = ["set_prediction", "stated_prediction"]
-
 _METADATA = "modelspec.prediction_type"
 _SPELLINGS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 
