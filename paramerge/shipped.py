@@ -72,6 +72,11 @@ def named_model(path: Path) -> Path:
     return model() if str(path) == MODEL_NAME and not path.exists() else path
 
 
+def folder() -> Path | None:
+    """The folder of all that ships; None where this installation came without it."""
+    return _ASSETS if _ASSETS.is_dir() else None
+
+
 def contrastive() -> Path:
     """The folder of the shipped contrastive model (transformers' CLIP).
 

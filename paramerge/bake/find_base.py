@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from paramerge.adapters import Adapter
 from paramerge.checkpoints.component_folder import is_shard
-from paramerge.errors import FileFormatError, ParamergeError, UsageError
-from paramerge.files.hashing import cached_sha256, legacy_hash, source_sha256
-from paramerge.files.header import read_header
-from paramerge.files.source import Source
+from paramerge.errors import UsageError
+from paramerge.files.finder import MODELS_VARIABLE, Finder, model_folders, readable
+from paramerge.files.hashing import legacy_hash
 from paramerge.wording import option
-
-MODELS_VARIABLE = "PARAMERGE_MODELS"
 
 _SHA256_LENGTH = 64
 _SMALLEST_BASE = 1 << 20
 """Files below this are no checkpoints; they are not hashed."""
-
-
-def model_folders() -> list[Path]:
-    """The folders of the environment variable ``PARAMERGE_MODELS`` (separated as in ``PATH``)."""
-    return [Path(part).expanduser() for part in os.environ.get(MODELS_VARIABLE, "").split(os.pathsep) if part]
 
 
 def named_hashes(adapters: Iterable[Adapter]) -> list[str]:
@@ -58,14 +49,11 @@ def find_base(adapters: Sequence[Adapter], note: Callable[[str], None] = lambda 
             where=", ".join(adapter.path.name for adapter in adapters),
             hint=f"give it: {option('base', 'model.safetensors')}",
         )
-    for digest in exact:
-        found = _in_hub_cache(digest)
-        if found is not None:
-            return _as_base(found)
-    candidates = list(_candidates(model_folders()))
-    found = _by_sha256(candidates, exact, note) if exact else _by_short_hash(candidates, short)
+    finder = Finder(tuple(model_folders()), smallest=_SMALLEST_BASE, note=note, what="the base")
+    found = next(finder.find(exact), None) if exact else _by_short_hash(finder, short)
     if found is not None:
         return _as_base(found)
+    candidates = [path for path, size in finder.candidates if size >= _SMALLEST_BASE]
     folders = os.environ.get(MODELS_VARIABLE)
     raise UsageError(
         "no base was given, and the one the adapters were made for was not found",
@@ -77,58 +65,14 @@ def find_base(adapters: Sequence[Adapter], note: Callable[[str], None] = lambda 
     )
 
 
-def _candidates(folders: Iterable[Path]) -> Iterator[Path]:
-    for folder in folders:
-        if not folder.is_dir():
-            raise UsageError(
-                "a folder of models does not exist",
-                where=f"{MODELS_VARIABLE}: {folder}",
-                hint=f"correct the variable, or give {option('base')}",
-            )
-        for path in sorted(folder.rglob("*.safetensors")):
-            if path.is_file() and path.stat().st_size >= _SMALLEST_BASE:
-                yield path
-
-
-def _by_sha256(candidates: Sequence[Path], wanted: Sequence[str], note: Callable[[str], None]) -> Path | None:
-    unknown = []
-    for path in candidates:
-        source = _readable(path)
-        known = None if source is None else cached_sha256(source)
-        if known in wanted:
-            return path
-        if source is not None and known is None:
-            unknown.append(path)
-    for path in unknown:
-        note(f"hashing {path.name} to find the base")
-        with contextlib.suppress(FileFormatError):  # it went away, or cannot be read
-            if source_sha256(Source.open(path)) in wanted:
-                return path
-    return None
-
-
-def _by_short_hash(candidates: Sequence[Path], wanted: Sequence[str]) -> Path | None:
+def _by_short_hash(finder: Finder, wanted: Sequence[str]) -> Path | None:
     """The one file with a short hash; two of them decide nothing."""
-    found = [path for path in candidates if _readable(path) and legacy_hash(path) in wanted]
+    found = [
+        path
+        for path, size in finder.candidates
+        if size >= finder.smallest and readable(path) and legacy_hash(path) in wanted
+    ]
     return found[0] if len(found) == 1 else None
-
-
-def _readable(path: Path) -> Source | None:
-    """The file, opened, if it is safetensors; else None."""
-    try:
-        return read_header(path).source
-    except ParamergeError:
-        return None
-
-
-def _in_hub_cache(digest: str) -> Path | None:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    for blob in Path(HF_HUB_CACHE).glob(f"models--*/blobs/{digest}"):
-        for path in sorted((blob.parent.parent / "snapshots").rglob("*.safetensors")):
-            if path.resolve() == blob.resolve():
-                return path
-    return None
 
 
 def _as_base(path: Path) -> Path:

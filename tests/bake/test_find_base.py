@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from baking import load, name_of, random_bases, shapes_of
 
-from paramerge.bake import find_base as finding
 from paramerge.bake.find_base import find_base
 from paramerge.errors import UsageError
+from paramerge.files import finder as finding
 from paramerge.files import hashing
 from paramerge.files.hashing import legacy_hash
 from paramerge.files.writer import write_safetensors
