@@ -32,6 +32,7 @@ COMMANDS = {
     "resize": "paramerge.cli.resize:resize",
     "inspect": "paramerge.cli.inspect:inspect",
     "merge": "paramerge.cli.merge:merge",
+    "replay": "paramerge.cli.replay:replay",
     "compare": "paramerge.cli.compare:compare",
     "generate": "paramerge.cli.generate:generate",
     "demo": "paramerge.cli.demo:demo",

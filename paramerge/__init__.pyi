@@ -31,6 +31,7 @@ from .interpretation import Interpretation as Interpretation
 from .merge.call import merge as merge
 from .merge.call import plan_merge as plan_merge
 from .models.names import ModuleName as ModuleName
+from .replay.call import replay as replay
 from .resize.call import resize as resize
 from .sizes.call import sizes as sizes
 from .version import __version__ as __version__

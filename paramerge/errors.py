@@ -18,6 +18,7 @@ __all__ = [
     "IncompleteLayerError",
     "InputChangedError",
     "InternalError",
+    "MissingInputError",
     "NonFiniteError",
     "OutputError",
     "ParamergeError",
@@ -182,6 +183,12 @@ class PluginError(ParamergeError):
     """An addition of another package (a family, a dialect, an architecture) cannot be loaded, or is none."""
 
     exit_code = 8
+
+
+class MissingInputError(ParamergeError):
+    """Inputs that a recipe names by their hashes are in none of the places searched."""
+
+    exit_code = 9
 
 
 class InternalError(ParamergeError):

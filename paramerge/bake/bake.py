@@ -16,6 +16,7 @@ import torch
 from paramerge.adapters.overflow import overflowing
 from paramerge.apply.kernel import LayerResult
 from paramerge.apply.tensor_plan import FilePlan
+from paramerge.bake.input_names import InputNames
 from paramerge.bake.output import check_output, write_companions
 from paramerge.bake.plan import Plan
 from paramerge.bake.recipe import InputFile, build_recipe, output_metadata
@@ -185,7 +186,11 @@ class _Job:
         self._others = [source for source in others if self._hashes[source] is None]
         self._hashers: dict[Source, HashBeside] = {}
         self._step_files = [
-            [InputFile.of(source, source.sha256()) for source in step.adapter.opened] for step in plan.steps
+            [
+                InputFile.of(source, source.sha256(), name)
+                for source, name in zip(step.adapter.opened, names.files, strict=True)
+            ]
+            for step, names in zip(plan.steps, plan.names[len(plan.names) - len(plan.steps) :], strict=True)
         ]
 
     def stream(self, file: FilePlan, descriptor: int) -> list[LayerResult]:
@@ -229,15 +234,16 @@ class _Job:
 
     def recipe(self) -> dict[str, object]:
         """The recipe, with zeros for hashes that are not known yet."""
-        base_files = self._described(self.plan.base)
-        others = [self._described(model) for model in self.plan.merged.others] if self.plan.merged else []
-        return build_recipe(self.plan, base_files, self._step_files, others)
+        models = (self.plan.base, *(self.plan.merged.others if self.plan.merged else ()))
+        base, *others = [
+            self._described(model, names) for model, names in zip(models, self.plan.names, strict=False)
+        ]
+        return build_recipe(self.plan, base, self._step_files, others)
 
-    def _described(self, model: Base) -> list[InputFile]:
+    def _described(self, model: Base, names: InputNames) -> list[InputFile]:
         return [
-            InputFile.of(source, self._hashes[source] or _UNKNOWN_HASH, str(file.relative))
-            for file in model.files
-            for source in (file.header.source,)
+            InputFile.of(source, self._hashes[source] or _UNKNOWN_HASH, name)
+            for source, name in zip(model.weight_sources, names.files, strict=True)
         ]
 
     def write_header(self, file: FilePlan, descriptor: int, recipe: dict[str, object]) -> None:

@@ -20,6 +20,7 @@ from paramerge.apply.steps import BakeOptions, Step
 from paramerge.apply.tensor_plan import FilePlan, TensorPlan
 from paramerge.apply.values import Values
 from paramerge.bake.history import earlier_recipe
+from paramerge.bake.input_names import InputNames, names_of
 from paramerge.bake.merged_models import MergedModels
 from paramerge.bake.planned_step import PlannedStep, match_step
 from paramerge.checkpoints.layout import Base, WeightFile
@@ -51,6 +52,13 @@ class Plan:
     """On LoRAs before PaRas; :mod:`paramerge.bake.diagnose` puts a number to them."""
     merged: MergedModels | None = None
     """The checkpoints that the base's values are made of, where it is a merge."""
+    called: tuple[InputNames, ...] = field(repr=False, default=())
+    """The names of all inputs, where the output is to have others than the files have."""
+
+    @property
+    def names(self) -> tuple[InputNames, ...]:
+        """The names of :attr:`opened` in titles and in the recipe."""
+        return self.called or names_of(self.opened)
 
     @property
     def edits(self) -> list[Edit]:

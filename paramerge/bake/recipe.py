@@ -52,9 +52,9 @@ class InputFile:
     size: int
 
     @classmethod
-    def of(cls, source: Source, sha256: str, name: str | None = None) -> InputFile:
+    def of(cls, source: Source, sha256: str, name: str) -> InputFile:
         """Describe a file that was opened."""
-        return cls(readable_name(name or source.path.name), sha256, source.size)
+        return cls(readable_name(name), sha256, source.size)
 
 
 def build_recipe(
@@ -68,19 +68,12 @@ def build_recipe(
     ``base_files`` are the base's weight files, ``step_files`` the files of each step, and ``other_files``
     those of each model that is merged with the base, in order.
     """
-    import torch
-
     options = plan.options
+    base, *others = [name.name for name in plan.names]
     recipe: dict[str, object] = {
         "recipe": RECIPE_VERSION if plan.merged is None else MERGE_RECIPE_VERSION,
-        "versions": {
-            "paramerge": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "ml_dtypes": ml_dtypes.__version__,
-            "kernel": torch.backends.cpu.get_cpu_capability(),
-        },
-        "base": _model(plan.base, base_files, options.private),
+        "versions": versions(),
+        "base": _model(plan.base, base, base_files, options.private),
         "steps": [
             _step(step, files, options.private) | _own_interpretation(plan, step)
             for step, files in zip(plan.steps, step_files, strict=True)
@@ -99,16 +92,31 @@ def build_recipe(
     if earlier is not None:
         recipe["base_recipe"] = earlier
     if plan.merged is not None:
-        recipe["merge"] = _merge(plan.merged, other_files, options.private)
+        recipe["merge"] = _merge(plan.merged, others, other_files, options.private)
     return recipe
 
 
-def _merge(merged: MergedModels, files: Sequence[Sequence[InputFile]], private: bool) -> dict[str, object]:
+def versions() -> dict[str, str]:
+    """What an output's bytes depend on besides its inputs; ``kernel`` is the processor's instructions."""
+    import torch
+
+    return {
+        "paramerge": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "ml_dtypes": ml_dtypes.__version__,
+        "kernel": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _merge(
+    merged: MergedModels, names: Sequence[str], files: Sequence[Sequence[InputFile]], private: bool
+) -> dict[str, object]:
     """Every model but the first, which is the base, what was made of them, and how many tensors that were."""
     others = []
-    for model, own in zip(merged.others, files, strict=True):
+    for model, name, own in zip(merged.others, names, files, strict=False):
         earlier = earlier_recipe(model, private=private).recipe
-        others.append(_model(model, own, private) | ({} if earlier is None else {"recipe": earlier}))
+        others.append(_model(model, name, own, private) | ({} if earlier is None else {"recipe": earlier}))
     return {
         "models": others,
         "steps": [dict(step) for step in merged.steps],
@@ -118,8 +126,9 @@ def _merge(merged: MergedModels, files: Sequence[Sequence[InputFile]], private: 
     }
 
 
-def _model(model: Base, files: Sequence[InputFile], private: bool) -> dict[str, object]:
+def _model(model: Base, name: str, files: Sequence[InputFile], private: bool) -> dict[str, object]:
     return {
+        **({"name": readable_name(name)} if model.is_folder and not private else {}),
         "layout": model.layout,
         "architecture": model.architecture,
         "files": [_file(file, private and not model.is_folder) for file in files],
@@ -181,7 +190,7 @@ def _title(plan: Plan) -> str:
 
 
 def _names(plan: Plan) -> list[str]:
-    return [model.path.name for model in plan.opened]
+    return [names.name for names in plan.names]
 
 
 def _file(file: InputFile, private: bool) -> dict[str, object]:

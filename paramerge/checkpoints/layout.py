@@ -41,6 +41,8 @@ UNET_FILE = "unet-file"
 MODEL_FILE = "model-file"
 MODEL_FOLDER = "model-folder"
 COMPONENT_FILE = "component-file"
+FOLDERS = (DIFFUSERS_FOLDER, MODEL_FOLDER)
+"""The layouts that are folders."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Base:
     @property
     def is_folder(self) -> bool:
         """Whether it is a folder and not a file."""
-        return self.layout in (DIFFUSERS_FOLDER, MODEL_FOLDER)
+        return self.layout in FOLDERS
 
     def scheme_of(self, target: Target) -> str | None:
         """The scheme that the tensor of ``target`` is quantised by; None where it is stored plainly."""

@@ -26,7 +26,7 @@ FLOORS = (
     ("apply",),
     ("bake", "extract", "inspect", "peft"),
     ("merge",),
-    ("compare", "convert", "generation", "resize"),
+    ("compare", "convert", "generation", "replay", "resize"),
     ("__init__",),
     ("cli", "training"),  # beside each other: the trainer's options are built by the command line's parts
 )

@@ -14,7 +14,7 @@ import paramerge
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCE = REPOSITORY / "docs" / "api.md"
-VERBS = ("bake", "plan_bake", "merge", "convert", "extract", "resize", "compare", "inspect", "sizes")
+VERBS = ("bake", "plan_bake", "merge", "convert", "extract", "resize", "compare", "inspect", "sizes", "replay")
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,14 @@ from paramerge.files import writer
 from paramerge.files.staging import write_recipe
 from paramerge.merge import combine
 
-BASE, FOLDER, PARA, LORA, OTHER, PEFT = (
+BASE, FOLDER, PARA, LORA, OTHER, PEFT, BAKED = (
     "base.safetensors",
     "model",
     "p.safetensors",
     "l.safetensors",
     "m.safetensors",
     "peft",
+    "baked.safetensors",
 )
 
 
@@ -50,11 +51,12 @@ VERBS = {
     "extract-tuned": Verb(("extract", "--from", BASE, "--base", FOLDER), (BASE, FOLDER)),
     "resize": Verb(("resize", LORA, "--rank", "1"), (LORA,)),
     "resize-para": Verb(("resize", PARA, "--energy", "0.5", "--base", FOLDER), (PARA, FOLDER)),
+    "replay": Verb(("replay", BAKED), (BAKED, BASE, LORA)),
     "compare": Verb(("compare", LORA, OTHER), (LORA, OTHER), ".html", "--report"),
 }
 QUICK = (
     *("bake", "bake-folder", "convert", "convert-peft", "merge", "merge-models", "merge-folders"),
-    *("extract", "resize", "compare"),
+    *("extract", "resize", "replay", "compare"),
 )
 """Verbs whose whole work is quick here."""
 
@@ -71,6 +73,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lora_file(folder / OTHER, random_factors(shapes, layers, 2, seed=1))
     with pytest.raises(SystemExit):
         main(["convert", str(folder / LORA), "--to", "peft", "-o", str(folder / PEFT)])
+    with pytest.raises(SystemExit):
+        main(["bake", "--base", f"{folder / BASE}", "--lora", f"{folder / LORA}", "-o", str(folder / BAKED)])
     return folder
 
 

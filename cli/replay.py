@@ -1,0 +1,117 @@
+"""``paramerge replay``: a bake or a merge of checkpoints done again, as its recipe says, or changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from paramerge.cli.flags import flagged
+from paramerge.cli.options import dtype_option, json_option, overwrite_option, rehash_option
+from paramerge.cli.render import Progress, note, note_ending, warn
+from paramerge.strict_json import dump
+
+
+class _Strength(click.ParamType):
+    name = "step and strength"
+
+    def convert(
+        self, value: str | tuple[int, float], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, float]:
+        """Read ``3=0.4``."""
+        if isinstance(value, tuple):
+            return value
+        step, _, strength = value.partition("=")
+        try:
+            return int(step), float(strength)
+        except ValueError:
+            self.fail(f"{value!r} is not a step and its strength, such as 3=0.4", param, ctx)
+
+
+models_option = click.option(
+    "--models",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Look for inputs here, too: by their hashes, whatever they are called. May be repeated.",
+)
+
+
+@click.command(name="replay")
+@click.argument("recipe", type=click.Path(path_type=Path), metavar="RECIPE")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="What to write.")
+@models_option
+@click.option(
+    "--set",
+    "strengths",
+    type=_Strength(),
+    multiple=True,
+    metavar="N=STRENGTH",
+    help="Another strength of the Nth adapter. May be repeated.",
+)
+@click.option(
+    "--without", type=int, multiple=True, metavar="N", help="Leave the Nth adapter out. May be repeated."
+)
+@click.option("--base", type=click.Path(path_type=Path), help="Another base, or first model.")
+@dtype_option(keep=True, help="Another dtype of the output.")
+@click.option("--dry-run", is_flag=True, help="Print the plan from the headers alone and stop.")
+@overwrite_option
+@rehash_option
+@json_option
+def replay(
+    recipe: Path,
+    output: Path,
+    models: tuple[Path, ...],
+    strengths: tuple[tuple[int, float], ...],
+    without: tuple[int, ...],
+    base: Path | None,
+    dtype: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Bake or merge checkpoints again, as a recipe says, or a variant of it.
+
+    RECIPE is a file or folder that bake or merge wrote, its recipe as JSON, or a TOML. Inputs are found by
+    their SHA-256: in the folders of PARAMERGE_MODELS and of --models, in the Hugging Face cache, among what
+    ships, and beside RECIPE. With the same versions and nothing changed the output has the same bytes. Steps
+    are counted from 1, as paramerge inspect shows them.
+
+    \b
+    paramerge replay baked.safetensors -o again.safetensors
+    paramerge replay baked.safetensors --set 1=0.4 --dtype bf16 -o variant.safetensors
+    """
+    from paramerge.bake.output import check_output
+    from paramerge.bake.summary import summarise
+    from paramerge.cli.bake_view import show_plan, show_report
+    from paramerge.replay.call import plan_replay
+
+    made = plan_replay(
+        recipe, models=models, strengths=dict(strengths), without=without, base=base, dtype=dtype,
+        note=lambda text: note(text, quiet=as_json),
+    )  # fmt: skip
+    plan = made.plan
+    wanted = output
+    output = check_output(plan, wanted, overwrite=overwrite)
+    note_ending(wanted, output, quiet=as_json)
+    summary = summarise(plan)
+    versions = {name: list(pair) for name, pair in made.versions.items()}
+    if dry_run and not as_json:
+        show_plan(summary, output)
+        return
+    content = {"plan": summary.as_dict(), "versions": versions, "output": str(output)}
+    if not dry_run:
+        for warning in () if as_json else (*map(_other, made.versions.items()), *plan.warnings):
+            warn(warning)
+        with Progress("baking", quiet=as_json, unit="bytes") as progress:
+            report = plan.write(output, progress.update, overwrite=overwrite)
+        if not as_json:
+            show_report(plan, summary, report)
+            return
+        content["report"] = report.as_dict()
+    click.echo(dump(flagged(content)))
+
+
+def _other(version: tuple[str, tuple[str, str]]) -> str:
+    name, (then, now) = version
+    return f"{name} was {then} and is {now}: equal bytes are promised for equal versions alone"

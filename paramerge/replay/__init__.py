@@ -1,0 +1,1 @@
+"""``replay``: what a recipe says, done again."""

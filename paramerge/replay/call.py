@@ -1,0 +1,191 @@
+"""``paramerge.replay``: a bake or a merge of checkpoints done again, as its recipe says, or changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paramerge.apply.given import PathLike, hashing, open_given, opened_base
+from paramerge.apply.steps import Step
+from paramerge.bake.input_names import InputNames
+from paramerge.bake.plan import Plan, make_plan
+from paramerge.checkpoints.layout import FOLDERS, Base
+from paramerge.errors import UsageError
+from paramerge.merge.checkpoints.graph import MergeGraph
+from paramerge.merge.checkpoints.plan import plan_merge
+from paramerge.merge.checkpoints.toml_recipe import read_toml
+from paramerge.replay.inputs import Inputs
+from paramerge.replay.reading import read_recipe
+from paramerge.replay.recipe import ModelRecord, Recipe, StepRecord
+from paramerge.wording import option
+
+if TYPE_CHECKING:
+    from paramerge.bake.bake import BakeReport
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A plan made from a recipe.
+
+    Attributes
+    ----------
+    versions:
+        By package (``kernel``: the processor's instructions), the version of the recipe and the one that is
+        here, where they differ. Equal bytes are promised for equal versions alone.
+    """
+
+    plan: Plan
+    versions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def replay(
+    recipe: PathLike,
+    output: PathLike,
+    *,
+    models: Iterable[PathLike] = (),
+    set: Mapping[int, float] | None = None,
+    without: Iterable[int] = (),
+    base: PathLike | Base | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    rehash: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> BakeReport:
+    """Do again what a recipe says: ``replay("merged.safetensors", "again.safetensors")``.
+
+    With nothing changed, and the versions of the recipe, the output has the bytes of the first one.
+
+    Parameters
+    ----------
+    recipe:
+        What bake, or merge of checkpoints, wrote (a file or a folder), its recipe as JSON, or a recipe in
+        TOML.
+    output:
+        The file to write, or a folder where the base is one.
+    models:
+        Folders in which inputs are looked for by their SHA-256, besides ``PARAMERGE_MODELS``, the Hugging
+        Face cache, what ships, and the folder of ``recipe``.
+    set:
+        Other strengths of adapters, by step, counted from 1: ``{2: 0.4}``.
+    without:
+        Steps to leave out, counted from 1.
+    base:
+        Another base, or first model.
+    dtype:
+        Another dtype of the output, or ``keep``.
+    overwrite, rehash, progress:
+        As for :func:`paramerge.bake`.
+
+    Raises
+    ------
+    MissingInputError
+        Inputs are not found.
+    FileFormatError
+        There is no recipe, or it is damaged or of a version that is not known.
+    ParamergeError
+        What :func:`paramerge.bake` and :func:`paramerge.merge` raise.
+    """
+    with hashing(rehash=rehash):
+        made = plan_replay(
+            recipe, models=models, strengths=set or {}, without=tuple(without), base=base, dtype=dtype
+        )
+        return made.plan.write(output, progress, overwrite=overwrite)
+
+
+def plan_replay(
+    path: PathLike,
+    *,
+    models: Iterable[PathLike] = (),
+    strengths: Mapping[int, float] | None = None,
+    without: Collection[int] = (),
+    base: PathLike | Base | None = None,
+    dtype: str | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> Replay:
+    """The plan of :func:`replay`; ``note`` is called with a line before anything that takes long."""
+    path = Path(path)
+    changes = (strengths or {}, without, dtype)
+    if path.suffix == ".toml":
+        return _of_toml(path, *changes, base)
+    inputs = Inputs(map(Path, models), (path.absolute().parent,), note)
+    recipe = read_recipe(path).changed(*changes)
+    opened = None if base is None else opened_base(base)
+    return planned(recipe, inputs, path, opened)
+
+
+def planned(recipe: Recipe, inputs: Inputs, where: object, base: Base | None = None) -> Replay:
+    """The plan for a recipe whose inputs are all found, and have the names of the recipe; ``base`` its own.
+
+    Raises
+    ------
+    MissingInputError
+    """
+    models = inputs.models(recipe, base)
+    adapters = [inputs.adapter(step) for step in recipe.steps]
+    there = [model for model in models if model is not None]
+    present = [adapter for adapter in adapters if adapter is not None]
+    if len(there) < len(models) or len(present) < len(adapters):
+        raise inputs.missing(recipe, models, adapters, where)
+    steps = [
+        (Step(record.kind, adapter.path, record.strength, record.blocks), adapter)
+        for record, adapter in zip(recipe.steps, present, strict=True)
+    ]
+    if recipe.merge is None:
+        plan = make_plan(there[0], steps, recipe.options)
+    else:
+        merge = recipe.merge
+        graph = MergeGraph(tuple(step.checked() for step in merge.steps), merge.components, merge.prune)
+        plan = plan_merge(there, graph, steps, recipe.options)
+    records: tuple[ModelRecord | StepRecord, ...] = (*recipe.models, *recipe.steps)
+    called = tuple(
+        own if base is not None and index == 0 else _called(record, own)
+        for index, (record, own) in enumerate(zip(records, plan.names, strict=True))
+    )
+    return Replay(replace(plan, called=called), _other_versions(recipe.versions))
+
+
+def _called(record: ModelRecord | StepRecord, now: InputNames) -> InputNames:
+    """The names of the recipe; where it has none, those of now."""
+    files = tuple(file.name or own for file, own in zip(record.files, now.files, strict=True))
+    if isinstance(record, ModelRecord) and record.layout in FOLDERS:
+        return InputNames(record.name or now.name, files)
+    return InputNames(files[0], files)
+
+
+def _of_toml(
+    path: Path,
+    strengths: Mapping[int, float],
+    without: Collection[int],
+    dtype: str | None,
+    base: PathLike | Base | None,
+) -> Replay:
+    """A recipe in TOML, which names its files by their places."""
+    recipe = read_toml(path)
+    count = len(recipe.adapters)
+    wrong = [number for number in (*strengths, *without) if not 1 <= number <= count]
+    if wrong:
+        raise UsageError(
+            f"there is no step {wrong[0]}",
+            where=option("set" if wrong[0] in strengths else "without"),
+            expected=f"1 to {count}: the adapters, in order",
+        )
+    adapters = [
+        replace(adapter, strength=strengths.get(number, adapter.strength))
+        for number, adapter in enumerate(recipe.adapters, 1)
+        if number not in without
+    ]
+    request = recipe.request
+    if dtype is not None:
+        request = replace(request, options=replace(request.options, dtype=dtype))
+    if base is not None:
+        request = replace(request, models=(base, *request.models[1:]))
+    return Replay(request.plan(open_given(adapters)))
+
+
+def _other_versions(then: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    from paramerge.bake.recipe import versions
+
+    now = versions()
+    return {name: (then.get(name, "unknown"), now[name]) for name in now if then.get(name) != now[name]}
