@@ -208,7 +208,8 @@ def test_what_an_output_may_not_be(
     output = REFUSED[kind](VERBS[name])
     before = state(place)
     assert call(VERBS[name], output, "--overwrite") == 6
-    text = capfd.readouterr().err
+    lines = capfd.readouterr().err.splitlines(keepends=True)
+    text = "".join(line for line in lines if not line.startswith("hashing "))  # replay looks for its inputs
     assert text.startswith("error: ") and "Traceback" not in text and len(text.splitlines()) > 1
     assert state(place) == before
 
