@@ -81,7 +81,6 @@ def replay(
     paramerge replay baked.safetensors -o again.safetensors
     paramerge replay baked.safetensors --set 1=0.4 --dtype bf16 -o variant.safetensors
     """
-    from paramerge.bake.output import check_output
     from paramerge.bake.summary import summarise
     from paramerge.cli.bake_view import show_plan, show_report
     from paramerge.replay.call import plan_replay
@@ -92,7 +91,7 @@ def replay(
     )  # fmt: skip
     plan = made.plan
     wanted = output
-    output = check_output(plan, wanted, overwrite=overwrite)
+    output = made.check_output(wanted, overwrite=overwrite)
     note_ending(wanted, output, quiet=as_json)
     summary = summarise(plan)
     versions = {name: list(pair) for name, pair in made.versions.items()}

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from paramerge.apply.given import PathLike, hashing, open_given, opened_base
 from paramerge.apply.steps import Step
 from paramerge.bake.input_names import InputNames
+from paramerge.bake.output import check_output
 from paramerge.bake.plan import Plan, make_plan
 from paramerge.checkpoints.layout import FOLDERS, Base
 from paramerge.errors import UsageError
+from paramerge.files.outputs import check_output_file, check_output_folder
 from paramerge.merge.checkpoints.graph import MergeGraph
 from paramerge.merge.checkpoints.plan import plan_merge
 from paramerge.merge.checkpoints.toml_recipe import read_toml
@@ -31,13 +33,27 @@ class Replay:
 
     Attributes
     ----------
+    recipe:
+        The file or folder that it is of.
     versions:
         By package (``kernel``: the processor's instructions), the version of the recipe and the one that is
         here, where they differ. Equal bytes are promised for equal versions alone.
     """
 
     plan: Plan
+    recipe: Path
     versions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def check_output(self, output: PathLike, *, overwrite: bool = False) -> Path:
+        """As :func:`paramerge.bake.output.check_output`; the recipe's file or folder is an input as well.
+
+        Raises
+        ------
+        OutputError
+        """
+        check = check_output_folder if self.plan.base.is_folder else check_output_file
+        check(output, [self.recipe], overwrite=overwrite)
+        return check_output(self.plan, Path(output), overwrite=overwrite)
 
 
 def replay(
@@ -91,7 +107,7 @@ def replay(
         made = plan_replay(
             recipe, models=models, strengths=set or {}, without=tuple(without), base=base, dtype=dtype
         )
-        return made.plan.write(output, progress, overwrite=overwrite)
+        return made.plan.write(made.check_output(output, overwrite=overwrite), progress, overwrite=overwrite)
 
 
 def plan_replay(
@@ -115,7 +131,7 @@ def plan_replay(
     return planned(recipe, inputs, path, opened)
 
 
-def planned(recipe: Recipe, inputs: Inputs, where: object, base: Base | None = None) -> Replay:
+def planned(recipe: Recipe, inputs: Inputs, where: Path, base: Base | None = None) -> Replay:
     """The plan for a recipe whose inputs are all found, and have the names of the recipe; ``base`` its own.
 
     Raises
@@ -143,7 +159,7 @@ def planned(recipe: Recipe, inputs: Inputs, where: object, base: Base | None = N
         own if base is not None and index == 0 else _called(record, own)
         for index, (record, own) in enumerate(zip(records, plan.names, strict=True))
     )
-    return Replay(replace(plan, called=called), _other_versions(recipe.versions))
+    return Replay(replace(plan, called=called), where, _other_versions(recipe.versions))
 
 
 def _called(record: ModelRecord | StepRecord, now: InputNames) -> InputNames:
@@ -181,7 +197,7 @@ def _of_toml(
         request = replace(request, options=replace(request.options, dtype=dtype))
     if base is not None:
         request = replace(request, models=(base, *request.models[1:]))
-    return Replay(request.plan(open_given(adapters)))
+    return Replay(request.plan(open_given(adapters)), path)
 
 
 def _other_versions(then: Mapping[str, str]) -> dict[str, tuple[str, str]]:

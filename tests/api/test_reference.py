@@ -14,7 +14,18 @@ import paramerge
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCE = REPOSITORY / "docs" / "api.md"
-VERBS = ("bake", "plan_bake", "merge", "convert", "extract", "resize", "compare", "inspect", "sizes", "replay")
+VERBS = (
+    "bake",
+    "plan_bake",
+    "merge",
+    "convert",
+    "extract",
+    "resize",
+    "compare",
+    "inspect",
+    "sizes",
+    "replay",
+)
 
 
 @pytest.fixture(scope="module")
