@@ -262,4 +262,4 @@ _LOOKS: dict[Sees, Callable[[_Merging], Any]] = {
     "columns": _Merging.column_sums,
     "cuts": _Merging.cuts,
 }
-"""What a method has to know of the whole tensor, by how it sees one."""
+"""Looks at the whole tensor that a method needs first, by how it sees one."""
