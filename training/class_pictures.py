@@ -15,8 +15,12 @@ from paramerge.training.pictures import PICTURE_SUFFIXES
 __all__ = ["draw_missing_class_pictures"]
 
 
-def draw_missing_class_pictures(pipeline: Any, config: TrainConfig, folder: Path) -> int:
-    """Draw pictures of the class with the model as it is until there are enough; returns the number drawn.
+def draw_missing_class_pictures(
+    pipeline: Any, config: TrainConfig, folder: Path, accelerator: Any = None
+) -> int:
+    """Draw pictures of the class with the model as it is until there are enough; how many were missing.
+
+    With ``accelerator`` each of its processes draws its share.
 
     Raises
     ------
@@ -31,12 +35,14 @@ def draw_missing_class_pictures(pipeline: Any, config: TrainConfig, folder: Path
 
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     missing = config.class_images - sum(Path(name).suffix.lower() in PICTURE_SUFFIXES for name in names)
-    if missing <= 0:
-        return 0
-    check_output_folder(folder, [named_model(config.model), config.instance_folder], files=())
-    make_folder(folder)
+    wait = (lambda: None) if accelerator is None else accelerator.wait_for_everyone
+    first, every = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    wait()  # until all have counted
+    if missing > 0:
+        check_output_folder(folder, [named_model(config.model), config.instance_folder], files=())
+        make_folder(folder)
     free = (number for number in count(len(names)) if f"class-{number:04d}.png" not in names)
-    for number in islice(free, missing):
+    for number in islice(islice(free, max(0, missing)), first, None, every):
         request = Request(
             (config.class_prompt,),
             seeds=(config.seed * 100_003 + number,),
@@ -48,4 +54,5 @@ def draw_missing_class_pictures(pipeline: Any, config: TrainConfig, folder: Path
         picture: np.ndarray = draw(pipeline, request)[0][0]
         image = png(Image.fromarray(picture), {"prompt": config.class_prompt})
         write_bytes(folder / f"class-{number:04d}.png", image)
-    return missing
+    wait()  # no longer than one picture: all draw as many
+    return max(0, missing)

@@ -28,6 +28,7 @@ from paramerge.training.examples import Examples, load_examples
 from paramerge.training.launching import accelerator_for
 from paramerge.training.methods import Trained, attach, text_encoders
 from paramerge.training.objective import loss_of, noise_schedule
+from paramerge.training.placing import lent
 from paramerge.training.run_folder import check_run_folder
 from paramerge.training.state import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from paramerge.training.texts import TextEncoding
@@ -79,31 +80,34 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
         check_run_folder(config, resume)
     accelerator.wait_for_everyone()
 
-    # the model as it is, the pictures and the prompts
-    pipeline = load_pipeline(open_base(named_model(config.model)), torch.float32)
+    # the model as it is, the pictures and the prompts; on the device is what is used
+    device, dtype = accelerator.device, _DTYPES[config.mixed_precision]
+    frozen = torch.float32 if config.method == "dreambooth" else dtype
+    pipeline = load_pipeline(open_base(named_model(config.model)), frozen, vae_dtype=torch.float32)
     if config.prediction_type is not None:
         set_prediction(pipeline, prediction_type=config.prediction_type)
     schedule = noise_schedule(pipeline)
-    pipeline.to(accelerator.device)
+    encoders = list(text_encoders(pipeline).values())
     if config.class_folder is not None:
-        if accelerator.is_main_process:
-            draw_missing_class_pictures(pipeline, config, config.class_folder)
-        accelerator.wait_for_everyone()
-    with torch.no_grad():
-        examples = load_examples(pipeline, config, accelerator.device)
+        with lent([pipeline.unet, pipeline.vae, *encoders], device):
+            draw_missing_class_pictures(pipeline, config, config.class_folder, accelerator)
+    with lent([pipeline.vae], device):
+        examples = load_examples(pipeline, config, device)
 
     # what is trained: float32, in models whose frozen weights may be narrower
-    dtype = _DTYPES[config.mixed_precision]
-    if config.method != "dreambooth":
-        for model in (pipeline.unet, *text_encoders(pipeline).values()):  # the autoencoder stays float32
-            model.to(dtype)
+    pipeline.unet.to(device)
     torch.manual_seed(config.seed)
+    for encoder in encoders:
+        encoder.to(device)
     trained = attach(pipeline, config)
+    texts = TextEncoding(pipeline, device, trained.text, config.prompt_chunks)
+    texts.prepare(known_texts(examples, config))
+    if not (trained.text or config.shuffle_tags):  # every text is encoded
+        for encoder in encoders:
+            encoder.to("cpu")
     if config.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     pipeline.unet.train()
-    texts = TextEncoding(pipeline, accelerator.device, trained.text, config.prompt_chunks)
-    texts.prepare(known_texts(examples, config))
 
     # the state, from the start or from where it stopped
     optimizer = accelerator.prepare(_optimizer(trained, config))

@@ -14,6 +14,8 @@ import torch
 
 from paramerge.files.writer import append_line, make_folder, write_bytes
 from paramerge.training.config import TrainConfig
+from paramerge.training.methods import text_encoders
+from paramerge.training.placing import lent
 from paramerge.training.state import TrainingState
 
 __all__ = ["Watcher", "smoothed"]
@@ -76,7 +78,13 @@ class Watcher:
             width=config.resolution,
             height=config.resolution,
         )
-        with drawing(self._pipeline), averaged(state), self._accelerator.autocast():
+        others = [self._pipeline.vae, *text_encoders(self._pipeline).values()]
+        with (
+            lent(others, self._accelerator.device),
+            drawing(self._pipeline),
+            averaged(state),
+            self._accelerator.autocast(),
+        ):
             drawn = draw(self._pipeline, request)
         rows = [Row(prompt, pictures) for prompt, pictures in zip(request.prompts, drawn, strict=True)]
         image = labelled_grid(rows, [f"seed {seed}" for seed in request.seeds])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def pick_dtype(name: str | None, device: str) -> Any:
     return getattr(torch, library_name(parse_dtype(name or ("F32" if device == "cpu" else "F16"))))
 
 
-def load_pipeline(base: Base, dtype: Any, config: Path | None = None) -> Any:
+def load_pipeline(base: Base, dtype: Any, config: Path | None = None, *, vae_dtype: Any = None) -> Any:
     """The text-to-image pipeline of ``base`` on the CPU, its weights as ``dtype``.
 
     Parameters
@@ -95,6 +96,9 @@ def load_pipeline(base: Base, dtype: Any, config: Path | None = None) -> Any:
         For a single file, the diffusers folder that has its configuration and tokenizers; by default the
         folder beside it with :func:`config_folder`, else the one that diffusers downloads for the
         architecture.
+
+    vae_dtype:
+        The dtype of the autoencoder where it is another; read from the file as such, not widened.
 
     Raises
     ------
@@ -114,7 +118,7 @@ def load_pipeline(base: Base, dtype: Any, config: Path | None = None) -> Any:
         with warnings.catch_warnings():
             # newer diffusers call the argument dtype; older ones know torch_dtype alone
             warnings.simplefilter("ignore", FutureWarning)
-            loaded = pipeline(dtype)
+            loaded = pipeline(dtype, vae_dtype or dtype)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         check_unchanged(base)  # a file that the system does not give them is missing to libraries
         raise CheckpointError(
@@ -170,9 +174,9 @@ def _from_folder(base: Base) -> Any:
     _check_pipeline(index.get("_class_name"), base.path)
     # a checker's weights would be loaded for nothing, and its black pictures would hide adapters
     without = {"safety_checker": None} if "safety_checker" in index else {}
-    return lambda dtype: diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+    return lambda dtype, vae_dtype: diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
         str(base.path),  # what a Path is, diffusers asks only where it sees a folder
-        torch_dtype=dtype,
+        torch_dtype=dtype if dtype == vae_dtype else {"default": dtype, "vae": vae_dtype},
         variant=_variant(base.files),
         use_safetensors=True,
         local_files_only=True,
@@ -201,14 +205,23 @@ def _from_file(base: Base, config: Path | None) -> Any:
                 found=base.architecture,
                 hint=f"give the diffusers folder of the same model to {option('config')}",
             )
-        return lambda dtype: getattr(diffusers, name).from_single_file(str(base.path), torch_dtype=dtype)
+        return partial(_single_file, getattr(diffusers, name), str(base.path))
     if not (folder / _INDEX).is_file():
         raise CheckpointError("this folder has no configuration of a pipeline", where=folder, expected=_INDEX)
     stated = read_object(folder / _INDEX, error=CheckpointError).get("_class_name")
     pipeline = getattr(diffusers, _check_pipeline(stated, folder))
-    return lambda dtype: pipeline.from_single_file(
-        str(base.path), config=str(folder), torch_dtype=dtype, local_files_only=True
-    )
+    return partial(_single_file, pipeline, str(base.path), config=str(folder), local_files_only=True)
+
+
+def _single_file(pipeline: Any, path: str, dtype: Any, vae_dtype: Any, **config: Any) -> Any:
+    """A pipeline of a single file; the autoencoder by itself where it has another dtype."""
+    if dtype == vae_dtype:
+        return pipeline.from_single_file(path, torch_dtype=dtype, **config)
+    from diffusers import AutoencoderKL
+
+    part = {"subfolder": "vae"} if config else {}
+    vae = AutoencoderKL.from_single_file(path, torch_dtype=vae_dtype, **config, **part)
+    return pipeline.from_single_file(path, torch_dtype=dtype, vae=vae, **config)
 
 
 def config_folder(file: Path) -> Path | None:

@@ -60,6 +60,17 @@ def test_marks_of_a_single_file_reach_the_schedule(
     assert stated_prediction(open_base(folder)) == {}
 
 
+def test_the_autoencoder_has_a_dtype_of_its_own(model: tuple[Path, Path]) -> None:
+    """Read from the file as such: what was rounded before would stay so."""
+    folder, single = model
+    for base, config in ((open_base(folder), None), (open_base(single), folder)):
+        found = load_pipeline(base, torch.bfloat16, config, vae_dtype=torch.float32)
+        whole = load_pipeline(base, torch.float32, config)
+        assert (found.unet.dtype, found.text_encoder.dtype) == (torch.bfloat16, torch.bfloat16)
+        wanted = whole.vae.state_dict()
+        assert all(torch.equal(value, wanted[key]) for key, value in found.vae.state_dict().items())
+
+
 def test_a_text_encoder_that_was_started_at_random_is_refused(
     model: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
