@@ -30,8 +30,8 @@ class Batch:
     texts: tuple[str, ...]
     """The texts of the slots' pictures."""
     time_ids: Tensor
-    prior: Tensor
-    """(n,) bool: which slots are the class's."""
+    subjects: int
+    """The number of slots that are the subject's."""
 
 
 def make_batch(
@@ -58,10 +58,8 @@ def make_batch(
             caption = encoded.captions[picture] if encoded.captions else None
             texts.append(caption_of(caption, kind, config, generator(*seed, "caption")))
             ids.append(encoded.time_ids[index])
-    prior = torch.tensor([bool(kind) for kind, _ in kinds for _ in slots])
-    return Batch(
-        torch.stack(latents), torch.stack(noise), torch.stack(times), tuple(texts), torch.stack(ids), prior
-    )
+    drawn = (torch.stack(part) for part in (latents, noise, times))
+    return Batch(*drawn, tuple(texts), torch.stack(ids), len(slots))
 
 
 def known_texts(examples: Examples, config: TrainConfig) -> list[str]:

@@ -45,8 +45,9 @@ def loss_of(
     ``prompts`` has an entry for each slot.
     """
     device = prompts.states.device
+    pinned = device.type == "cuda"  # so that nothing waits for the copies
     latents, noise, times, ids = (
-        value.to(device, non_blocking=True)
+        (value.pin_memory() if pinned else value).to(device, non_blocking=True)
         for value in (batch.latents, batch.noise, batch.timesteps, batch.time_ids)
     )
     noisy = schedule.add_noise(latents, noise, times)
@@ -59,10 +60,9 @@ def loss_of(
     error = (found.float() - target).square().mean((1, 2, 3))
     if config.min_snr_gamma is not None:
         error = error * snr_weights(schedule, times, config.min_snr_gamma, kind)
-    subject = int((~batch.prior).sum())  # the class's slots come after the subject's
-    total: Tensor = error[:subject].mean()
-    if subject < len(error):
-        total = total + config.prior_weight * error[subject:].mean()
+    total: Tensor = error[: batch.subjects].mean()
+    if batch.subjects < len(error):
+        total = total + config.prior_weight * error[batch.subjects :].mean()
     return total
 
 

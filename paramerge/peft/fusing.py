@@ -111,7 +111,7 @@ class _Hoisting:
         for members in groups.values():
             first, name = members[0]
             stacked = torch.stack([layer.para_B[name] for layer, name in members])
-            bases = basis_of(stacked, first.para_method[name], first.para_epsilon[name])
+            bases = basis_of(stacked, first.para_method[name], first.para_epsilon[name], checked=False)
             for (layer, name), K in zip(members, bases.unbind(), strict=True):
                 B = layer.para_B[name]
                 layer._hoisted[name] = (B, B._version, K)

@@ -85,11 +85,11 @@ def test_how_a_step_is_shared_does_not_matter() -> None:
     given = examples(prior=True)
     whole = make_batch(given, CONFIG, 7, range(4), 4, 1000)
     parts = [make_batch(given, CONFIG, 7, [slot], 4, 1000) for slot in range(4)]
-    for name in ("latents", "noise", "timesteps", "prior", "time_ids"):
+    for name in ("latents", "noise", "timesteps", "time_ids"):
         rows = [getattr(part, name) for part in parts]
         order = torch.cat([torch.stack([row[kind] for row in rows]) for kind in range(2)])
         assert torch.equal(getattr(whole, name), order), name
-    assert whole.prior.tolist() == [False] * 4 + [True] * 4
+    assert whole.subjects == 4
     assert whole.texts == ("x",) * 4 + ("",) * 4
     assert set(whole.latents[4:, 0, 0, 0].tolist()) <= {100.0, 101.0, 102.0}
     assert torch.equal(whole.time_ids[4:, 0], torch.full((4,), 100.0))
@@ -145,8 +145,9 @@ def schedule(kind: str = "epsilon") -> Any:
 def test_the_loss_by_hand(kind: str, gamma: float | None) -> None:
     torch.manual_seed(0)
     x, eps, guess = torch.randn(3, 4, 2, 4, 4)[:, :, :, :, :].unbind(0)
-    times, prior = torch.tensor([5, 900, 300, 20]), torch.tensor([False, False, True, True])
-    batch = Batch(x, eps, times, ("a", "a", "b", "b"), torch.randn(4, 6), prior)
+    batch = Batch(
+        x, eps, torch.tensor([5, 900, 300, 20]), ("a", "a", "b", "b"), torch.randn(4, 6), subjects=2
+    )
     prompts = Prompts(torch.randn(4, 7, 5), torch.randn(4, 3))
     config = replace(CONFIG, min_snr_gamma=gamma, prior_weight=0.25)
     unet = Guess(guess)

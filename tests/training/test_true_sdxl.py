@@ -48,7 +48,7 @@ def test_two_steps(tmp_path: Path) -> None:
         torch.tensor([400]),
         ("x",),
         torch.tensor([[64.0, 64, 0, 0, 64, 64]]),
-        torch.tensor([False]),
+        1,
     )
     prompts = Prompts(torch.randn(1, 77, 2048, generator=draw), torch.randn(1, 1280, generator=draw))
     optimizer = torch.optim.AdamW(trained, 1e-3, weight_decay=0)
