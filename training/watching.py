@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,12 +54,14 @@ class Watcher:
         return bool(config.validation_prompts and (due or step == config.steps))
 
     def begin_again(self, state: TrainingState, rates: Sequence[float]) -> None:
-        """Write the log anew up to the step that a run resumes from."""
+        """Write the log anew up to the step that a run resumes from, and draw the pictures due at it."""
         lines = [
             json.dumps({"step": i + 1, "loss": loss, "rate": rate})
             for i, (loss, rate) in enumerate(zip(state.losses, rates, strict=True))
         ]
         write_bytes(self._folder / "log.jsonl", "".join(line + "\n" for line in lines).encode())
+        if state.step and self.draws_at(state.step) and not self._pictures_of(state.step).exists():
+            self.draw(state)  # a run that was stopped between the checkpoint and its pictures
 
     def draw(self, state: TrainingState) -> None:
         """``samples/step-00000123.png``: a row for each prompt, a column for each seed."""
@@ -88,9 +91,12 @@ class Watcher:
             drawn = draw(self._pipeline, request)
         rows = [Row(prompt, pictures) for prompt, pictures in zip(request.prompts, drawn, strict=True)]
         image = labelled_grid(rows, [f"seed {seed}" for seed in request.seeds])
-        folder = self._folder / "samples"
-        make_folder(folder)
-        write_bytes(folder / f"step-{state.step:08d}.png", png(image, {"step": str(state.step)}))
+        path = self._pictures_of(state.step)
+        make_folder(path.parent)
+        write_bytes(path, png(image, {"step": str(state.step)}))
+
+    def _pictures_of(self, step: int) -> Path:
+        return self._folder / "samples" / f"step-{step:08d}.png"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from paramerge.files import writer
 from paramerge.training import loop
 from paramerge.training.loop import train
 from paramerge.training.state import TrainingState, latest_checkpoint, save_checkpoint
+from paramerge.training.watching import Watcher
 
 
 def test_bad_pictures_and_empty_folders(sd: Path, dog: Path, tmp_path: Path) -> None:
@@ -119,6 +120,30 @@ def test_a_validation_that_fails_warns_and_ends_nothing(
     assert saved == [True, True]  # the first checkpoint was there before anything was drawn
     assert len(result.losses) == 4
     assert result.adapter[0].is_file()
+
+
+def test_pictures_that_a_stop_prevented_are_drawn_by_the_run_that_goes_on(
+    sd: Path, dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after the checkpoint, before its pictures: in the middle of a run, and at its end."""
+    more = {"subset": "ex-ca-hl", "steps": 2, "validation_every": 1, **DRAWS}
+    train(settings(sd, dog, tmp_path / "whole", **more))
+    part = settings(sd, dog, tmp_path / "part", **more)
+    drawn = Watcher.draw
+    for stop in (1, 2):
+
+        def draw(watcher: Watcher, state: TrainingState, stop: int = stop) -> None:
+            if state.step == stop:
+                raise KeyboardInterrupt
+            drawn(watcher, state)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Watcher, "draw", draw)
+            train(part, resume=stop > 1)
+    train(part, resume=True)
+    for name in ("step-00000001.png", "step-00000002.png"):
+        whole, found = (tmp_path / run / "samples" / name for run in ("whole", "part"))
+        assert found.read_bytes() == whole.read_bytes()
 
 
 def test_a_plot_or_a_log_that_fails_ends_nothing(
