@@ -211,11 +211,14 @@ def _within_limit(
     # right angles are told as far as half precision keeps them: a rank that is removed but for its rounding
     cut = algebra.storage_tolerance("float16", columns)
     whole = [*gone, link.Q[:, link.weights == 1]]
-    if limit is None or (columns <= limit and _removed_rank(whole, cut) <= limit):
+    if limit is None:
+        return link.Q, link.weights, seen
+    most = max(limit, _removed_rank(gone, cut))  # no boundary brings back what another one let go
+    if columns <= limit and _removed_rank(whole, cut) <= most:
         return link.Q, link.weights, seen
     Q, weights, seen = _by_energy(link, seen)
     kept = min(limit, Q.shape[1])
-    while kept and _removed_rank([*gone, Q[:, :kept][:, weights[:kept] == 1]], cut) > limit:
+    while kept and _removed_rank([*gone, Q[:, :kept][:, weights[:kept] == 1]], cut) > most:
         kept -= 1
     return Q[:, :kept], weights[:kept], seen[:kept]
 

@@ -1,4 +1,4 @@
-"""What the inputs of a bake are called in what it writes: as their files are, or as they were once."""
+"""Names of a bake's inputs in what it writes: those of their files, or those of an earlier recipe."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def build_recipe(
 
 
 def versions() -> dict[str, str]:
-    """What an output's bytes depend on besides its inputs; ``kernel`` is the processor's instructions."""
+    """Versions that an output's bytes depend on; ``kernel`` is the processor's instructions."""
     import torch
 
     return {

@@ -45,7 +45,7 @@ class Replay:
     versions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def check_output(self, output: PathLike, *, overwrite: bool = False) -> Path:
-        """As :func:`paramerge.bake.output.check_output`; the recipe's file or folder is an input as well.
+        """Check the output as a bake does; the recipe's file is an input as well.
 
         Raises
         ------

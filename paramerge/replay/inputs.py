@@ -82,6 +82,7 @@ class Inputs:
         self, recipe: Recipe, models: Sequence[Base | None], adapters: Sequence[Adapter | None], where: object
     ) -> MissingInputError:
         """The error that lists all that is not there, and where it was looked for."""
+        pairs: list[tuple[ModelRecord | StepRecord, Base | Adapter | None]]
         pairs = [*zip(recipe.models, models, strict=True), *zip(recipe.steps, adapters, strict=True)]
         absent = [record for record, found in pairs if found is None]
         listed = "; ".join(_described(file) for record in absent for file in record.files[:1])
@@ -113,7 +114,7 @@ class Inputs:
             return False
 
     def _ways(self, record: ModelRecord, path: Path, component: str | None) -> Iterator[Callable[[], Base]]:
-        """How the model of which ``path`` is the first file may be opened."""
+        """The ways to open the model of which ``path`` is the first file."""
         if record.layout == COMPONENT_FILE:
             yield partial(open_component, path, component or "vae")
         elif record.layout not in FOLDERS:

@@ -40,7 +40,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def content_of(path: Path) -> Mapping[str, Any]:
-    """As :func:`read_recipe`, as it is written."""
+    """The content of a recipe, not yet checked; for the rest see :func:`read_recipe`."""
     if path.is_dir():
         if not (path / RECIPE_FILE).is_file():
             raise _none(path, f"{RECIPE_FILE} in the folder")
@@ -123,7 +123,8 @@ class _Reader:
             raise self._error("options: " + (wrong[0] if wrong else "only, dtype"), "text, true or false")
         if not isinstance(given.get("gamma"), float | int | None) or isinstance(given.get("gamma"), bool):
             raise self._error("options: gamma", "a number", given["gamma"])
-        return self._checked("options", lambda: BakeOptions(only=tuple(only), **given))
+        checked: BakeOptions = self._checked("options", lambda: BakeOptions(only=tuple(only), **given))
+        return checked
 
     def _model(self, content: Any, name: str, recipe: Mapping[str, Any] | None) -> ModelRecord:
         model = self._table(content, name)
@@ -136,7 +137,7 @@ class _Reader:
         )
 
     def _step(self, step: Mapping[str, Any], name: str, shared: Mapping[str, Any]) -> StepRecord:
-        kind = step.get("kind")
+        kind: Any = step.get("kind")
         if kind not in get_args(Kind):
             raise self._error(f"{name}: kind", ", ".join(get_args(Kind)), kind)
         own = {**shared, **self._table(step.get("interpretation", {}), f"{name}: interpretation")}
@@ -238,7 +239,7 @@ class _Reader:
         return float(value)
 
     def _checked(self, name: str, make: Any) -> Any:
-        """What ``make`` makes; its refusal of a value is the recipe's fault."""
+        """The result of ``make``; a value that it refuses is a fault of the recipe."""
         try:
             return make()
         except (ParamergeError, TypeError) as error:

@@ -45,7 +45,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class MergeRecord:
-    """What was made of several models: every model but the first, merges by numbers, components by model."""
+    """A merge of several models: every model but the first, merges by numbers, components by model."""
 
     models: tuple[ModelRecord, ...]
     steps: tuple[RequestedStep, ...]
@@ -71,7 +71,8 @@ class Recipe:
     @property
     def files(self) -> Iterator[FileRecord]:
         """The files of all inputs."""
-        for given in (*self.models, *self.steps):
+        every: tuple[ModelRecord | StepRecord, ...] = (*self.models, *self.steps)
+        for given in every:
             yield from given.files
 
     def changed(self, strengths: Mapping[int, float], without: Collection[int], dtype: str | None) -> Recipe:

@@ -127,7 +127,8 @@ def test_report_as_json(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sequence = content["diagnosis"]["sequence"]
     assert len(sequence["layers"]) == 64
     assert 0 < sequence["mean"] <= sequence["largest"] <= 1
-    assert sequence["sequential_rank"] == 64 * 2  # generic spans: only max(r1, r2) (T3r)
+    # generic spans: only max(r1, r2) (T3r), and one more where fp16 cannot tell an angle from a right one
+    assert 64 * 2 <= sequence["sequential_rank"] < 64 * 2 + 64 // 4
     assert sequence["joint_rank"] == 64 * 4
     assert sum(layer["removed"] for layer in content["report"]["layers"]) == 64 * 2
 

@@ -173,7 +173,7 @@ class _Merging:
         return self._made(self._known)
 
     def coefficients(self) -> np.ndarray:
-        """What a method makes of inner products, of the models or of their differences to the first."""
+        """The scalars of a method by inner products, of the models or of their differences to the first."""
         gram = torch.zeros((len(self._parts),) * 2, dtype=torch.float64)
         for start, stop in self._runs():
             blocks = self._blocks(start, stop)
