@@ -154,7 +154,7 @@ def test_merging_one_after_the_other_is_merging_both(merge: str) -> None:
 
 def test_one_way_to_merge_for_all_paras_of_a_model() -> None:
     model = with_para(small(), "a", merge="joint")
-    with pytest.raises(UsageError, match="one way"):
+    with pytest.raises(UsageError, match="different ways"):
         inject_adapter_in_model(random_para(merge="sequential"), model, "b")
 
 
