@@ -58,8 +58,8 @@ def make_batch(
             caption = encoded.captions[picture] if encoded.captions else None
             texts.append(caption_of(caption, kind, config, generator(*seed, "caption")))
             ids.append(encoded.time_ids[index])
-    drawn = (torch.stack(part) for part in (latents, noise, times))
-    return Batch(*drawn, tuple(texts), torch.stack(ids), len(slots))
+    stack = torch.stack
+    return Batch(stack(latents), stack(noise), stack(times), tuple(texts), stack(ids), len(slots))
 
 
 def known_texts(examples: Examples, config: TrainConfig) -> list[str]:

@@ -85,7 +85,7 @@ def _options() -> list[tuple[str, click.Option]]:
 
 def test_every_verb_with_a_dtype_takes_every_spelling() -> None:
     options = _options()
-    assert len(options) == 8
+    assert len(options) == 9
     texts = [(dtype, spelling) for dtype, spelling in ALL if isinstance(spelling, str)]
     for (verb, option), (dtype, text) in itertools.product(options, texts):
         assert isinstance(option.type, DtypeChoice), verb
