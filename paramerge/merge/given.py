@@ -49,8 +49,9 @@ def gives_checkpoint(given: Given, *, asked: bool) -> bool:
     """
     if len(given.inputs) == 1 and str(given.inputs[0]).endswith(".toml"):
         return True
-    models = [each for each in given.inputs if _is_checkpoint(each)]
-    others = [each for each in given.inputs if not _is_checkpoint(each)]
+    kinds = [_is_checkpoint(each) for each in given.inputs]
+    models = [each for each, is_model in zip(given.inputs, kinds, strict=True) if is_model]
+    others = [each for each, is_model in zip(given.inputs, kinds, strict=True) if not is_model]
     if models and others:
         adapter = Path(str(getattr(others[0], "path", others[0])))
         raise UsageError(

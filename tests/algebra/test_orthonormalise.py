@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Matrix, bound, columns, generators, law, norm2, orthogonal, projector
 
-from paramerge.algebra import orthonormalise, require_full_rank, require_orthonormal
+from paramerge.algebra import (
+    leading_output_directions,
+    orthonormalise,
+    require_full_rank,
+    require_orthonormal,
+)
 from paramerge.errors import UsageError
 
 METHODS = ("qr", "gram-schmidt")
@@ -124,19 +129,31 @@ def test_orthonormal_is_what_qr_gives(rng: np.random.Generator, d: int, r: int) 
     require_orthonormal(np.linalg.qr(rng.standard_normal((d, min(d, r))))[0].astype(np.float32))
 
 
+@pytest.mark.parametrize("d", [16, 32, 320])
+def test_directions_of_dependent_factors_are_orthonormal_to_the_algebra(d: int) -> None:
+    """Left singular vectors of thin factors are the product of two Qs, with the roundings of both."""
+    rng = np.random.default_rng(d)
+    for _ in range(50):
+        r = int(rng.integers(2, 16))
+        up, down = rng.standard_normal((d, r)), rng.standard_normal((r, 48))
+        up[:, -1] = up[:, 0] * (1 + 1e-7)
+        down *= np.logspace(0, -6, r)[:, None]
+        require_orthonormal(leading_output_directions(up, down, rank=int(rng.integers(1, r))))
+
+
 def test_the_bound_of_orthonormality() -> None:
-    """``(8 + sqrt(d) / 4) sqrt(r) eps``: just inside and just outside, for tall and for square."""
+    """``(24 + sqrt(d) / 4) sqrt(r) eps``: just inside and just outside, for tall and for square."""
     for d in (2, 50):
-        limit = (8 + d**0.5 / 4) * 2**0.5 * 2.0**-52
+        limit = (24 + d**0.5 / 4) * 2**0.5 * 2.0**-52
         Q = np.eye(d)[:, :2]
         inside, outside = Q.copy(), Q.copy()
         inside[1, 0], outside[1, 0] = 0.6 * limit, 0.8 * limit  # both off-diagonal entries: times sqrt(2)
         require_orthonormal(inside)
         with pytest.raises(UsageError, match="not orthonormal"):
             require_orthonormal(outside)
-    require_orthonormal(np.array([[1.0 + 2.0**-50], [0.0]]))  # its square is 1 + 8 eps
+    require_orthonormal(np.array([[1.0 + 2.0**-49], [0.0]]))  # its square is 1 + 16 eps
     with pytest.raises(UsageError, match="not orthonormal"):
-        require_orthonormal(np.array([[1.0 + 2.0**-49], [0.0]]))
+        require_orthonormal(np.array([[1.0 + 2.0**-48], [0.0]]))
     with pytest.raises(UsageError, match=r"not orthonormal(.|\n)*adapter.safetensors"):
         require_orthonormal(2 * np.eye(2), "adapter.safetensors")
     for value in (np.nan, np.inf):
