@@ -73,7 +73,7 @@ def test_a_training_that_was_stopped_says_how_it_goes_on(
 def test_a_stop_before_the_first_step(
     sd: Path, dog: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopping(*_: object) -> None:
+    def stopping(*_: object, **named: object) -> None:
         raise Stopped(signal.SIGTERM)
 
     monkeypatch.setattr(loop, "load_pipeline", stopping)
