@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import click
 
 from paramerge.apply.steps import BakeOptions, MergeChoice, Step
-from paramerge.cli.bake_view import show_diagnosis, show_plan, show_report
-from paramerge.cli.flags import flagged
+from paramerge.cli.bake_view import carry_out, checked_output, show_diagnosis, show_dry_run
 from paramerge.cli.options import (
     OrderedSteps,
     dtype_option,
@@ -23,10 +23,9 @@ from paramerge.cli.options import (
     steps_of,
     unmatched_option,
 )
-from paramerge.cli.render import Progress, note, note_ending, warn
+from paramerge.cli.render import Progress, note, warn
 from paramerge.errors import UsageError
 from paramerge.interpretation import Interpretation, KronaOrder
-from paramerge.strict_json import dump
 
 
 @click.command(cls=OrderedSteps)
@@ -101,15 +100,11 @@ def bake(
         base = find_base(adapters, note=lambda text: note(text, quiet=as_json))
         note(f"base: {base}", quiet=as_json)
     plan = make_plan(opened_base(base, variant), list(zip(steps, adapters, strict=True)), options)
-    wanted = output or default_output(plan)
-    output = check_output(plan, wanted, overwrite=overwrite)
-    note_ending(wanted, output, quiet=as_json)
+    check = partial(check_output, plan, overwrite=overwrite)
+    output = checked_output(output or default_output(plan), check, as_json=as_json)
     summary = summarise(plan)
     if dry_run:
-        if as_json:
-            click.echo(dump(flagged({"plan": summary.as_dict(), "output": str(output)})))
-        else:
-            show_plan(summary, output)
+        show_dry_run(summary, output, as_json=as_json)
         return
     for warning in () if as_json else plan.warnings:
         warn(warning)
@@ -120,13 +115,10 @@ def bake(
         diagnosis = diagnose(plan, progress.update)
     if not as_json:
         show_diagnosis(plan, diagnosis, all_layers=all_layers)
-    with Progress("baking", quiet=as_json, unit="bytes") as progress:
-        report = plan.write(output, progress.update, overwrite=overwrite, base_sha256=looked_for)
-    if as_json:
-        content = {"plan": summary.as_dict(), "diagnosis": diagnosis.as_dict(), "report": report.as_dict()}
-        click.echo(dump(flagged(content)))
-    else:
-        show_report(plan, summary, report)
+    carry_out(
+        plan, summary, output, (), "baking", overwrite=overwrite, as_json=as_json, base_sha256=looked_for,
+        diagnosis=diagnosis.as_dict(),
+    )  # fmt: skip
 
 
 def _at_least_one(steps: list[Step]) -> list[Step]:

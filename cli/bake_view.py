@@ -1,16 +1,19 @@
-"""A plan, its findings and the report of a bake in a terminal of 80 columns."""
+"""A plan, its findings, its carrying out and the report, in a terminal of 80 columns or as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 from rich.table import Table
 
 from paramerge.bake.plan import Plan
 from paramerge.bake.summary import ComponentSummary, PlanSummary, StepSummary
-from paramerge.cli.render import err, gigabytes, note, out, shown, warn
+from paramerge.cli.flags import flagged
+from paramerge.cli.render import Progress, err, gigabytes, note, note_ending, out, shown, warn
+from paramerge.strict_json import dump
 
 if TYPE_CHECKING:  # these modules import torch
     from paramerge.bake.bake import BakeReport
@@ -48,6 +51,44 @@ def show_plan(plan: PlanSummary, output: Path) -> None:
     out.print(f"memory   about {plan.peak_memory_bytes / 2**20:.0f} MiB at the peak")
     out.print(f"output   [bold]{shown(output)}[/bold], {gigabytes(plan.bytes_out)}")
     out.print("[dim]only headers were read, nothing was written[/dim]")
+
+
+def show_dry_run(summary: PlanSummary, output: Path, *, as_json: bool, **more: object) -> None:
+    """The plan alone: of ``--dry-run``; ``more`` is for JSON."""
+    if as_json:
+        click.echo(dump(flagged({"plan": summary.as_dict(), **more, "output": str(output)})))
+    else:
+        show_plan(summary, output)
+
+
+def checked_output(output: Path, check: Callable[[Path], Path], *, as_json: bool) -> Path:
+    """The output as ``check`` names it, with a note where that is another name."""
+    found = check(output)
+    note_ending(output, found, quiet=as_json)
+    return found
+
+
+def carry_out(
+    plan: Plan,
+    summary: PlanSummary,
+    output: Path,
+    warnings: Iterable[str],
+    word: str,
+    *,
+    overwrite: bool,
+    as_json: bool,
+    base_sha256: Collection[str] = (),
+    **more: object,
+) -> None:
+    """Carry a plan out, with its warnings before and the report after; ``more`` is for JSON."""
+    for warning in () if as_json else warnings:
+        warn(warning)
+    with Progress(word, quiet=as_json, unit="bytes") as progress:
+        report = plan.write(output, progress.update, overwrite=overwrite, base_sha256=base_sha256)
+    if as_json:
+        click.echo(dump(flagged({"plan": summary.as_dict(), **more, "report": report.as_dict()})))
+    else:
+        show_report(plan, summary, report)
 
 
 def show_diagnosis(plan: Plan, diagnosis: Diagnosis, *, all_layers: bool) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
 
-from paramerge.cli.flags import flagged
 from paramerge.cli.options import dtype_option, json_option, overwrite_option, rehash_option
-from paramerge.cli.render import Progress, note, note_ending, warn
-from paramerge.strict_json import dump
+from paramerge.cli.render import note
 
 
 class _Strength(click.ParamType):
@@ -82,7 +81,7 @@ def replay(
     paramerge replay baked.safetensors --set 1=0.4 --dtype bf16 -o variant.safetensors
     """
     from paramerge.bake.summary import summarise
-    from paramerge.cli.bake_view import show_plan, show_report
+    from paramerge.cli.bake_view import carry_out, checked_output, show_dry_run
     from paramerge.replay.call import plan_replay
 
     made = plan_replay(
@@ -90,25 +89,16 @@ def replay(
         note=lambda text: note(text, quiet=as_json),
     )  # fmt: skip
     plan = made.plan
-    wanted = output
-    output = made.check_output(wanted, overwrite=overwrite)
-    note_ending(wanted, output, quiet=as_json)
+    output = checked_output(output, partial(made.check_output, overwrite=overwrite), as_json=as_json)
     summary = summarise(plan)
     versions = {name: list(pair) for name, pair in made.versions.items()}
-    if dry_run and not as_json:
-        show_plan(summary, output)
+    if dry_run:
+        show_dry_run(summary, output, as_json=as_json, versions=versions)
         return
-    content = {"plan": summary.as_dict(), "versions": versions, "output": str(output)}
-    if not dry_run:
-        for warning in () if as_json else (*map(_other, made.versions.items()), *plan.warnings):
-            warn(warning)
-        with Progress("baking", quiet=as_json, unit="bytes") as progress:
-            report = plan.write(output, progress.update, overwrite=overwrite)
-        if not as_json:
-            show_report(plan, summary, report)
-            return
-        content["report"] = report.as_dict()
-    click.echo(dump(flagged(content)))
+    warnings = (*map(_other, made.versions.items()), *plan.order_warnings, *plan.warnings)
+    carry_out(
+        plan, summary, output, warnings, "baking", overwrite=overwrite, as_json=as_json, versions=versions
+    )
 
 
 def _other(version: tuple[str, tuple[str, str]]) -> str:

@@ -113,17 +113,12 @@ def methods() -> str:
     """Each merge method: how many models, what it does, what it takes, and where it is from."""
     return _table(
         ("method", "models", "formula", "parameters", "from"),
-        ((_code(m.name), _count(m), _formula(m), _parameters(m), m.source) for m in METHODS),
+        ((_code(m.name), m.models_taken, _formula(m), _parameters(m), m.source) for m in METHODS),
     )
 
 
-def _count(method: Method) -> str:
-    low, high = method.models
-    return str(low) if low == high else f"{low} or more" if high is None else f"{low} to {high}"
-
-
 def _formula(method: Method) -> str:
-    return method.summary.partition(": ")[2].replace("``", "`").removesuffix(".").replace("|", r"\|")
+    return method.formula.replace("``", "`").removesuffix(".").replace("|", r"\|")
 
 
 def _parameters(method: Method) -> str:

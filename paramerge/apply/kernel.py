@@ -238,14 +238,6 @@ class _Layer(LayerInTensor):
                 self._added.add_to(block, begin)
 
 
-def matrix_shape(plan: TensorPlan) -> tuple[int, int]:
-    """A tensor's rows and columns as a matrix; a vector or scalar is a column."""
-    shape = plan.info.shape
-    if len(shape) < 2 or shape[0] == 0:
-        return plan.info.elements, 1
-    return shape[0], plan.info.elements // shape[0]
-
-
 def as_matrix(data: memoryview, dtype: str, columns: int) -> torch.Tensor:
     """The bytes ``data`` as a matrix of ``columns`` columns, sharing their memory."""
     return torch.frombuffer(data, dtype=_TORCH[dtype]).view(-1, columns)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -10,6 +12,12 @@ from paramerge.apply.values import Values
 from paramerge.checkpoints.layout import WeightFile
 from paramerge.files.dtypes import BITS
 from paramerge.files.header import TensorInfo
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a tensor as a matrix; a vector or scalar is a column."""
+    elements = math.prod(shape)
+    return (elements, 1) if len(shape) < 2 or shape[0] == 0 else (shape[0], elements // shape[0])
 
 
 @dataclass(frozen=True, slots=True)

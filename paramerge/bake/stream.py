@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from paramerge.apply.dense import room_for
-from paramerge.apply.kernel import Blocks, LayerResult, TensorEditor, as_matrix, matrix_shape
+from paramerge.apply.kernel import Blocks, LayerResult, TensorEditor, as_matrix
+from paramerge.apply.tensor_plan import matrix_shape
 from paramerge.bake.tasks import BUFFER_BYTES, Placed, Task, held_bytes
 from paramerge.files.positioned import ALIGNMENT, PositionedWriter, aligned_buffer
 from paramerge.files.source import Source
@@ -61,7 +62,7 @@ class TensorStream:
 
     def _edit(self, placed: Placed, source: memoryview, target: memoryview) -> list[LayerResult]:
         plan = placed.plan
-        columns = matrix_shape(plan)[1]
+        columns = matrix_shape(plan.info.shape)[1]
         out = as_matrix(target, plan.dtype, columns)
         weight = out if plan.values is not None else as_matrix(source, plan.info.dtype, columns)
         editor = TensorEditor(plan, self._blocks)
@@ -73,7 +74,7 @@ class TensorStream:
     def _run_large(self, placed: Placed) -> list[LayerResult]:
         """A tensor larger than the buffer, by runs of whole rows."""
         plan = placed.plan
-        rows, columns = matrix_shape(plan)
+        rows, columns = matrix_shape(plan.info.shape)
         read_row, written_row = plan.info.nbytes // rows, plan.nbytes // rows
         step = max(1, BUFFER_BYTES // held_bytes(read_row, written_row, plan.converted))
         runs = [(start, min(start + step, rows)) for start in range(0, rows, step)]

@@ -31,6 +31,7 @@ from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.models.layer_kinds import layer_kind
 from paramerge.models.model_names import looks_like
 from paramerge.models.names import COMPONENTS, ModuleName
+from paramerge.shipped import named_model
 from paramerge.system_faults import reading
 
 
@@ -162,7 +163,9 @@ class UnknownFacts:
 def inspect_path(
     path: str | os.PathLike[str], interpretation: Interpretation = BY_TRAINER
 ) -> AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts:
-    """Find out the kind of the file or folder at ``path``; ``interpretation`` where trainers disagree.
+    """Find out the kind of a file or folder, or of the shipped model by its name.
+
+    ``interpretation`` is for what trainers disagree on.
 
     Raises
     ------
@@ -173,7 +176,7 @@ def inspect_path(
     CheckpointError
         It is a folder that is neither an adapter nor a checkpoint.
     """
-    path = Path(path)
+    path = named_model(Path(path))
     with reading(path):
         is_folder = path.is_dir()
     if is_folder and not is_adapter_folder(path):

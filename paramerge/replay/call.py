@@ -13,15 +13,13 @@ from paramerge.bake.input_names import InputNames
 from paramerge.bake.output import check_output
 from paramerge.bake.plan import Plan, make_plan
 from paramerge.checkpoints.layout import FOLDERS, Base
-from paramerge.errors import UsageError
 from paramerge.files.outputs import check_output_file, check_output_folder
 from paramerge.merge.checkpoints.graph import MergeGraph
 from paramerge.merge.checkpoints.plan import plan_merge
 from paramerge.merge.checkpoints.toml_recipe import read_toml
 from paramerge.replay.inputs import Inputs
 from paramerge.replay.reading import read_recipe
-from paramerge.replay.recipe import ModelRecord, Recipe, StepRecord
-from paramerge.wording import option
+from paramerge.replay.recipe import ModelRecord, Recipe, StepRecord, chosen
 
 if TYPE_CHECKING:
     from paramerge.bake.bake import BakeReport
@@ -179,19 +177,7 @@ def _of_toml(
 ) -> Replay:
     """A recipe in TOML, which names its files by their places."""
     recipe = read_toml(path)
-    count = len(recipe.adapters)
-    wrong = [number for number in (*strengths, *without) if not 1 <= number <= count]
-    if wrong:
-        raise UsageError(
-            f"there is no step {wrong[0]}",
-            where=option("set" if wrong[0] in strengths else "without"),
-            expected=f"1 to {count}: the adapters, in order",
-        )
-    adapters = [
-        replace(adapter, strength=strengths.get(number, adapter.strength))
-        for number, adapter in enumerate(recipe.adapters, 1)
-        if number not in without
-    ]
+    adapters = chosen(recipe.adapters, strengths, without)
     request = recipe.request
     if dtype is not None:
         request = replace(request, options=replace(request.options, dtype=dtype))

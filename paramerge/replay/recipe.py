@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
+from paramerge.apply.given import Adapter
 from paramerge.apply.steps import BakeOptions, Kind
 from paramerge.errors import UsageError
 from paramerge.interpretation import Interpretation
@@ -83,24 +85,40 @@ class Recipe:
         UsageError
             There is no such step, or nothing is left to do.
         """
-        for name, numbers in (("set", strengths), ("without", without)):
-            for number in numbers:
-                if not 1 <= number <= len(self.steps):
-                    raise UsageError(
-                        f"there is no step {number}",
-                        where=option(name),
-                        expected=f"1 to {len(self.steps)}" if self.steps else "no step: there is none",
-                        found=number,
-                        hint="paramerge inspect shows the steps",
-                    )
-        if twice := sorted({*strengths} & {*without}):
-            raise UsageError("a step is changed and left out", where=option("without"), found=twice[0])
-        steps = tuple(
-            replace(step, strength=strengths.get(number, step.strength))
-            for number, step in enumerate(self.steps, 1)
-            if number not in without
-        )
+        steps = chosen(self.steps, strengths, without)
         if not steps and self.merge is None:
             raise UsageError("nothing is left to bake", where=option("without"))
         options = self.options if dtype is None else replace(self.options, dtype=dtype)
         return replace(self, steps=steps, options=options)
+
+
+_Chosen = TypeVar("_Chosen", StepRecord, Adapter)
+
+
+def chosen(
+    steps: Sequence[_Chosen], strengths: Mapping[int, float], without: Collection[int]
+) -> tuple[_Chosen, ...]:
+    """The steps of a variant, at other strengths, less those left out; steps are counted from 1.
+
+    Raises
+    ------
+    UsageError
+        There is no such step, or one is changed and left out.
+    """
+    for name, numbers in (("set", strengths), ("without", without)):
+        for number in numbers:
+            if not 1 <= number <= len(steps):
+                raise UsageError(
+                    f"there is no step {number}",
+                    where=option(name),
+                    expected=f"1 to {len(steps)}, in order" if steps else "no step: there is none",
+                    found=number,
+                    hint="paramerge inspect shows the steps of a baked file",
+                )
+    if twice := sorted({*strengths} & {*without}):
+        raise UsageError("a step is changed and left out", where=option("without"), found=twice[0])
+    return tuple(
+        replace(step, strength=strengths.get(number, step.strength))
+        for number, step in enumerate(steps, 1)
+        if number not in without
+    )

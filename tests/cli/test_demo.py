@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import paramerge as pm
 from paramerge import shipped
 from paramerge.checkpoints.layout import open_base
 from paramerge.cli.main import cli
@@ -85,3 +86,5 @@ def test_the_shipped_model_is_a_base_by_its_name(tmp_path: Path, monkeypatch: py
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "baked" / "model_index.json").is_file()
+    assert pm.bake(shipped.MODEL_NAME, [pm.Para(para)], "again").output == Path("again")
+    assert CliRunner().invoke(cli, ["inspect", shipped.MODEL_NAME]).output.startswith("emoji-diffusion")

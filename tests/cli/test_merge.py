@@ -16,6 +16,7 @@ from baking import load, lora_file, para_file, random_bases, random_factors, sha
 
 from paramerge.cli.main import main
 from paramerge.formats import open_adapter, write_para
+from paramerge.merge.methods.method import Method
 from paramerge.merge.methods.registry import REGISTRY
 from paramerge.models.names import ModuleName
 
@@ -244,11 +245,21 @@ def test_checkpoints_by_the_command(capfd: pytest.CaptureFixture[str]) -> None:
     assert all(np.allclose(merged[key], baked[key], rtol=2e-3, atol=1e-6) for key in baked)
 
 
+def test_a_formula_needs_no_name_before_it(capfd: pytest.CaptureFixture[str]) -> None:
+    def halfway(blocks, draws):  # type: ignore[no-untyped-def]
+        """The mean of both."""
+
+    with REGISTRY.added(Method("halfway", halfway, "elements", (2, 2), "nobody")):
+        assert call("merge", "--method", "help") == 0
+    assert "halfway  2 models\n  The mean of both." in capfd.readouterr().out
+
+
 def test_methods_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
     assert call("merge", "--method", "help") == 0
     text = capfd.readouterr().out
     for method in REGISTRY.all():
         assert method.name in text and all(f"--{p.name}" in text for p in method.parameters)
+        assert method.formula and "``" not in text
     assert (
         call("merge", "base.safetensors", "base.safetensors", "--density", "2", "--method", "ties", *OUT) == 2
     )

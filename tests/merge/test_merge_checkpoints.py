@@ -362,6 +362,7 @@ def test_adapters_among_checkpoints_say_where_they_go(folder: Path, tmp_path: Pa
         ("ab", {"components": {"head": "x"}}, "no such component"),
         ("ab", {"blocks": "MID=1,IN20=0"}, "no such block"),
         ("a", {"weights": [1]}, "nothing to merge it with"),
+        ("a", {}, "nothing to do with it"),
     ],
 )
 def test_what_cannot_be_asked_for(

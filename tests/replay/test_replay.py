@@ -131,6 +131,8 @@ def test_a_recipe_by_itself(baked: Path, inputs: Path, tmp_path: Path) -> None:
     pm.replay(toml, tmp_path / "c.safetensors")
     assert state(tmp_path / "b.safetensors") == state(tmp_path / "c.safetensors")
     pm.replay(toml, tmp_path / "d.safetensors", set={1: 0.2}, without=[2])
+    with pytest.raises(UsageError, match="changed and left out"):
+        pm.replay(toml, tmp_path / "f.safetensors", set={1: 0.2}, without=[1])
     pm.replay(
         tmp_path / "b.safetensors", tmp_path / "e.safetensors", models=[inputs], set={1: 0.2}, without=[2]
     )

@@ -11,8 +11,8 @@ from baking import DTYPES
 from merge_formulas import Array
 from numpy.typing import NDArray
 
-from paramerge.apply.kernel import Blocks, TensorEditor, as_matrix, matrix_shape
-from paramerge.apply.tensor_plan import TensorPlan
+from paramerge.apply.kernel import Blocks, TensorEditor, as_matrix
+from paramerge.apply.tensor_plan import TensorPlan, matrix_shape
 from paramerge.files.header import read_header
 from paramerge.files.tensors import stored
 from paramerge.files.writer import write_safetensors
@@ -55,7 +55,7 @@ def merged(
     """One tensor of the merge, through the arithmetic of a bake."""
     tensors = [stored(read_header(file), name) for file in files]
     info = tensors[0].info
-    shape = matrix_shape(TensorPlan(info, "unet", info.dtype, ()))
+    shape = matrix_shape(info.shape)
     parts = tuple(Rows((Piece(0, shape[0], tensor),)) for tensor in tensors)
     parameters = method.at(method.read(given, len(files)), [1.0] * len(files))
     values = MergedValues(Merged(f"unet.{name}", method, parameters, parts), shape)

@@ -64,7 +64,7 @@ class MergedValues:
 
     made_of: Ingredient
     shape: tuple[int, int]
-    """Rows and columns, as :func:`paramerge.apply.kernel.matrix_shape` has them."""
+    """Rows and columns, as :func:`paramerge.apply.tensor_plan.matrix_shape` has them."""
 
     @property
     def dtypes(self) -> frozenset[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from paramerge.adapters import Adapter
 from paramerge.apply.steps import BakeOptions, Step
+from paramerge.apply.tensor_plan import matrix_shape
 from paramerge.apply.values import Values
 from paramerge.bake.merged_models import MergedModels
 from paramerge.bake.plan import Made, Plan, make_plan
@@ -130,7 +131,7 @@ class _Planning:
         source = self.graph.components.get(place.component)
         if source is None and (not self.graph.steps or not is_selected(name, self.options.only)):
             return None
-        shape = _matrix(info.shape)
+        shape = matrix_shape(info.shape)
         own = Rows((Piece(0, shape[0], place.tensor),))
         if source is not None:
             made: Ingredient | None = self._rows(source, place)
@@ -185,7 +186,7 @@ class _Planning:
         columns = [
             {piece.columns for part in _leaves(ingredient) for piece in part.pieces} for ingredient in given
         ]
-        own = _matrix(place.tensor.shape)[1]
+        own = matrix_shape(place.tensor.shape)[1]
         if all(found == {own} for found in columns):
             return
         if step.method.one_sided and columns[0] == {own} and columns[1] == columns[2]:
@@ -293,14 +294,6 @@ def _leaves(ingredient: Ingredient) -> Iterator[Rows]:
         return
     for part in ingredient.ingredients:
         yield from _leaves(part)
-
-
-def _matrix(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a tensor as a matrix; a vector or scalar is a column."""
-    count = 1
-    for size in shape:
-        count *= size
-    return (count, 1) if len(shape) < 2 or shape[0] == 0 else (shape[0], count // shape[0])
 
 
 def _check_architectures(bases: Sequence[Base]) -> None:

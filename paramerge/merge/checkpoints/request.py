@@ -12,6 +12,7 @@ from paramerge.apply.given import PathLike, opened_base, path_of
 from paramerge.apply.steps import BakeOptions, Step, parse_step
 from paramerge.checkpoints.layout import open_component
 from paramerge.errors import CheckpointError, UsageError
+from paramerge.files.dtype_names import KEEP
 from paramerge.merge.checkpoints.graph import MergeGraph, MergeStep
 from paramerge.merge.checkpoints.plan import plan_merge
 from paramerge.merge.methods.registry import named_method
@@ -74,6 +75,12 @@ class MergeRequest:
         ParamergeError
             See :func:`paramerge.merge.checkpoints.plan.plan_merge`.
         """
+        if not (self.steps or self.components or adapters or self.prune or self.options.dtype != KEEP):
+            raise UsageError(
+                "there is one model, and nothing to do with it",
+                where=str(getattr(self.models[0], "path", self.models[0])),
+                expected="two models or more, a component, an adapter, another dtype or something to prune",
+            )
         steps = tuple(step.checked() for step in self.steps)
         models = [opened_base(model, self.variant if _is_folder(model) else None) for model in self.models]
         components: dict[str, int] = {}

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from paramerge.merge.methods.dare import Signs
-from paramerge.merge.methods.differences import (
-    added,
-    elected,
-    first_where_nothing_is_added,
-    summed,
-)
+from paramerge.merge.methods.differences import added, first_where_nothing_is_added
 from paramerge.merge.methods.method import Cuts, Method
-from paramerge.merge.methods.parameters import Density, Each, Strength, Within
+from paramerge.merge.methods.parameters import Density, Each, Signs, Strength, Within
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +35,7 @@ def breadcrumbs(
         magnitudes = difference.abs()
         return difference.mul_((magnitudes >= least) & (magnitudes < top))
 
-    return added(models, masked, weights, strength, elected if signs == "elect" else summed)
+    return added(models, masked, weights, strength, signs)
 
 
 def _cuts(size: int, *, density: float, outliers: float, **_: object) -> tuple[int, int]:

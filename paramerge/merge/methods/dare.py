@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from paramerge.merge.methods.differences import (
-    added,
-    elected,
-    first_where_nothing_is_added,
-    kept_at_random,
-    summed,
-)
+from paramerge.merge.methods.differences import added, first_where_nothing_is_added, kept_at_random
 from paramerge.merge.methods.method import Draws, Method
-from paramerge.merge.methods.parameters import Choice, Each, Seed, Strength, Switch, Within
+from paramerge.merge.methods.parameters import Each, RandomShare, Rescale, Seed, Signs, Strength
 
 if TYPE_CHECKING:
     import torch
-
-RandomShare = Annotated[float, Within(0, 1, "the share of each model's differences that is kept", above=True)]
-Signs = Annotated[
-    str, Choice(("all", "elect"), "whether differences of either sign are added, or as in ties")
-]
-Rescale = Annotated[bool, Switch("whether what is kept is divided by the chance it had")]
 
 
 def dare(
@@ -43,7 +31,7 @@ def dare(
     def dropped(difference: torch.Tensor, model: int) -> torch.Tensor:
         return kept_at_random(difference, density, draws, seed, model, rescale)
 
-    return added(models, dropped, weights, strength, elected if signs == "elect" else summed)
+    return added(models, dropped, weights, strength, signs)
 
 
 DARE = Method(

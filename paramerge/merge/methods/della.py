@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from paramerge.errors import UsageError
-from paramerge.merge.methods.dare import RandomShare, Rescale, Signs
-from paramerge.merge.methods.differences import (
-    added,
-    elected,
-    first_where_nothing_is_added,
-    kept_at_random,
-    summed,
-)
+from paramerge.merge.methods.differences import added, first_where_nothing_is_added, kept_at_random
 from paramerge.merge.methods.method import Draws, Method
-from paramerge.merge.methods.parameters import Each, Seed, Strength, Within
+from paramerge.merge.methods.parameters import Each, RandomShare, Rescale, Seed, Signs, Strength, Within
 from paramerge.wording import option
 
 if TYPE_CHECKING:
@@ -52,7 +45,7 @@ def della(
         chances = density - epsilon / 2 + epsilon * rise
         return kept_at_random(difference, chances.view(difference.shape), draws, seed, model, rescale)
 
-    return added(models, dropped, weights, strength, elected if signs == "elect" else summed)
+    return added(models, dropped, weights, strength, signs)
 
 
 def _ranks(magnitudes: np.ndarray) -> np.ndarray:

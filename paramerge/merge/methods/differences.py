@@ -21,12 +21,12 @@ def added(
     keep: Callable[[torch.Tensor, int], torch.Tensor],
     weights: Sequence[float],
     strength: float,
-    add_up: Callable[[list[torch.Tensor], Sequence[float]], torch.Tensor],
+    signs: str,
 ) -> torch.Tensor:
-    """``m0 + s`` times what ``add_up`` makes of the differences that ``keep`` left of each model."""
+    """``m0 + s`` times the sum of the differences that ``keep`` left of each model, or the elected mean."""
     first, *others = models
     kept = [keep(other.sub_(first), index) for index, other in enumerate(others, 1)]
-    return first.add_(add_up(kept, weights), alpha=strength)
+    return first.add_(elected(kept, weights) if signs == "elect" else summed(kept, weights), alpha=strength)
 
 
 def summed(differences: list[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:

@@ -116,6 +116,17 @@ class Method:
         """The first line of its documentation: its effect and the formula."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
+    @property
+    def formula(self) -> str:
+        """The summary without the name before it."""
+        return self.summary.partition(": ")[2] or self.summary
+
+    @property
+    def models_taken(self) -> str:
+        """The number of models it takes, for people."""
+        low, high = self.models
+        return f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         """Its parameters, in the signature's order."""
@@ -143,9 +154,11 @@ class Method:
         """
         low, high = self.models
         if count < low or (high is not None and count > high):
-            wanted = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
             raise UsageError(
-                f"{self.name} cannot merge this many models", where=where, expected=wanted, found=count
+                f"{self.name} cannot merge this many models",
+                where=where,
+                expected=self.models_taken,
+                found=count,
             )
 
     def read(self, given: Mapping[str, object], count: int, *, by_block: bool = False) -> dict[str, object]:

@@ -125,4 +125,8 @@ Shares = Annotated[
     tuple[float, ...], Weights(True, "a weight for each model, or for all but the first, which has the rest")
 ]
 Each = Annotated[tuple[float, ...], Weights(False, "a weight for each model after the first")]
-Switch = OnOff
+RandomShare = Annotated[float, Within(0, 1, "the share of each model's differences that is kept", above=True)]
+Rescale = Annotated[bool, OnOff("whether what is kept is divided by the chance it had")]
+Signs = Annotated[
+    str, Choice(("all", "elect"), "whether differences of either sign are added, or as in ties")
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from paramerge.merge.methods.differences import added, elected, first_where_nothing_is_added
+from paramerge.merge.methods.differences import added, first_where_nothing_is_added
 from paramerge.merge.methods.method import Cuts, Method
 from paramerge.merge.methods.parameters import Density, Each, Strength
 
@@ -30,7 +30,7 @@ def ties(
         (least,) = cuts[model - 1]
         return difference.mul_(difference.abs() >= least)
 
-    return added(models, trimmed, weights, strength, elected)
+    return added(models, trimmed, weights, strength, "elect")
 
 
 TIES = Method(
