@@ -12,6 +12,7 @@ import click
 from paramerge.cli.flags import flagged
 from paramerge.cli.options import interpretation_options, json_option
 from paramerge.files.recipe_text import RECIPE_KEY
+from paramerge.inspect.folder import SORTS, inspect_folder, is_collection
 from paramerge.inspect.inspection import (
     AdapterFacts,
     CheckpointFacts,
@@ -29,27 +30,46 @@ Facts = AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts
 
 
 @click.command()
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FILE|FOLDER", type=click.Path(path_type=Path))
 @click.option("--layers", "all_layers", is_flag=True, help="List every layer of an adapter.")
 @click.option("--metadata", "all_metadata", is_flag=True, help="Print all metadata, not the useful part.")
+@click.option(
+    "--sort",
+    type=click.Choice(list(SORTS)),
+    default="name",
+    show_default=True,
+    help="Order of the table of a folder of models.",
+)
 @interpretation_options
 @json_option
 def inspect(
     path: Path,
     all_layers: bool,
     all_metadata: bool,
+    sort: str,
     lokr_scale: float | None,
     krona: KronaOrder | None,
     as_json: bool,
 ) -> None:
     """Say what FILE is: an adapter (file or PEFT folder), a checkpoint (file or folder) or a bake.
 
-    Adapters are opened as bake opens them; one of a family that cannot be baked is named all the same.
+    Adapters are opened as bake opens them; one of a family that cannot be baked is named all the same. Of a
+    folder of many models, a table with a line for each.
 
     \b
     paramerge inspect style.safetensors --layers
+    paramerge inspect loras/ --sort size
     """
-    facts = inspect_path(path, Interpretation(lokr_scale, krona))
+    interpretation = Interpretation(lokr_scale, krona)
+    if is_collection(path) and (entries := inspect_folder(path, sort, interpretation)):
+        from paramerge.cli.inspect_folder import folder_data, show_folder
+
+        if as_json:
+            click.echo(dump(flagged(folder_data(path, entries))))
+        else:
+            show_folder(path, entries)
+        return
+    facts = inspect_path(path, interpretation)
     if as_json:
         click.echo(dump(flagged(as_data(facts))))
         return

@@ -110,6 +110,14 @@ def read_folder(folder: Path, variant: str | None) -> FolderContents:
     return contents
 
 
+def is_model_folder(folder: Path) -> bool:
+    """Whether ``folder`` is laid out as that of a model, whole or not."""
+    marks = (MODEL_INDEX, "config.json")
+    return any((folder / name).is_file() for name in marks) or any(
+        (folder / name).is_dir() for name in (*_DENOISERS, "snapshots")
+    )
+
+
 def _named_components(folder: Path) -> dict[str, str]:
     """The components that ``model_index.json`` names, with their classes; those set to null are left away."""
     index = folder / MODEL_INDEX

@@ -176,6 +176,26 @@ def inspect_path(
     CheckpointError
         It is a folder that is neither an adapter nor a checkpoint.
     """
+    opened = open_any(path, interpretation)
+    if not isinstance(opened, OpenedAdapter):
+        return opened
+    layers = tuple(_layer(module) for module in opened.adapter.modules.values())
+    return AdapterFacts(opened.adapter, layers, opened.size)
+
+
+@dataclass(frozen=True)
+class OpenedAdapter:
+    """An adapter that ``bake`` takes, none of whose tensors was read."""
+
+    adapter: Adapter
+    size: int
+    """Bytes of its weights' file."""
+
+
+def open_any(
+    path: str | os.PathLike[str], interpretation: Interpretation = BY_TRAINER
+) -> OpenedAdapter | ForeignFacts | CheckpointFacts | UnknownFacts:
+    """Find out the kind by the headers alone; raises as :func:`inspect_path` does."""
     path = named_model(Path(path))
     with reading(path):
         is_folder = path.is_dir()
@@ -193,8 +213,7 @@ def inspect_path(
         adapter = read_adapter(surveyed, interpretation=interpretation)
     except FamilyError as error:
         return _foreign(surveyed.header, found, error)
-    layers = tuple(_layer(module) for module in adapter.modules.values())
-    return AdapterFacts(adapter, layers, header.file_size)
+    return OpenedAdapter(adapter, header.file_size)
 
 
 def read_recipe(metadata: Mapping[str, str]) -> object:
