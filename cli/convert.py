@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paramerge.cli.options import (
+    FileText,
     dtype_option,
     json_option,
     overwrite_option,
@@ -35,7 +36,7 @@ class _Format(click.Choice[str]):
 
 
 @click.command(name="convert")
-@click.argument("adapters", nargs=-1, required=True, metavar="IN ...")
+@click.argument("adapters", nargs=-1, required=True, type=FileText(), metavar="IN ...")
 @click.option(
     "--to",
     type=_Format(),

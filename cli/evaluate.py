@@ -10,6 +10,7 @@ import click
 
 from paramerge import shipped
 from paramerge.cli.options import (
+    FileText,
     OrderedSteps,
     dtype_option,
     gamma_option,
@@ -29,6 +30,13 @@ _PACKAGES = ("diffusers", "transformers", "PIL", "torchmetrics", "matplotlib")
 HUB_CLIP = "openai/clip-vit-large-patch14"
 """The CLIP that measures where none is named and the model is not the shipped one."""
 
+
+clip_option = click.option(
+    "--clip",
+    type=FileText(),
+    metavar="FOLDER|ID",
+    help=f"Any CLIP of transformers, {shipped.CONTRASTIVE}, or none.",
+)
 
 download_option = click.option(
     "--download", is_flag=True, help="Fetch the scorers' weights where they are not on this machine yet."
@@ -59,9 +67,7 @@ download_option = click.option(
 @click.option(
     "--references", type=click.Path(path_type=Path), help="The subject's own pictures, for the image scores."
 )
-@click.option(
-    "--clip", metavar="FOLDER|ID", help=f"Any CLIP of transformers, {shipped.CONTRASTIVE}, or none."
-)
+@clip_option
 @download_option
 @click.option(
     "--lpips",

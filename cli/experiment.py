@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paramerge import shipped
-from paramerge.cli.evaluate import HUB_CLIP, Stages, download_option, load_measures, require_packages, scorer
+from paramerge.cli.evaluate import (
+    HUB_CLIP,
+    Stages,
+    clip_option,
+    download_option,
+    load_measures,
+    require_packages,
+    scorer,
+)
 from paramerge.cli.options import json_option
 from paramerge.cli.stopping import RememberedCommand, resumable
 from paramerge.cli.threads import threads_for_model
@@ -49,9 +57,7 @@ _DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none"
     help="Of every stage a little; of the shipped model on a CPU; the paper's protocol.",
 )
 @click.option("--seed", type=click.IntRange(0, 10**6), default=0, show_default=True, help="Of all chance.")
-@click.option(
-    "--clip", metavar="FOLDER|ID", help=f"Any CLIP of transformers, {shipped.CONTRASTIVE}, or none."
-)
+@clip_option
 @download_option
 @click.option(
     "--lpips",

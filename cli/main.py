@@ -6,8 +6,10 @@ import contextlib
 import gc
 import importlib
 import os
+import platform
 import sys
 import traceback
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -40,6 +42,7 @@ COMMANDS = {
     "experiment": "paramerge.cli.experiment:experiment",
     "sizes": "paramerge.cli.sizes:sizes",
     "train": "paramerge.cli.train:train",
+    "completion": "paramerge.cli.completion:completion",
 }
 """Each verb and where it is; a verb's module is imported only when it is called."""
 
@@ -60,10 +63,36 @@ class LazyGroup(click.Group):
         return command
 
 
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print the versions that a report of a fault needs; nothing is imported for it."""
+    if not wanted or ctx.resilient_parsing:
+        return
+    packages = ("torch", "numpy", "diffusers", "peft")
+    found = {name: version for name in packages if (version := _installed(name))}
+    system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    click.echo(f"paramerge {__version__}")
+    click.echo(", ".join([*(f"{name} {version}" for name, version in found.items()), system]))
+    ctx.exit()
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 @click.group(
     cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.version_option(__version__, prog_name="paramerge")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the versions and exit.",
+)
 def cli() -> None:
     """Bake PaRa, LoRA and other adapters into checkpoints of diffusion models: exact, streaming, safe.
 

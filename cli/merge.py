@@ -10,6 +10,7 @@ import click
 
 from paramerge.cli.flags import flagged
 from paramerge.cli.options import (
+    FileText,
     OrderedSteps,
     dtype_option,
     gamma_option,
@@ -81,7 +82,7 @@ def _parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(name="merge", cls=OrderedSteps)
-@click.argument("inputs", nargs=-1, required=True, metavar="A[@SCALE] B[@SCALE] ...")
+@click.argument("inputs", nargs=-1, required=True, type=FileText(), metavar="A[@SCALE] B[@SCALE] ...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="What to write.")
 @click.option(
     "--method",

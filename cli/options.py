@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any, get_args
 
 import click
+from click.shell_completion import CompletionItem
 
 from paramerge.apply.steps import Kind, Step, parse_step
 from paramerge.cli.stopping import RememberedCommand
@@ -37,6 +38,22 @@ class OrderedSteps(RememberedCommand):
         return super().parse_args(ctx, args)
 
 
+class FileText(click.ParamType):
+    """A text that begins with the name of a file, which shells complete: ``style.safetensors@0.8``."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is."""
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Leave it to the shell, which knows the files."""
+        return [CompletionItem(incomplete, type="file")]
+
+
 def steps_of(ctx: click.Context) -> list[Step]:
     """The steps of the call, in the order typed."""
     return [parse_step(kind, text) for kind, text in ctx.meta[_META_KEY]]
@@ -47,6 +64,7 @@ def step_options(command: Callable[..., Any]) -> Callable[..., Any]:
     adapter = click.option(
         "--adapter",
         multiple=True,
+        type=FileText(),
         metavar="FILE[@SCALE[:BLOCKS]]",
         expose_value=False,
         help="An adapter of any family: PaRa, LoRA, LoHa, LoKr, DoRA, OFT ... May be repeated.",
@@ -54,6 +72,7 @@ def step_options(command: Callable[..., Any]) -> Callable[..., Any]:
     lora = click.option(
         "--lora",
         multiple=True,
+        type=FileText(),
         metavar="FILE[@SCALE[:BLOCKS]]",
         expose_value=False,
         help="A LoRA or LoCon (kohya, diffusers, PEFT, cloneofsimo). May be repeated. Blocks: "
@@ -62,6 +81,7 @@ def step_options(command: Callable[..., Any]) -> Callable[..., Any]:
     para = click.option(
         "--para",
         multiple=True,
+        type=FileText(),
         metavar="FILE[@STRENGTH[:BLOCKS]]",
         expose_value=False,
         help="A PaRa; strength 0 to 1. May be repeated. PaRa belongs before LoRA.",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
+from importlib import metadata
 
+import pytest
+
+import paramerge
 from paramerge import shipped
-from paramerge.cli.main import COMMANDS
+from paramerge.cli.main import COMMANDS, main
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -27,3 +32,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert shipped.CONTRASTIVE in done.stdout  # a default that comes from the library
     for verb in COMMANDS:
         assert f"{verb} [OPTIONS]" in done.stdout
+
+
+def test_the_version_is_said_with_those_of_its_libraries(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is imported for it: the versions are those that are installed."""
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    first, second = capsys.readouterr().out.splitlines()
+    assert exit_.value.code == 0
+    assert first == f"paramerge {paramerge.__version__}"
+    assert f"torch {metadata.version('torch')}" in second
+    assert platform.python_version() in second
