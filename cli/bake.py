@@ -19,6 +19,7 @@ from paramerge.cli.options import (
     overwrite_option,
     private_option,
     rehash_option,
+    rows_option,
     step_options,
     steps_of,
     unmatched_option,
@@ -45,6 +46,7 @@ from paramerge.interpretation import Interpretation, KronaOrder
 )
 @gamma_option
 @interpretation_options
+@rows_option
 @click.option(
     "--only", multiple=True, metavar="WHAT", help="A component (unet), or a pattern of layer names."
 )
@@ -66,6 +68,7 @@ def bake(
     gamma: float | None,
     lokr_scale: float | None,
     krona: KronaOrder | None,
+    rows: str | None,
     only: tuple[str, ...],
     dtype: str,
     variant: str | None,
@@ -94,7 +97,7 @@ def bake(
 
     steps = _at_least_one(steps_of(ctx))
     options = BakeOptions(merge, gamma, only, dtype, allow_unmatched, private)
-    adapters = [open_adapter(step.path, step.kind, Interpretation(lokr_scale, krona)) for step in steps]
+    adapters = [open_adapter(step.path, step.kind, Interpretation(lokr_scale, krona, rows)) for step in steps]
     looked_for = named_hashes(adapters) if base is None else []
     if base is None:
         base = find_base(adapters, note=lambda text: note(text, quiet=as_json))

@@ -106,6 +106,14 @@ def interpretation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return scale(krona(command))
 
 
+rows_option = click.option(
+    "--rows",
+    metavar="ORDER",
+    help="Rows of q, k and v in one layer, of adapters for MiniMax H3: stacked (all of q, then k, then v) or "
+    "interleaved (head by head). stacked:128 says the width of a head, too.",
+)
+
+
 class _Gamma(click.ParamType):
     name = "gamma"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -13,6 +14,8 @@ KronaOrder = Literal["code", "paper"]
 
 KRONA_KEY = "krona.order"
 """Metadata key of a DiffuseKronA whose rows are not in the published code's order: ``paper``."""
+
+_ROWS = re.compile(r"(stacked|interleaved)|stacked:([1-9]\d{0,5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +30,15 @@ class Interpretation:
     krona:
         The order of a DiffuseKronA's rows: ``code``, as the published code computes, or ``paper``, the plain
         ``A (x) B``.
+    rows:
+        The order of the rows in an adapter's layers that hold q, k and v, for bases that have them head by
+        head (MiniMax H3): ``stacked``, all of q, then k, then v, or ``interleaved``, as the base has them.
+        ``stacked:128`` says the width of a head, too, where the base does not.
     """
 
     lokr_scale: float | None = None
     krona: KronaOrder | None = None
+    rows: str | None = None
 
     def __post_init__(self) -> None:
         if self.lokr_scale is not None and not math.isfinite(self.lokr_scale):
@@ -41,6 +49,19 @@ class Interpretation:
             raise UsageError(
                 "no such order", where=option("krona"), expected="code or paper", found=self.krona
             )
+        if self.rows is not None and not _ROWS.fullmatch(self.rows):
+            raise UsageError(
+                "no such order of rows",
+                where=option("rows"),
+                expected="interleaved, stacked, or stacked:WIDTH with the width of a head",
+                found=self.rows,
+            )
+
+    @property
+    def head_width(self) -> int | None:
+        """The rows that q, k and v each have of a head, where :attr:`rows` says so."""
+        stated = (self.rows or "").partition(":")[2]
+        return int(stated) if stated else None
 
     @property
     def decided(self) -> dict[str, object]:

@@ -294,6 +294,11 @@ def read_stored(tensor: StoredTensor) -> np.ndarray:
     return values
 
 
+def in_order(values: np.ndarray, rows: tuple[tuple[int, int], ...] | None) -> np.ndarray:
+    """The runs ``(start, stop)`` of ``values``, one after the other; all of it where ``rows`` is None."""
+    return values if rows is None else np.concatenate([values[start:stop] for start, stop in rows])
+
+
 def _all_finite(values: np.ndarray) -> bool:
     if not values.size or values.dtype.kind in "biu":
         return True

@@ -10,7 +10,14 @@ from typing import Literal
 import numpy as np
 
 from paramerge.adapters import loha, lokr, lora
-from paramerge.adapters.contract import AdditiveModule, DependentModule, LayerModule, read_finite, read_stored
+from paramerge.adapters.contract import (
+    AdditiveModule,
+    DependentModule,
+    LayerModule,
+    in_order,
+    read_finite,
+    read_stored,
+)
 from paramerge.adapters.family import Family, Form
 from paramerge.adapters.group import Group
 from paramerge.adapters.loha import LohaModule
@@ -114,9 +121,7 @@ class DoraModule(DependentModule):
     def transform(self, W: np.ndarray) -> np.ndarray:
         """``m o (W + D) / (||W + D|| + eps)``."""
         V = self.inner.transform(W)
-        m = read_finite(self.magnitude).reshape(-1)
-        if self.rows is not None:
-            m = np.concatenate([m[start:stop] for start, stop in self.rows])
+        m = in_order(read_finite(self.magnitude).reshape(-1), self.rows)
         if self.axis == "out":
             return np.asarray(V * (m / (np.linalg.norm(V, axis=1) + self.eps))[:, None])
         channels = V.reshape(len(V), len(m), -1)
@@ -166,9 +171,7 @@ def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
     inner = None if make is None else make(module.inner, to, dtype)
     if inner is None:
         return None
-    magnitude = read_stored(module.magnitude).reshape(-1)
-    if module.rows is not None:
-        magnitude = np.concatenate([magnitude[start:stop] for start, stop in module.rows])
+    magnitude = in_order(read_stored(module.magnitude).reshape(-1), module.rows)
     convolution = inner.tensors["up"].ndim == 4 if "up" in inner.tensors else False
     if to == KOHYA:
         ones = (1,) * (3 if convolution else 1)

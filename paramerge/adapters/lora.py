@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from paramerge.adapters.changes import Product, product_loss
-from paramerge.adapters.contract import AdditiveModule, LayerModule, read_stored
+from paramerge.adapters.contract import AdditiveModule, LayerModule, in_order, read_stored
 from paramerge.adapters.family import CORE, FACTOR, Family, Form
 from paramerge.adapters.folding import folded
 from paramerge.adapters.group import Group
@@ -127,9 +127,7 @@ class LoraModule(AdditiveModule):
         FileFormatError
             The file changed while it was open.
         """
-        B = _read_exact(self.up).reshape(self.up.shape[0], self.rank)
-        if self.rows is not None:
-            B = np.concatenate([B[start:stop] for start, stop in self.rows])
+        B = in_order(_read_exact(self.up).reshape(self.up.shape[0], self.rank), self.rows)
         A = _read_exact(self.down).reshape(self.rank, -1)
         if self.mid is None:
             common = np.result_type(B, A)

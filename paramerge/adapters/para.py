@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from paramerge.adapters.contract import DependentModule, LayerModule, read_finite, read_stored
+from paramerge.adapters.contract import DependentModule, LayerModule, in_order, read_finite, read_stored
 from paramerge.adapters.family import MATRIX, Family, Form
 from paramerge.adapters.parts import Part
 from paramerge.adapters.sizes import SizeSettings
@@ -31,11 +31,14 @@ class ParaModule(DependentModule):
     basis:
         B: (d, r), one column for each direction. Only its span counts: the layer's Q comes from
         orthonormalising it, whether or not its columns were orthonormal when it was saved.
+    rows:
+        The runs ``(start, stop)`` of B's rows, all of them, in the layer's order; None for B's own.
     """
 
     name: ModuleName
     basis: StoredTensor
     family: str = "para"
+    rows: tuple[tuple[int, int], ...] | None = None
 
     @property
     def rank(self) -> int:
@@ -51,6 +54,27 @@ class ParaModule(DependentModule):
     def rank_bound(self) -> int:
         """No more than r directions go."""
         return min(self.rank, self.out_features)
+
+    @property
+    def is_cut(self) -> bool:
+        return self.rows is not None
+
+    def part(self, name: ModuleName, runs: tuple[tuple[int, int], ...]) -> ParaModule | None:
+        """The same directions with their rows in another order; None where rows are missing."""
+        ends = [0, *(stop for _, stop in sorted(runs))]
+        if [start for start, _ in sorted(runs)] != ends[:-1] or ends[-1] != self.out_features:
+            return None
+        return replace(self, name=name, rows=runs)
+
+    def columns(self) -> np.ndarray:
+        """The stored columns (d, r) in the layer's order of rows, float64.
+
+        Raises
+        ------
+        NonFiniteError
+            NaN or Inf in the basis.
+        """
+        return in_order(read_finite(self.basis), self.rows)
 
     def directions(self, library: Callable[[np.ndarray], Any] = np.asarray) -> Orthonormal[Any]:
         """An orthonormal basis of the stored span, made anew in float64 (T13); every verb reads it here.
@@ -71,7 +95,7 @@ class ParaModule(DependentModule):
         AdapterError
             So many columns in so coarse a dtype that rounding alone could make them.
         """
-        return orthonormalise(library(read_finite(self.basis)), rtol=storage_cut([self]))
+        return orthonormalise(library(self.columns()), rtol=storage_cut([self]))
 
     def some_directions(self, library: Callable[[np.ndarray], Any] = np.asarray) -> Any:
         """The ``Q`` (d, rank) of :meth:`directions`, at least one column.
@@ -125,7 +149,8 @@ def storage_cut(modules: Iterable[ParaModule]) -> float:
 def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
     if not isinstance(module, ParaModule):
         return None
-    return Part(module.name, "para", {"basis": read_stored(module.basis)}, rank=module.rank)
+    basis = in_order(read_stored(module.basis), module.rows)
+    return Part(module.name, "para", {"basis": basis}, rank=module.rank)
 
 
 def _stored(shape: tuple[int, ...], settings: SizeSettings) -> int:

@@ -57,11 +57,11 @@ def without_paths(config: bytes) -> bytes:
 
 _LOADED_FROM = {"_name_or_path", "name_or_path"}
 _HEX = re.compile(r"[0-9a-f]{64}")
-_WORD = re.compile(r"[A-Za-z0-9_.+-]{1,40}")
+_WORD = re.compile(r"[A-Za-z0-9_.:+-]{1,40}")
 _BLOCK = re.compile(r"[A-Z]{2,4}[0-9]{0,2}")
 _WORDS = {
     *("versions", "paramerge", "torch", "numpy", "ml_dtypes", "kernel"),
-    *("layout", "architecture", "kind", "family", "dialect", "merge", "dtype", "krona"),
+    *("layout", "architecture", "kind", "family", "dialect", "merge", "dtype", "krona", "rows"),
 }
 _INSIDE = {"base", "steps", "files", "options", "versions", "base_recipe"}
 _NUMBERS = {

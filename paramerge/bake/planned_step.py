@@ -15,7 +15,7 @@ from paramerge.models.names import ModuleName
 from paramerge.resolve.blocks import BlockUse, used_blocks
 from paramerge.resolve.matching import check_family, check_shape, check_unmatched
 from paramerge.resolve.naming import homes_of, in_names_of
-from paramerge.resolve.row_order import refuse_unknown_rows
+from paramerge.resolve.row_order import in_row_order
 from paramerge.wording import option
 
 
@@ -106,7 +106,7 @@ def match_step(
             hint="give a component (unet, text_encoder ...) or a pattern such as 'unet.*attn2*'",
         )
     check_unmatched(base, targets, adapter, matched, unmatched, allowed=options.allow_unmatched)
-    refuse_unknown_rows(base, adapter, matched)
+    adapter = in_row_order(base, adapter, matched)
     for name in matched:
         check_shape(base, targets[name], adapter, adapter.modules[name])
     weights: Mapping[ModuleName, float] = {}

@@ -14,7 +14,6 @@ import numpy as np
 
 from paramerge import algebra
 from paramerge.adapters import LoraModule, ParaModule
-from paramerge.adapters.contract import read_finite
 from paramerge.adapters.para import storage_cut
 from paramerge.merge.lora import read_block
 
@@ -78,7 +77,7 @@ def read_spaces(modules: Sequence[ParaModule | LoraModule], *, outputs: bool = F
             ups.append(block.factor * block.up)
             downs.append(block.down.T)
         else:
-            ups.append(read_finite(module.basis))
+            ups.append(module.columns())
     U, small_ups = _common_coordinates(ups, outputs)
     _, small_downs = _common_coordinates(downs, False) if downs else (None, [])
     remaining = iter(small_downs)

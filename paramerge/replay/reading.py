@@ -25,7 +25,7 @@ VERSIONS = (1, 2)
 _LONGEST = 64 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NUMBERED = re.compile(r"(model|step) ([1-9]\d{0,5})")
-_INTERPRETATION = ("lokr_scale", "krona")
+_INTERPRETATION = ("lokr_scale", "krona", "rows")
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -73,7 +73,9 @@ _RECORDS = (
         ),
         vague=True,
     ),
-    ArchitectureRecord("minimax_h3", label="MiniMax H3", unordered_rows=r"(?:.*\.)?qkv_proj"),
+    ArchitectureRecord(
+        "minimax_h3", label="MiniMax H3", unordered_rows=r"(?:.*\.)?qkv_proj(?:\.weight|\.bias)?"
+    ),
 )
 OTHERS = {record.name: record for record in _RECORDS}
 """By name. MiniMax H3 is known by the name in its configuration: the model's own files interleave q, k and v
