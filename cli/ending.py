@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -88,6 +89,9 @@ def guarded_streams() -> Iterator[None]:
     disk, a closed pipe) are lost, and the work goes on.
     """
     before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # a console that knows 256 letters
     sys.stdout, sys.stderr = _guarded(sys.stdout, _refuse), _guarded(sys.stderr, lambda _: None)
     try:
         yield

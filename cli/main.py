@@ -9,7 +9,6 @@ import os
 import platform
 import sys
 import traceback
-from importlib import metadata
 from pathlib import Path
 
 import click
@@ -76,6 +75,8 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 def _installed(package: str) -> str | None:
+    from importlib import metadata  # a tenth of the start of every other call
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -30,6 +30,7 @@ from paramerge.files.positioned import PositionedWriter, write_all_at
 from paramerge.files.private import public_metadata
 from paramerge.files.source import Source, check_unchanged
 from paramerge.files.staging import new_folder
+from paramerge.files.system_calls import BINARY
 from paramerge.files.writer import check_written, new_file, output_error
 from paramerge.wording import option
 
@@ -154,7 +155,7 @@ def _in_folder(job: _Job, file: FilePlan, folder: Path, action: Callable[[int], 
     path = folder / file.relative
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
         try:
             result = action(descriptor)
             os.fsync(descriptor)

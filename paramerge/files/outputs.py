@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from paramerge.errors import OutputError
+from paramerge.files.file_names import fault_on_windows
 from paramerge.files.header import PICKLE_SUFFIXES
 from paramerge.files.source import Opened
 from paramerge.files.staging import restore_folder, strangers
@@ -84,6 +85,7 @@ def check_output_file(
     path = Path(path)
     with _faults_of(path):
         _refuse_stream(path)
+        _refuse_name(path)
         _refuse_folder_or_special(path)
         named = _with_ending(path, suffix)
         if named != path:
@@ -128,6 +130,7 @@ def check_output_folder(
     inputs = list(inputs)
     with _faults_of(path):
         _refuse_stream(path)
+        _refuse_name(path)
         _refuse_file(path)
         real = Path(os.path.realpath(path))
         restore_folder(real)
@@ -267,6 +270,14 @@ def _refuse_inputs(path: Path, real: Path, inputs: Iterable[Path], *, holds: boo
                 found=f"the same as {source}" if identity == own else f"the folder of {source}",
                 hint="give another name: inputs are never overwritten",
             )
+
+
+def _refuse_name(path: Path) -> None:
+    """Refuse a name of which Windows makes something else, where this is Windows."""
+    if os.name == "nt" and (fault := fault_on_windows(path.name)):
+        raise OutputError(
+            "Windows makes no file of this name", where=path, found=fault, hint="give another name"
+        )
 
 
 def _check_parent(path: Path, real: Path) -> None:

@@ -12,6 +12,8 @@ import errno
 import mmap
 import os
 
+from paramerge.files.system_calls import write_at
+
 ALIGNMENT = 4096
 """Memory address, file position and length of a direct write are multiples of this."""
 
@@ -70,7 +72,7 @@ class PositionedWriter:
         """Write the aligned ``data``; returns how far it came (a file system may refuse at any time)."""
         while data and self._direct is not None:
             try:
-                count = os.pwrite(self._direct, data, position)
+                count = write_at(self._direct, data, position)
             except OSError as error:
                 if error.errno != errno.EINVAL:  # direct writes are not for this file or this memory
                     raise
@@ -95,7 +97,7 @@ def write_all_at(descriptor: int, data: bytes | memoryview, position: int) -> No
     """
     view = memoryview(data)
     while view:
-        count = os.pwrite(descriptor, view[:_CHUNK], position)
+        count = write_at(descriptor, view[:_CHUNK], position)
         if count == 0:
             raise OSError(errno.EIO, "the system wrote nothing")
         view, position = view[count:], position + count

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from paramerge.errors import FileFormatError, InputChangedError
+from paramerge.files.system_calls import read_at
 from paramerge.system_faults import reading
 
 _TICK_NS = 10_000_000
@@ -130,7 +131,7 @@ class Source:
         with _DESCRIPTORS.use(self._held) as descriptor:
             while done < len(view):
                 with reading(self.path):
-                    count = _read_at(descriptor, view[done:], start + done)
+                    count = read_at(descriptor, view[done:], start + done)
                 if count == 0:
                     raise InputChangedError(
                         "the file became shorter while it was read",
@@ -233,22 +234,6 @@ def _open(path: Path) -> int:
         if isinstance(fault, OSError) and fault.errno in (errno.ENXIO, errno.ENODEV):  # a socket
             raise FileFormatError("this is not a regular file", where=path) from None
         raise
-
-
-if hasattr(os, "preadv"):
-
-    def _read_at(descriptor: int, view: memoryview, position: int) -> int:
-        return os.preadv(descriptor, [view], position)
-
-else:  # Windows
-    _SEEK = threading.Lock()
-
-    def _read_at(descriptor: int, view: memoryview, position: int) -> int:
-        with _SEEK:
-            os.lseek(descriptor, position, os.SEEK_SET)
-            data = os.read(descriptor, len(view))
-        view[: len(data)] = data
-        return len(data)
 
 
 @dataclass(eq=False, slots=True)

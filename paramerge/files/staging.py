@@ -19,6 +19,7 @@ from pathlib import Path
 
 from paramerge.errors import OutputError, ParamergeError, UnreadableError
 from paramerge.files.stages import STAGE, clear_stale, lock_stage, stage_name, stage_path_of
+from paramerge.files.system_calls import move_folder, sync_file
 from paramerge.files.writer import (
     exchange_names,
     note_placing,
@@ -168,18 +169,14 @@ def _keep_modes(stage: Path, target: Path) -> None:
 def _sync_tree(stage: Path) -> None:
     for root, _, names in _walk(stage, topdown=False):
         for name in names:
-            descriptor = os.open(Path(root, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_file(Path(root, name))
         sync_folder(Path(root))
 
 
 def _swap(stage: Path, target: Path, overwrite: bool) -> None:
     """Put ``stage`` at ``target``; the old one goes to the stage's name, to be removed."""
     if not target.exists() or not any(target.iterdir()):
-        stage.rename(target)  # never over a file, or over a folder that is not empty
+        move_folder(stage, target)  # never over a file, or over a folder that is not empty
         return
     if not overwrite or strangers(target) != []:
         raise OutputError(

@@ -22,6 +22,7 @@ from paramerge.errors import OutputError
 from paramerge.files.dtypes import NUMPY
 from paramerge.files.header import encode_header
 from paramerge.files.stages import STAGE, clear_stale, lock_open, stage_path_of
+from paramerge.files.system_calls import BINARY, RENAMES_OPEN_FILES, read_at, set_mode
 from paramerge.system_faults import meaning
 from paramerge.wording import option
 
@@ -56,13 +57,17 @@ def new_file(
     try:
         clear_stale(target.parent)
         descriptor, temporary = _open_new(target)
+        is_open = True
         try:
             yield descriptor
             with contextlib.suppress(FileNotFoundError):
-                os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
+                set_mode(descriptor, stat.S_IMODE(target.stat().st_mode))
             os.fsync(descriptor)
             if is_output and not _in_stage(target):
                 note_placing(target, os.fstat(descriptor))
+            if not RENAMES_OPEN_FILES:
+                os.close(descriptor)
+                is_open = False
             if overwrite:
                 temporary = temporary or _give_name(descriptor, stage_path_of(target))
                 temporary.replace(target)
@@ -73,9 +78,11 @@ def new_file(
             placed, temporary = True, None
         except BaseException:
             with contextlib.suppress(OSError):
-                os.close(descriptor)
+                if is_open:
+                    os.close(descriptor)
             raise
-        os.close(descriptor)
+        if is_open:
+            os.close(descriptor)
         sync_folder(target.parent)
     except FileExistsError as error:
         raise OutputError(
@@ -108,7 +115,7 @@ def append_line(path: Path, line: bytes, *, durable: bool = True) -> None:
         The disk is full, and the like.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | BINARY, 0o666)
         try:
             _write_all(descriptor, line)
             if durable:
@@ -149,13 +156,13 @@ def check_written(descriptor: int, header: bytes, size: int, path: str | os.Path
     OutputError
         They differ from what was written.
     """
-    found, position = b"", 0
+    found, position = memoryview(bytearray(len(header))), 0
     while position < len(header):
-        piece = os.pread(descriptor, len(header) - position, position)
-        if not piece:
+        count = read_at(descriptor, found[position:], position)
+        if count == 0:
             break
-        found, position = found + piece, position + len(piece)
-    if found != header or os.fstat(descriptor).st_size != size:
+        position += count
+    if found[:position] != header or os.fstat(descriptor).st_size != size:
         raise OutputError(
             "the file reads back as something else than was written, and is thrown away",
             where=path,
@@ -262,7 +269,6 @@ _placed: dict[Path, tuple[int, int]] = {}
 _NO_FOLDER_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
 
 def _open_new(target: Path) -> tuple[int, Path | None]:
@@ -273,7 +279,7 @@ def _open_new(target: Path) -> tuple[int, Path | None]:
         return descriptor, None
     while True:
         temporary = stage_path_of(target)
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CLOEXEC, 0o666)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
         lock_open(descriptor)
         if temporary.exists():
             return descriptor, temporary
@@ -304,7 +310,7 @@ def _open_unnamed(folder: Path) -> int | None:
     if not hasattr(os, "O_TMPFILE") or not Path("/proc/self/fd").is_dir():
         return None
     try:
-        return os.open(folder, os.O_TMPFILE | os.O_RDWR | _CLOEXEC, 0o666)
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | BINARY, 0o666)
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             return None
