@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from paramerge.checkpoints.diffusers_folder import is_model_folder
 from paramerge.errors import ParamergeError
@@ -65,7 +66,7 @@ class Entry:
     problem: str = ""
 
 
-SORTS: dict[str, Callable[[Entry], object]] = {
+SORTS: dict[str, Callable[[Entry], Any]] = {
     "name": lambda entry: str(entry.path).casefold(),
     "size": lambda entry: -entry.size,
     "rank": lambda entry: -max(entry.ranks or (0,)),
