@@ -276,7 +276,7 @@ def _refuse_name(path: Path) -> None:
     """Refuse a name of which Windows makes something else, where this is Windows."""
     if os.name == "nt" and (fault := fault_on_windows(path.name)):
         raise OutputError(
-            "Windows makes no file of this name", where=path, found=fault, hint="give another name"
+            "a file cannot have this name on Windows", where=path, found=fault, hint="give another name"
         )
 
 

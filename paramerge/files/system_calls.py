@@ -18,7 +18,7 @@ RENAMES_OPEN_FILES = os.name == "posix"
 """Whether a file may be renamed, replaced or removed while it is open."""
 
 _SEEK = threading.Lock()
-"""Where reading and writing move the file's one position, one thread does so at a time."""
+"""Held while reading or writing, as both move the file's one position."""
 
 
 if hasattr(os, "preadv"):

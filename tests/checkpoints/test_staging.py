@@ -266,8 +266,14 @@ def test_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: in
 
 
 def test_a_header_that_reads_back_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.pread
-    monkeypatch.setattr(os, "pread", lambda *args: real(*args).replace(b"old", b"odd"))
+    real = writer.read_at
+
+    def changed(descriptor: int, view: memoryview, position: int) -> int:
+        count = real(descriptor, view, position)
+        view[:count] = bytes(view[:count]).replace(b"old", b"odd")
+        return count
+
+    monkeypatch.setattr(writer, "read_at", changed)
     with pytest.raises(OutputError, match="reads back as something else"):
         writer.write_safetensors(tmp_path / "a", {}, {"key": "old"})
     assert not (tmp_path / "a").exists()

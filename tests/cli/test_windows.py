@@ -101,7 +101,7 @@ def test_names_that_mean_something_else_there_are_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert fault_on_windows(name)
-    with pytest.raises(OutputError, match="Windows makes no file"):
+    with pytest.raises(OutputError, match="cannot have this name on Windows"):
         monkeypatch.setattr(outputs.os, "name", "nt")
         try:
             outputs._refuse_name(tmp_path / name)

@@ -76,6 +76,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (kind, adapter) in BAKED.items():
         words = f"bake --base {folder / BASES[0]} {kind} {folder / adapter} -o {folder / name}.safetensors"
         assert call(shlex.split(words)) == 0
+    (folder / "loras").mkdir()
+    for name in LORAS:
+        (folder / "loras" / f"{name}.safetensors").symlink_to(folder / f"{name}.safetensors")
     rng = np.random.default_rng(0)
     for name in PICTURES:
         (folder / name).mkdir(parents=True)
