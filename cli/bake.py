@@ -24,6 +24,7 @@ from paramerge.cli.options import (
     steps_of,
     unmatched_option,
 )
+from paramerge.cli.paths import InputPath, OutputPath
 from paramerge.cli.render import Progress, note, warn
 from paramerge.errors import UsageError
 from paramerge.interpretation import Interpretation, KronaOrder
@@ -32,11 +33,11 @@ from paramerge.interpretation import Interpretation, KronaOrder
 @click.command(cls=OrderedSteps)
 @click.option(
     "--base",
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     help="Checkpoint file or diffusers folder; emoji-diffusion is the one that ships.",
 )
 @step_options
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: made of the inputs' names.")
+@click.option("-o", "--output", type=OutputPath(), help="Default: made of the inputs' names.")
 @click.option(
     "--merge",
     type=click.Choice(get_args(MergeChoice)),

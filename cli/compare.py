@@ -8,19 +8,16 @@ import click
 
 from paramerge.cli.flags import flagged
 from paramerge.cli.options import interpretation_options, json_option, overwrite_option, unmatched_option
+from paramerge.cli.paths import InputPath, OutputPath
 from paramerge.cli.render import Progress, note, note_ending, warn
 from paramerge.interpretation import Interpretation, KronaOrder
 from paramerge.strict_json import dump
 
 
 @click.command(name="compare")
-@click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="A B ...")
-@click.option(
-    "--base", type=click.Path(path_type=Path), help="Compare also their effects on this checkpoint's weights."
-)
-@click.option(
-    "--report", type=click.Path(path_type=Path), metavar="OUT.html", help="Write a page on it, too."
-)
+@click.argument("adapters", nargs=-1, required=True, type=InputPath(), metavar="A B ...")
+@click.option("--base", type=InputPath(), help="Compare also their effects on this checkpoint's weights.")
+@click.option("--report", type=OutputPath(), metavar="OUT.html", help="Write a page on it, too.")
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
 @unmatched_option
 @interpretation_options

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from paramerge.cli.options import (
-    FileText,
     dtype_option,
     json_option,
     overwrite_option,
     private_option,
     rehash_option,
 )
+from paramerge.cli.paths import FileText, InputPath, OutputPath
 from paramerge.cli.render import Progress, gigabytes, note, note_ending, out, shown, warn
 from paramerge.strict_json import dump
 
@@ -46,13 +46,13 @@ class _Format(click.Choice[str]):
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputPath(),
     required=True,
     help="A file; a folder for peft and deft.",
 )
 @click.option(
     "--base",
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     help="The checkpoint that a PaRa becomes a LoRA for; also the model whose keys settle names.",
 )
 @dtype_option(help="Default: as stored (a PaRa's LoRA: fp16).")

@@ -13,6 +13,7 @@ import click
 from paramerge import shipped
 from paramerge.apply.steps import Step
 from paramerge.cli.options import json_option, overwrite_option
+from paramerge.cli.paths import OutputPath
 from paramerge.cli.render import Progress, gigabytes, note, shown
 from paramerge.cli.render import out as console
 from paramerge.cli.threads import threads_for_model
@@ -57,7 +58,7 @@ _FILES = (_BASE, *(f"{variant.name}.safetensors" for variant in _VARIANTS if var
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OutputPath(file_okay=False),
     default="paramerge-demo",
     show_default=True,
     help="A folder, made if missing.",

@@ -10,7 +10,6 @@ import click
 
 from paramerge import shipped
 from paramerge.cli.options import (
-    FileText,
     OrderedSteps,
     dtype_option,
     gamma_option,
@@ -18,6 +17,7 @@ from paramerge.cli.options import (
     step_options,
     steps_of,
 )
+from paramerge.cli.paths import FileText, InputPath, OutputPath
 from paramerge.cli.render import Progress, note
 from paramerge.cli.stopping import resumable
 from paramerge.cli.threads import threads_for_model
@@ -46,7 +46,7 @@ download_option = click.option(
 @click.command(cls=OrderedSteps)
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     help=f"Draw from this diffusers folder or single file; {shipped.MODEL_NAME} is the one that ships.",
 )
 @step_options
@@ -55,7 +55,7 @@ download_option = click.option(
     "--pictures",
     "folders",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     help="In place of --model: a folder of pictures. May be repeated: a row each.",
 )
 @click.option(
@@ -64,9 +64,7 @@ download_option = click.option(
     multiple=True,
     help="What the text score reads, a row each; the class in place of <v1>. Default: the prompts.",
 )
-@click.option(
-    "--references", type=click.Path(path_type=Path), help="The subject's own pictures, for the image scores."
-)
+@click.option("--references", type=InputPath(), help="The subject's own pictures, for the image scores.")
 @clip_option
 @download_option
 @click.option(
@@ -94,10 +92,8 @@ download_option = click.option(
 @dtype_option(help="Default: fp32 on a CPU, else fp16.")
 @click.option("--device", help="Such as cpu or cuda. Default: the GPU if there is one.")
 @click.option("--variant", metavar="NAME", help="Which weights of a diffusers folder, such as fp16.")
-@click.option("--config", type=click.Path(path_type=Path), help="As for generate.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder."
-)
+@click.option("--config", type=InputPath(), help="As for generate.")
+@click.option("-o", "--output", type=OutputPath(file_okay=False), required=True, help="A folder.")
 @json_option
 @click.pass_context
 def evaluate(

@@ -20,6 +20,7 @@ from paramerge.cli.evaluate import (
     scorer,
 )
 from paramerge.cli.options import json_option
+from paramerge.cli.paths import InputPath, OutputPath
 from paramerge.cli.stopping import RememberedCommand, resumable
 from paramerge.cli.threads import threads_for_model
 from paramerge.strict_json import dump
@@ -39,13 +40,13 @@ _DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none"
 @click.argument("name", type=click.Choice((*NAMES, _ALL)))
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     required=True,
     help=f"Diffusers folder or single file; {shipped.MODEL_NAME} is the one that ships.",
 )
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=InputPath(file_okay=False),
     required=True,
     help="A folder of pictures for each subject: the DreamBooth dataset's, or with a dataset.toml.",
 )
@@ -70,7 +71,7 @@ _DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none"
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OutputPath(file_okay=False),
     default="experiments",
     show_default=True,
     help="A folder that all experiments may share, and so their adapters.",

@@ -16,6 +16,7 @@ from paramerge.cli.options import (
     rehash_option,
     unmatched_option,
 )
+from paramerge.cli.paths import InputPath, OutputPath
 from paramerge.errors import UsageError
 from paramerge.strict_json import dump
 
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--from", "tuned", type=click.Path(path_type=Path), help="The checkpoint that was made from --base."
-)
-@click.option("--base", type=click.Path(path_type=Path), help="The checkpoint that it was made from.")
+@click.option("--from", "tuned", type=InputPath(), help="The checkpoint that was made from --base.")
+@click.option("--base", type=InputPath(), help="The checkpoint that it was made from.")
 @click.option(
     "--family",
     type=click.Choice(["para", "lora", "lokr", "krona"]),
@@ -41,10 +40,10 @@ if TYPE_CHECKING:
 @click.option(
     "--from-lora",
     "source",
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     help="Instead: a PaRa from this LoRA (a file or PEFT folder).",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@click.option("-o", "--output", type=OutputPath(), required=True, help="The file to write.")
 @click.option("--rank", type=int, metavar="R", help="So many directions from every layer.")
 @click.option(
     "--energy",

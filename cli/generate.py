@@ -19,6 +19,7 @@ from paramerge.cli.options import (
     step_options,
     steps_of,
 )
+from paramerge.cli.paths import InputPath, OutputPath
 from paramerge.cli.render import Progress, note, shown, warn
 from paramerge.cli.render import out as console
 from paramerge.cli.threads import threads_for_model
@@ -32,7 +33,7 @@ _SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
 @click.command(cls=OrderedSteps)
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     required=True,
     help=f"Diffusers folder or single file; {shipped.MODEL_NAME} is the one that ships.",
 )
@@ -62,13 +63,13 @@ _SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
 @click.option("--variant", metavar="NAME", help="Which weights of a diffusers folder, such as fp16.")
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     help="For a single file: the diffusers folder with its configuration and tokenizer.",
 )
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputPath(),
     default="grid.png",
     show_default=True,
     help="The picture to write.",

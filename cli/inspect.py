@@ -11,6 +11,7 @@ import click
 
 from paramerge.cli.flags import flagged
 from paramerge.cli.options import interpretation_options, json_option
+from paramerge.cli.paths import InputPath
 from paramerge.files.recipe_text import RECIPE_KEY
 from paramerge.inspect.folder import SORTS, inspect_folder, is_collection
 from paramerge.inspect.inspection import (
@@ -30,7 +31,7 @@ Facts = AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts
 
 
 @click.command()
-@click.argument("path", metavar="FILE|FOLDER", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FILE|FOLDER", type=InputPath())
 @click.option("--layers", "all_layers", is_flag=True, help="List every layer of an adapter.")
 @click.option("--metadata", "all_metadata", is_flag=True, help="Print all metadata, not the useful part.")
 @click.option(

@@ -10,7 +10,6 @@ import click
 
 from paramerge.cli.flags import flagged
 from paramerge.cli.options import (
-    FileText,
     OrderedSteps,
     dtype_option,
     gamma_option,
@@ -22,6 +21,7 @@ from paramerge.cli.options import (
     steps_of,
     unmatched_option,
 )
+from paramerge.cli.paths import FileText, InputPath, OutputPath
 from paramerge.cli.render import Progress, note_ending, warn
 from paramerge.merge.methods.parameters import Parameter, Weights
 from paramerge.merge.methods.registry import REGISTRY
@@ -46,7 +46,7 @@ def _component_options(command: Callable[..., Any]) -> Callable[..., Any]:
         command = click.option(
             f"--{name.replace('_', '-')}",
             f"from_{name}",
-            type=click.Path(path_type=Path),
+            type=InputPath(),
             metavar="FILE",
             help=f"Checkpoints: take the {name} of this file, a checkpoint or the {name} alone.",
         )(command)
@@ -83,7 +83,7 @@ def _parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(name="merge", cls=OrderedSteps)
 @click.argument("inputs", nargs=-1, required=True, type=FileText(), metavar="A[@SCALE] B[@SCALE] ...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="What to write.")
+@click.option("-o", "--output", type=OutputPath(), required=True, help="What to write.")
 @click.option(
     "--method",
     metavar="NAME",
@@ -108,7 +108,7 @@ def _parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--dry-run", is_flag=True, help="Checkpoints: print the plan from the headers alone and stop.")
 @click.option(
     "--base",
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     help="Adapters: the checkpoint, where the answer depends on it.",
 )
 @click.option(

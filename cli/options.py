@@ -7,9 +7,9 @@ from fractions import Fraction
 from typing import Any, get_args
 
 import click
-from click.shell_completion import CompletionItem
 
 from paramerge.apply.steps import Kind, Step, parse_step
+from paramerge.cli.paths import FileText, spelled
 from paramerge.cli.stopping import RememberedCommand
 from paramerge.files.dtype_names import KEEP, WRITTEN, dtype_named, short_name
 from paramerge.interpretation import KronaOrder
@@ -38,25 +38,9 @@ class OrderedSteps(RememberedCommand):
         return super().parse_args(ctx, args)
 
 
-class FileText(click.ParamType):
-    """A text that begins with the name of a file, which shells complete: ``style.safetensors@0.8``."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text as it is."""
-        return str(value)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Leave it to the shell, which knows the files."""
-        return [CompletionItem(incomplete, type="file")]
-
-
 def steps_of(ctx: click.Context) -> list[Step]:
     """The steps of the call, in the order typed."""
-    return [parse_step(kind, text) for kind, text in ctx.meta[_META_KEY]]
+    return [parse_step(kind, spelled(text)) for kind, text in ctx.meta[_META_KEY]]
 
 
 def step_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from paramerge.cli.options import dtype_option, json_option, overwrite_option, rehash_option
+from paramerge.cli.paths import InputPath, OutputPath
 from paramerge.cli.render import note
 
 
@@ -30,15 +31,15 @@ class _Strength(click.ParamType):
 models_option = click.option(
     "--models",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     metavar="FOLDER",
     help="Look for inputs here, too: by their hashes, whatever they are called. May be repeated.",
 )
 
 
 @click.command(name="replay")
-@click.argument("recipe", type=click.Path(path_type=Path), metavar="RECIPE")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="What to write.")
+@click.argument("recipe", type=InputPath(), metavar="RECIPE")
+@click.option("-o", "--output", type=OutputPath(), required=True, help="What to write.")
 @models_option
 @click.option(
     "--set",
@@ -51,7 +52,7 @@ models_option = click.option(
 @click.option(
     "--without", type=int, multiple=True, metavar="N", help="Leave the Nth adapter out. May be repeated."
 )
-@click.option("--base", type=click.Path(path_type=Path), help="Another base, or first model.")
+@click.option("--base", type=InputPath(), help="Another base, or first model.")
 @dtype_option(keep=True, help="Another dtype of the output.")
 @click.option("--dry-run", is_flag=True, help="Print the plan from the headers alone and stop.")
 @overwrite_option

@@ -16,20 +16,19 @@ from paramerge.cli.options import (
     rehash_option,
     unmatched_option,
 )
+from paramerge.cli.paths import InputPath, OutputPath
 from paramerge.cli.render import Progress, note_ending, warn
 from paramerge.strict_json import dump
 
 
 @click.command(name="resize")
-@click.argument("adapter", type=click.Path(path_type=Path), metavar="IN")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@click.argument("adapter", type=InputPath(), metavar="IN")
+@click.option("-o", "--output", type=OutputPath(), required=True, help="The file to write.")
 @click.option("--rank", type=int, metavar="R", help="At most this rank in every layer.")
 @click.option(
     "--energy", type=float, metavar="E", help="Or: of each layer the least rank with this share (0 to 1)."
 )
-@click.option(
-    "--base", type=click.Path(path_type=Path), help="PaRa: the base that decides which directions matter."
-)
+@click.option("--base", type=InputPath(), help="PaRa: the base that decides which directions matter.")
 @dtype_option(default="fp16")
 @unmatched_option
 @private_option

@@ -18,6 +18,8 @@ __all__ = [
     "IncompleteLayerError",
     "InputChangedError",
     "InternalError",
+    "MissingCheckpointError",
+    "MissingFileError",
     "MissingInputError",
     "NonFiniteError",
     "OutputError",
@@ -121,6 +123,10 @@ class FileFormatError(ParamergeError):
     exit_code = 3
 
 
+class MissingFileError(FileFormatError, FileNotFoundError):
+    """There is no file or folder of this name; a :class:`FileNotFoundError`, too, as of any Python call."""
+
+
 class InputChangedError(FileFormatError):
     """An input was written to, replaced or removed while it was in use."""
 
@@ -133,6 +139,10 @@ class CheckpointError(ParamergeError):
     """A base checkpoint is missing, incomplete or of no known layout."""
 
     exit_code = 3
+
+
+class MissingCheckpointError(CheckpointError, MissingFileError):
+    """There is no file or folder of a base's name."""
 
 
 class AdapterError(ParamergeError):

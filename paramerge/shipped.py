@@ -72,6 +72,18 @@ def named_model(path: Path) -> Path:
     return model() if str(path) == MODEL_NAME and not path.exists() else path
 
 
+def named_adapter(path: Path) -> Path:
+    """``path``, or a shipped adapter's file where ``path`` is its name and nothing of that name is here.
+
+    Raises
+    ------
+    FileFormatError
+        This installation came without it.
+    """
+    name = str(path)
+    return adapter_file(name) if name in ADAPTERS and not path.exists() else path
+
+
 def folder() -> Path | None:
     """The folder of all that ships; None where this installation came without it."""
     return _ASSETS if _ASSETS.is_dir() else None

@@ -22,6 +22,7 @@ from paramerge.errors import (
     UnreadableError,
     UsageError,
 )
+from paramerge.missing_files import missing_file
 
 TRACEBACK_VARIABLE = "PARAMERGE_TRACEBACK"
 """The environment variable that has the command line show where an internal error happened."""
@@ -73,7 +74,7 @@ def read_error(error: OSError, path: os.PathLike[str] | str | None) -> FileForma
     """The error for an input that cannot be read."""
     where = named_file(error, path)
     if error.errno == errno.ENOENT and error.filename is not None:
-        return FileFormatError("no such file", where=where)
+        return missing_file(error.filename if where is None else where)
     if error.errno == errno.EISDIR:
         return FileFormatError("this is a folder, not a file", where=where)
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -92,13 +93,15 @@ def reading(path: os.PathLike[str] | str) -> Iterator[None]:
     ------
     UnreadableError
         A system call failed.
-    FileFormatError
+    MissingFileError
         There is no such file.
     UsageError
         ``path`` cannot be a file's name.
     """
     try:
         yield
+    except ParamergeError:  # one of them is a FileNotFoundError, too
+        raise
     except OSError as error:
         raise read_error(error, path) from error
     except ValueError as error:

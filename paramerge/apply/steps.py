@@ -101,6 +101,7 @@ def parse_step(kind: Kind, text: str) -> Step:
         return Step(kind, Path(text))
     name, at, number = text.rpartition("@")
     if not at:
+        _refuse_other_spelling(text)
         return Step(kind, Path(text))
     number, colon, blocks = number.partition(":")
     try:
@@ -113,3 +114,23 @@ def parse_step(kind: Kind, text: str) -> Step:
             found=repr(number),
         ) from None
     return Step(kind, Path(name), strength, parse_blocks(blocks) if colon else None)
+
+
+def _refuse_other_spelling(text: str) -> None:
+    """Refuse ``FILE:0.8``, ``FILE=0.8`` and a prompt's ``<lora:NAME:0.8>``, as other programs have it."""
+    if text.startswith("<") and text.endswith(">"):
+        _, name, number = (*text[1:-1].split(":"), "", "")[:3]
+    else:
+        cut = max(text.rfind(":"), text.rfind("="), 0)
+        name, number = text[:cut], text[cut + 1 :]
+    try:
+        strength = float(number)
+    except ValueError:
+        return
+    if name:
+        raise UsageError(
+            "the strength is given in another program's way",
+            where=text,
+            expected="FILE@NUMBER",
+            hint=f"give {name}@{strength:g}",
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -64,6 +65,14 @@ def is_selected(name: ModuleName, only: Iterable[str]) -> bool:
     )
 
 
+def selection_hint(only: Iterable[str], names: Iterable[ModuleName]) -> str:
+    """The next step where ``only`` selects none of ``names``: patterns match whole names."""
+    within = tuple(f"*{pattern}*" for pattern in only)
+    if any(is_selected(name, within) for name in names):
+        return f"for names that have it in them: {' '.join(option('only', shlex.quote(p)) for p in within)}"
+    return "give a component (unet, text_encoder ...) or a pattern such as 'unet.*attn2*'"
+
+
 def _is_excluded(
     name: ModuleName, targets: Mapping[ModuleName, Target], present: Iterable[str], only: Iterable[str]
 ) -> bool:
@@ -103,7 +112,7 @@ def match_step(
             where=adapter.path,
             expected=f"layers that match {option('only')} {' '.join(options.only)}",
             found=", ".join(sorted({name.component for name in adapter.modules})),
-            hint="give a component (unet, text_encoder ...) or a pattern such as 'unet.*attn2*'",
+            hint=selection_hint(options.only, adapter.modules),
         )
     check_unmatched(base, targets, adapter, matched, unmatched, allowed=options.allow_unmatched)
     adapter = in_row_order(base, adapter, matched)

@@ -24,9 +24,10 @@ from paramerge.checkpoints.foreign import (
 from paramerge.checkpoints.parameters import parameters_of
 from paramerge.checkpoints.quantised import METADATA_KEY, quantised_tensors
 from paramerge.checkpoints.targets import Target, targets_of
-from paramerge.errors import CheckpointError
+from paramerge.errors import CheckpointError, MissingCheckpointError
 from paramerge.files.header import Header, read_header
 from paramerge.files.source import Source
+from paramerge.missing_files import missing_file
 from paramerge.models.architecture import UNKNOWN, Architecture, detect_architecture
 from paramerge.models.components import Located, locate
 from paramerge.models.model_names import recognise
@@ -190,11 +191,11 @@ def base_of(header: Header) -> Base:
 
 def _check_file(path: Path, variant: str | None) -> None:
     if not path.is_file():
-        raise CheckpointError(
-            "this is not a regular file" if path.exists() else "no such file or folder",
-            where=path,
-            expected="a .safetensors file or a diffusers folder",
-        )
+        expected = "a .safetensors file or a diffusers folder"
+        if path.exists():
+            raise CheckpointError("this is not a regular file", where=path, expected=expected)
+        what, kind = "no such file or folder", MissingCheckpointError
+        raise missing_file(path, what, kind=kind, expected=expected)
     if variant is not None:
         raise CheckpointError(
             "a variant was given for a single file", where=path, found=f"variant {variant!r}"

@@ -86,10 +86,10 @@ def check_output_file(
     with _faults_of(path):
         _refuse_stream(path)
         _refuse_name(path)
-        _refuse_folder_or_special(path)
+        _refuse_folder_or_special(path, suffix)
         named = _with_ending(path, suffix)
         if named != path:
-            _refuse_folder_or_special(named)
+            _refuse_folder_or_special(named, suffix)
         real = Path(os.path.realpath(named))
         _refuse_inputs(named, real, inputs)
         if real.exists() and not overwrite:
@@ -141,10 +141,10 @@ def check_output_folder(
         if files is not None:
             for name in files:
                 check_output_file(path / name, inputs, overwrite=overwrite, suffix=None)
-        elif any(real.iterdir()):
-            _check_content(path, real, overwrite)
         else:
             _check_movable(path, real)
+            if any(real.iterdir()):
+                _check_content(path, real, overwrite)
     return path
 
 
@@ -197,7 +197,7 @@ def _refuse_special(path: Path, status: os.stat_result) -> None:
         )
 
 
-def _refuse_folder_or_special(path: Path) -> None:
+def _refuse_folder_or_special(path: Path, suffix: str | None) -> None:
     status = _status(path)
     if status is None:
         return
@@ -206,7 +206,7 @@ def _refuse_folder_or_special(path: Path) -> None:
         raise OutputError(
             "the output is a folder, and a file is to be written",
             where=path,
-            hint="give the name of a file, which may be in that folder",
+            hint=f"give the name of a file, such as {path / f'merged{suffix or _SAFETENSORS}'}",
         )
 
 
@@ -319,7 +319,6 @@ def _check_content(path: Path, real: Path, overwrite: bool) -> None:
             where=path,
             hint=f"give another name, or replace it with {option('overwrite')}",
         )
-    _check_movable(path, real)
 
 
 def _check_movable(path: Path, real: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paramerge.errors import OutputError
+from paramerge.errors import OutputError, ParamergeError
 from paramerge.files.dtypes import NUMPY
 from paramerge.files.header import encode_header
 from paramerge.files.stages import STAGE, clear_stale, lock_open, stage_path_of
@@ -238,8 +238,10 @@ def exchange_names(a: Path, b: Path) -> bool:
     return result == 0
 
 
-def output_error(error: OSError, path: Path) -> OutputError:
-    """The error for an ``OSError`` while writing ``path``."""
+def output_error(error: OSError, path: Path) -> ParamergeError:
+    """The error for an ``OSError`` while writing ``path``; an input that is missing is its own."""
+    if isinstance(error, ParamergeError):
+        return error
     special = {
         errno.ENOENT: ("the folder does not exist", f"create it: mkdir -p {path.parent}"),
         errno.EISDIR: ("the output is a folder, and a file is to be written", "choose another output"),

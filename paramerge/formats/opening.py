@@ -31,6 +31,7 @@ from paramerge.formats.whole_layers import whole_layers
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName
+from paramerge.shipped import named_adapter
 from paramerge.system_faults import reading
 
 _DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -54,7 +55,8 @@ class AdapterFiles:
 
 
 def find_files(path: str | os.PathLike[str]) -> AdapterFiles:
-    """The files that ``path`` means: a safetensors file, or a folder that PEFT or diffusers saved.
+    """The files that ``path`` means: a safetensors file, a folder that PEFT or diffusers saved, or an adapter
+    that ships, by its name.
 
     Raises
     ------
@@ -63,7 +65,7 @@ def find_files(path: str | os.PathLike[str]) -> AdapterFiles:
     """
     path = Path(path)
     with reading(path):
-        return _find_files(path)
+        return _find_files(named_adapter(path))
 
 
 def _find_files(path: Path) -> AdapterFiles:

@@ -17,7 +17,7 @@ from paramerge.checkpoints.layout import (
     Base,
     WeightFile,
 )
-from paramerge.errors import CheckpointError, UsageError
+from paramerge.errors import CheckpointError, MissingFileError, UsageError
 from paramerge.files.dtype_names import library_name, parse_dtype
 from paramerge.files.source import check_unchanged
 from paramerge.generation.loaded import check_text_encoders
@@ -119,6 +119,8 @@ def load_pipeline(base: Base, dtype: Any, config: Path | None = None, *, vae_dty
             # newer diffusers call the argument dtype; older ones know torch_dtype alone
             warnings.simplefilter("ignore", FutureWarning)
             loaded = pipeline(dtype, vae_dtype or dtype)
+    except MissingFileError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         check_unchanged(base)  # a file that the system does not give them is missing to libraries
         raise CheckpointError(

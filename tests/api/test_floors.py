@@ -15,7 +15,9 @@ PACKAGE = Path(paramerge.__file__).parent
 FLOORS = (
     ("deprecation", "expressions", "version", "wording"),
     ("errors",),
-    ("algebra", "interpretation", "listing", "plugins", "shipped", "system_faults"),
+    ("shipped",),
+    ("missing_files",),
+    ("algebra", "interpretation", "listing", "plugins", "system_faults"),
     ("kinds", "old_names", "strict_json"),
     ("files",),
     ("models",),

@@ -16,6 +16,7 @@ from paramerge.files.writer import write_bytes
 from paramerge.formats import open_adapter
 from paramerge.generation.adapting import apply_plan
 from paramerge.generation.loading import load_pipeline, pick_dtype
+from paramerge.shipped import named_adapter
 from paramerge.training.evaluation.drawing import PictureJob, Sampling, draw_missing
 from paramerge.training.evaluation.measuring import Measures, SetScores, measure
 from paramerge.training.evaluation.plot import bars
@@ -101,7 +102,7 @@ def evaluate_drawn(
     references = () if drawn.references is None else tuple(find_pictures(drawn.references, "--references"))
     settings = _plain(drawn) | {
         "adapters": [
-            {"kind": step.kind, "strength": step.strength, "sha256": data_hash([step.path])}
+            {"kind": step.kind, "strength": step.strength, "sha256": data_hash([named_adapter(step.path)])}
             for step in drawn.steps
         ],
         "references": data_hash(references),

@@ -16,7 +16,7 @@ from paramerge.apply.tensor_plan import matrix_shape
 from paramerge.apply.values import Values
 from paramerge.bake.merged_models import MergedModels
 from paramerge.bake.plan import Made, Plan, make_plan
-from paramerge.bake.planned_step import is_selected
+from paramerge.bake.planned_step import is_selected, selection_hint
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.errors import ArchitectureError, CheckpointError, UsageError
@@ -244,6 +244,7 @@ class _Planning:
                 where=option("only"),
                 expected="a component (unet, text_encoder ...) or a pattern such as 'unet.*attn2*'",
                 found=" ".join(self.options.only),
+                hint=selection_hint(self.options.only, map(self.first.name_of, self.first.places())),
             )
         for index in sorted(
             {i for step in self.graph.steps for i in step.inputs if 0 < i < len(self.models)}
