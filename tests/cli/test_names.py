@@ -1,4 +1,4 @@
-"""Names of files as people type them: shipped adapters, ``~``, no ending, other programs' strengths, slips."""
+"""Names of files as people type them: shipped adapters, ``~``, no ending, other strengths, slips."""
 
 from __future__ import annotations
 
