@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from paramerge.errors import CheckpointError
 from paramerge.models.components import Located, locate
 from paramerge.models.key_map import Rows, runs_of
+from paramerge.models.model_names import recognise
 from paramerge.models.names import ModuleName
 
 
@@ -50,7 +51,7 @@ def find_targets(
     CheckpointError
         The UNet has gaps, two tensors claim to be the same layer, or a stacked tensor cannot be divided.
     """
-    return targets_of(keys, locate(keys.keys(), component))
+    return targets_of(keys, locate(keys, component, recognise(keys) if component != "vae" else None))
 
 
 def targets_of(
@@ -112,6 +113,8 @@ def _rows_of_parts(key: str, shape: tuple[int, ...], located: Located) -> tuple[
 def _expected_rows(rows: Rows, count: int) -> str:
     if rows == "square":
         return f"{count - 1} square parts and a last one"
+    if rows == "grouped":
+        return f"a square part and {count - 1} equal ones"
     return f"a multiple of {count} rows" if rows == "equal" else f"{' + '.join(map(str, rows))} rows"
 
 

@@ -7,13 +7,13 @@ both for every key of a file; the targets of adapters and the architecture follo
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from paramerge.kinds import followed
 from paramerge.models.clip_keys import BUNDLED_ENCODERS, EncoderPrefix, canonical_key, from_openclip
-from paramerge.models.key_map import Rows
+from paramerge.models.key_map import Rows, named
 from paramerge.models.record import ArchitectureRecord
 from paramerge.models.registry import records
 from paramerge.models.unet_keys import (
@@ -72,14 +72,16 @@ def _unet_encoders() -> tuple[EncoderPrefix, ...]:
 
 
 def locate(
-    keys: Collection[str], component: str | None = None, known: ArchitectureRecord | None = None
+    keys: Mapping[str, tuple[int, ...]],
+    component: str | None = None,
+    known: ArchitectureRecord | None = None,
 ) -> dict[str, Located]:
     """The component and the canonical name of every key of a file.
 
     Parameters
     ----------
     keys:
-        All keys of the file; of all shards together, if it is one of several.
+        All keys of the file, with their shapes; of all shards together, if it is one of several.
     component:
         The component of the file's folder, or None for a single file, whose components are known from the
         keys (``ema`` for a second set of weights, ``other`` for what belongs to none).
@@ -98,6 +100,8 @@ def locate(
     if component is not None and (component != "unet" or known is not None):
         if component.startswith("text_encoder") and any(_CLIP_LIKE.search(key) for key in keys):
             return {key: _named(component, canonical_key(key)) for key in keys}
+        if known is not None and component == known.component:
+            return {key: _locate_layer(key, key, keys, known) for key in keys}
         return {key: Located(component, (key,)) for key in keys}
     unet = _find_unet(keys)
     if component is None:
@@ -105,7 +109,7 @@ def locate(
     return {key: unet.locate(key) if unet else Located("unet") for key in keys}
 
 
-def _locate_model(keys: Collection[str], known: ArchitectureRecord) -> dict[str, Located]:
+def _locate_model(keys: Mapping[str, tuple[int, ...]], known: ArchitectureRecord) -> dict[str, Located]:
     """A single file of a model with names of its own, and the encoders it may be bundled with."""
     prefix = next((start for start in known.file_prefixes if any(key.startswith(start) for key in keys)), "")
     encoders = known.encoders or _bundled_encoders(keys)
@@ -119,7 +123,7 @@ def _locate_model(keys: Collection[str], known: ArchitectureRecord) -> dict[str,
         elif key.startswith("text_encoders.") or not key.startswith(prefix):
             located[key] = _OTHER
         else:
-            located[key] = _locate_layer(key.removeprefix(prefix), known)
+            located[key] = _locate_layer(key.removeprefix(prefix), key, keys, known)
     return located
 
 
@@ -130,16 +134,19 @@ def _bundled_encoders(keys: Collection[str]) -> tuple[EncoderPrefix, ...]:
     return _CLIP_L, _CLIP_G, t5
 
 
-def _locate_layer(name: str, known: ArchitectureRecord) -> Located:
-    path, _, kind = name.rpartition(".")
-    layer = known.key_map.layer(path) if known.key_map is not None else None
-    if known.key_map is None or layer is None or kind not in known.key_map.kinds:
+def _locate_layer(
+    name: str, key: str, shapes: Mapping[str, tuple[int, ...]], known: ArchitectureRecord
+) -> Located:
+    """The tensor ``key``, which is called ``name`` without the file's prefix."""
+    found = next((found for each in known.key_maps if (found := named(each, name))), None)
+    if found is None or found.keys == (name,):
         return Located(known.component, (name,))
+    weight = f"{key.rpartition('.')[0]}.weight"
+    layer = found.layer.of_shape(shapes.get(weight, shapes[key]))
     if layer.swapped:
         return Located(known.component, own=name)
-    kind = known.key_map.kinds[kind]
-    parts = tuple(f"{part}.{kind}" for part in layer.parts)
-    return Located(known.component, parts, rows=layer.rows, own=name if len(parts) > 1 else None)
+    own = name if len(found.keys) > 1 else None
+    return Located(known.component, found.keys, rows=layer.rows, own=own)
 
 
 @dataclass(frozen=True, slots=True)

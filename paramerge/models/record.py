@@ -101,7 +101,11 @@ class ArchitectureRecord:
     encoders:
         The places of text encoders in its single files.
     key_map:
-        The names of its layers in single files and in diffusers; None where they are the same, or LDM's.
+        The names of its layers in single files and in diffusers; None where they are not known, or LDM's.
+    other_maps:
+        Key maps of further namings that single files of it have, with the same names in diffusers.
+    same_names:
+        Whether its layers are called the same in single files and in diffusers.
     ldm:
         The blocks of a UNet, where LDM numbers them as of these levels.
     blocks:
@@ -144,9 +148,11 @@ class ArchitectureRecord:
     beside_unet: bool = False
     unet: UNetTraits | None = None
     inputs: Mapping[int, str] = field(default_factory=dict)
-    prefixes: tuple[str, ...] = (LDM_UNET_PREFIX, "diffusion_model.", "transformer.", "")
+    prefixes: tuple[str, ...] = (LDM_UNET_PREFIX, "diffusion_model.", "model.", "net.", "transformer.", "")
     encoders: tuple[EncoderPrefix, ...] = ()
     key_map: KeyMap | None = None
+    other_maps: tuple[KeyMap, ...] = ()
+    same_names: bool = False
     ldm: UNetStructure | None = None
     blocks: BlockNames | None = None
     published: Callable[[], Published] | None = None
@@ -169,6 +175,11 @@ class ArchitectureRecord:
         ``facts`` are fields that the other has.
         """
         return replace(self, **(_OF_ONE | {"name": name, "family": self.plain} | facts))
+
+    @property
+    def key_maps(self) -> tuple[KeyMap, ...]:
+        """All key maps; that of the naming which is written comes first."""
+        return self.other_maps if self.key_map is None else (self.key_map, *self.other_maps)
 
     @property
     def plain(self) -> str:

@@ -147,10 +147,11 @@ def block_of(name: ModuleName, architecture: str) -> str:
     if name.component != record.component:
         return blocks.names[0]
     block = blocks.of(name.path)
-    if block is None and record.key_map is not None:  # the single file's name, of parts of one block
-        stem, kind = split_kind(name.path)
-        layer = record.key_map.layer(stem)
-        block = blocks.of(layer.parts[0] + kind) if layer is not None else None
+    stem, kind = split_kind(name.path)
+    for key_map in record.key_maps:  # the single file's name, of parts of one block
+        layer = key_map.layer(stem)
+        if block is None and layer is not None:
+            block = blocks.of(layer.parts[0] + kind)
     if block is None:
         raise UsageError(
             "this layer is in no block that has a name",

@@ -17,7 +17,7 @@ from paramerge.adapters import Adapter, LayerModule
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import AdapterError, ShapeError, UnmatchedError
-from paramerge.models.key_map import KeyMap, is_divided
+from paramerge.models.key_map import KeyMap, Layer, is_divided
 from paramerge.models.names import MODEL, ModuleName, split_kind
 from paramerge.models.registry import record_of
 from paramerge.wording import option
@@ -47,7 +47,7 @@ def in_names_of(
     """
     if all(name in targets and not targets[name].stack for name in adapter.modules):
         return adapter
-    names = _BaseNames(targets, record_of(base.architecture).key_map)
+    names = _BaseNames(targets, record_of(base.architecture).key_maps)
     modules: dict[ModuleName, LayerModule] = {}
     for module in adapter.modules.values():
         for renamed in _placed(module, names.find(module, adapter, selected), targets, adapter):
@@ -138,14 +138,14 @@ def _runs(place: _Place, sizes: Sequence[int]) -> list[tuple[tuple[int, int], ..
 class _BaseNames:
     """The base's layers by all the names that adapters may have for them, component by component."""
 
-    def __init__(self, targets: Targets, key_map: KeyMap | None) -> None:
+    def __init__(self, targets: Targets, key_maps: Sequence[KeyMap]) -> None:
         self._places: dict[str, dict[str, _Place]] = {}
         spelled: dict[str, dict[str, set[_Place]]] = {}
         for name, target in targets.items():
             places = self._places.setdefault(name.component, {})
-            parts = _parts_of(name, key_map) if target.stack else (name,)
+            parts = _parts_of(name, key_maps) if target.stack else (name,)
             places[name.path] = _Place(parts, name)
-        if key_map is not None:
+        for key_map in key_maps:
             for name in targets:
                 self._add_other_names(name, targets, key_map)
         for component, places in self._places.items():
@@ -160,17 +160,19 @@ class _BaseNames:
         """The single file's names for a folder's layers, and diffusers' for the file's swapped one."""
         places = self._places[name.component]
         stem, kind = split_kind(name.path)
-        layer = key_map.layer(stem)
+        weight = targets.get(name._replace(path=stem), targets[name])
+        layer = _of_shape(key_map.layer(stem), weight)
         if layer is not None and layer.swapped:
             places.setdefault(layer.parts[0] + kind, _Place((name,), None, swapped=True))
         path = key_map.path(stem)
-        layer = key_map.layer(path) if path else None
+        layer = _of_shape(key_map.layer(path) if path else None, weight)
         if path is None or layer is None:
             return
         parts = tuple(ModuleName(name.component, part + kind) for part in layer.parts)
         if all(part in targets for part in parts):
             alone = len(parts) == 1 and not layer.swapped
-            places.setdefault(path + kind, _Place(parts, parts[0] if alone else None, layer.swapped))
+            swapped = bool(layer.swapped)
+            places.setdefault(path + kind, _Place(parts, parts[0] if alone else None, swapped))
 
     def find(
         self, module: LayerModule, adapter: Adapter, selected: Callable[[ModuleName], bool]
@@ -204,22 +206,24 @@ class _BaseNames:
 
 def stacked_elsewhere(base: Base, targets: Targets, names: Iterable[ModuleName]) -> bool:
     """Whether one of ``names`` is a layer that the base's other layout stacks, divides or swaps."""
-    key_map = record_of(base.architecture).key_map
-    if key_map is None:
-        return False
     both: set[str] = set()
-    for target in targets:
-        stem = split_kind(target.path)[0]
-        if is_divided(key_map, stem):
-            single = stem if key_map.layer(stem) else key_map.path(stem) or stem
-            layer = key_map.layer(single)
-            both |= {_underscored(path) for path in (single, *(layer.parts if layer else ()))}
+    for key_map in record_of(base.architecture).key_maps:
+        for target in targets:
+            stem = split_kind(target.path)[0]
+            if is_divided(key_map, stem):
+                single = stem if key_map.layer(stem) else key_map.path(stem) or stem
+                layer = key_map.layer(single)
+                both |= {_underscored(path) for path in (single, *(layer.parts if layer else ()))}
     return any(_underscored(split_kind(name.path)[0]) in both for name in names)
 
 
-def _parts_of(stack: ModuleName, key_map: KeyMap | None) -> tuple[ModuleName, ...]:
+def _of_shape(layer: Layer | None, weight: Target) -> Layer | None:
+    return layer and layer.of_shape(weight.shape)
+
+
+def _parts_of(stack: ModuleName, key_maps: Sequence[KeyMap]) -> tuple[ModuleName, ...]:
     stem, kind = split_kind(stack.path)
-    layer = key_map.layer(stem) if key_map is not None else None
+    layer = next((layer for key_map in key_maps if (layer := key_map.layer(stem))), None)
     return tuple(ModuleName(stack.component, part + kind) for part in layer.parts) if layer else (stack,)
 
 

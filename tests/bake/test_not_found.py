@@ -25,7 +25,7 @@ Z_IMAGE = {
     "layers.0.attention.out.weight": (D, D),
     **{f"layers.0.feed_forward.w{i}.weight": (D, D) for i in (1, 2, 3)},
 }
-LAYERS = ("attention_to_q", "feed_forward_w1")
+LAYERS = ("attention_to_gate", "feed_forward_w1")
 
 
 def lora(
@@ -46,7 +46,7 @@ def base(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "only", [(), ("transformer",), ("transformer.*feed*",), ("unet",), ("unet.layers_0_attention_to_q",)]
+    "only", [(), ("transformer",), ("transformer.*feed*",), ("unet",), ("unet.layers_0_attention_to_gate",)]
 )
 def test_a_layer_that_is_not_found_is_an_error_whatever_is_selected(
     only: tuple[str, ...], base: Path, tmp_path: Path
@@ -55,7 +55,7 @@ def test_a_layer_that_is_not_found_is_an_error_whatever_is_selected(
     path = lora(tmp_path / "l.safetensors", tuple(f"lora_unet_layers_0_{name}" for name in LAYERS))
     with pytest.raises(UnmatchedError) as caught:
         plan_of(base, Step("lora", path), only=only)
-    assert "attention_to_q" in str(caught.value.found)
+    assert "attention_to_gate" in str(caught.value.found)
     assert "only" not in str(caught.value.hint)
 
 

@@ -81,7 +81,7 @@ def test_openclip_agrees_with_the_converter_of_diffusers_on_tagged_values(
 def test_openclip_reaches_every_parameter_of_the_model_of_transformers(
     architecture: str, component: str, prefix: str
 ) -> None:
-    parts = {part for key in keys_of(architecture, prefix) for part in locate([key])[key].parts}
+    parts = {part for key in keys_of(architecture, prefix) for part in locate({key: ()})[key].parts}
     model = {canonical_key(key) for key in parameter_shapes(meta_model(architecture, component))}
     assert None not in model
     assert model <= parts
@@ -99,7 +99,7 @@ def test_clip_agrees_with_the_converter_of_diffusers_on_tagged_values(architectu
     keys = keys_of(architecture, prefix[architecture])
     tensors = {key: torch.full((1,), float(i)) for i, key in enumerate(keys)}
     theirs = {key: keys[int(tag.item())] for key, tag in convert_ldm_clip_checkpoint(tensors).items()}
-    names = locate(keys)
+    names = locate(dict.fromkeys(keys, ()))
     assert {name.component for name in names.values()} == {"text_encoder"}
     assert {name.parts[0]: key for key, name in names.items()} == theirs
     model = {canonical_key(key) for key in parameter_shapes(meta_model(architecture, "text_encoder"))}
@@ -109,7 +109,7 @@ def test_clip_agrees_with_the_converter_of_diffusers_on_tagged_values(architectu
 @pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
 def test_every_text_encoder_key_of_a_real_file_is_known(architecture: str, shared_dir: Path) -> None:
     path = shared_dir / "fixtures" / "inventories" / f"{architecture}_single_file.json.gz"
-    names = locate(json.loads(gzip.decompress(path.read_bytes())))
+    names = locate(dict.fromkeys(json.loads(gzip.decompress(path.read_bytes())), ()))
     nameless = [key for key, n in names.items() if n.component.startswith("text_encoder") and not n.parts]
     assert nameless == (["conditioner.embedders.1.model.logit_scale"] if architecture == "sdxl" else [])
 

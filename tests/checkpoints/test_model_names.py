@@ -41,6 +41,9 @@ NAMES = {
     "QwenImageTransformer2DModel": "qwen-image",
     "WanTransformer3DModel": "wan",
     "HunyuanVideoTransformer3DModel": "hunyuan-video",
+    "ZImageTransformer2DModel": "z-image",
+    "Lumina2Transformer2DModel": "lumina2",
+    "LTXVideoTransformer3DModel": "ltx",
     "UNetSpatioTemporalConditionModel": "svd",
 }
 """Of the others the class itself is the name, where a configuration tells it."""
@@ -102,7 +105,9 @@ PUBLISHED = [
     ("hunyuan-dit", ["blocks.0.default_modulation.1.weight"]),
     ("hunyuan-video", ["txt_in.individual_token_refiner.blocks.0.mlp.fc1.weight"]),
     ("wan", ["blocks.0.self_attn.norm_q.weight", "patch_embedding.weight"]),
-    ("lumina-or-z-image", ["cap_embedder.0.weight", "layers.0.attention.qkv.weight"]),
+    ("z-image", ["cap_embedder.0.weight", "layers.0.attention.qkv.weight"]),
+    ("lumina2", ["cap_embedder.0.weight", "layers.0.adaLN_modulation.1.weight"]),
+    ("lumina-or-z-image", ["cap_embedder.0.weight", "layers.0.attention.wq.weight"]),
     ("stable-cascade", ["down_blocks.1.0.channelwise.0.weight", "up_blocks.1.0.channelwise.0.weight"]),
     ("svd", ["input_blocks.1.1.time_stack.0.attn1.to_q.weight", "output_blocks.0.0.emb_layers.1.weight"]),
     ("diffusion-transformer", ["transformer_blocks.0.scale_shift_table"]),

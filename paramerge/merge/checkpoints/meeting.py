@@ -75,8 +75,8 @@ class Model:
         return found
 
     @cached_property
-    def _key_map(self) -> KeyMap | None:
-        return record_of(self.base.architecture).key_map
+    def _key_maps(self) -> Sequence[KeyMap]:
+        return record_of(self.base.architecture).key_maps
 
     def places(self) -> Iterator[Place]:
         """All tensors, in the order of the files and of their bytes."""
@@ -148,15 +148,14 @@ class Model:
     def _other_names(self, module: ModuleName) -> Iterator[tuple[ModuleName, bool]]:
         """The name in the other naming of a layer with its halves the other way round."""
         path, kind = split_kind(module.path)
-        if self._key_map is None:
-            return
-        layer = self._key_map.layer(path)
-        if layer is not None and layer.swapped:
-            yield ModuleName(module.component, layer.parts[0] + kind), True
-        single = self._key_map.path(path)
-        layer = self._key_map.layer(single) if single is not None else None
-        if single is not None and layer is not None and layer.swapped:
-            yield ModuleName(module.component, single + kind), True
+        for key_map in self._key_maps:
+            layer = key_map.layer(path)
+            if layer is not None and layer.swapped:
+                yield ModuleName(module.component, layer.parts[0] + kind), True
+            single = key_map.path(path)
+            layer = key_map.layer(single) if single is not None else None
+            if single is not None and layer is not None and layer.swapped:
+                yield ModuleName(module.component, single + kind), True
 
     def _piece(
         self, place: Place, view: Target, there: tuple[WeightFile, Target], start: int, stop: int

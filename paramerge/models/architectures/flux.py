@@ -6,16 +6,16 @@ modulation, has its two halves (shift and scale) the other way round in diffuser
 
 from __future__ import annotations
 
-from paramerge.models.key_map import Blocks, Layer, LayerTable
+from paramerge.models.key_map import Blocks, Layer, LayerTable, scale, triple
 from paramerge.models.record import ArchitectureRecord, KohyaNames
 from paramerge.models.resemblance import DIFFUSION_TRANSFORMER, FLUX_LIKE, T5_ENCODER
 
-_DOUBLE = Blocks(
+DOUBLE = Blocks(
     "double_blocks",
     "transformer_blocks",
     {
-        "img_attn.qkv": Layer(("attn.to_q", "attn.to_k", "attn.to_v"), "square"),
-        "txt_attn.qkv": Layer(("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "square"),
+        "img_attn.qkv": triple("attn", rows="square"),
+        "txt_attn.qkv": triple("attn", "add_{}_proj", "square"),
         "img_attn.proj": "attn.to_out.0",
         "txt_attn.proj": "attn.to_add_out",
         "img_mlp.0": "ff.net.0.proj",
@@ -24,21 +24,21 @@ _DOUBLE = Blocks(
         "txt_mlp.2": "ff_context.net.2",
         "img_mod.lin": "norm1.linear",
         "txt_mod.lin": "norm1_context.linear",
-        "img_attn.norm.query_norm": "attn.norm_q",
-        "img_attn.norm.key_norm": "attn.norm_k",
-        "txt_attn.norm.query_norm": "attn.norm_added_q",
-        "txt_attn.norm.key_norm": "attn.norm_added_k",
+        "img_attn.norm.query_norm": scale("attn.norm_q"),
+        "img_attn.norm.key_norm": scale("attn.norm_k"),
+        "txt_attn.norm.query_norm": scale("attn.norm_added_q"),
+        "txt_attn.norm.key_norm": scale("attn.norm_added_k"),
     },
 )
-_SINGLE = Blocks(
+SINGLE = Blocks(
     "single_blocks",
     "single_transformer_blocks",
     {
         "linear1": Layer(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), "square"),
         "linear2": "proj_out",
         "modulation.lin": "norm.linear",
-        "norm.query_norm": "attn.norm_q",
-        "norm.key_norm": "attn.norm_k",
+        "norm.query_norm": scale("attn.norm_q"),
+        "norm.key_norm": scale("attn.norm_k"),
     },
 )
 _OUTSIDE: dict[str, str | Layer] = {
@@ -53,7 +53,7 @@ _OUTSIDE: dict[str, str | Layer] = {
     "final_layer.linear": "proj_out",
     "final_layer.adaLN_modulation.1": Layer(("norm_out.linear",), swapped=True),
 }
-KEY_MAP = LayerTable(_OUTSIDE, (_DOUBLE, _SINGLE), {"weight": "weight", "bias": "bias", "scale": "weight"})
+KEY_MAP = LayerTable(_OUTSIDE, (DOUBLE, SINGLE))
 
 RECORDS = (
     ArchitectureRecord(

@@ -11,22 +11,9 @@ from paramerge.models.resemblance import VIDEO_TRANSFORMER
 
 _RECORDS = (
     ArchitectureRecord(
-        "hunyuan-video",
-        label="HunyuanVideo",
-        patterns=(r"individual_token_refiner\.|token_refiner\.refiner_blocks\.",),
-        resembles=(VIDEO_TRANSFORMER,),
-    ),
-    ArchitectureRecord(
-        "auraflow",
-        label="AuraFlow",
-        patterns=(
-            r"double_layers\.\d+\.|\bjoint_transformer_blocks\.\d+\.",
-            r"register_tokens|positional_encoding",
-        ),
-    ),
-    ArchitectureRecord(
         "pixart-or-sana",
         label="PixArt or Sana",
+        modelspec_read=("pixart-or-sana",),
         patterns=(r"adaln_single\.|blocks\.\d+\.cross_attn\.(q|kv)_linear\.",),
         vague=True,
     ),
