@@ -1,4 +1,4 @@
-"""The names of layers in single files and in diffusers, for every model, against diffusers' own converters."""
+"""The names of layers in single files and in diffusers, model by model, against diffusers' own converters."""
 
 from __future__ import annotations
 
