@@ -17,7 +17,8 @@ from paramerge.cli.threads import choose_threads, threads_for_model
 from paramerge.errors import StoppedError, printable
 from paramerge.shipped import named_model
 from paramerge.strict_json import dump
-from paramerge.training.config import TrainConfig, config_from, config_from_toml
+from paramerge.training.config import TrainConfig
+from paramerge.training.config_file import config_from, config_from_toml
 from paramerge.training.launching import require_packages
 from paramerge.training.shown_errors import shown_errors
 

@@ -10,7 +10,7 @@ from paramerge.errors import UsageError
 from paramerge.generation.loading import pick_device
 from paramerge.training.config import TrainConfig
 
-__all__ = ["accelerator_for", "require_packages", "require_tracker"]
+__all__ = ["accelerator_for", "require_optimiser", "require_packages", "require_tracker"]
 
 _PACKAGES = ("accelerate", "diffusers", "matplotlib", "peft", "PIL", "safetensors", "transformers")
 _TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
@@ -41,6 +41,26 @@ def require_packages(config: TrainConfig) -> None:
             hint="pip install 'paramerge[train]'",
         )
     require_tracker(config.tracker)
+    require_optimiser(config)
+
+
+def require_optimiser(config: TrainConfig) -> None:
+    """Refuse an optimiser whose package is not installed.
+
+    Raises
+    ------
+    UsageError
+        It is not; the message has the command that installs it.
+    """
+    record = config.optimiser_record
+    if find_spec(record.module) is None:
+        raise UsageError(
+            "this optimiser's package is not installed",
+            where="optimiser",
+            expected=record.package,
+            found=f"{record.name} without it",
+            hint=f"pip install {record.package}",
+        )
 
 
 def require_tracker(tracker: str) -> None:
@@ -72,6 +92,7 @@ def accelerator_for(config: TrainConfig) -> Any:
         device is not here, or the tracker's package is not installed.
     """
     require_tracker(config.tracker)
+    require_optimiser(config)
     for name, kind in _CUT_UP.items():
         if os.environ.get(name, "false").lower() == "true":
             raise _cut_up(kind)

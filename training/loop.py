@@ -23,7 +23,8 @@ from paramerge.training.agreement import check_same, share_state
 from paramerge.training.batches import known_texts, make_batch
 from paramerge.training.chance import generator
 from paramerge.training.class_pictures import draw_missing_class_pictures
-from paramerge.training.config import TrainConfig, config_to_toml
+from paramerge.training.config import TrainConfig
+from paramerge.training.config_file import config_to_toml
 from paramerge.training.examples import Examples, load_examples
 from paramerge.training.launching import accelerator_for
 from paramerge.training.methods import Trained, attach, text_encoders
@@ -111,9 +112,9 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
 
     # the state, from the start or from where it stopped
     optimizer = accelerator.prepare(_optimizer(trained, config))
-    rates = _rates(config)
+    course = _course(config)
     average = {name: p.detach().clone() for name, p in trained.parameters.items() if config.ema_decay}
-    state = TrainingState(trained.parameters, optimizer, average)
+    state = TrainingState(trained.parameters, optimizer, average, moving=config.optimiser_record.moving)
     slots = config.batch_size * config.accumulation * accelerator.num_processes
     identity = {"settings": config.identity(), "data": examples.data_sha256, "whole_batch": slots}
     check_same(identity, accelerator)
@@ -126,7 +127,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     if accelerator.is_main_process:
         write_bytes(config.output / "config.toml", config_to_toml(config).encode())
         watcher = Watcher(pipeline, config, accelerator)
-        watcher.begin_again(state, [rates(step) for step in range(state.step)])
+        watcher.begin_again(state, [config.rate * course(step) for step in range(state.step)])
 
     # the steps
     saved = newest is not None
@@ -134,7 +135,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     while state.step < config.steps:
         trained.before_step(state.step)
         for group in optimizer.param_groups:
-            group["lr"] = rates(state.step)
+            group["lr"] = group["initial_lr"] * course(state.step)
         loss = torch.zeros((), dtype=exact, device=accelerator.device)
         for micro in range(config.accumulation):
             batch = _Slots(examples, config, state.step, micro, slots, accelerator)
@@ -153,7 +154,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
         state.losses.append(found)
         _follow(state, config.ema_decay)
         if watcher is not None:
-            watcher.after_step(state, rates(state.step - 1))
+            watcher.after_step(state, config.rate * course(state.step - 1))
             draws = watcher.draws_at(state.step)
             due = config.save_every and (state.step % config.save_every == 0 or (draws and not saved))
             if due or state.step == config.steps:
@@ -181,18 +182,19 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
 
 
 def _optimizer(trained: Trained, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        list(trained.parameters.values()),
-        lr=config.rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        # decay would shorten PaRa's B, whose norm is a hidden learning rate and nothing else
-        weight_decay=config.weight_decay if trained.decays else 0.0,
-    )
+    # decay would shorten PaRa's B, whose norm is a hidden learning rate and nothing else
+    decay = config.weight_decay if trained.decays else 0.0
+    rates = {"unet": config.rate, "text": config.text_encoder_rate or config.rate}
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in trained.parameters.items():
+        part = "text" if name.startswith("text_encoder") and config.text_encoder_rate else "unet"
+        like = {"params": [], "lr": rates[part], "initial_lr": rates[part], "weight_decay": decay}
+        groups.setdefault(part, like)["params"].append(parameter)
+    return config.optimiser_record.make(list(groups.values()), config)
 
 
-def _rates(config: TrainConfig) -> Callable[[int], float]:
-    """The learning rate of each step, by diffusers' schedules."""
+def _course(config: TrainConfig) -> Callable[[int], float]:
+    """The share of the learning rate in each step, by diffusers' schedules."""
     from diffusers.optimization import get_scheduler
 
     nothing = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -202,7 +204,7 @@ def _rates(config: TrainConfig) -> Callable[[int], float]:
         num_warmup_steps=config.lr_warmup_steps,
         num_training_steps=config.steps,
     )
-    return lambda step: config.rate * float(course.lr_lambdas[0](step))
+    return lambda step: float(course.lr_lambdas[0](step))
 
 
 @dataclass(frozen=True)

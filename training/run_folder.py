@@ -9,7 +9,8 @@ from paramerge.errors import OutputError, ParamergeError, UsageError
 from paramerge.files.outputs import check_output_folder
 from paramerge.files.writer import make_folder
 from paramerge.shipped import named_model
-from paramerge.training.config import TrainConfig, config_from_toml
+from paramerge.training.config import TrainConfig
+from paramerge.training.config_file import config_from_toml
 from paramerge.training.state import latest_checkpoint
 
 __all__ = ["check_run_folder"]

@@ -20,6 +20,13 @@ from torch import Tensor, nn
 from paramerge.errors import NonFiniteError, OutputError
 from paramerge.files.writer import write_bytes
 from paramerge.training.checkpoint_file import CheckpointFile, open_checkpoint
+from paramerge.training.moments import (
+    blank_moments,
+    group_numbers,
+    moments_of,
+    put_group_numbers,
+    put_moments,
+)
 
 __all__ = [
     "TrainingState",
@@ -31,8 +38,6 @@ __all__ = [
 ]
 
 _KEY = "paramerge.training"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's, beside the number of its steps; each of its parameter's shape."""
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 
 
@@ -49,37 +54,48 @@ class TrainingState:
     """The loss of each step so far."""
     scale: dict[str, Any] = field(default_factory=dict)
     """The gradient scaler's, in float16."""
+    moving: tuple[str, ...] = ()
+    """The numbers in the optimiser's groups that change from step to step."""
 
 
 def packed(state: TrainingState) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """All of ``state`` as plain facts and named tensors; :func:`unpack` takes them."""
-    names = list(state.parameters)
-    moved = state.optimizer.state_dict()["state"]
     tensors: dict[str, Tensor] = {f"parameter.{name}": value for name, value in state.parameters.items()}
     tensors |= {f"average.{name}": value for name, value in state.average.items()}
-    for index, moments in moved.items():
+    moved = moments_of(state.optimizer, state.parameters)
+    numbers: dict[str, dict[str, Any]] = {}
+    for name, moments in moved.items():
         for kind, value in moments.items():
-            tensors[f"optimizer.{kind}.{names[index]}"] = torch.as_tensor(value)
-    facts = {"step": state.step, "losses": state.losses, "scale": state.scale}
-    facts["moments"] = [names[index] for index in moved]
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{kind}.{name}"] = value
+            else:
+                numbers.setdefault(name, {})[kind] = value
+    facts = {
+        "step": state.step,
+        "losses": state.losses,
+        "scale": state.scale,
+        "moments": list(moved),
+        "numbers": numbers,
+        "groups": group_numbers(state.optimizer, state.moving),
+    }
     return facts, {key: value.detach() for key, value in tensors.items()}
 
 
 def unpack(state: TrainingState, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Put the result of :func:`packed`, of the same training, into ``state``."""
+    moments = {name: dict(facts["numbers"].get(name, {})) for name in facts["moments"]}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, kind, name = key.split(".", 2)
+            moments[name][kind] = value
+    for name, kept in moments.items():  # before the parameters change: the first moments were of the start
+        put_moments(state.optimizer, state.parameters[name], kept)
+    put_group_numbers(state.optimizer, facts["groups"])
     with torch.no_grad():
         for name, parameter in state.parameters.items():
             parameter.copy_(tensors[f"parameter.{name}"])
         for name, value in state.average.items():
             value.copy_(tensors[f"average.{name}"])
-    places = {name: index for index, name in enumerate(state.parameters)}
-    moments: dict[int, dict[str, Tensor]] = {places[name]: {} for name in facts["moments"]}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, kind, name = key.split(".", 2)
-            moments[places[name]][kind] = value
-    groups = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     state.step, state.losses, state.scale = facts["step"], list(facts["losses"]), dict(facts["scale"])
 
 
@@ -148,24 +164,29 @@ def load_checkpoint(state: TrainingState, path: Path, identity: Mapping[str, Any
             expected=f"{step} numbers",
             found=f"{len(losses)} entries" if isinstance(losses, list) else json.dumps(losses),
         )
-    numbers = [file.number("loss", loss) for loss in losses]
+    losses = [file.number("loss", loss) for loss in losses]
     if not isinstance(scale, dict):
         raise file.damaged("the checkpoint's scale of gradients cannot be read", found=json.dumps(scale))
     for value in scale.values():
         file.number("scale of gradients", value)
-    tensors = file.read(_expected(state, file))
-    moved = _with_moments(state, file)
-    _check_moments(moved, file, tensors, step)
-    unpack(state, {"step": step, "losses": numbers, "scale": scale, "moments": moved}, tensors)
+    blank = {
+        name: blank_moments(state.optimizer, state.parameters[name]) for name in _with_moments(state, file)
+    }
+    numbers = _numbers(file, blank)
+    groups = _groups(file, state)
+    tensors = file.read(_expected(state, blank))
+    _check_moments(file, blank, tensors, numbers, step)
+    facts = {"step": step, "losses": losses, "scale": scale, "moments": list(blank)}
+    unpack(state, {**facts, "numbers": numbers, "groups": groups}, tensors)
 
 
-def _expected(state: TrainingState, file: CheckpointFile) -> dict[str, Tensor]:
+def _expected(state: TrainingState, blank: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
     """A tensor like each that the file must hold."""
     like: dict[str, Tensor] = {f"parameter.{name}": value for name, value in state.parameters.items()}
     like |= {f"average.{name}": value for name, value in state.average.items()}
-    for name in _with_moments(state, file):
-        like |= {f"optimizer.{kind}.{name}": state.parameters[name] for kind in _MOMENTS}
-        like[f"optimizer.step.{name}"] = torch.zeros(())
+    for name, moments in blank.items():
+        tensors = {kind: value for kind, value in moments.items() if isinstance(value, Tensor)}
+        like |= {f"optimizer.{kind}.{name}": value for kind, value in tensors.items()}
     return like
 
 
@@ -181,8 +202,61 @@ def _with_moments(state: TrainingState, file: CheckpointFile) -> list[str]:
     return [str(name) for name in noted]
 
 
-def _check_moments(moved: list[str], file: CheckpointFile, tensors: Mapping[str, Tensor], step: int) -> None:
-    for name in moved:
-        found = {kind: tensors[f"optimizer.{kind}.{name}"] for kind in ("step", *_MOMENTS)}
-        if not 0 < float(found["step"]) <= step or bool((found["exp_avg_sq"] < 0).any()):
+def _numbers(file: CheckpointFile, blank: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The moments that are plain numbers, of the kinds that the optimiser has."""
+    wanted = {
+        name: {kind for kind, value in moments.items() if not isinstance(value, Tensor)}
+        for name, moments in blank.items()
+    }
+    wanted = {name: kinds for name, kinds in wanted.items() if kinds}
+    noted = file.facts.get("numbers", {})
+    if not isinstance(noted, dict) or {
+        name: set(each) if isinstance(each, dict) else None for name, each in noted.items()
+    } != dict(wanted):
+        raise file.damaged(
+            "the checkpoint does not have the numbers of this optimiser",
+            expected=", ".join(sorted(set().union(*wanted.values()))) or "none",
+            found=json.dumps(noted),
+        )
+    return {
+        name: {kind: _same_kind(file, kind, value) for kind, value in each.items()}
+        for name, each in noted.items()
+    }
+
+
+def _groups(file: CheckpointFile, state: TrainingState) -> list[dict[str, float]]:
+    """The numbers of the optimiser's groups, by the names that may be there."""
+    here = group_numbers(state.optimizer, state.moving)
+    noted = file.facts.get("groups", here)
+    fits = isinstance(noted, list) and len(noted) == len(here)
+    if not fits or not all(isinstance(g, dict) and set(g) <= set(state.moving) for g in noted):
+        raise file.damaged(
+            "the checkpoint does not have the numbers of this optimiser's groups",
+            expected=", ".join(state.moving) or f"{len(here)} groups without any",
+            found=json.dumps(noted),
+        )
+    return [{name: _same_kind(file, name, value) for name, value in group.items()} for group in noted]
+
+
+def _same_kind(file: CheckpointFile, name: str, value: Any) -> float:
+    """A finite number; a whole one stays whole."""
+    number = file.number(name, value)
+    return value if isinstance(value, int) else number
+
+
+def _check_moments(
+    file: CheckpointFile,
+    blank: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, Mapping[str, float]],
+    step: int,
+) -> None:
+    for name, moments in blank.items():
+        found = {kind: tensors.get(f"optimizer.{kind}.{name}") for kind in moments}
+        count = numbers.get(name, {}).get("step", found.get("step"))
+        negative = any(
+            value is not None and kind.startswith("exp_avg_sq") and bool((value < 0).any())
+            for kind, value in found.items()
+        )
+        if negative or (count is not None and not 0 < float(count) <= step):
             raise file.damaged("the optimiser's moments are impossible", where=name)

@@ -16,6 +16,7 @@ import torch
 from paramerge.files.writer import append_line, make_folder, write_bytes
 from paramerge.training.config import TrainConfig
 from paramerge.training.methods import text_encoders
+from paramerge.training.moments import unwrapped
 from paramerge.training.placing import lent
 from paramerge.training.state import TrainingState
 
@@ -128,14 +129,24 @@ def drawing(pipeline: Any) -> Iterator[None]:
 
 @contextmanager
 def averaged(state: TrainingState) -> Iterator[None]:
-    """The average in the parameters' place, where there is one; then the parameters again, to the bit."""
-    kept = {name: parameter.detach().clone() for name, parameter in state.parameters.items() if state.average}
+    """The average in the parameters' place, where there is one; then the parameters again, to the bit.
+
+    The average is the state's, or an optimiser's that keeps one.
+    """
+    optimizer: Any = unwrapped(state.optimizer)
+    own = hasattr(optimizer, "eval")
+    moved = state.parameters if own else state.average
+    kept = {name: state.parameters[name].detach().clone() for name in moved}
     with torch.no_grad():
-        for name in kept:
-            state.parameters[name].copy_(state.average[name])
+        if own:
+            optimizer.eval()
+        for name, value in state.average.items():
+            state.parameters[name].copy_(value)
         try:
             yield
         finally:
+            if own:
+                optimizer.train()
             for name, value in kept.items():
                 state.parameters[name].copy_(value)
 

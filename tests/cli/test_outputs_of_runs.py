@@ -18,7 +18,8 @@ from paramerge.checkpoints.layout import open_base
 from paramerge.cli.main import main
 from paramerge.errors import OutputError, UsageError
 from paramerge.training.class_pictures import draw_missing_class_pictures
-from paramerge.training.config import TrainConfig, config_to_toml
+from paramerge.training.config import TrainConfig
+from paramerge.training.config_file import config_to_toml
 from paramerge.training.evaluation.records import claim_folder
 from paramerge.training.run_folder import check_run_folder
 

@@ -28,7 +28,7 @@ from paramerge import shipped
 from paramerge.checkpoints.layout import open_base
 from paramerge.cli.main import COMMANDS, cli, main
 from paramerge.generation.loading import load_pipeline
-from paramerge.training.config import config_from
+from paramerge.training.config_file import config_from
 
 BLOCKS = blocks()
 SHELL = [block for block in BLOCKS if block.language in ("sh", "console")]

@@ -16,7 +16,7 @@ from PIL import Image
 from paramerge.training.batches import Batch, make_batch
 from paramerge.training.config import TrainConfig
 from paramerge.training.examples import Examples, Latents
-from paramerge.training.loop import _follow, _optimizer, _rates
+from paramerge.training.loop import _course, _follow, _optimizer
 from paramerge.training.methods.krona import KronaChange
 from paramerge.training.methods.svdiff import SpectralShift
 from paramerge.training.methods.trained import Trained
@@ -179,13 +179,13 @@ def test_min_snr_at_zero_terminal_snr() -> None:
 
 
 def test_courses_of_the_learning_rate() -> None:
-    config = replace(CONFIG, learning_rate=1e-3, steps=10, lr_warmup_steps=4)
-    constant = _rates(replace(config, lr_scheduler="constant"))
-    assert [constant(step) for step in (0, 9)] == [1e-3, 1e-3]
-    warm = _rates(replace(config, lr_scheduler="constant_with_warmup"))
-    assert [warm(step) for step in range(5)] == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3])
-    cosine = _rates(replace(config, lr_scheduler="cosine", lr_warmup_steps=0))
-    assert cosine(5) == pytest.approx(5e-4)
+    config = replace(CONFIG, steps=10, lr_warmup_steps=4)
+    constant = _course(replace(config, lr_scheduler="constant"))
+    assert [constant(step) for step in (0, 9)] == [1, 1]
+    warm = _course(replace(config, lr_scheduler="constant_with_warmup"))
+    assert [warm(step) for step in range(5)] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    cosine = _course(replace(config, lr_scheduler="cosine", lr_warmup_steps=0))
+    assert cosine(5) == pytest.approx(0.5)
     assert all(cosine(step) > cosine(step + 1) for step in range(9))
 
 

@@ -26,7 +26,8 @@ from paramerge.errors import FamilyError
 from paramerge.formats import open_adapter
 from paramerge.generation.loading import load_pipeline
 from paramerge.training import loop
-from paramerge.training.config import METHODS, TrainConfig, config_from_toml
+from paramerge.training.config import METHODS, TrainConfig
+from paramerge.training.config_file import config_from_toml
 from paramerge.training.loop import train
 from paramerge.training.methods.svdiff import SpectralShift
 from paramerge.training.state import latest_checkpoint

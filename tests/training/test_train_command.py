@@ -12,7 +12,8 @@ from training_runs import settings
 from paramerge.cli.main import main
 from paramerge.errors import UsageError
 from paramerge.training import command
-from paramerge.training.config import TrainConfig, config_from_toml, config_to_toml
+from paramerge.training.config import TrainConfig
+from paramerge.training.config_file import config_from_toml, config_to_toml
 
 
 def test_toml_and_flags_are_the_same(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from paramerge.errors import FileFormatError, NonFiniteError, ParamergeError
 from paramerge.files.writer import make_folder, write_bytes
 from paramerge.strict_json import read_object
-from paramerge.training.config import config_to_toml
+from paramerge.training.config_file import config_to_toml
 from paramerge.training.evaluation.processes import Processes
 from paramerge.training.experiments.plan import Plan, Training
 from paramerge.training.loop import train
