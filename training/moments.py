@@ -19,7 +19,7 @@ __all__ = [
 
 
 def moments_of(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Any]]:
-    """What the optimiser keeps of each parameter that it has moved; of others there is no entry."""
+    """The optimiser's state of each parameter that it has moved; of others there is no entry."""
     kept = unwrapped(optimizer).state
     return {name: dict(kept[p]) for name, p in parameters.items() if kept.get(p)}
 
@@ -34,7 +34,7 @@ def put_moments(optimizer: Any, parameter: nn.Parameter, moments: Mapping[str, A
 
 
 def blank_moments(optimizer: Any, parameter: nn.Parameter) -> dict[str, Any]:
-    """What the optimiser keeps of a parameter like this one after a first step: kinds, shapes and dtypes.
+    """The optimiser's state of a parameter like this one after a first step: kinds, shapes and dtypes.
 
     Found by such a step on a copy, whose gradient is 0; the optimiser and the parameter stay as they are.
     """

@@ -14,7 +14,7 @@ __all__ = ["PlaceSettings"]
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceSettings:
-    """What a run reads, and where it writes."""
+    """Inputs of a run, and its output."""
 
     model: Path = option(
         MISSING, "Diffusers folder or single file of SD1.5 or SDXL, or emoji-diffusion, which ships."
