@@ -11,6 +11,7 @@ from paramerge.files.writer import make_folder, write_bytes
 from paramerge.shipped import named_model
 from paramerge.training.config import TrainConfig
 from paramerge.training.pictures import PICTURE_SUFFIXES
+from paramerge.training.sources import input_folders
 
 __all__ = ["draw_missing_class_pictures"]
 
@@ -39,7 +40,7 @@ def draw_missing_class_pictures(
     first, every = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     wait()  # until all have counted
     if missing > 0:
-        check_output_folder(folder, [named_model(config.model), config.instance_folder], files=())
+        check_output_folder(folder, [named_model(config.model), *input_folders(config)], files=())
         make_folder(folder)
     free = (number for number in count(len(names)) if f"class-{number:04d}.png" not in names)
     for number in islice(islice(free, max(0, missing)), first, None, every):

@@ -16,14 +16,21 @@ from paramerge.training.settings.places import PlaceSettings
 from paramerge.training.settings.steps import StepSettings
 from paramerge.training.settings.watching import WatchingSettings
 
-__all__ = ["METHODS", "PREDICTIONS", "TrainConfig"]
+__all__ = ["METHODS", "PLACES", "PREDICTIONS", "TrainConfig"]
 
-_WATCHING = ("validation_prompts", "validation_every", "validation_steps", "validation_guidance")
+_WATCHING = (
+    *("validation_prompts", "validation_every", "validation_steps", "validation_guidance"),
+    "held_out_times",
+)
 _KEEPING = ("output", "save_every", "checkpoints_limit", "tracker", "validation_seeds")
 _SHARING = ("batch_size", "accumulation", "gradient_checkpointing")
 _FREE = {"steps", *_WATCHING, *_KEEPING, *_SHARING}
 """Settings that may change between a run and its resumption: none changes the computation of a step but the
 batch, whose size in all (batch_size * accumulation * processes) is compared by itself."""
+
+
+PLACES = {"instance_folder", "dataset", "class_folder", "held_out", "vae", "cache"}
+"""Settings that say where something is; its content counts, not its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,7 @@ class TrainConfig(
         for name, choices in ((f.name, f.metadata["choices"]) for f in given):
             if choices and getattr(self, name) not in choices:
                 raise wrong(name, ", ".join(choices), getattr(self, name))
+        self.check_places()
         self.check_adapter()
         self.check_data()
         self.check_loss()
@@ -59,7 +67,8 @@ class TrainConfig(
         self.check_watching()
         if self.init == "gate" and self.method == "para" and self.gate_steps >= self.steps:
             raise wrong("gate_steps", f"below steps ({self.steps}), to be open at the end", self.gate_steps)
-        if self.method == "textual-inversion" and self.placeholder not in self.instance_prompt:
+        word_of_one = self.method == "textual-inversion" and self.dataset is None
+        if word_of_one and self.placeholder not in self.instance_prompt:
             raise wrong("instance_prompt", f"a prompt with {self.placeholder} in it", self.instance_prompt)
         if self.text_encoder_rate is not None and not self.train_text_encoder:
             raise wrong("text_encoder_rate", "train_text_encoder", "text encoders that are not trained")
@@ -79,7 +88,7 @@ class TrainConfig(
     def identity(self) -> str:
         """SHA-256 (hex) of all settings that decide a step's computation, without the data and the files'
         places."""
-        places = {"model", "instance_folder", "class_folder", "device"}
+        places = PLACES | {"model", "device"}
         decisive = {key: value for key, value in self.plain().items() if key not in _FREE | places}
         if self.lr_scheduler not in ("constant", "constant_with_warmup"):
             decisive["steps"] = self.steps  # the course of the rate depends on where it ends

@@ -20,17 +20,21 @@ from paramerge.generation.loading import load_pipeline
 from paramerge.generation.prediction import set_prediction
 from paramerge.shipped import named_model
 from paramerge.training.agreement import check_same, share_state
-from paramerge.training.batches import known_texts, make_batch
+from paramerge.training.autoencoder import autoencoder_from
+from paramerge.training.batches import held_out_batches, known_texts, make_batches
 from paramerge.training.chance import generator
 from paramerge.training.class_pictures import draw_missing_class_pictures
-from paramerge.training.config import TrainConfig
+from paramerge.training.config import PLACES, TrainConfig
 from paramerge.training.config_file import config_to_toml
 from paramerge.training.examples import Examples, load_examples
+from paramerge.training.held_out import HeldOut
+from paramerge.training.kept import Kept, weights_sha256
 from paramerge.training.launching import accelerator_for
 from paramerge.training.methods import Trained, attach, text_encoders
-from paramerge.training.objective import loss_of, noise_schedule
+from paramerge.training.objective import fixed_times, loss_of, noise_schedule, time_drawer
 from paramerge.training.placing import lent
 from paramerge.training.run_folder import check_run_folder
+from paramerge.training.sources import sources_of
 from paramerge.training.state import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from paramerge.training.texts import TextEncoding
 from paramerge.training.watching import Watcher, averaged
@@ -85,6 +89,8 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     device, dtype = accelerator.device, _DTYPES[config.mixed_precision]
     frozen = torch.float32 if config.method == "dreambooth" else dtype
     pipeline = load_pipeline(open_base(named_model(config.model)), frozen, vae_dtype=torch.float32)
+    if config.vae is not None:
+        pipeline.vae = autoencoder_from(config.vae, pipeline.vae)
     if config.prediction_type is not None:
         set_prediction(pipeline, prediction_type=config.prediction_type)
     schedule = noise_schedule(pipeline)
@@ -101,7 +107,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     for encoder in encoders:
         encoder.to(device)
     trained = attach(pipeline, config)
-    texts = TextEncoding(pipeline, device, trained.text, config.prompt_chunks)
+    texts = TextEncoding(pipeline, device, trained.text, config.prompt_chunks, Kept(config.cache))
     texts.prepare(known_texts(examples, config))
     if not (trained.text or config.shuffle_tags):  # every text is encoded
         for encoder in encoders:
@@ -117,6 +123,8 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     state = TrainingState(trained.parameters, optimizer, average, moving=config.optimiser_record.moving)
     slots = config.batch_size * config.accumulation * accelerator.num_processes
     identity = {"settings": config.identity(), "data": examples.data_sha256, "whole_batch": slots}
+    if config.vae is not None:
+        identity["autoencoder"] = weights_sha256([pipeline.vae])
     check_same(identity, accelerator)
     newest = latest_checkpoint(config.output / "checkpoints") if resume else None
     if newest is not None and accelerator.is_main_process:
@@ -126,7 +134,9 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     watcher = None
     if accelerator.is_main_process:
         write_bytes(config.output / "config.toml", config_to_toml(config).encode())
-        watcher = Watcher(pipeline, config, accelerator)
+        watcher = Watcher(
+            pipeline, config, accelerator, _held_out(examples, config, pipeline, texts, schedule, dtype)
+        )
         watcher.begin_again(state, [config.rate * course(step) for step in range(state.step)])
 
     # the steps
@@ -155,14 +165,14 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
         _follow(state, config.ema_decay)
         if watcher is not None:
             watcher.after_step(state, config.rate * course(state.step - 1))
-            draws = watcher.draws_at(state.step)
+            draws = watcher.looks_at(state.step)
             due = config.save_every and (state.step % config.save_every == 0 or (draws and not saved))
             if due or state.step == config.steps:
                 state.scale = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
                 save_checkpoint(state, config.output / "checkpoints", identity, config.checkpoints_limit)
                 saved = True
             if draws:
-                watcher.draw(state)
+                watcher.look(state)
         if report is not None and accelerator.is_main_process:
             report(state.step, config.steps, found)
 
@@ -226,12 +236,25 @@ class _Slots:
 
 def _forward(pipeline: Any, slots: _Slots, texts: TextEncoding, schedule: Any, dtype: Any) -> Tensor:
     config = slots.config
-    timesteps = int(schedule.config.num_train_timesteps)
-    batch = make_batch(slots.examples, config, slots.step, list(slots.indices()), slots.total, timesteps)
+    indices = list(slots.indices())
+    batches = make_batches(slots.examples, config, slots.step, indices, slots.total, time_drawer(schedule))
     # layers with chance of their own, such as dropout, begin at the same place in a resumed run
     chance = generator(config.seed, slots.step, slots.micro, slots.accelerator.process_index, "layers")
     torch.manual_seed(chance.initial_seed())
-    return loss_of(pipeline.unet, batch, texts(batch.texts), schedule, config, dtype)
+    parts = [loss_of(pipeline.unet, each, texts(each.texts), schedule, config, dtype) for each in batches]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
+def _held_out(
+    examples: Examples, config: TrainConfig, pipeline: Any, texts: TextEncoding, schedule: Any, dtype: Any
+) -> HeldOut:
+    batches = held_out_batches(examples, config, fixed_times(schedule, config.held_out_times))
+    return HeldOut(
+        batches,
+        texts,
+        config,
+        lambda batch, prompts, plain: loss_of(pipeline.unet, batch, prompts, schedule, plain, dtype),
+    )
 
 
 def _load_scale(state: TrainingState, accelerator: Any) -> None:
@@ -290,7 +313,7 @@ def _follow(state: TrainingState, decay: float) -> None:
 
 def _metadata(config: TrainConfig, examples: Examples, state: TrainingState) -> dict[str, str]:
     """The adapter's metadata on its training: no path, and nothing that differs between equal runs."""
-    private = {"output", "instance_folder", "class_folder", "device"}
+    private = {"output", "device", *PLACES}
     settings = {key: value for key, value in config.plain().items() if key not in private}
     settings["model"] = config.model.name
     return {
@@ -299,5 +322,5 @@ def _metadata(config: TrainConfig, examples: Examples, state: TrainingState) -> 
         "training.config_sha256": config.identity(),
         "training.data_sha256": examples.data_sha256,
         "training.steps": str(state.step),
-        "modelspec.trigger_phrase": config.instance_prompt,
+        "modelspec.trigger_phrase": ", ".join(source.prompt for source in sources_of(config)),
     }

@@ -17,11 +17,16 @@ from paramerge.listing import listed
 
 __all__ = [
     "CAPTION_SUFFIX",
+    "CENTRE",
     "PICTURE_SUFFIXES",
     "Picture",
+    "WholePicture",
     "captions_of",
+    "cut",
     "data_hash",
     "find_pictures",
+    "mask_of",
+    "open_picture",
     "read_picture",
 ]
 
@@ -33,16 +38,25 @@ CAPTION_SUFFIX = ".txt"
 """The ending of a caption beside a picture, which replaces the instance prompt."""
 
 
+MASK_ENDING = "-masklabel.png"
+"""The ending of a mask beside a picture, as in ``dog-masklabel.png``: white counts, black does not."""
+
+CENTRE = (0.5, 0.5)
+"""The place of a cut, as shares of what is cut off above and left."""
+
+
 @dataclass(frozen=True)
 class Picture:
-    """A square of a picture: uint8 (side, side, 3), the whole picture's size, and where the square began.
+    """A part of a picture: uint8 (height, width, 3), the whole picture's size, and where the part began.
 
     ``size`` is (height, width) before anything was done, ``corner`` (top, left) after it was resized.
+    ``mask`` is uint8 (height, width), 255 where the picture counts; None where all of it does.
     """
 
     pixels: np.ndarray
     size: tuple[int, int]
     corner: tuple[int, int]
+    mask: np.ndarray | None = None
 
 
 def find_pictures(folder: Path, option: str) -> list[Path]:
@@ -58,7 +72,9 @@ def find_pictures(folder: Path, option: str) -> list[Path]:
             "there is no such folder", where=option, expected="a folder of pictures", found=folder
         )
     found = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.endswith(MASK_ENDING) and path.is_file()
     )
     if not found:
         raise UsageError(
@@ -114,25 +130,90 @@ def read_picture(path: Path, side: int) -> Picture:
     FileFormatError
         The file is no picture, is damaged, or has numbers of which it is not known what is white.
     """
+    return cut(open_picture(path), (side, side))
+
+
+@dataclass(frozen=True)
+class WholePicture:
+    """A picture in sRGB without transparency, and its mask, of the same size, where there is one."""
+
+    image: Image.Image
+    mask: Image.Image | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.image.size[1], self.image.size[0]
+
+
+def open_picture(path: Path, mask: str = "none") -> WholePicture:
+    """The whole picture; with ``mask`` ``alpha`` its opacity is the mask, with ``files`` the one beside it.
+
+    Raises
+    ------
+    FileFormatError
+        As :func:`read_picture`; or the mask is missing, of another size, or black everywhere.
+    """
+    rgba = _read(path)
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    image = Image.alpha_composite(white, rgba).convert("RGB")
+    if mask == "none":
+        return WholePicture(image)
+    found = rgba.getchannel("A") if mask == "alpha" else _mask_beside(path, rgba.size)
+    if found.getextrema()[1] == 0:
+        raise FileFormatError("this mask leaves nothing of the picture", where=path)
+    return WholePicture(image, found)
+
+
+def _mask_beside(path: Path, size: tuple[int, int]) -> Image.Image:
+    place = mask_of(path)
+    if not place.is_file():
+        raise FileFormatError("there is no mask beside this picture", where=path, expected=place.name)
+    found = _read(place).convert("L")
+    if found.size != size:
+        raise FileFormatError(
+            "this mask is not of its picture's size",
+            where=place,
+            expected=f"{size[0]} x {size[1]}",
+            found=f"{found.size[0]} x {found.size[1]}",
+        )
+    return found
+
+
+def mask_of(path: Path) -> Path:
+    """The place of a picture's mask."""
+    return path.with_name(path.stem + MASK_ENDING)
+
+
+def _read(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-            rgba = _in_srgb(_as_bytes(image, path), image.info.get("icc_profile"), path).convert("RGBA")
+            return _in_srgb(_as_bytes(image, path), image.info.get("icc_profile"), path).convert("RGBA")
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise FileFormatError(
             f"this picture cannot be read ({str(error) or type(error).__name__})",
             where=path,
             hint="remove it from the folder, or save it again as PNG",
         ) from error
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    rgb = Image.alpha_composite(white, rgba).convert("RGB")
-    width, height = rgb.size
-    scale = side / min(width, height)
-    resized = (max(side, round(width * scale)), max(side, round(height * scale)))
-    rgb = rgb.resize(resized, Image.Resampling.LANCZOS)
-    left, top = (resized[0] - side) // 2, (resized[1] - side) // 2
-    square = rgb.crop((left, top, left + side, top + side))
-    return Picture(np.asarray(square, dtype=np.uint8), (height, width), (top, left))
+
+
+def cut(picture: WholePicture, size: tuple[int, int], place: tuple[float, float] = CENTRE) -> Picture:
+    """The part of ``size`` (height, width) at ``place`` of the picture, made as small as that allows."""
+    height, width = picture.size
+    scale = max(size[0] / height, size[1] / width)
+    tall, wide = (max(side, round(whole * scale)) for side, whole in zip(size, (height, width), strict=True))
+    top, left = (
+        min(int(share * (whole - side + (share != 0.5))), whole - side)
+        for share, whole, side in zip(place, (tall, wide), size, strict=True)
+    )
+    box = (left, top, left + size[1], top + size[0])
+    parts = [
+        None if image is None else image.resize((wide, tall), Image.Resampling.LANCZOS).crop(box)
+        for image in (picture.image, picture.mask)
+    ]
+    mask = None if parts[1] is None else np.asarray(parts[1], dtype=np.uint8)
+    return Picture(np.asarray(parts[0], dtype=np.uint8), (height, width), (top, left), mask)
 
 
 def _as_bytes(image: Image.Image, path: Path) -> Image.Image:

@@ -11,6 +11,7 @@ from paramerge.files.writer import make_folder
 from paramerge.shipped import named_model
 from paramerge.training.config import TrainConfig
 from paramerge.training.config_file import config_from_toml
+from paramerge.training.sources import input_folders
 from paramerge.training.state import latest_checkpoint
 
 __all__ = ["check_run_folder"]
@@ -33,7 +34,7 @@ def check_run_folder(config: TrainConfig, resume: bool) -> None:
         It holds other files, or is an input or inside one.
     """
     folder = config.output
-    inputs = [named_model(config.model), config.instance_folder]
+    inputs = [named_model(config.model), *input_folders(config)]
     if config.class_folder is not None:
         inputs.append(config.class_folder)
         _refuse_class_pictures(folder, config.class_folder)

@@ -56,6 +56,8 @@ class TrainingState:
     """The gradient scaler's, in float16."""
     moving: tuple[str, ...] = ()
     """The numbers in the optimiser's groups that change from step to step."""
+    validation: dict[int, float] = field(default_factory=dict)
+    """The loss of held-out pictures after the steps at which it was measured."""
 
 
 def packed(state: TrainingState) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -77,6 +79,7 @@ def packed(state: TrainingState) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "moments": list(moved),
         "numbers": numbers,
         "groups": group_numbers(state.optimizer, state.moving),
+        "validation": [list(pair) for pair in state.validation.items()],
     }
     return facts, {key: value.detach() for key, value in tensors.items()}
 
@@ -97,6 +100,7 @@ def unpack(state: TrainingState, facts: Mapping[str, Any], tensors: Mapping[str,
         for name, value in state.average.items():
             value.copy_(tensors[f"average.{name}"])
     state.step, state.losses, state.scale = facts["step"], list(facts["losses"]), dict(facts["scale"])
+    state.validation = dict(facts["validation"])
 
 
 def save_checkpoint(state: TrainingState, folder: Path, identity: Mapping[str, Any], limit: int) -> Path:
@@ -176,8 +180,9 @@ def load_checkpoint(state: TrainingState, path: Path, identity: Mapping[str, Any
     groups = _groups(file, state)
     tensors = file.read(_expected(state, blank))
     _check_moments(file, blank, tensors, numbers, step)
-    facts = {"step": step, "losses": losses, "scale": scale, "moments": list(blank)}
-    unpack(state, {**facts, "numbers": numbers, "groups": groups}, tensors)
+    facts: dict[str, Any] = {"step": step, "losses": losses, "scale": scale, "moments": list(blank)}
+    facts |= {"numbers": numbers, "groups": groups, "validation": _validation(file, step)}
+    unpack(state, facts, tensors)
 
 
 def _expected(state: TrainingState, blank: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -236,6 +241,19 @@ def _groups(file: CheckpointFile, state: TrainingState) -> list[dict[str, float]
             found=json.dumps(noted),
         )
     return [{name: _same_kind(file, name, value) for name, value in group.items()} for group in noted]
+
+
+def _validation(file: CheckpointFile, step: int) -> list[tuple[int, float]]:
+    """The steps, and the loss of held-out pictures after each."""
+    noted = file.facts.get("validation", [])
+    pairs = isinstance(noted, list) and all(isinstance(each, list) and len(each) == 2 for each in noted)
+    if not pairs or not all(type(at) is int and 0 < at <= step for at, _ in noted):
+        raise file.damaged(
+            "the checkpoint's losses of held-out pictures cannot be read",
+            expected="steps with a number each",
+            found=json.dumps(noted),
+        )
+    return [(at, file.number("loss of held-out pictures", loss)) for at, loss in noted]
 
 
 def _same_kind(file: CheckpointFile, name: str, value: Any) -> float:

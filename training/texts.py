@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from paramerge.listing import listed
+from paramerge.training.kept import Kept, weights_sha256
+from paramerge.training.methods import text_encoders
 
 __all__ = ["Prompts", "TextEncoding", "chunks_of"]
 
@@ -34,12 +36,16 @@ class TextEncoding:
     chunks:
         The most encoder lengths that a text may have; each part is encoded alone, and all are put behind each
         other, short texts filled up by empty parts.
+    on_disk:
+        The folder that keeps embeddings of frozen encoders.
     """
 
     pipeline: Any
     device: Any
     trained: bool = False
     chunks: int = 1
+    on_disk: Kept = field(default_factory=lambda: Kept(None))
+    _weights: str = ""
     _kept: dict[str, Prompts] = field(default_factory=dict)
     _cut: set[str] = field(default_factory=set)
 
@@ -69,9 +75,26 @@ class TextEncoding:
     @torch.no_grad()
     def _remembered(self, text: str) -> Prompts:
         if text not in self._kept:
-            made = self._encode(text)
-            self._kept[text] = Prompts(made.states.cpu(), None if made.pooled is None else made.pooled.cpu())
+            made = self.on_disk.get(self._facts(text) if self.on_disk.is_on else {}, lambda: self._made(text))
+            self._kept[text] = Prompts(made["states"], made.get("pooled"))
         return self._kept[text]
+
+    def _made(self, text: str) -> dict[str, Tensor]:
+        found = self._encode(text)
+        pooled = {} if found.pooled is None else {"pooled": found.pooled}
+        return {"states": found.states, **pooled}
+
+    def _facts(self, text: str) -> dict[str, Any]:
+        """All that decides the embeddings of a text."""
+        if not self._weights:
+            self._weights = weights_sha256(text_encoders(self.pipeline).values())
+        tokens = [tokenizer(text).input_ids for tokenizer in self._tokenizers()]
+        parts = {"tokens": tokens, "chunks": self.chunks, "weights": self._weights}
+        return {"text": text, **parts, "device": torch.device(self.device).type}
+
+    def _tokenizers(self) -> list[Any]:
+        names = ("tokenizer", "tokenizer_2")
+        return [t for name in names if (t := getattr(self.pipeline, name, None)) is not None]
 
     def _encode(self, text: str) -> Prompts:
         parts = [self._encode_part(part) for part in self._parts(text)]
@@ -84,9 +107,7 @@ class TextEncoding:
         return Prompts(found[0], found[2] if len(found) == 4 else None)
 
     def _parts(self, text: str) -> list[str]:
-        names = ("tokenizer", "tokenizer_2")
-        tokenizers = [t for name in names if (t := getattr(self.pipeline, name, None)) is not None]
-        parts = chunks_of(text, tokenizers, self.chunks)
+        parts = chunks_of(text, self._tokenizers(), self.chunks)
         if len(parts) > self.chunks:
             self._cut.add(text)
         return (parts + [""] * self.chunks)[: self.chunks]

@@ -15,6 +15,7 @@ import torch
 
 from paramerge.files.writer import append_line, make_folder, write_bytes
 from paramerge.training.config import TrainConfig
+from paramerge.training.held_out import HeldOut
 from paramerge.training.methods import text_encoders
 from paramerge.training.moments import unwrapped
 from paramerge.training.placing import lent
@@ -28,11 +29,12 @@ _PLOT_EVERY = 20
 class Watcher:
     """Writes into the output folder; made on the main process alone."""
 
-    def __init__(self, pipeline: Any, config: TrainConfig, accelerator: Any) -> None:
+    def __init__(self, pipeline: Any, config: TrainConfig, accelerator: Any, held_out: HeldOut) -> None:
         self._pipeline = pipeline
         self._config = config
         self._accelerator = accelerator
         self._folder = config.output
+        self._held_out = held_out
         if config.tracker != "none":
             settings = {key: str(value) for key, value in config.plain().items()}
             accelerator.init_trackers("paramerge", config=settings)
@@ -48,26 +50,48 @@ class Watcher:
             with _never_ending("the plot of the loss", state.step):
                 write_bytes(self._folder / "loss.png", loss_plot(state.losses))
 
-    def draws_at(self, step: int) -> bool:
-        """Whether there are pictures to draw after ``step``."""
+    def looks_at(self, step: int) -> bool:
+        """Whether there are pictures to draw, or a loss to measure, after ``step``."""
         config = self._config
         due = config.validation_every and step % config.validation_every == 0
-        return bool(config.validation_prompts and (due or step == config.steps))
+        return bool((config.validation_prompts or self._held_out) and (due or step == config.steps))
 
     def begin_again(self, state: TrainingState, rates: Sequence[float]) -> None:
-        """Write the log anew up to the step that a run resumes from, and draw the pictures due at it."""
-        lines = [
-            json.dumps({"step": i + 1, "loss": loss, "rate": rate})
-            for i, (loss, rate) in enumerate(zip(state.losses, rates, strict=True))
-        ]
+        """Write the log anew up to the step that a run resumes from, and look at what was due at it."""
+        lines = []
+        for i, (loss, rate) in enumerate(zip(state.losses, rates, strict=True)):
+            lines.append(json.dumps({"step": i + 1, "loss": loss, "rate": rate}))
+            if i + 1 in state.validation:
+                lines.append(_validation_line(i + 1, state.validation[i + 1]))
         write_bytes(self._folder / "log.jsonl", "".join(line + "\n" for line in lines).encode())
-        if state.step and self.draws_at(state.step) and not self._pictures_of(state.step).exists():
-            self.draw(state)  # a run that was stopped between the checkpoint and its pictures
+        if state.step and self.looks_at(state.step):
+            self.look(state, again=False)  # a run may have been stopped between the checkpoint and this
 
-    def draw(self, state: TrainingState) -> None:
-        """``samples/step-00000123.png``: a row for each prompt, a column for each seed."""
-        with _never_ending("the pictures of validation", state.step):
-            self._draw(state)
+    def look(self, state: TrainingState, *, again: bool = True) -> None:
+        """The loss of held-out pictures into the log, and ``samples/step-00000123.png``.
+
+        That has a row for each prompt and a column for each seed; without ``again`` only if it is missing.
+        """
+        if self._held_out and state.step not in state.validation:
+            with _never_ending("the loss of held-out pictures", state.step):
+                self._measure(state)
+        if self._config.validation_prompts and (again or not self._pictures_of(state.step).exists()):
+            with _never_ending("the pictures of validation", state.step):
+                self._draw(state)
+
+    def _measure(self, state: TrainingState) -> None:
+        others = text_encoders(self._pipeline).values()
+        with (
+            lent(others, self._accelerator.device),
+            drawing(self._pipeline),
+            averaged(state),
+            self._accelerator.autocast(),
+        ):
+            found = self._held_out()
+        state.validation[state.step] = found
+        line = _validation_line(state.step, found) + "\n"
+        append_line(self._folder / "log.jsonl", line.encode(), durable=False)
+        self._accelerator.log({"validation_loss": found}, step=state.step)
 
     def _draw(self, state: TrainingState) -> None:
         from paramerge.generation.grid import Row, labelled_grid, png
@@ -98,6 +122,10 @@ class Watcher:
 
     def _pictures_of(self, step: int) -> Path:
         return self._folder / "samples" / f"step-{step:08d}.png"
+
+
+def _validation_line(step: int, loss: float) -> str:
+    return json.dumps({"step": step, "validation_loss": loss})
 
 
 @contextmanager

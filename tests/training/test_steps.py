@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
-from paramerge.training.batches import Batch, make_batch
+from paramerge.training.batches import Batch, make_batches
 from paramerge.training.config import TrainConfig
 from paramerge.training.examples import Examples, Latents
 from paramerge.training.loop import _course, _follow, _optimizer
@@ -77,7 +78,17 @@ def examples(count: int = 3, flips: bool = False, prior: bool = False) -> Exampl
         mean = torch.arange(n).float()[:, None, None, None].expand(n, 2, 4, 4) + first
         return Latents(mean, torch.zeros_like(mean), torch.arange(6).float().expand(n, 6) + first, count)
 
-    return Examples(latents(0), latents(100) if prior else None, "hash")
+    return Examples((latents(0),), (latents(100),) if prior else (), "hash")
+
+
+def make_batch(
+    given: Examples, config: TrainConfig, step: int, slots: Sequence[int], total: int, timesteps: int
+) -> Batch:
+    def draw(chance: torch.Generator) -> torch.Tensor:
+        return torch.randint(timesteps, (), generator=chance)
+
+    (batch,) = make_batches(given, config, step, slots, total, draw)
+    return batch
 
 
 def test_how_a_step_is_shared_does_not_matter() -> None:
@@ -233,3 +244,53 @@ def test_spectral_shifts_do_not_turn_a_singular_value() -> None:
 def test_krona_starts_at_the_model() -> None:
     W = torch.randn(6, 4)
     assert torch.equal(KronaChange(W, 3, 2)(W), W)
+
+
+# --- other losses -------------------------------------------------------------------------------------------
+
+
+def small_batch(mask: torch.Tensor | None = None) -> tuple[Batch, Prompts, torch.Tensor]:
+    torch.manual_seed(0)
+    x, eps, guess = torch.randn(3, 4, 2, 4, 4).unbind(0)
+    batch = Batch(x, eps, torch.tensor([5, 900, 300, 20]), ("a",) * 4, torch.randn(4, 6), 4, mask)
+    return batch, Prompts(torch.randn(4, 7, 5), None), guess
+
+
+def test_the_huber_loss_by_hand() -> None:
+    batch, prompts, guess = small_batch()
+    for c in (1e-3, 0.1, 100.0):
+        config = replace(CONFIG, loss="huber", huber_c=c)
+        found = float(loss_of(Guess(guess), batch, prompts, schedule(), config, torch.float32))
+        e = (guess - batch.noise).double().numpy()
+        assert found == pytest.approx((2 * c * (np.sqrt(e**2 + c**2) - c)).mean(), rel=1e-5)
+    squared = float(loss_of(Guess(guess), batch, prompts, schedule(), CONFIG, torch.float32))
+    assert found == pytest.approx(squared, rel=1e-3)  # a large c
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_debiased_estimation_by_hand(kind: str) -> None:
+    batch, prompts, guess = small_batch()
+    config = replace(CONFIG, debiased=True)
+    found = float(loss_of(Guess(guess), batch, prompts, schedule(kind), config, torch.float32))
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    alpha = np.cumprod(1 - betas)[[5, 900, 300, 20]]
+    snr = alpha / (1 - alpha)
+    a, s = np.sqrt(alpha)[:, None, None, None], np.sqrt(1 - alpha)[:, None, None, None]
+    X, E, G = (part.double().numpy() for part in (batch.latents, batch.noise, guess))
+    # the velocity's error is the noise's over alpha, so both weigh the same error alike
+    weights = 1 / np.sqrt(snr) * (1 if kind == "epsilon" else alpha)
+    target = E if kind == "epsilon" else a * E - s * X
+    assert found == pytest.approx((((G - target) ** 2).mean((1, 2, 3)) * weights).mean(), rel=1e-5)
+
+
+def test_a_mask_is_the_weights_of_a_mean() -> None:
+    mask = torch.zeros(4, 1, 4, 4)
+    mask[:, :, :, :2] = 1
+    batch, prompts, guess = small_batch(mask)
+    found = float(loss_of(Guess(guess), batch, prompts, schedule(), CONFIG, torch.float32))
+    e = ((guess - batch.noise) ** 2)[:, :, :, :2].double().numpy()
+    assert found == pytest.approx(e.mean(), rel=1e-6)
+    flat = Guess(batch.noise + 0.5)
+    for each in (mask, torch.rand(4, 1, 4, 4)):
+        masked = replace(batch, mask=each)
+        assert float(loss_of(flat, masked, prompts, schedule(), CONFIG, torch.float32)) == pytest.approx(0.25)
