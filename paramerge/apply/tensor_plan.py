@@ -12,6 +12,7 @@ from paramerge.apply.values import Values
 from paramerge.checkpoints.layout import WeightFile
 from paramerge.files.dtypes import BITS
 from paramerge.files.header import TensorInfo
+from paramerge.storage.quantised import Quantised
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -29,12 +30,19 @@ class TensorPlan:
     dtype: str
     edits: tuple[Edit, ...]
     values: Values | None = None
-    """Values to edit in place of the stored tensor's: those of merged checkpoints."""
+    """Values to edit in place of the stored tensor's: of merged checkpoints, or of a quantised layer."""
+    own_shape: tuple[int, ...] | None = None
+    """The shape in the output where it is not the stored one: codes may be packed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in the output."""
+        return self.info.shape if self.own_shape is None else self.own_shape
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor in the output."""
-        return self.info.elements * BITS[self.dtype] // 8 if self.converted else self.info.nbytes
+        return math.prod(self.shape) * BITS[self.dtype] // 8 if self.converted else self.info.nbytes
 
     @property
     def converted(self) -> bool:
@@ -53,6 +61,8 @@ class FilePlan:
 
     source: WeightFile
     tensors: tuple[TensorPlan, ...] = field(repr=False)
+    dequantised: tuple[Quantised, ...] = field(repr=False, default=())
+    """Quantised layers with tensors in this file that are written as plain numbers."""
 
     @property
     def relative(self) -> PurePosixPath:

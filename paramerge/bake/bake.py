@@ -32,6 +32,7 @@ from paramerge.files.source import Source, check_unchanged
 from paramerge.files.staging import new_folder
 from paramerge.files.system_calls import BINARY
 from paramerge.files.writer import check_written, new_file, output_error
+from paramerge.storage.marks import without_layers
 from paramerge.wording import option
 
 Progress = Callable[[int, int], None]
@@ -108,6 +109,8 @@ def bake(
     """
     began = time.perf_counter()
     output = check_output(plan, Path(output), overwrite=overwrite)
+    for layer in plan.dequantised:
+        layer.open()  # a scale that is no number shows before the work
     job = _Job(plan, progress, base_sha256)
     try:
         layers, recipe = (_bake_folder if plan.base.is_folder else _bake_file)(job, output, overwrite)
@@ -268,13 +271,14 @@ class _Job:
 
     def _header(self, file: FilePlan, recipe: dict[str, object]) -> bytes:
         source = file.source.header
-        entries = [(t.info.key, t.dtype, t.info.shape, t.nbytes) for t in file.tensors]
+        entries = [(t.info.key, t.dtype, t.shape, t.nbytes) for t in file.tensors]
         if not file.touched and self.plan.base.is_folder:
             public = public_metadata(source.metadata)
             if not self.plan.options.private or public == source.metadata:
                 return source.source.read(0, source.data_start)  # an untouched component keeps every byte
             return encode_header(entries, public)
-        return encode_header(entries, output_metadata(source.metadata, self.plan, recipe))
+        metadata = without_layers(source.metadata, file.dequantised)
+        return encode_header(entries, output_metadata(metadata, self.plan, recipe))
 
     def _run_workers(
         self, source: Source, writer: PositionedWriter, tasks: Iterator[Task]

@@ -18,6 +18,7 @@ from paramerge.files.file_names import cut_name
 from paramerge.files.outputs import check_output_file, check_output_folder, inputs_of
 from paramerge.files.source import Source
 from paramerge.files.staging import write_recipe
+from paramerge.storage.marks import without_quantised
 from paramerge.strict_json import MAX_BYTES, object_from
 
 _VARIANT = re.compile(r"\.(\w+)(?:-\d+-of-\d+)?\.safetensors$")
@@ -108,19 +109,27 @@ def write_companions(plan: Plan, folder: Path, recipe: Mapping[str, object]) -> 
 
 
 def _adjusted(plan: Plan, relative: PurePosixPath, source: Source) -> bytes | None:
-    """The new content of a file that states sizes or dtypes, when ``dtype`` changed them; else None."""
+    """The new content of a file that states keys, sizes or dtypes, where the plan changes them; else None."""
     files = [file for file in plan.files if file.relative.parent == relative.parent]
-    if plan.options.dtype == "keep" or not files:
+    layers = list(dict.fromkeys(layer for file in files for layer in file.dequantised))
+    if not files or (plan.options.dtype == "keep" and not layers):
         return None
     if relative.name.endswith(".safetensors.index.json"):
         content = _object(source)
-        metadata = content.get("metadata")
+        metadata, weight_map = content.get("metadata"), content.get("weight_map")
         total = sum(tensor.nbytes for file in files for tensor in file.tensors)
         content["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "total_size": total}
+        if layers and isinstance(weight_map, dict):
+            written = {tensor.info.key for file in files for tensor in file.tensors}
+            content["weight_map"] = {key: shard for key, shard in weight_map.items() if key in written}
     elif relative.name == "config.json":
         content = _object(source)
-        for key in {"torch_dtype", "dtype"} & content.keys():
-            content[key] = library_name(parse_dtype(plan.options.dtype))
+        if plan.options.dtype != "keep":
+            for key in {"torch_dtype", "dtype"} & content.keys():
+                content[key] = library_name(parse_dtype(plan.options.dtype))
+        if layers:
+            there = {layer for file in files for layer in file.source.quantised.values()}
+            content = without_quantised(content, layers, all_of_them=there <= set(layers))
     else:
         return None
     return (json.dumps(content, indent=2) + "\n").encode()

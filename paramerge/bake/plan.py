@@ -23,16 +23,18 @@ from paramerge.bake.history import earlier_recipe
 from paramerge.bake.input_names import InputNames, names_of
 from paramerge.bake.merged_models import MergedModels
 from paramerge.bake.planned_step import PlannedStep, match_step
+from paramerge.bake.quantised_layers import DEQUANTISED, Dequantising, dequantising
 from paramerge.checkpoints.layout import Base, WeightFile
-from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.checkpoints.targets import Target
-from paramerge.errors import CheckpointError, UsageError
+from paramerge.errors import UsageError
 from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.dtypes import is_float
 from paramerge.files.header import TensorInfo
 from paramerge.interpretation import Interpretation
 from paramerge.models.names import COMPONENTS, ModuleName
-from paramerge.wording import option
+from paramerge.storage.quantised import Quantised
+from paramerge.storage.scheme import not_read
+from paramerge.storage.values import TrueValues
 
 if TYPE_CHECKING:  # planning needs no torch
     from paramerge.bake.bake import BakeReport
@@ -70,6 +72,11 @@ class Plan:
         """All inputs."""
         others = self.merged.others if self.merged is not None else ()
         return (self.base, *others, *(step.adapter for step in self.steps))
+
+    @property
+    def dequantised(self) -> tuple[Quantised, ...]:
+        """The quantised layers that are written as plain numbers."""
+        return tuple(dict.fromkeys(layer for file in self.files for layer in file.dequantised))
 
     @property
     def output_bytes(self) -> int:
@@ -125,7 +132,8 @@ def make_plan(
     targets = {name: target for file in base.files for name, target in file.reachable.items()}
     planned = [match_step(base, targets, step, adapter, options) for step, adapter in steps]
     ops, left_alone = _operations(targets, planned, options)
-    files = tuple(_plan_file(file, ops, options, made) for file in base.files)
+    plain = dequantising(base, ops, options, made.values if made is not None else {})
+    files = tuple(_plan_file(file, ops, options, made, plain) for file in base.files)
     earlier = earlier_recipe(base)
     adapters = [adapter for _, adapter in steps]
     warnings = (
@@ -135,6 +143,7 @@ def make_plan(
         *given_twice(adapters),
         *already_baked(earlier.recipe, adapters),
         *lost_in_fp8(files),
+        *plain.warnings,
         *_left_alone_warnings(left_alone, options),
         *(made.warnings if made is not None else ()),
     )
@@ -218,25 +227,35 @@ def _operation(
 
 
 def _plan_file(
-    file: WeightFile, ops: Mapping[ModuleName, tuple[Op, ...]], options: BakeOptions, made: Made | None
+    file: WeightFile,
+    ops: Mapping[ModuleName, tuple[Op, ...]],
+    options: BakeOptions,
+    made: Made | None,
+    plain: Dequantising,
 ) -> FilePlan:
     edits: dict[str, list[Edit]] = {}
     for name, target in file.reachable.items():
         if name in ops:
             edits.setdefault(target.key, []).append(Edit(target, ops[name]))
-    _check_convertible(file, options)
     tensors = []
     for key, info in file.header.tensors.items():
         component = file.components[key]
-        if made is not None and (component, key) in made.left_out:
+        if (made is not None and (component, key) in made.left_out) or plain.drops(file, key):
             continue
         values = made.values.get((component, key)) if made is not None else None
         at_key = tuple(edits.get(key, ()))
         if at_key:
             _check_stack(file, at_key)
-            _check_editable(file, info)
-        tensors.append(TensorPlan(info, component, _output_dtype(info, component, options), at_key, values))
-    return FilePlan(file, tuple(tensors))
+        layer = plain.layer(file, key)
+        dtype = _output_dtype(info, component, options)
+        if layer is not None:
+            dtype = DEQUANTISED if options.dtype == "keep" else parse_dtype(options.dtype)
+            values = TrueValues(layer) if values is None else values
+        elif at_key and not is_float(info.dtype):
+            raise not_read(f"{file.header.path}: {key}", f"codes of {info.dtype}")
+        shape = layer.shape if layer is not None else None
+        tensors.append(TensorPlan(info, component, dtype, at_key, values, shape))
+    return FilePlan(file, tuple(tensors), plain.layers_in(file))
 
 
 def _check_stack(file: WeightFile, edits: Sequence[Edit]) -> None:
@@ -247,30 +266,6 @@ def _check_stack(file: WeightFile, edits: Sequence[Edit]) -> None:
             where=f"{file.header.path}: {edits[0].target.key}",
             found=", ".join(str(edit.target.module) for edit in edits),
             hint="bake them one after the other, each into the output of the one before",
-        )
-
-
-def _check_editable(file: WeightFile, info: TensorInfo) -> None:
-    scheme = file.quantised.get(info.key)
-    if scheme is not None or not is_float(info.dtype):
-        raise quantised_layer(f"{file.header.path}: {info.key}", scheme or f"codes of {info.dtype}")
-
-
-def _check_convertible(file: WeightFile, options: BakeOptions) -> None:
-    """Refuse another dtype for a component with quantised layers: it is not theirs to be cast."""
-    if options.dtype == "keep":
-        return
-    found = [
-        key for key in file.quantised if file.components[key] in COMPONENTS or key.endswith("scaled_fp8")
-    ]
-    if found:
-        raise CheckpointError(
-            f"this checkpoint is quantised ({file.quantised[found[0]]}): its codes and scales have no other "
-            "dtype",
-            where=f"{file.header.path}: {found[0]}",
-            expected=option("dtype", "keep"),
-            found=f"{options.dtype}, and {len(found)} tensors of quantised layers",
-            hint=f"take the fp16 or bf16 checkpoint, or leave {option('dtype')} away",
         )
 
 

@@ -62,7 +62,7 @@ class TensorStream:
 
     def _edit(self, placed: Placed, source: memoryview, target: memoryview) -> list[LayerResult]:
         plan = placed.plan
-        columns = matrix_shape(plan.info.shape)[1]
+        columns = matrix_shape(plan.shape)[1]
         out = as_matrix(target, plan.dtype, columns)
         weight = out if plan.values is not None else as_matrix(source, plan.info.dtype, columns)
         editor = TensorEditor(plan, self._blocks)
@@ -74,7 +74,7 @@ class TensorStream:
     def _run_large(self, placed: Placed) -> list[LayerResult]:
         """A tensor larger than the buffer, by runs of whole rows."""
         plan = placed.plan
-        rows, columns = matrix_shape(plan.info.shape)
+        rows, columns = matrix_shape(plan.shape)
         read_row, written_row = plan.info.nbytes // rows, plan.nbytes // rows
         step = max(1, BUFFER_BYTES // held_bytes(read_row, written_row, plan.converted))
         runs = [(start, min(start + step, rows)) for start in range(0, rows, step)]

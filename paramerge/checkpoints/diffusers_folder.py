@@ -36,6 +36,9 @@ _DENOISERS = ("unet", "transformer", "prior")
 
 MODEL_INDEX = "model_index.json"
 
+QUANTISATION = ("quantization_config", "compression_config")
+"""Entries of a configuration that state the quantisation of the weights beside it."""
+
 _NOT_THE_MODEL = {
     ".git": "version control, not part of the model",
     ".cache": "a download cache, not part of the model",
@@ -57,8 +60,8 @@ class FolderContents:
     """Whether the folder is of one model on its own."""
     model_type: str | None = None
     """The ``model_type`` or ``_class_name`` in the configuration of the (first) model."""
-    quantised: dict[str, str] = field(default_factory=dict)
-    """By component, the quantisation that its configuration states."""
+    quantised: dict[str, dict[str, object]] = field(default_factory=dict)
+    """By component, what its configuration states of its quantisation."""
 
 
 def read_folder(folder: Path, variant: str | None) -> FolderContents:
@@ -97,8 +100,8 @@ def read_folder(folder: Path, variant: str | None) -> FolderContents:
         else:
             continue
         headers = read_weights(weights, folder)
-        if scheme := _stated_quantisation(subfolder):
-            contents.quantised[component] = scheme
+        if settings := _stated_quantisation(subfolder):
+            contents.quantised[component] = settings
         contents.weights[component] = [(_relative(header.path, folder), header) for header in headers]
         taken |= {weights.path, *(header.path for header in headers)}
         _sort_component(folder, subfolder, taken, contents)
@@ -161,14 +164,11 @@ def _stated_type(folder: Path) -> str | None:
     return stated if isinstance(stated, str) else None
 
 
-def _stated_quantisation(folder: Path) -> str | None:
-    """The quantisation that ``config.json`` in ``folder`` states."""
+def _stated_quantisation(folder: Path) -> dict[str, object] | None:
+    """What ``config.json`` in ``folder`` states of the quantisation of its weights."""
     entries = _config(folder)
-    settings = entries.get("quantization_config") or entries.get("compression_config")
-    if not isinstance(settings, dict):
-        return None
-    stated = settings.get("quant_method") or settings.get("quant_algo") or settings.get("quant_type")
-    return stated if isinstance(stated, str) else "quantisation"
+    settings = next((entries[name] for name in QUANTISATION if entries.get(name)), None)
+    return settings if isinstance(settings, dict) else None
 
 
 def _baked_components(folder: Path, named: dict[str, str]) -> dict[str, Path]:

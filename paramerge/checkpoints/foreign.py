@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from paramerge.checkpoints.quantised import WITHOUT_WEIGHTS
 from paramerge.errors import CheckpointError, shortened
 from paramerge.expressions import first_occurring, occurring
-from paramerge.files.header import LONGEST_KEY
+from paramerge.files.header import LONGEST_KEY, Header
 from paramerge.formats.families import adapter_keys
 from paramerge.models.model_names import first_unet_key, looks_like, recognise
+from paramerge.storage.quantised import Quantised
 from paramerge.wording import option
 
 _WRAPPED_KEYS = (".base_layer.weight", ".base_layer.bias")
@@ -122,13 +122,14 @@ def refuse_wrapped(path: Path, keys: Iterable[str]) -> None:
             )
 
 
-def refuse_quantised(path: Path, schemes: Mapping[str, str]) -> None:
-    """Raise ``CheckpointError`` if layers have no weights of their own shape, by the scheme of each key."""
-    for key, scheme in schemes.items():
-        if scheme in WITHOUT_WEIGHTS:
+def refuse_weightless(header: Header, quantised: Mapping[str, Quantised]) -> None:
+    """Raise ``CheckpointError`` if layers have no weights of their own shape, by the layer of each key."""
+    for key in header.tensors if quantised else ():
+        layer = quantised.get(key)
+        if layer is not None and layer.weightless:
             raise CheckpointError(
-                f"the checkpoint is quantised ({scheme}): its weights are not stored as numbers",
-                where=path,
+                f"the checkpoint is quantised ({layer.title}): its weights are not stored as numbers",
+                where=header.path,
                 expected=SUPPORTED,
                 found=key,
                 hint="take the fp16 or bf16 checkpoint, and quantise the result",

@@ -17,22 +17,25 @@ from paramerge.checkpoints.diffusers_folder import FolderContents, read_folder
 from paramerge.checkpoints.foreign import (
     refuse_adapter,
     refuse_long_names,
-    refuse_quantised,
+    refuse_weightless,
     refuse_wrapped,
     without_unet,
 )
 from paramerge.checkpoints.parameters import parameters_of
-from paramerge.checkpoints.quantised import METADATA_KEY, quantised_tensors
 from paramerge.checkpoints.targets import Target, targets_of
 from paramerge.errors import CheckpointError, MissingCheckpointError
 from paramerge.files.header import Header, read_header
 from paramerge.files.source import Source
+from paramerge.files.tensors import StoredTensor, stored
 from paramerge.missing_files import missing_file
 from paramerge.models.architecture import UNKNOWN, Architecture, detect_architecture
 from paramerge.models.components import Located, locate
 from paramerge.models.model_names import recognise
 from paramerge.models.names import MODEL, ModuleName
 from paramerge.models.record import ArchitectureRecord
+from paramerge.storage.quantised import Quantised
+from paramerge.storage.survey import survey
+from paramerge.storage.tensor import TrueTensor
 from paramerge.system_faults import reading
 from paramerge.wording import option
 
@@ -60,13 +63,36 @@ class WeightFile:
     """Every key's component: one that adapters reach, ``vae``, ``ema`` or ``other``."""
     parameters: Mapping[ModuleName, Target] = field(default_factory=dict, repr=False)
     """Parameters beside the layers that adapters reach, by names that end in ``.weight`` or ``.bias``."""
-    quantised: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """The scheme of every tensor that belongs to a quantised layer, by key."""
+    quantised: Mapping[str, Quantised] = field(default_factory=dict, repr=False)
+    """The layer of every tensor that belongs to a quantised one, by key."""
+    markers: tuple[str, ...] = ()
+    """Keys that mark all 8-bit weights under their prefix as scaled."""
 
     @property
     def reachable(self) -> Mapping[ModuleName, Target]:
         """Everything that adapters reach: the layers, then the norms, biases and embeddings."""
         return {**self.targets, **self.parameters}
+
+    def tensor(self, key: str) -> StoredTensor:
+        """The tensor of ``key``, unread; of a quantised weight its true values.
+
+        Raises
+        ------
+        CheckpointError
+            It belongs to a quantised layer that cannot be read.
+        """
+        layer = self.quantised.get(key)
+        if layer is None:
+            return stored(self.header, key)
+        layer.check()
+        if key != layer.layer.key:  # a scale or a mark is what it is
+            return stored(self.header, key)
+        return TrueTensor(self.header.source, self.header.tensors[key], layer)
+
+    def is_part(self, key: str) -> bool:
+        """Whether the tensor of ``key`` is a scale, a mark or the like: no weight of its own."""
+        layer = self.quantised.get(key)
+        return key in self.markers or (layer is not None and key != layer.layer.key)
 
 
 @dataclass(frozen=True)
@@ -109,8 +135,8 @@ class Base:
         """Whether it is a folder and not a file."""
         return self.layout in FOLDERS
 
-    def scheme_of(self, target: Target) -> str | None:
-        """The scheme that the tensor of ``target`` is quantised by; None where it is stored plainly."""
+    def quantised_layer(self, target: Target) -> Quantised | None:
+        """The quantised layer that the tensor of ``target`` belongs to; None where it is stored plainly."""
         for file in self.files:
             if target.module in file.targets or target.module in file.parameters:
                 return file.quantised.get(target.key)
@@ -228,26 +254,28 @@ class _OpenedFile:
 
 
 def _opened(
-    component: str | None, files: Iterable[tuple[PurePosixPath, Header]], quantised_by: str | None = None
+    component: str | None,
+    files: Iterable[tuple[PurePosixPath, Header]],
+    quantisation: Mapping[str, object] | None = None,
 ) -> list[_OpenedFile]:
     """Name the tensors of one component's files (of several shards, all together) or of a single file.
 
-    ``quantised_by`` is the scheme that a configuration beside them states.
+    ``quantisation`` is what a configuration beside them states of it.
     """
     files = list(files)
     for _, header in files:
         refuse_long_names(header.path, header.tensors)
-    dtypes = {key: info.dtype for _, header in files for key, info in header.tensors.items()}
-    if any(METADATA_KEY in header.metadata for _, header in files):
-        quantised_by = "ComfyUI's mixed precision"
-    schemes = quantised_tensors(dtypes, quantised_by)
+    found = survey([header for _, header in files], quantisation)
     strays = []
     for _, header in files:
         if component is None or not component.startswith("text_encoder"):
-            refuse_quantised(header.path, {key: schemes[key] for key in header.tensors if key in schemes})
+            refuse_weightless(header, found.by_key)
         strays.append(refuse_adapter(header.path, header.tensors))
         refuse_wrapped(header.path, header.tensors)
     shapes = {key: info.shape for _, header in files for key, info in header.tensors.items()}
+    shapes |= {
+        layer.layer.key: layer.shape for layer in found.layers if layer.shape and layer.layer.key in shapes
+    }
     known = recognise(shapes) if component != "vae" else None
     located = locate(shapes, component, known)
     targets, parameters = targets_of(shapes, located), parameters_of(shapes, located)
@@ -257,8 +285,9 @@ def _opened(
         beside = {name: target for name, target in parameters.items() if target.key in header.tensors}
         names = {key: located[key] for key in header.tensors}
         components = {key: name.component for key, name in names.items()}
-        quantised = {key: schemes[key] for key in header.tensors if key in schemes}
-        file = WeightFile(header, relative, component, here, components, beside, quantised)
+        quantised = {key: found.by_key[key] for key in header.tensors if key in found.by_key}
+        markers = tuple(key for key in found.markers if key in header.tensors)
+        file = WeightFile(header, relative, component, here, components, beside, quantised, markers)
         opened.append(_OpenedFile(file, names, known, stray))
     return opened
 

@@ -11,11 +11,12 @@ from paramerge.checkpoints.layout import Base
 from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
 from paramerge.extract.rounding import coarser, only_rounded
 from paramerge.files.dtypes import is_float
-from paramerge.files.tensors import StoredTensor, stored
+from paramerge.files.tensors import StoredTensor
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName, in_order
 from paramerge.models.registry import family_of
 from paramerge.resolve.weights import BaseWeights
+from paramerge.storage.tensor import TrueTensor
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,12 @@ class Differences:
             }
             sides.append(
                 {
-                    (file.relative.parent, key): stored(file.header, key)
+                    (file.relative.parent, key): file.tensor(key)
                     for file in side.files
                     for key in file.header.tensors
-                    if key not in reached and (not self._only or file.components[key] in self._only)
+                    if key not in reached
+                    and not file.is_part(key)
+                    and (not self._only or file.components[key] in self._only)
                 }
             )
         for place in sorted(sides[0].keys() & sides[1].keys()):
@@ -172,9 +175,11 @@ class Differences:
         """Whether both are stored alike, in the same bytes: the quick way to see that nothing was done."""
         sides = [weights.place(name) for weights in self._weights]
         (one, first), (other, second) = sides
-        tensors = stored(one.header, first.key), stored(other.header, second.key)
+        tensors = one.tensor(first.key), other.tensor(second.key)
         alike = (first.rows, first.transposed) == (second.rows, second.transposed)
         if not alike or tensors[0].dtype != tensors[1].dtype or tensors[0].shape != tensors[1].shape:
+            return False
+        if isinstance(tensors[0], TrueTensor) != isinstance(tensors[1], TrueTensor):
             return False
         return tensors[0].read_bytes() == tensors[1].read_bytes()
 
@@ -183,7 +188,8 @@ def _is_same(one: StoredTensor, other: StoredTensor) -> bool:
     """Whether two tensors of the same place hold the same, up to the rounding of their dtypes."""
     if one.shape != other.shape:
         return False
-    if one.dtype == other.dtype:
+    quantised = isinstance(one, TrueTensor) or isinstance(other, TrueTensor)
+    if one.dtype == other.dtype and not quantised:
         return one.read_bytes() == other.read_bytes()
     if not (is_float(one.dtype) and is_float(other.dtype)):
         return np.array_equal(one.read(), other.read())

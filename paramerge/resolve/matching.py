@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from paramerge.adapters import Adapter, LayerModule
 from paramerge.adapters.unread import refuse_unread, shown
 from paramerge.checkpoints.layout import Base
-from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
 from paramerge.models.model_names import looks_like, resemblances
@@ -68,9 +67,9 @@ def check_shape(base: Base, target: Target, adapter: Adapter, module: LayerModul
     """Refuse a layer whose sizes are not those of the weight it is meant for."""
     if module.fits(target.shape):
         return
-    scheme = base.scheme_of(target)
-    if scheme is not None:  # codes have shapes of their own
-        raise quantised_layer(f"{base.path}: {target.key}", scheme)
+    layer = base.quantised_layer(target)
+    if layer is not None:  # codes that cannot be read have shapes of their own
+        layer.check()
     expected, found = module.misfit(target.shape)
     raise ShapeError(
         "a layer of this adapter does not fit the base's weight",

@@ -9,18 +9,17 @@ import numpy as np
 
 from paramerge.adapters import Adapter
 from paramerge.checkpoints.layout import Base, WeightFile
-from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import NonFiniteError, UnmatchedError, UsageError
 from paramerge.files.dtypes import is_float
 from paramerge.files.source import Source
-from paramerge.files.tensors import stored
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 from paramerge.models.registry import published_shapes
 from paramerge.resolve.matching import check_family, check_shape
 from paramerge.resolve.naming import in_names_of
 from paramerge.resolve.row_order import refuse_unknown_rows
+from paramerge.storage.scheme import not_read
 from paramerge.wording import option
 
 
@@ -88,9 +87,9 @@ class BaseWeights:
         return self._places[name][1]
 
     def dtype(self, name: ModuleName) -> str:
-        """The dtype that it is stored in, by the header's name."""
+        """The dtype that it is stored in, by the header's name; ``F32`` where it is stored quantised."""
         file, target = self._places[name]
-        return file.header.tensors[target.key].dtype
+        return file.tensor(target.key).dtype
 
     def matrix(self, name: ModuleName) -> np.ndarray:
         """The weight, (d, k) in float64.
@@ -103,10 +102,9 @@ class BaseWeights:
             It holds NaN or Inf.
         """
         file, target = self._places[name]
-        tensor = stored(file.header, target.key)
-        scheme = file.quantised.get(target.key)
-        if scheme is not None or not is_float(tensor.dtype):
-            raise quantised_layer(f"{tensor.path}: {tensor.key}", scheme or f"codes of {tensor.dtype}")
+        tensor = file.tensor(target.key)
+        if not is_float(tensor.dtype):
+            raise not_read(f"{tensor.path}: {tensor.key}", f"codes of {tensor.dtype}")
         weight = tensor.read_exact()
         if target.rows is not None:
             weight = weight[slice(*target.rows)]

@@ -19,6 +19,8 @@ from paramerge.errors import NonFiniteError
 from paramerge.merge.checkpoints.cuts import EVERYTHING, Cut, Sampled
 from paramerge.merge.checkpoints.ingredients import Ingredient, Merged, MergedValues, Piece, Rows
 from paramerge.merge.methods.method import ColumnSums, Cuts, Draws, Sees
+from paramerge.storage.scheme import OpenCodes
+from paramerge.storage.tensor import TrueTensor
 
 _SAMPLED_PART = 8
 """A sample is first taken from one row in so many."""
@@ -82,6 +84,7 @@ class _Reading:
     def __init__(self, rows: Rows, scratch: _Scratch, columns: int) -> None:
         self._rows, self._scratch, self._columns = rows, scratch, columns
         self._transposed: dict[Piece, torch.Tensor] = {}
+        self._opened: dict[Piece, OpenCodes] = {}
 
     def block(self, start: int, stop: int) -> torch.Tensor:
         block = self._scratch.block(stop - start, self._columns)
@@ -97,6 +100,15 @@ class _Reading:
             if piece not in self._transposed:
                 self._transposed[piece] = torch.from_numpy(np.ascontiguousarray(piece.tensor.read_exact().T))
             target.copy_(self._transposed[piece][first : first + stop - start])
+            return
+        if isinstance(piece.tensor, TrueTensor):
+            if piece not in self._opened:
+                self._opened[piece] = piece.tensor.open()
+            codes = self._opened[piece]
+            values = self._scratch.wide(stop - start, piece.columns)
+            codes.read(first, first + stop - start, values)
+            target[:, : piece.columns].copy_(values)
+            target[:, piece.columns :].zero_()
             return
         stored = self._scratch.stored(stop - start, piece.columns, piece.tensor.dtype)
         view = stored.view(torch.uint8).numpy().data.cast("B")

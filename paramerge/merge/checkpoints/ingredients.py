@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ class Piece:
         shape = self.tensor.shape
         if self.transposed:
             return shape[0]
-        return self.tensor.info.elements // shape[0] if len(shape) > 1 else 1
+        return math.prod(shape[1:]) if len(shape) > 1 else 1
 
 
 @dataclass(frozen=True, slots=True)

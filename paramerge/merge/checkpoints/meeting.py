@@ -14,7 +14,7 @@ from functools import cached_property
 from paramerge.checkpoints.layout import Base, WeightFile
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import ShapeError
-from paramerge.files.tensors import StoredTensor, stored
+from paramerge.files.tensors import StoredTensor
 from paramerge.merge.checkpoints.ingredients import Piece, Rows
 from paramerge.models.key_map import KeyMap
 from paramerge.models.names import ModuleName, split_kind
@@ -37,8 +37,8 @@ class Place:
 
     @property
     def tensor(self) -> StoredTensor:
-        """The tensor, unread."""
-        return stored(self.file.header, self.key)
+        """The tensor, unread; of a quantised weight its true values."""
+        return self.file.tensor(self.key)
 
 
 class Model:
@@ -161,7 +161,7 @@ class Model:
         self, place: Place, view: Target, there: tuple[WeightFile, Target], start: int, stop: int
     ) -> Piece:
         file, target = there
-        tensor = stored(file.header, target.key)
+        tensor = file.tensor(target.key)
         if _squeezed(view.shape) != _squeezed(target.shape):
             narrower = view.rows is None and target.rows is None and _has_fewer_inputs(place.tensor, tensor)
             if not narrower:

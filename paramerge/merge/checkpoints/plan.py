@@ -18,7 +18,6 @@ from paramerge.bake.merged_models import MergedModels
 from paramerge.bake.plan import Made, Plan, make_plan
 from paramerge.bake.planned_step import is_selected, selection_hint
 from paramerge.checkpoints.layout import Base
-from paramerge.checkpoints.quantised import quantised_layer
 from paramerge.errors import ArchitectureError, CheckpointError, UsageError
 from paramerge.files.dtypes import is_float
 from paramerge.files.tensors import StoredTensor
@@ -38,6 +37,7 @@ from paramerge.models.architecture import UNKNOWN
 from paramerge.models.names import COMPONENTS, ModuleName
 from paramerge.models.registry import family_of
 from paramerge.resolve.blocks import block_of
+from paramerge.storage.scheme import not_read
 from paramerge.wording import option
 
 _TRAINING_STATE = re.compile(r"(^|\.)(optimizer\w*|lr_schedulers?|callbacks|loops|epoch|global_step)(\.|$)")
@@ -80,12 +80,6 @@ class _Planning:
         _check_architectures([models[i] for i in sorted(merged | {0})])
         self.models = [Model(base) for base in models]
         self.first = self.models[0]
-        self._quantised = {
-            (file.header.path, key): scheme
-            for base in models
-            for file in base.files
-            for key, scheme in file.quantised.items()
-        }
         self.missing: list[_Missing] = []
         self.kept = 0
         for component, index in graph.components.items():
@@ -125,13 +119,15 @@ class _Planning:
         name = self.first.name_of(place)
         if place.component not in COMPONENTS or not info.elements:
             return None
+        if place.file.is_part(place.key):
+            return None
         if not is_float(info.dtype) and place.key not in place.file.quantised:
             self.kept += 1  # position_ids and other whole numbers
             return None
         source = self.graph.components.get(place.component)
         if source is None and (not self.graph.steps or not is_selected(name, self.options.only)):
             return None
-        shape = matrix_shape(info.shape)
+        shape = matrix_shape(place.tensor.shape)
         own = Rows((Piece(0, shape[0], place.tensor),))
         if source is not None:
             made: Ingredient | None = self._rows(source, place)
@@ -197,9 +193,8 @@ class _Planning:
         raise self.first.shape_error(place, place.tensor.shape, tensor)
 
     def _check_plain(self, tensor: StoredTensor) -> None:
-        scheme = self._quantised.get((tensor.path, tensor.key))
-        if scheme is not None or not is_float(tensor.dtype):
-            raise quantised_layer(f"{tensor.path}: {tensor.key}", scheme or f"codes of {tensor.dtype}")
+        if not is_float(tensor.dtype):
+            raise not_read(f"{tensor.path}: {tensor.key}", f"codes of {tensor.dtype}")
 
     def _check_component(self, component: str, index: int) -> None:
         for model in (self.first, self.models[index]):
