@@ -18,6 +18,7 @@ from paramerge.apply.cautions import already_baked, given_twice, lost_in_fp8, un
 from paramerge.apply.operations import Edit, FamilyOp, LoraOp, Op, ParaOp, ParaPart
 from paramerge.apply.steps import BakeOptions, Step
 from paramerge.apply.tensor_plan import FilePlan, TensorPlan
+from paramerge.apply.true_values import TrueValues
 from paramerge.apply.values import Values
 from paramerge.bake.history import earlier_recipe
 from paramerge.bake.input_names import InputNames, names_of
@@ -34,7 +35,6 @@ from paramerge.interpretation import Interpretation
 from paramerge.models.names import COMPONENTS, ModuleName
 from paramerge.storage.quantised import Quantised
 from paramerge.storage.scheme import not_read
-from paramerge.storage.values import TrueValues
 
 if TYPE_CHECKING:  # planning needs no torch
     from paramerge.bake.bake import BakeReport

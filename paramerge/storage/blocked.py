@@ -1,6 +1,7 @@
 """The order of scales in NVIDIA's kernels: tiles of 128 rows by 4 blocks, each as 32 rows of 16.
 
-comfy-kitchen has the same for tensors of torch (``to_blocked``); here it is an index, for NumPy.
+The index is written out, since a reader needs nothing else of comfy-kitchen, whose import takes longer than
+torch's; the tests hold it to ``comfy_kitchen.to_blocked``.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ FLOORS = (
     ("algebra", "interpretation", "listing", "plugins", "system_faults"),
     ("kinds", "old_names", "strict_json"),
     ("files",),
-    ("models",),
+    ("models", "storage"),
     ("adapters",),
     ("formats", "sizes"),
     ("checkpoints",),

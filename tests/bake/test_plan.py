@@ -213,13 +213,14 @@ def test_the_wrong_option_for_a_family_is_refused(base: Path, tmp_path: Path) ->
         plan_of(base, Step("para", lora))
 
 
-def test_a_quantised_layer_is_refused(models, tmp_path: Path) -> None:
-    """Scaled fp8: the stored numbers are not the weight."""
+def test_a_quantised_layer_that_cannot_be_read_is_refused(models, tmp_path: Path) -> None:
+    """Two scales: the stored numbers are not the weight, and nothing says what is."""
     from baking import load
 
     stored = load(models(dtype="F8_E4M3")).tensors
     key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
-    tensors = {**stored, f"{key}.scale_weight": np.array(0.5, np.float32)}
+    scale = np.array(0.5, np.float32)
+    tensors = {**stored, f"{key}.scale_weight": scale, f"{key}.weight_scale": scale}
     base = tmp_path / "base.safetensors"
     write_safetensors(base, tensors, {})
     with pytest.raises(CheckpointError, match="quantised"):

@@ -10,6 +10,7 @@ from quantised_models import CASES, LAYERS, write_model
 
 from paramerge.checkpoints.layout import open_base
 from paramerge.resolve.weights import BaseWeights
+from paramerge.storage.blocked import from_blocked, to_blocked
 
 pytest.importorskip("comfy_kitchen")
 pytest.importorskip("bitsandbytes")
@@ -79,3 +80,14 @@ def test_the_names_of_parts_are_no_layers(tmp_path: Path) -> None:
     layer = names[LAYERS[1]]
     assert np.array_equal(weights.matrix(layer), base.files[0].tensor(f"{LAYERS[1]}.weight").read_exact())
     assert np.allclose(weights.matrix(layer), references[LAYERS[1]], rtol=2.0**-23, atol=0)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (64, 4), (130, 7), (256, 8)])
+def test_the_order_of_scales_is_that_of_comfy_kitchen(rows: int, columns: int) -> None:
+    import comfy_kitchen
+    import torch
+
+    scales = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
+    stored = comfy_kitchen.to_blocked(torch.from_numpy(scales), flatten=False).numpy()
+    assert np.array_equal(to_blocked(scales), stored)
+    assert np.array_equal(from_blocked(stored, rows, columns), scales)
