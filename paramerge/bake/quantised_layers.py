@@ -37,7 +37,7 @@ class Dequantising:
         )
 
     def layers_in(self, file: WeightFile) -> tuple[Quantised, ...]:
-        """Those of which a tensor is in this file."""
+        """The layers of which a tensor is in this file."""
         return tuple(dict.fromkeys(layer for layer in file.quantised.values() if layer in self.layers))
 
 

@@ -165,7 +165,7 @@ def _stated_type(folder: Path) -> str | None:
 
 
 def _stated_quantisation(folder: Path) -> dict[str, object] | None:
-    """What ``config.json`` in ``folder`` states of the quantisation of its weights."""
+    """The settings by which the weights in ``folder`` are quantised, as ``config.json`` states them."""
     entries = _config(folder)
     settings = next((entries[name] for name in QUANTISATION if entries.get(name)), None)
     return settings if isinstance(settings, dict) else None

@@ -1,4 +1,4 @@
-"""What files say of quantised layers beside the tensors, without the layers that are plain now."""
+"""The lists of quantised layers beside the tensors, without the layers that are plain now."""
 
 from __future__ import annotations
 
