@@ -98,8 +98,6 @@ def _layers_of(record: ArchitectureRecord) -> str:
 def _named(record: ArchitectureRecord) -> str:
     if record.ldm is not None:
         return "LDM's or diffusers' names"
-    if record.same_names:
-        return "the same everywhere"
     return "the original's or diffusers' names" if record.key_map is not None else "as the file has them"
 
 

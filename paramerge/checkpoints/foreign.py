@@ -25,9 +25,6 @@ _NO_UNET = (
     ("a T2I-Adapter", r"^(adapter\.)?body\.\d+\."),
     ("a textual inversion embedding", r"^(emb_params|clip_[lg]|string_to_param.*|<.+>)$"),
     ("a VAE", r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(conv_in|conv_out|mid|mid_block)\."),
-    ("a T5 text encoder", r"encoder\.block\.\d+\.layer\."),
-    ("a CLIP vision encoder", r"^vision_model\."),
-    ("a text encoder", r"text_model\.|resblocks\.\d+\.attn\.|^encoder\.layers\.\d+\.self_attn\."),
     ("an upscaler", r"^(model\.\d+\.|conv_first\.|body\.\d+\.rdb)"),
 )
 """Files without a UNet, by a key that they have; a key is of the first kind that matches it."""
@@ -77,6 +74,13 @@ def _kinds(keys: Iterable[str]) -> dict[str, str]:
         if (pattern := first_occurring(kinds, key)) is not None:
             found.setdefault(kinds[pattern], key)
     return {name: found[name] for name in kinds.values() if name in found}
+
+
+def is_beside_models(keys: Iterable[str]) -> bool:
+    """Whether a file has tensors of a VAE, a ControlNet or another network that runs beside a model, or
+    blocks of a UNet of which some are missing."""
+    keys = list(keys)
+    return bool(_kinds(keys)) or first_unet_key(keys) is not None
 
 
 def is_checkpoint(keys: Iterable[str]) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from paramerge.checkpoints.component_folder import is_shard
 from paramerge.checkpoints.diffusers_folder import FolderContents, read_folder
 from paramerge.checkpoints.foreign import (
+    is_beside_models,
     refuse_adapter,
     refuse_long_names,
     refuse_weightless,
@@ -208,7 +209,8 @@ def base_of(header: Header) -> Base:
     _refuse_shard(path)
     files = _opened(None, [(PurePosixPath(path.name), header)])
     components = set(files[0].components.values())
-    if any(name == "vae" or name.startswith("text_encoder") for name in components):
+    encoders = {name for name in components if name.startswith("text_encoder")}
+    if "vae" in components or (encoders and components - encoders):
         layout = SINGLE_FILE
     else:
         layout = UNET_FILE if "unet" in components else MODEL_FILE
@@ -324,7 +326,10 @@ def _architecture(path: Path, files: Sequence[_OpenedFile], folder: FolderConten
         for part in located.parts
     }
     if not any(name.startswith("up_blocks.") for name in unet):
-        raise without_unet(path, [key for file in files for key in file.located])
+        keys = [key for file in files for key in file.located]
+        if any(file.weights.targets for file in files) and not is_beside_models(keys):
+            return Architecture(UNKNOWN, True)
+        raise without_unet(path, keys)
     return detect_architecture(unet)
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 
 _MODEL = re.compile(r"(?:model\.)?diffusion_model\.")
-_ENCODER = re.compile(r"text_encoders\.(?P<encoder>clip_[lgh]|t5xxl)\.(?:transformer\.)?")
+_ENCODER = re.compile(r"text_encoders\.(?P<encoder>\w+)\.(?:transformer\.)?")
 _COMPONENTS = {
     "clip_l": "text_encoder",
     "clip_h": "text_encoder",
     "clip_g": "text_encoder_2",
     "t5xxl": "text_encoder_3",
 }
-"""The text encoders as ComfyUI and Forge name them beside a model."""
+"""The text encoders as ComfyUI and Forge name them beside a model; any other is a language model on its own,
+the first of its pipeline."""
 
 
 def without_prefix(path: str) -> str | None:
@@ -28,4 +29,4 @@ def without_prefix(path: str) -> str | None:
 def bundled_encoder(path: str) -> tuple[str, str] | None:
     """The component and the path in it of a layer of a text encoder; None where it is named otherwise."""
     match = _ENCODER.match(path)
-    return (_COMPONENTS[match["encoder"]], path[match.end() :]) if match else None
+    return (_COMPONENTS.get(match["encoder"], "text_encoder"), path[match.end() :]) if match else None

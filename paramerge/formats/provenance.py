@@ -11,6 +11,7 @@ from paramerge.formats.native import ARCHITECTURE_KEY, BASE_HASH_KEY
 from paramerge.models.model_names import allows
 from paramerge.models.names import ModuleName
 from paramerge.models.registry import published, published_shapes, record_of, records
+from paramerge.models.spelling import likeliest, possible_models
 
 _SHA256 = re.compile(r"(?:0x)?([0-9a-f]{64})")
 _SHORT_HASH = re.compile(r"[0-9a-f]{8,10}")
@@ -21,7 +22,8 @@ def guess_architecture(modules: Mapping[ModuleName, LayerModule], metadata: Mapp
 
     Shapes prove it; else names show it (unless a PaRa states another that has these layers, too), else a PaRa
     states it, else the trainer noted it: structure decides, and what is stated of layers that cannot be of
-    that model is not believed. None where they leave it open
+    that model is not believed. Where a model is stated that has no such layers, the one that has them is
+    meant. None where they leave it open
     (the first text encoder is the same in SD1.5 and SDXL), or where shapes contradict each other.
     """
     proven = set(_from_shapes(modules.values()))
@@ -31,7 +33,16 @@ def guess_architecture(modules: Mapping[ModuleName, LayerModule], metadata: Mapp
     if named := _from_names(modules):
         return by_para if by_para and by_para != named and _has_layers(by_para, modules) else named
     stated = by_para or _from_metadata(metadata)
+    possible = models_by_structure(modules)
+    if possible:
+        fitting = [name for name in possible if stated and record_of(name).plain == record_of(stated).plain]
+        return (stated if stated in possible else fitting[0]) if fitting else likeliest(possible)
     return stated if stated and allows((name.path for name in modules), stated) else None
+
+
+def models_by_structure(modules: Mapping[ModuleName, LayerModule]) -> tuple[str, ...]:
+    """The architectures with key maps that have all these layers, by names and proportions."""
+    return possible_models({name: (m.out_features, m.in_features) for name, m in modules.items()})
 
 
 def possible_architectures(modules: Mapping[ModuleName, LayerModule]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from functools import cache
 from paramerge.kinds import followed
 from paramerge.models.clip_keys import BUNDLED_ENCODERS, EncoderPrefix, canonical_key, from_openclip
 from paramerge.models.key_map import Rows, named
+from paramerge.models.names import COMPONENTS, MODEL
 from paramerge.models.record import ArchitectureRecord
 from paramerge.models.registry import records
 from paramerge.models.unet_keys import (
@@ -55,6 +56,8 @@ _EMA_PREFIX = "model_ema."
 _CLIP_L = EncoderPrefix("text_encoders.clip_l.transformer.", "text_encoder")
 _CLIP_G = EncoderPrefix("text_encoders.clip_g.transformer.", "text_encoder_2")
 _T5 = "text_encoders.t5xxl.transformer."
+_BUNDLED = re.compile(r"text_encoders\.\w+\.transformer\.")
+_ENCODERS = tuple(name for name in COMPONENTS if name.startswith("text_encoder"))
 _CLIP_LIKE = re.compile(r"\b(encoder\.layers|resblocks)\.\d+\.(self_attn|attn|mlp)\.")
 """Keys of a CLIP text encoder, under any prefix: its names are canonical or unknown, never its own."""
 
@@ -95,6 +98,8 @@ def locate(
     """
     if component is None and known is not None:
         return _locate_model(keys, known)
+    if component is None and (alone := stands_alone(keys)) is not None:
+        return _locate_alone(keys, alone)
     if component == "vae":
         return dict.fromkeys(keys, _VAE)
     if component is not None and (component != "unet" or known is not None):
@@ -107,6 +112,37 @@ def locate(
     if component is None:
         return {key: _locate_single(key, unet) for key in keys}
     return {key: unet.locate(key) if unet else Located("unet") for key in keys}
+
+
+_MODEL_PREFIXES = (LDM_UNET_PREFIX, "diffusion_model.", "model.", "net.")
+_NUMBERED = re.compile(r"\.\d+\.")
+_WIDTH_OF_SECOND_ENCODER = 1280
+_CLIP_LAYER = re.compile(r"(text_model\.)?encoder\.layers\.\d+\.self_attn\.q_proj\.weight")
+_OPENCLIP_LAYER = re.compile(r"transformer\.resblocks\.\d+\.attn\.in_proj_weight")
+
+
+def stands_alone(keys: Mapping[str, tuple[int, ...]]) -> EncoderPrefix | None:
+    """The component that a file holds by itself and of which no architecture is known, and its prefix.
+
+    A CLIP text encoder under transformers' or OpenCLIP's names, or any model with numbered matrices, whose
+    layers go by the names that the file has. None where there is a UNet of Stable Diffusion, or no such
+    matrix.
+    """
+    if _find_unet(keys) is not None:
+        return None
+    for key, shape in keys.items():
+        for pattern, openclip in ((_CLIP_LAYER, False), (_OPENCLIP_LAYER, True)):
+            if len(shape) == 2 and pattern.fullmatch(key):
+                second = shape[1] == _WIDTH_OF_SECOND_ENCODER
+                return EncoderPrefix("", "text_encoder_2" if second else "text_encoder", openclip)
+    if not any(len(shape) == 2 and _NUMBERED.search(key) for key, shape in keys.items()):
+        return None
+    prefix = next((start for start in _MODEL_PREFIXES if all(key.startswith(start) for key in keys)), "")
+    return EncoderPrefix(prefix, MODEL, own=True)
+
+
+def _locate_alone(keys: Collection[str], alone: EncoderPrefix) -> dict[str, Located]:
+    return {key: _locate_encoder(key.removeprefix(alone.prefix), alone) for key in keys}
 
 
 def _locate_model(keys: Mapping[str, tuple[int, ...]], known: ArchitectureRecord) -> dict[str, Located]:
@@ -131,7 +167,11 @@ def _bundled_encoders(keys: Collection[str]) -> tuple[EncoderPrefix, ...]:
     """The encoders that ComfyUI saves beside a transformer."""
     two_clips = any(key.startswith(_CLIP_G.prefix) for key in keys)
     t5 = EncoderPrefix(_T5, "text_encoder_3" if two_clips else "text_encoder_2", own=True)
-    return _CLIP_L, _CLIP_G, t5
+    known = [each for each in (_CLIP_L, _CLIP_G, t5) if any(key.startswith(each.prefix) for key in keys)]
+    prefixes = dict.fromkeys(match[0] for key in keys if (match := _BUNDLED.match(key)))
+    others = [prefix for prefix in prefixes if prefix not in {each.prefix for each in known}]
+    free = [name for name in _ENCODERS if name not in {each.component for each in known}]
+    return (*known, *(EncoderPrefix(*each, own=True) for each in zip(others, free, strict=False)))
 
 
 def _locate_layer(

@@ -72,6 +72,9 @@ class KeyMap(Protocol):
     def path(self, part: str) -> str | None:
         """The single file's layer for diffusers' ``part``, whole or in part; None if there is no such."""
 
+    def dotted(self, name: str) -> str | None:
+        """The path, in either naming, of a layer whose dots are underscores; None if there is no such."""
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -88,6 +91,8 @@ class Blocks:
 
 
 _NUMBERED = re.compile(r"(?P<blocks>[\w.]+?)\.(?P<number>\d+)\.(?P<layer>.+)")
+
+_UNDERSCORED = re.compile(r"(?P<blocks>\w+?)_(?P<number>\d+)_(?P<layer>\w+)", re.ASCII)
 
 
 class LayerTable:
@@ -122,6 +127,12 @@ class LayerTable:
             diffusers: (single, {part: path for path, layer in layers.items() for part in layer.parts})
             for single, (diffusers, layers) in self._blocks.items()
         }
+        self._dotted = {path.replace(".", "_"): path for path in (*self._back, *self._outside)}
+        self._blocks_dotted: dict[str, dict[str, tuple[str, str]]] = {}
+        for ways in (self._blocks_back, self._blocks):
+            for name, (_, layers) in ways.items():
+                known = self._blocks_dotted.setdefault(name.replace(".", "_"), {})
+                known |= {path.replace(".", "_"): (name, path) for path in layers}
 
     def layer(self, path: str) -> Layer | None:
         """The layer of diffusers (:meth:`KeyMap.layer`)."""
@@ -144,6 +155,14 @@ class LayerTable:
         if match is None or match["layer"] not in paths:
             return None
         return f"{single}.{match['number']}.{paths[match['layer']]}"
+
+    def dotted(self, name: str) -> str | None:
+        """The path of a layer with underscores (:meth:`KeyMap.dotted`)."""
+        if name in self._dotted:
+            return self._dotted[name]
+        match = _UNDERSCORED.fullmatch(name)
+        found = self._blocks_dotted.get(match["blocks"], {}).get(match["layer"]) if match else None
+        return f"{found[0]}.{match['number']}.{found[1]}" if match and found else None
 
 
 def _layer(found: str | Layer) -> Layer:

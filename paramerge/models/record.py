@@ -104,8 +104,10 @@ class ArchitectureRecord:
         The names of its layers in single files and in diffusers; None where they are not known, or LDM's.
     other_maps:
         Key maps of further namings that single files of it have, with the same names in diffusers.
-    same_names:
-        Whether its layers are called the same in single files and in diffusers.
+    proportions:
+        Rows of a layer for each of its columns, by the end of its path: tells it from models of like names.
+    like_it:
+        Architectures with layers of the same names; this one is meant where nothing tells them apart.
     ldm:
         The blocks of a UNet, where LDM numbers them as of these levels.
     blocks:
@@ -152,7 +154,8 @@ class ArchitectureRecord:
     encoders: tuple[EncoderPrefix, ...] = ()
     key_map: KeyMap | None = None
     other_maps: tuple[KeyMap, ...] = ()
-    same_names: bool = False
+    proportions: Mapping[str, int] = field(default_factory=dict)
+    like_it: tuple[str, ...] = ()
     ldm: UNetStructure | None = None
     blocks: BlockNames | None = None
     published: Callable[[], Published] | None = None

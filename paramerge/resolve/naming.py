@@ -9,6 +9,7 @@ stays as it is, to be refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -233,8 +234,40 @@ def _underscored(path: str) -> str:
     return stem.replace(".", "_") + kind
 
 
-def _spellings(name: ModuleName) -> Iterable[str]:
-    """A path, and for a CLIP text encoder on its own the one without ``text_model.``."""
+def _spellings(name: ModuleName) -> Iterator[str]:
+    """A path, and others that the same layer may have in a base.
+
+    A CLIP text encoder on its own has no ``text_model.``; a parameter without an ending is no weight of a
+    layer; a language model's layers are deeper inside a model that also sees, and since transformers 4.52
+    at other places of it.
+    """
     yield name.path
     if name.path.startswith("text_model."):
         yield name.path.removeprefix("text_model.")
+    yield name.path.removesuffix(".weight")
+    for start, rest in _split_prefixes(name.path):
+        for other in _PLACES_OF_LAYERS[start]:
+            yield other + rest
+
+
+_LANGUAGE = ("language_model.model.", "model.language_model.", "language_model.", "model.", "")
+_SEEING = ("visual", "vision_tower", "multi_modal_projector")
+_PLACES_OF_LAYERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_LANGUAGE, _LANGUAGE),
+    "language_model.lm_head": ("lm_head",),
+    "lm_head": ("language_model.lm_head",),
+    **{f"{part}.": (f"model.{part}.",) for part in _SEEING},
+    **{f"model.{part}.": (f"{part}.",) for part in _SEEING},
+}
+"""Prefixes of a language model's paths, each with those that other versions of transformers, or a model that
+is that language model alone, have for it."""
+
+_LANGUAGE_LAYER = re.compile(r"(layers[._]\d+[._]|embed_tokens|norm\b)")
+
+
+def _split_prefixes(path: str) -> Iterator[tuple[str, str]]:
+    """The prefixes of :data:`_PLACES_OF_LAYERS` that a path has, each with the rest of it."""
+    for start in _PLACES_OF_LAYERS:
+        rest = path.removeprefix(start)
+        if path.startswith(start) and (start not in _LANGUAGE or _LANGUAGE_LAYER.match(rest)):
+            yield start, rest

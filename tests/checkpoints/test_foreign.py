@@ -24,13 +24,20 @@ NO_UNET = [
     ("a VAE", "decoder.conv_in.weight"),
     ("a VAE", "decoder.mid_block.resnets.0.conv1.weight"),
     ("a VAE", "first_stage_model.encoder.mid.block_1.conv1.weight"),
-    ("a T5 text encoder", "encoder.block.0.layer.0.SelfAttention.q.weight"),
-    ("a CLIP vision encoder", "vision_model.encoder.layers.0.mlp.fc1.weight"),
-    ("a text encoder", "text_model.encoder.layers.0.mlp.fc1.weight"),
-    ("a text encoder", "transformer.resblocks.0.attn.in_proj_weight"),
     ("an upscaler", "conv_first.weight"),
     ("EMA weights alone", "model_ema.diffusion_modelinput_blocks00weight"),
 ]
+BY_THEMSELVES = [
+    ("model", "encoder.block.0.layer.0.SelfAttention.q.weight"),
+    ("model", "vision_model.encoder.layers.0.mlp.fc1.weight"),
+    ("model", "stages.3.mixer.weight"),
+    ("model", "net.stages.3.mixer.weight"),
+    ("model", "model.diffusion_model.stages.3.mixer.weight"),
+    ("text_encoder", "text_model.encoder.layers.0.self_attn.q_proj.weight"),
+    ("text_encoder", "encoder.layers.0.self_attn.q_proj.weight"),
+]
+"""Files of one model, of which no architecture is known, with the component that they are opened as."""
+
 ADAPTERS = [
     "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight",
     "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha",
@@ -71,6 +78,21 @@ def refusal(tmp_path: Path, shapes: dict[str, Shape]) -> CheckpointError:
     with pytest.raises(CheckpointError) as caught:
         open_base(write_holes(tmp_path / "file.safetensors", shapes))
     return caught.value
+
+
+@pytest.mark.parametrize(("component", "key"), BY_THEMSELVES)
+def test_files_of_one_unknown_model_are_bases_name_for_name(component: str, key: str, tmp_path: Path) -> None:
+    base = open_base(write_holes(tmp_path / "file.safetensors", {key: (4, 2), "norm.weight": (4,)}))
+    path = key.removesuffix(".weight")
+    if component == "text_encoder":
+        path = path if path.startswith("text_model.") else f"text_model.{path}"
+    assert (base.architecture, base.layout) == ("unknown", "model-file")
+    assert [str(name) for name in base.files[0].targets] == [f"{component}.{path}"]
+    alone = open_base(write_holes(tmp_path / "alone.safetensors", {key: (4, 2)}))
+    stripped = [key.removeprefix(start) for start in ("net.", "model.diffusion_model.")]
+    assert [name.path for name in alone.files[0].targets] == [
+        min((*stripped, key), key=len).removesuffix(".weight") if component == "model" else path
+    ]
 
 
 @pytest.mark.parametrize(("name", "key"), NO_UNET)

@@ -56,6 +56,7 @@ RECORDS = (
         "anima",
         label="Anima",
         patterns=(*_COSMOS.patterns, r"\bllm_adapter\."),
+        like_it=("cosmos-predict2",),
         modelspec_read=("anima",),
         kohya=KohyaNames(also=("anima",)),
     ),

@@ -65,6 +65,8 @@ RECORDS = (
             r"\b(vector_in\.in_layer|time_text_embed\.text_embedder\.linear_1)\.",
         ),
         key_map=KEY_MAP,
+        proportions={"linear1": 7, "img_mlp.0": 4, "txt_mlp.0": 4},
+        like_it=("flux2", "chroma", "hunyuan-video", "hunyuan-video-1.5"),
         resembles=(FLUX_LIKE, DIFFUSION_TRANSFORMER, T5_ENCODER),
         modelspec_read=("flux-1",),
         kohya=KohyaNames(also=("flux1",)),

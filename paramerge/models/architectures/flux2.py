@@ -58,6 +58,7 @@ RECORDS = (
         label="FLUX.2",
         patterns=(r"double_stream_modulation_img\.lin(ear)?\.",),
         key_map=KEY_MAP,
+        proportions={"linear1": 9, "img_mlp.0": 6, "txt_mlp.0": 6},
         resembles=(FLUX_LIKE, DIFFUSION_TRANSFORMER),
         modelspec_read=("flux-2", "flux2"),
         kohya=KohyaNames(also=("flux2",)),

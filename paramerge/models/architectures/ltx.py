@@ -88,6 +88,7 @@ RECORDS = (
         label="LTX-Video",
         patterns=(_BLOCKS, r"\bpatchify_proj\.|\btime_embed\.emb\.timestep_embedder\."),
         key_map=KEY_MAP,
+        like_it=("ltx2",),
         modelspec_read=("ltx",),
     ),
 )
