@@ -28,7 +28,7 @@ _NO_NAME = re.compile(r"[^\w.@-]")
 
 def default_output(plan: Plan) -> Path:
     """A name in the current folder: the inputs' names, and all that makes two bakes of them differ."""
-    parts = [plan.base.path.resolve().name.removesuffix(".safetensors")]
+    parts = [plan.base.path.resolve().name.removesuffix(".safetensors").removesuffix(".gguf")]
     for step in plan.steps:
         name = step.step.path.resolve().name.removesuffix(".safetensors")
         parts.append(name if step.step.strength == 1 else f"{name}@{_number(step.step.strength)}")

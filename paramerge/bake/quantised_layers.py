@@ -65,7 +65,7 @@ def dequantising(
         layer
         for file in base.files
         for key, layer in file.quantised.items()
-        if (file.components[key], key) in made or _is_converted(file, key, options)
+        if (file.components[key], key) in made or _is_converted(file, key, options) or _is_foreign(layer)
     }
     changed |= {
         layer
@@ -93,10 +93,18 @@ def _is_converted(file: WeightFile, key: str, options: BakeOptions) -> bool:
     return options.dtype != "keep" and file.components[key] in COMPONENTS
 
 
+def _is_foreign(layer: Quantised) -> bool:
+    return layer.scheme is not None and layer.scheme.foreign
+
+
 def _said(
     changed: Collection[Quantised], beside: Collection[Quantised], options: BakeOptions
 ) -> Iterator[str]:
     if options.dtype != "keep" or not changed:
+        return
+    if any(map(_is_foreign, changed)):
+        count = len(changed)
+        yield f"{count} quantised tensors of a GGUF file are written as bf16: the output is safetensors"
         return
     titles = " and ".join(sorted({layer.title for layer in changed}))
     yield (

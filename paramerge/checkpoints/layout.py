@@ -25,6 +25,7 @@ from paramerge.checkpoints.foreign import (
 from paramerge.checkpoints.parameters import parameters_of
 from paramerge.checkpoints.targets import Target, targets_of
 from paramerge.errors import CheckpointError, MissingCheckpointError
+from paramerge.files.gguf import is_gguf, read_gguf
 from paramerge.files.header import Header, read_header
 from paramerge.files.source import Source
 from paramerge.files.tensors import StoredTensor, stored
@@ -200,7 +201,7 @@ def _open(path: Path, variant: str | None) -> Base:
         layout = MODEL_FOLDER if folder.alone and "unet" not in folder.weights else DIFFUSERS_FOLDER
         return _base(path, layout, [file for files in parts for file in files], folder)
     _check_file(path, variant)
-    return base_of(read_header(path))
+    return base_of(read_gguf(path) if is_gguf(path) else read_header(path))
 
 
 def base_of(header: Header) -> Base:

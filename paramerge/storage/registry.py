@@ -12,6 +12,7 @@ from paramerge.storage.scheme import Scheme
 from paramerge.storage.schemes.bitsandbytes_int8 import BitsandbytesInt8
 from paramerge.storage.schemes.convrot import ConvRotInt8
 from paramerge.storage.schemes.fp8 import ScaledFp8
+from paramerge.storage.schemes.gguf import Gguf
 from paramerge.storage.schemes.int8 import ScaledInt8
 from paramerge.storage.schemes.mxfp8 import Mxfp8
 from paramerge.storage.schemes.nvfp4 import Nvfp4
@@ -19,6 +20,7 @@ from paramerge.storage.schemes.unread import UNREAD
 
 BUILT_IN: tuple[Scheme, ...] = (
     *UNREAD,
+    Gguf(),
     BitsandbytesInt8(),
     Mxfp8(),
     Nvfp4(),

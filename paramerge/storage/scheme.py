@@ -33,6 +33,8 @@ class Scheme(ABC):
         The formats of ComfyUI's marks that are this scheme.
     reference:
         The code whose values paramerge's are, bit for bit in float32; empty where layers are not read.
+    foreign:
+        Whether codes are of a format that no safetensors file holds: such layers are always written plain.
     weightless:
         Whether nothing in a layer has the weight's shape, or says it.
     """
@@ -41,6 +43,7 @@ class Scheme(ABC):
     title: str
     formats: tuple[str, ...] = ()
     reference: str = ""
+    foreign: bool = False
     weightless: bool = False
 
     @property

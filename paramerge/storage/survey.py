@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from paramerge.errors import CheckpointError
 from paramerge.files.dtypes import BITS
+from paramerge.files.gguf import is_ggml
 from paramerge.files.header import Header
 from paramerge.files.tensors import StoredTensor, stored
 from paramerge.storage.layer import StoredLayer
@@ -97,6 +98,7 @@ def survey(headers: Sequence[Header], config: Mapping[str, object] | None = None
         found.append(Quantised.of(StoredLayer(key, weight, own, entry, config or {}, marker)))
         taken.update(tensor.key for tensor in found[-1].tensors)
     found += [each for each in _stacked(home, config or {}) if each.layer.key not in taken]
+    found += [each for each in _packed(home) if each.layer.key not in taken]
     by_key = {tensor.key: layer for layer in found for tensor in layer.tensors}
     return Survey(tuple(found), markers, by_key)
 
@@ -145,6 +147,8 @@ def _is_quantised(weight: StoredTensor | None, names: frozenset[str], stated: bo
     """Whether a layer with these tensors beside its weight is stored quantised."""
     if weight is None:
         return bool(names & (_UNMISTAKABLE | _ALONE))
+    if is_ggml(weight.dtype):
+        return True
     narrow = BITS[weight.dtype] <= 8 and weight.dtype != "BOOL"
     loose = weight.dtype == "U32" and "scales" in names
     return (narrow and (bool(names) or stated)) or bool(names & (_UNMISTAKABLE | _SCALES)) or loose
@@ -153,6 +157,13 @@ def _is_quantised(weight: StoredTensor | None, names: frozenset[str], stated: bo
 def _is_part(key: str, weight: str) -> bool:
     """Whether a tensor beside a quantised weight is a part of it: all but what a module of its own has."""
     return not key.endswith((".weight", ".bias")) and key.startswith(weight.removesuffix("weight"))
+
+
+def _packed(home: Mapping[str, Header]) -> Iterator[Quantised]:
+    """Tensors of GGML types under keys that are no weight's."""
+    for key, header in home.items():
+        if is_ggml(header.tensors[key].dtype):
+            yield Quantised.of(StoredLayer(key, stored(header, key), {}))
 
 
 def _stacked(home: Mapping[str, Header], config: Mapping[str, object]) -> Iterator[Quantised]:
