@@ -23,7 +23,8 @@ from paramerge.storage.tensor import TrueTensor
 class ChangedLayer:
     """A layer's weight before and after, (d, k) float64.
 
-    ``shape`` is its own; ``dtype`` the one of both checkpoints that rounds more.
+    ``shape`` is its own; ``dtype`` the one of both checkpoints that rounds more; ``tuned_dtype`` the one of
+    ``tuned``.
     """
 
     name: ModuleName
@@ -31,6 +32,7 @@ class ChangedLayer:
     base: np.ndarray
     tuned: np.ndarray
     dtype: str
+    tuned_dtype: str
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -47,6 +49,10 @@ class Differences:
 
     Attributes
     ----------
+    layers:
+        Those that adapters reach, in order.
+    others:
+        Norms, biases and embeddings.
     unlike:
         Layers that have another shape in each, with the reason: the first convolution, where one of the
         checkpoints is for inpainting and the other is not.
@@ -65,7 +71,7 @@ class Differences:
             )
         self._weights = BaseWeights(base), BaseWeights(tuned)
         self.layers = self._common("targets", only)
-        self._others = self._common("parameters", only)
+        self.others = self._common("parameters", only)
 
     def changed(self) -> Iterator[ChangedLayer | None]:
         """Each layer in the order of :attr:`layers`; None for one that is the same in both.
@@ -79,18 +85,26 @@ class Differences:
         CheckpointError
             It is stored in a form that cannot be computed on.
         """
+        return map(self.at, self.layers)
+
+    def at(self, name: ModuleName) -> ChangedLayer | None:
+        """One of :attr:`layers` or :attr:`others`; raises as :meth:`changed`."""
+        both = self._changed(name)
+        if both is None:
+            return None
         before, after = self._weights
-        for name in self.layers:
-            both = self._changed(name)
-            if both is None:
-                yield None
-                continue
-            dtype = coarser(before.dtype(name), after.dtype(name))
-            yield ChangedLayer(name, after.target(name).shape, *both, dtype)
+        dtype = after.dtype(name)
+        coarse = coarser(before.dtype(name), dtype)
+        return ChangedLayer(name, after.target(name).shape, *both, coarse, dtype)
+
+    def unchanged(self, name: ModuleName) -> tuple[np.ndarray, str]:
+        """The weight of a layer that is the same in both, (d, k) float64, and the dtype that rounds more."""
+        before, after = self._weights
+        return before.matrix(name), coarser(before.dtype(name), after.dtype(name))
 
     def changed_parameters(self) -> Iterator[tuple[ModuleName, np.ndarray]]:
         """Norms, biases and embeddings that are not the same in both, and ``tuned - base``, float64."""
-        for name in self._others:
+        for name in self.others:
             both = self._changed(name)
             if both is not None:
                 yield name, both[1] - both[0]

@@ -15,12 +15,15 @@ from paramerge.files.dtypes import unit_roundoff
 _LEAST_EXPONENT = {"F64": -1022, "F32": -126, "BF16": -126, "F16": -14, "F8_E4M3": -6, "F8_E5M2": -14}
 """Exponent of the smallest normal number: below it the steps stay as they are."""
 
+_EXPONENT = np.int64(0x7FF0_0000_0000_0000)
+"""The bits of a float64's exponent."""
+
 
 def only_rounded(one: np.ndarray, other: np.ndarray, dtype: str, other_dtype: str) -> bool:
     """Whether rounding alone explains how ``one`` (float64, stored as ``dtype``) and ``other`` differ."""
     if dtype == other_dtype:
         return np.array_equal(one, other)
-    allowed = _half_step(one, dtype) + _half_step(other, other_dtype)
+    allowed = half_step(one, dtype) + half_step(other, other_dtype)
     return bool(np.all(np.abs(one - other) <= allowed))
 
 
@@ -29,7 +32,9 @@ def coarser(dtype: str, other: str) -> str:
     return max(dtype, other, key=unit_roundoff)
 
 
-def _half_step(values: np.ndarray, dtype: str) -> np.ndarray:
-    """The largest distance of a number that rounds to each of ``values``."""
-    exponents = np.where(values == 0, _LEAST_EXPONENT[dtype], np.frexp(values)[1] - 1)
-    return np.asarray(np.ldexp(unit_roundoff(dtype), np.maximum(exponents, _LEAST_EXPONENT[dtype])))
+def half_step(values: np.ndarray, dtype: str) -> np.ndarray:
+    """The largest distance of a number that rounds to each of ``values`` (float64, of ``dtype``)."""
+    powers = (values.view(np.int64) & _EXPONENT).view(np.float64)  # 2^e of each number, 0 of 0
+    np.maximum(powers, 2.0 ** _LEAST_EXPONENT[dtype], out=powers)
+    powers *= unit_roundoff(dtype)
+    return powers

@@ -96,11 +96,18 @@ def inspect_folder(
     FileFormatError
         The folder itself cannot be read.
     """
-    entries = sorted((_entry(path, interpretation) for path in _found(Path(folder), 0)), key=SORTS["name"])
+    entries = sorted((_entry(path, interpretation) for path in models_in(Path(folder))), key=SORTS["name"])
     return tuple(sorted(entries, key=SORTS[sort]))
 
 
-def _found(folder: Path, depth: int) -> Iterator[Path]:
+def models_in(folder: Path, depth: int = 0) -> Iterator[Path]:
+    """The safetensors files, adapter folders and model folders in ``folder``, ``depth`` folders deep.
+
+    Raises
+    ------
+    FileFormatError
+        The folder cannot be read.
+    """
     with reading(folder):
         inside = sorted(folder.iterdir())
     for path in inside:
@@ -111,7 +118,7 @@ def _found(folder: Path, depth: int) -> Iterator[Path]:
         elif path.is_dir() and not path.is_symlink() and depth < DEPTH:
             try:
                 whole = not is_collection(path)
-                nested = [path] if whole else list(_found(path, depth + 1))
+                nested = [path] if whole else list(models_in(path, depth + 1))
             except ParamergeError:  # it may not be entered: an entry that says so
                 nested = [path]
             yield from nested

@@ -1,0 +1,1 @@
+"""``explain``: the adapters in a checkpoint, with strengths, order, and what they leave unexplained."""
