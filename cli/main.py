@@ -34,6 +34,7 @@ COMMANDS = {
     "inspect": "paramerge.cli.inspect:inspect",
     "merge": "paramerge.cli.merge:merge",
     "replay": "paramerge.cli.replay:replay",
+    "explain": "paramerge.cli.explain:explain",
     "compare": "paramerge.cli.compare:compare",
     "generate": "paramerge.cli.generate:generate",
     "demo": "paramerge.cli.demo:demo",

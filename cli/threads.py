@@ -21,8 +21,8 @@ SMALL_MODEL = 250_000_000
 """Bytes of weights below which a step is too little work for several threads; SD1.5 has ten times as many."""
 
 
-_LARGE_MATRICES = ("extract",)
-"""Verbs that factorise one large matrix after another, for which NumPy's threads are worth their waiting."""
+_LARGE_MATRICES = ("extract", "explain")
+"""Verbs that work on one large matrix after another, for which NumPy's threads are worth their waiting."""
 
 
 def choose_threads(verb: str, environment: MutableMapping[str, str] = os.environ) -> None:

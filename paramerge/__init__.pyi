@@ -19,6 +19,7 @@ from .compare.call import compare as compare
 from .compare.report import write_report as write_report
 from .convert.call import convert as convert
 from .errors import ParamergeError as ParamergeError
+from .explain.call import explain as explain
 from .extract.call import extract as extract
 from .extract.from_lora import extract_para as extract_para
 from .files.header import read_header as read_header

@@ -1,7 +1,7 @@
 """PaRa's directions, one by one: the ones that are gone from a checkpoint, ``q^T W' = 0`` up to rounding.
 
-A direction is a left singular vector of ``Q Q^T W``: of the span that the PaRa may take, the parts in the order
-of the energy that W has there, in which a rank boundary takes them, too.
+A direction is a left singular vector of ``Q Q^T W``: the span that the PaRa may take, in the order of the
+energy that W has there, which is that of a rank boundary, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``explain``: which adapters a checkpoint is made of, at which strengths, in which order, and what is left."""
+"""``explain``: the adapters that a checkpoint is made of, their strengths and order, and what is left."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ from paramerge.models.names import ModuleName
 
 Progress = Callable[[int, int], None]
 
+_MOST_LOOKS = 3
+
 
 def explain(
     tuned: Base,
@@ -54,17 +56,21 @@ def explain(
     """
     differences = Differences(base, tuned)
     seen = survey(differences, candidates, progress)
-    places = range(len(candidates))
-    first = combined([layer.fit for layer in seen.layers], places)
-    judged = judge([layer.fit for layer in seen.layers], first)
-    there = {i: float(first.values[first.places.index(i)]) for i in places if judged[i].verdict == "there"}
-    ordering = find_order(differences, seen.layers, candidates, there, progress)
-    fits = {layer.name: _final(layer.fit, ordering, layer.name, there) for layer in seen.layers}
-    final = combined(list(fits.values()), there)
-    finder = _Finder(differences, candidates, seen, fits, first, final, judged)
+    fits = first = {layer.name: layer.fit for layer in seen.layers}
+    strengths, judged = _judged(fits, len(candidates))
+    ordering = Ordering((), {}, ())
+    for _ in range(_MOST_LOOKS):  # in the right order more may be seen to be there, rarely
+        there = _there(strengths, judged)
+        if there.keys() == {place for step in ordering.order for place in step}:
+            break
+        ordering = find_order(differences, seen.layers, candidates, there, progress)
+        fits = first | ordering.fits
+        strengths, judged = _judged(fits, len(candidates))
+    finder = _Finder(differences, candidates, seen, fits, strengths, judged)
     order = _order_finding(ordering, candidates)
     ranked = [place for step in ordering.order for place in step]
-    ranked += sorted(set(places) - set(ranked), key=lambda place: judged[place].verdict != "unclear")
+    verdicts = ("there", "unclear", "absent")
+    ranked += sorted(judged.keys() - set(ranked), key=lambda i: (verdicts.index(judged[i].verdict), i))
     adapters = tuple(finder.adapter(place) for place in ranked)
     layers = tuple(finder.layer(name) for name in fits)
     beside = tuple(differences.changed_beside())
@@ -85,10 +91,17 @@ def explain(
     )
 
 
-def _final(fit: LayerFit, ordering: Ordering, name: ModuleName, there: Mapping[int, float]) -> LayerFit:
-    """The layer's fit in the best order; where the order makes no difference there, the first one."""
-    found = ordering.fits.get(name)
-    return found if found is not None else fit.without(tuple(there))
+def _judged(fits: Mapping[ModuleName, LayerFit], count: int) -> tuple[Strengths, dict[int, Judged]]:
+    strengths = combined(list(fits.values()), range(count))
+    return strengths, judge(list(fits.values()), strengths)
+
+
+def _there(strengths: Strengths, judged: Mapping[int, Judged]) -> dict[int, float]:
+    return {
+        place: float(value)
+        for place, value in zip(strengths.places, strengths.values, strict=True)
+        if judged[place].verdict == "there"
+    }
 
 
 def _order_finding(ordering: Ordering, candidates: Sequence[Candidate]) -> OrderFinding:
@@ -126,26 +139,24 @@ class _Finder:
         candidates: Sequence[Candidate],
         seen: Survey,
         fits: Mapping[ModuleName, LayerFit],
-        first: Strengths,
-        final: Strengths,
+        strengths: Strengths,
         judged: Mapping[int, Judged],
     ) -> None:
         self._differences, self._candidates, self._seen = differences, candidates, seen
-        self._fits, self._first, self._final, self._judged = fits, first, final, judged
+        self._fits, self._strengths, self._judged = fits, strengths, judged
         self._change = math.sqrt(sum(layer.fit.change for layer in seen.layers))
 
     def adapter(self, place: int) -> AdapterFinding:
         """The finding on one candidate."""
         candidate, judged = self._candidates[place], self._judged[place]
-        source = self._final if judged.verdict == "there" else self._first
-        index = source.places.index(place)
-        value, error = float(source.values[index]), float(source.errors[index])
+        index = self._strengths.places.index(place)
+        value, error = float(self._strengths.values[index]), float(self._strengths.errors[index])
         changed = [layer for layer in self._seen.layers if layer.name in candidate.modules]
         untouched = [name for name in self._seen.unchanged if name in candidate.modules]
         if not changed:
             there = [(name, candidate.modules[name]) for name in untouched]
             value, error = 0.0, largest_unseen(self._differences, there) / BAR
-        own = [self._fits[layer.name] if judged.verdict == "there" else layer.fit for layer in changed]
+        own = [self._fits[layer.name] for layer in changed]
         lowest, highest = _extremes(own, place, value)
         size = sum(float(fit.gram[fit.places.index(place), fit.places.index(place)]) for fit in own)
         return AdapterFinding(
@@ -156,7 +167,7 @@ class _Finder:
             bar=BAR * error,
             layers=len(changed) + len(untouched),
             changed=len(changed),
-            uneven=place in source.uneven,
+            uneven=place in self._strengths.uneven,
             lowest=lowest,
             highest=highest,
             share=abs(value) * math.sqrt(size) / self._change if self._change else 0.0,
@@ -167,7 +178,7 @@ class _Finder:
     def layer(self, name: ModuleName) -> LayerFinding:
         """The finding on one changed layer."""
         fit = self._fits[name]
-        left = fit.residual_at(self._final.at(fit))
+        left = fit.residual_at(self._strengths.at(fit))
         chance = fit.noise * (1 + 5 * math.sqrt(2 / fit.elements))
         errors = _errors(fit)
         names = [self._candidates[place].name for place in fit.places]

@@ -50,8 +50,8 @@ class AdapterFinding:
     layers, changed:
         Layers of the adapter that the checkpoint has, and of these the ones that it changed.
     uneven:
-        Whether its strength differs between layers by more than rounding; ``lowest`` and ``highest`` are those
-        of single layers.
+        Whether its strength differs between layers by more than rounding; ``lowest`` and ``highest`` are
+        those of single layers.
     share:
         ``||s X|| / ||D||``: the size of its change beside the whole change of the checkpoint.
     like:

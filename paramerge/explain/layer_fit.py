@@ -1,12 +1,12 @@
 """Least squares on one layer: the strengths at which the candidates' changes add up to the layer's.
 
-With ``D = W' - W`` of the two checkpoints and the change ``X_i`` of each candidate at strength 1, the model is
-``D = sum s_i X_i + E``, E the rounding of W' to its dtype. E's numbers are taken as independent, each uniform
-within half a step of its own: variance ``q^2 / 12`` for a step q. So the normal equations ``G s = X^T D``, with
-``G = X^T X``, have a right side with the covariance ``X^T diag(q^2 / 12) X``, which is summed up as it is.
+With ``D = W' - W`` of the two checkpoints and the change ``X_i`` of each candidate at strength 1, the model
+is ``D = sum s_i X_i + E``, E the rounding of W' to its dtype. E's numbers are taken as independent, each
+uniform within half a step of its own: variance ``q^2 / 12`` for a step q. So the normal equations
+``G s = X^T D``, with ``G = X^T X``, have a right side with the covariance ``X^T diag(q^2 / 12) X``, which is
+summed up as it is.
 
-Where changes are no larger than steps, rounding is no such noise: it swallows them. There the strengths are
-those for which ``round(W + sum s_i X_i)`` has the same inner products as W', found by repetition.
+Where changes are no larger than steps, rounding is no such noise: see :mod:`paramerge.explain.swallowed`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import ml_dtypes
 import numpy as np
 
 from paramerge.adapters.changes import Change
@@ -25,11 +26,6 @@ from paramerge.files.dtypes import NUMPY
 _BLOCK_ELEMENTS = 1 << 19
 NEARLY_DEPENDENT = 1e-10
 """Eigenvalues of the normal equations, of columns of length 1, up to which columns are one."""
-_SWALLOWING = 25.0
-"""A change whose mean square is so many times that of the steps is rounded as noise is."""
-_MOST_REPETITIONS = 40
-_LEAST_KEPT = 0.1
-"""The smallest part of a change that steps are scaled up for."""
 _CANCELLED = 1e-8
 """A residual is summed up by itself where it is so small a part of what was there."""
 _ARITHMETIC = 16.0
@@ -113,12 +109,18 @@ class Unexplained:
     rounded: bool = False
 
     def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows ``start`` to ``stop``, float64."""
         predicted = self.layer.base[start:stop]
         for change, strength in zip(self.changes, self.strengths, strict=True):
             predicted = predicted + strength * change.rows(start, stop)
         if self.rounded:
-            predicted = predicted.astype(NUMPY[self.layer.tuned_dtype]).astype(np.float64)
+            predicted = rounded(predicted, self.layer.tuned_dtype)
         return np.asarray(self.layer.tuned[start:stop] - predicted)
+
+    def less(self, changes: Sequence[Change], strengths: np.ndarray, *, rounded: bool = False) -> Unexplained:
+        """The rest without further ``changes``, or without their rounded sum with the weight."""
+        every = [*self.changes, *changes]
+        return Unexplained(self.layer, every, [*self.strengths, *strengths.tolist()], rounded)
 
 
 @dataclass(frozen=True)
@@ -139,31 +141,17 @@ def fit_layer(
 
     With ``begun`` they are fitted to what it leaves; their strengths are further ones then.
     """
-    known = ([], []) if begun is None else ([begun], [1.0])
-    sums = sums_over(layer, changes, Unexplained(layer, *known))
+    first = Unexplained(layer) if begun is None else Unexplained(layer, [begun], [1.0])
+    sums = sums_over(layer, changes, first)
     strengths = solved(sums.gram, sums.seen)
     residual = sums.squared - float(sums.seen @ strengths)
     if residual <= _CANCELLED * sums.squared:
-        residual = squared_norm(layer, _left(layer, known, changes, strengths))
+        residual = squared_norm(layer, first.less(changes, strengths))
     change = sums.squared if begun is None else squared_norm(layer, Unexplained(layer))
     fit = LayerFit(
         tuple(places), sums.gram, strengths, sums.spread, change, residual, sums.noise, layer.tuned.size
     )
-    swallowed = change < _SWALLOWING * 12 * sums.noise
-    return _as_rounded(layer, changes, fit, known) if swallowed and places else fit
-
-
-_Known = tuple[list[Change], list[float]]
-
-
-def _left(
-    layer: ChangedLayer,
-    known: _Known,
-    changes: Sequence[Change],
-    strengths: np.ndarray,
-    rounded: bool = False,
-) -> Unexplained:
-    return Unexplained(layer, [*known[0], *changes], [*known[1], *strengths.tolist()], rounded)
+    return fit
 
 
 def sums_over(layer: ChangedLayer, changes: Sequence[Change], rest: Rest) -> Sums:
@@ -171,7 +159,7 @@ def sums_over(layer: ChangedLayer, changes: Sequence[Change], rest: Rest) -> Sum
     n = len(changes)
     gram, seen, spread = np.zeros((n, n)), np.zeros(n), np.zeros((n, n))
     squared = noise = 0.0
-    for start, stop in _runs(layer, n + 3):
+    for start, stop in runs_of(layer, n + 3):
         block = rest.rows(start, stop).ravel()
         variances = step_variances(layer.tuned[start:stop], layer.tuned_dtype).ravel()
         squared += float(block @ block)
@@ -186,7 +174,7 @@ def sums_over(layer: ChangedLayer, changes: Sequence[Change], rest: Rest) -> Sum
 
 def squared_norm(layer: ChangedLayer, rest: Rest) -> float:
     """``||R||^2``, by blocks of rows."""
-    blocks = (rest.rows(start, stop).ravel() for start, stop in _runs(layer, 4))
+    blocks = (rest.rows(start, stop).ravel() for start, stop in runs_of(layer, 4))
     return float(sum(float(block @ block) for block in blocks))
 
 
@@ -198,6 +186,12 @@ def step_variances(values: np.ndarray, dtype: str) -> np.ndarray:
     steps *= steps
     steps /= 3
     return steps
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """``values`` in ``dtype`` and back, those beyond its range at its end."""
+    largest = float(ml_dtypes.finfo(NUMPY[dtype]).max)  # type: ignore[no-untyped-call]
+    return np.asarray(np.clip(values, -largest, largest).astype(NUMPY[dtype]).astype(np.float64))
 
 
 def solved(gram: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -215,27 +209,8 @@ def inverse(gram: np.ndarray) -> np.ndarray:
     )
 
 
-def _as_rounded(layer: ChangedLayer, changes: Sequence[Change], fit: LayerFit, known: _Known) -> LayerFit:
-    """The fit to ``round(W + sum s_i X_i)``, where that is nearer to W' than the sum itself."""
-    inverted = inverse(fit.gram)
-    errors = np.sqrt(np.diagonal(inverted @ fit.spread @ inverted))
-    strengths, kept = fit.strengths, 1.0
-    length = float(fit.strengths @ fit.gram @ fit.strengths)
-    for repetition in range(_MOST_REPETITIONS):
-        sums = sums_over(layer, changes, _left(layer, known, changes, strengths, rounded=True))
-        missing = inverted @ sums.seen
-        if repetition == 0 and length and not known[0]:  # the part of a change that survives the rounding
-            kept = 1 - float(missing @ fit.gram @ fit.strengths) / length
-            kept = min(max(kept, _LEAST_KEPT), 1.0)
-        if np.all(np.abs(missing) <= 0.05 * errors):
-            break
-        strengths = strengths + missing / kept
-    if sums.squared >= fit.residual:
-        return fit
-    return replace(fit, strengths=strengths, residual=sums.squared, spread=fit.spread / kept**2)
-
-
-def _runs(layer: ChangedLayer, matrices: int) -> Iterator[tuple[int, int]]:
+def runs_of(layer: ChangedLayer, matrices: int) -> Iterator[tuple[int, int]]:
+    """Runs of rows of which so many ``matrices`` at once stay in a core's cache."""
     rows, columns = layer.tuned.shape
     step = max(1, _BLOCK_ELEMENTS // max(1, columns * matrices))
     return ((start, min(start + step, rows)) for start in range(0, rows, step))

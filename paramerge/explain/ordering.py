@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from paramerge.adapters.overflow import overflowing
-from paramerge.explain.candidates import Candidate
+from paramerge.explain.candidates import Candidate, change_of, projection
 from paramerge.explain.layer_fit import LayerFit
 from paramerge.explain.order_fit import fit_order
 from paramerge.explain.orders import Order, possible_orders
@@ -18,6 +18,9 @@ from paramerge.models.names import ModuleName
 
 _NO_MATTER = 1e-3
 """Orders whose residuals differ by less than this, in variances of a number, give the same."""
+
+_HOPELESS = 1000.0
+"""Orders whose squared residual is so many variances larger are not followed further."""
 
 
 @dataclass(frozen=True)
@@ -62,25 +65,31 @@ def find_order(
     strengths: Mapping[int, float],
     progress: Callable[[int, int], None],
 ) -> Ordering:
-    """Fit every possible order of the candidates that ``strengths`` names, from these strengths on."""
+    """Fit every possible order of the candidates that ``strengths`` names, from these strengths on.
+
+    An order that is far worse than another after some layers is not looked at further.
+    """
     kinds = {place: candidates[place].kind for place in strengths}
     orders = possible_orders(kinds)
     if all(kind == "additive" for kind in kinds.values()) or not kinds:
         return Ordering(orders[0] if kinds else (), {}, ())
     fits: dict[Order, dict[ModuleName, LayerFit]] = {order: {} for order in orders}
     rises = dict.fromkeys(orders, 0.0)
+    live = orders
     for done, seen in enumerate(layers):
         progress(done, len(layers))
-        places = [place for place in seen.fit.places if place in strengths]
-        if not any(kinds[place] != "additive" for place in places):
+        if not any(kinds.get(place, "additive") != "additive" for place in seen.fit.places):
             continue
         with overflowing():
-            found = _fits(differences, seen, candidates, places, orders, strengths)
+            found = _fits(differences, seen, candidates, live, strengths)
         least = min(found.values(), key=lambda fit: fit.residual)
         for order, fit in found.items():
             fits[order][seen.name] = fit
             rises[order] += (fit.residual - least.residual) / least.variance
-    best = min(orders, key=rises.__getitem__)
+        lowest = min(rises[order] for order in live)
+        live = [order for order in live if rises[order] - lowest < _HOPELESS]
+    progress(len(layers), len(layers))
+    best = min(live, key=rises.__getitem__)
     worse = sorted(((o, rises[o] - rises[best]) for o in orders if o != best), key=lambda pair: pair[1])
     return Ordering(best, fits[best], tuple(worse))
 
@@ -89,20 +98,26 @@ def _fits(
     differences: Differences,
     seen: Seen,
     candidates: Sequence[Candidate],
-    places: Sequence[int],
     orders: Sequence[Order],
     strengths: Mapping[int, float],
 ) -> dict[Order, LayerFit]:
     """The fit of one layer in each order; orders that are one for this layer share it."""
-    if len(places) == 1 and candidates[places[0]].adapter.family == "para":
-        return dict.fromkeys(orders, seen.fit.without(places))  # linear, and alone
+    here = {order: _at_layer(order, seen.fit.places) for order in orders}
+    alone = next(iter(here.values()))
+    if [len(step) for step in alone] == [1] and candidates[alone[0][0]].kind == "para":
+        return dict.fromkeys(orders, seen.fit)  # linear in its strength: the first look was right
     layer = differences.at(seen.name)
     if layer is None:
-        return {}
-    modules = {place: candidates[place].modules[seen.name] for place in places}
-    outcomes = Outcomes(seen.name, modules, bases_of(layer, modules), layer.base)
-    here = {order: _at_layer(order, places) for order in orders}
-    known = {own: fit_order(layer, outcomes, own, places, strengths) for own in dict.fromkeys(here.values())}
+        raise TypeError(f"{seen.name} has changed")
+    modules = {place: candidates[place].modules[seen.name] for place in seen.fit.places}
+    bases = bases_of(layer, modules)
+    outcomes = Outcomes(seen.name, modules, bases, layer.base)
+    others = {
+        place: projection(bases[place], layer.base) if place in bases else change_of(module, layer.base)
+        for place, module in modules.items()
+        if place not in strengths
+    }
+    known = {own: fit_order(layer, outcomes, own, strengths, others) for own in dict.fromkeys(here.values())}
     return {order: known[own] for order, own in here.items()}
 
 

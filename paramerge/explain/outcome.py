@@ -26,9 +26,11 @@ class Sum(Change):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """``(d, k)``."""
         return self.parts[0][1].shape
 
     def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows ``start`` to ``stop``."""
         return np.asarray(sum(factor * change.rows(start, stop) for factor, change in self.parts))
 
 

@@ -1,9 +1,9 @@
 """Strengths over all layers: the layers' least squares, each weighted by the accuracy of its numbers.
 
 ``H s = b`` with ``H = sum G / v`` and ``b = sum X^T D / v`` over the layers, v the variance of a layer's
-residual. The covariance of s is ``H^-1 (sum spread / v^2) H^-1``. Where the strengths of single layers differ by
-more than that says, as with block weights, or next to something unknown, the errors are those of the scatter
-between layers.
+residual. The covariance of s is ``H^-1 (sum spread / v^2) H^-1``. Where the strengths of single layers differ
+by more than that says, as with block weights, or next to something unknown, the errors are those of the
+scatter between layers.
 """
 
 from __future__ import annotations

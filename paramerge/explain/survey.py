@@ -13,7 +13,8 @@ from paramerge.adapters.contract import AdditiveModule
 from paramerge.adapters.overflow import overflowing
 from paramerge.explain.candidates import Candidate, change_of, projection
 from paramerge.explain.directions import Directions, energy_directions, find_gone
-from paramerge.explain.layer_fit import LayerFit, fit_layer
+from paramerge.explain.layer_fit import LayerFit
+from paramerge.explain.swallowed import fitted
 from paramerge.extract.difference import ChangedLayer, Differences
 from paramerge.models.names import ModuleName
 
@@ -79,7 +80,7 @@ def _look(layer: ChangedLayer, modules: Mapping[int, LayerModule]) -> Seen:
         else change_of(module, layer.base)
         for place, module in modules.items()
     }
-    fit = fit_layer(layer, list(changes), list(changes.values()))
+    fit = fitted(layer, list(changes), list(changes.values()))
     strengths = dict(zip(fit.places, fit.strengths.tolist(), strict=True))
     added = [(strengths[i], changes[i]) for i, m in modules.items() if isinstance(m, AdditiveModule)]
     taken = {}

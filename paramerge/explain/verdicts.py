@@ -28,8 +28,8 @@ def judge(fits: Sequence[LayerFit], strengths: Strengths) -> dict[int, Judged]:
     """The verdict on every candidate.
 
     One is there where 0 is more than :data:`CERTAIN` standard errors away. One that is not may be hidden by
-    another whose change is nearly its own: that is so where its bar holds both 0 and the strength that it would
-    have without the other.
+    another whose change is nearly its own: that is so where its bar holds both 0 and the strength that it
+    would have without the other.
     """
     found: dict[int, Judged] = {}
     for index, place in enumerate(strengths.places):
