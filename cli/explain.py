@@ -46,7 +46,7 @@ def explain(
     has a recipe, its claims are compared.
 
     \b
-    paramerge explain mix.safetensors --base sdxl.safetensors --adapters loras/
+    paramerge explain baked.safetensors --base sdxl.safetensors --adapters loras/
     """
     from paramerge.apply.given import opened_base
     from paramerge.cli.explain_table import show_explanation

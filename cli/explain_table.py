@@ -50,7 +50,7 @@ def _adapters(found: Explanation) -> Table:
     table.add_column("family")
     table.add_column("strength", justify="right", no_wrap=True)
     table.add_column("layers", justify="right")
-    table.add_column("of change", justify="right")
+    table.add_column("size", justify="right")
     for finding in found.adapters:
         there = finding.verdict == "there"
         layers = str(finding.changed)
@@ -86,7 +86,7 @@ def _remarks(finding: AdapterFinding) -> list[str]:
     elif finding.verdict == "there" and finding.uneven:
         lines.append(f"not one strength: {finding.lowest:.3g} to {finding.highest:.3g} in single layers")
     directions = finding.directions
-    if directions is not None and directions.all:
+    if directions is not None and (directions.gone or directions.refilled or finding.verdict == "there"):
         text = f"{directions.gone} of {directions.all} directions are gone"
         if directions.refilled:
             text += f", {directions.refilled} more but for what other adapters add there"
@@ -151,10 +151,7 @@ def _show_layers(found: Explanation, all_layers: bool, console: Console) -> None
     for name in there:
         table.add_column(shown(name), justify="right", overflow="fold")
     for layer in layers:
-        strengths = [
-            strength_text(layer.strengths[name], layer.bars[name]) if name in layer.strengths else ""
-            for name in there
-        ]
+        strengths = [f"{layer.strengths[name]:.4f}" if name in layer.strengths else "" for name in there]
         table.add_row(shown(short_name(layer.name)), f"{layer.change:.3g}", f"{layer.share:.2%}", *strengths)
     console.print(table)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from paramerge.compare.places import group_of
@@ -94,10 +93,6 @@ def strength_text(strength: float, bar: float) -> str:
     """``0.6000 ± 0.0012``: two digits of the error bar."""
     if not math.isfinite(bar):
         return "not known"
-    digits = min(max(1 - math.floor(math.log10(bar)), 2), 9) if bar > 0 else 9
-    return f"{strength:.{digits}f} ± {bar:.{digits}f}"
-
-
-def by_name(explanation: Explanation) -> Mapping[str, AdapterFinding]:
-    """The findings on adapters."""
-    return {finding.name: finding for finding in explanation.adapters}
+    digits = min(max(1 - math.floor(math.log10(bar)), 2), 6) if bar > 0 else 6
+    error = f"{bar:.{digits}f}" if bar >= 1e-5 else f"{bar:.0e}"
+    return f"{strength:.{digits}f} ± {error}"
