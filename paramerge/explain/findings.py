@@ -144,7 +144,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a checkpoint is made of.
+    """Findings on one checkpoint.
 
     Attributes
     ----------
