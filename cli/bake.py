@@ -80,7 +80,7 @@ def bake(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Bake PaRa, LoRA and adapters of every other family into a checkpoint.
+    """Bake adapters of any family into a checkpoint.
 
     Steps are applied in the order given. The output has the base's layout and keeps every other byte; it
     appears whole or not at all. Without --base it is looked for by the hash in the adapters' metadata, in the
@@ -110,7 +110,7 @@ def bake(
     if dry_run:
         show_dry_run(summary, output, as_json=as_json)
         return
-    for warning in () if as_json else plan.warnings:
+    for warning in plan.warnings:
         warn(warning)
 
     from paramerge.bake.diagnose import diagnose

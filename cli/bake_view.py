@@ -6,14 +6,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
 from rich.table import Table
 
 from paramerge.bake.plan import Plan
 from paramerge.bake.summary import ComponentSummary, PlanSummary, StepSummary
-from paramerge.cli.flags import flagged
+from paramerge.cli.call import print_json
 from paramerge.cli.render import Progress, err, gigabytes, note, note_ending, out, shown, warn
-from paramerge.strict_json import dump
 
 if TYPE_CHECKING:  # these modules import torch
     from paramerge.bake.bake import BakeReport
@@ -56,7 +54,7 @@ def show_plan(plan: PlanSummary, output: Path) -> None:
 def show_dry_run(summary: PlanSummary, output: Path, *, as_json: bool, **more: object) -> None:
     """The plan alone: of ``--dry-run``; ``more`` is for JSON."""
     if as_json:
-        click.echo(dump(flagged({"plan": summary.as_dict(), **more, "output": str(output)})))
+        print_json({"plan": summary.as_dict(), **more, "output": str(output)})
     else:
         show_plan(summary, output)
 
@@ -81,12 +79,12 @@ def carry_out(
     **more: object,
 ) -> None:
     """Carry a plan out, with its warnings before and the report after; ``more`` is for JSON."""
-    for warning in () if as_json else warnings:
+    for warning in warnings:
         warn(warning)
     with Progress(word, quiet=as_json, unit="bytes") as progress:
         report = plan.write(output, progress.update, overwrite=overwrite, base_sha256=base_sha256)
     if as_json:
-        click.echo(dump(flagged({"plan": summary.as_dict(), **more, "report": report.as_dict()})))
+        print_json({"plan": summary.as_dict(), **more, "report": report.as_dict()})
     else:
         show_report(plan, summary, report)
 

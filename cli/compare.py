@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from paramerge.cli.flags import flagged
+from paramerge.cli.call import print_json
 from paramerge.cli.options import interpretation_options, json_option, overwrite_option, unmatched_option
 from paramerge.cli.paths import InputPath, OutputPath
 from paramerge.cli.render import Progress, note, note_ending, warn
+from paramerge.cli.verbs import Verb
 from paramerge.interpretation import Interpretation, KronaOrder
-from paramerge.strict_json import dump
 
 
-@click.command(name="compare")
+@click.command(name="compare", cls=Verb)
 @click.argument("adapters", nargs=-1, required=True, type=InputPath(), metavar="A B ...")
 @click.option("--base", type=InputPath(), help="Compare also their effects on this checkpoint's weights.")
 @click.option("--report", type=OutputPath(), metavar="OUT.html", help="Write a page on it, too.")
@@ -34,7 +34,7 @@ def compare(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Compare adapters: their overlap, and the cost of the order and way of merging.
+    """Compare adapters: their overlap, and the cost of their order.
 
     \b
     PaRa x PaRa  principal angles, shared directions, joint rank, and the Friedrichs
@@ -67,13 +67,13 @@ def compare(
         from paramerge.compare.report import write_report
 
         write_report(comparison, report, overwrite=overwrite)
+    for warning in comparison.warnings:
+        warn(warning)
     if as_json:
-        click.echo(dump(flagged(as_dict(comparison))))
+        print_json(as_dict(comparison))
         return
     from paramerge.cli.compare_table import show_comparison
 
-    for warning in comparison.warnings:
-        warn(warning)
     show_comparison(comparison, all_layers=all_layers)
     if report is not None:
         note(f"report: {report}")

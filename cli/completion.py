@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from paramerge.cli.verbs import Verb
 from paramerge.errors import UsageError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -17,14 +18,15 @@ fish   paramerge completion fish > ~/.config/fish/completions/paramerge.fish"""
 
 
 @click.command(
-    help=f"""Print the script that completes verbs, options and file names in SHELL.
+    cls=Verb,
+    help=f"""Print the script that completes verbs, options and files.
 
 For every new shell:
 
 {_WHERE}
 
 \b
-paramerge completion bash"""
+paramerge completion bash""",
 )
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from paramerge.cli.call import print_json
 from paramerge.cli.options import (
     dtype_option,
     json_option,
@@ -16,7 +17,7 @@ from paramerge.cli.options import (
 )
 from paramerge.cli.paths import FileText, InputPath, OutputPath
 from paramerge.cli.render import Progress, gigabytes, note, note_ending, out, shown, warn
-from paramerge.strict_json import dump
+from paramerge.cli.verbs import Verb
 
 if TYPE_CHECKING:
     from paramerge.convert.convert import ConversionReport
@@ -35,7 +36,7 @@ class _Format(click.Choice[str]):
         return tuple(name for key, dialect in writable().items() for name in (key, *dialect.aliases))
 
 
-@click.command(name="convert")
+@click.command(name="convert", cls=Verb)
 @click.argument("adapters", nargs=-1, required=True, type=FileText(), metavar="IN ...")
 @click.option(
     "--to",
@@ -96,8 +97,10 @@ def convert(
         )  # fmt: skip
     if not named_dialect(to).folder:
         note_ending(output, report.outputs[0], quiet=as_json)
+    if report.left_out:
+        warn(f"left out: {len(report.left_out)}, such as {', '.join(report.left_out[:3])}")
     if as_json:
-        click.echo(dump(_as_data(report)))
+        print_json(_as_data(report))
     else:
         _show(report)
 
@@ -125,8 +128,6 @@ def _as_data(report: ConversionReport) -> dict[str, object]:
 def _show(report: ConversionReport) -> None:
     for text, count in report.notes.items():
         note(f"{text} ({count} layers)")
-    if report.left_out:
-        warn(f"left out: {len(report.left_out)}, such as {', '.join(report.left_out[:3])}")
     exact = "the same changes" if report.notes else "the same numbers"
     if report.rounding:
         exact = f"rounded by up to {report.rounding:.1e}"

@@ -12,11 +12,13 @@ import click
 
 from paramerge import shipped
 from paramerge.apply.steps import Step
+from paramerge.cli.call import print_json
 from paramerge.cli.options import json_option, overwrite_option
 from paramerge.cli.paths import OutputPath
 from paramerge.cli.render import Progress, gigabytes, note, shown
 from paramerge.cli.render import out as console
 from paramerge.cli.threads import threads_for_model
+from paramerge.cli.verbs import Verb
 from paramerge.errors import StoppedError
 from paramerge.strict_json import dump
 
@@ -54,7 +56,7 @@ _FILES = (_BASE, *(f"{variant.name}.safetensors" for variant in _VARIANTS if var
 """Every file that is written."""
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option(
     "-o",
     "--output",
@@ -70,7 +72,7 @@ _FILES = (_BASE, *(f"{variant.name}.safetensors" for variant in _VARIANTS if var
 @overwrite_option
 @json_option
 def demo(output: Path, seed: int, steps: int, overwrite: bool, as_json: bool) -> None:
-    """Bake PaRa and LoRA adapters into the shipped model, and draw their effects.
+    """Bake adapters into the shipped model, and draw their effects.
 
     Writes the model as a single file, merged checkpoints, and a labelled picture grid.
 
@@ -108,7 +110,7 @@ def demo(output: Path, seed: int, steps: int, overwrite: bool, as_json: bool) ->
     notes = {**facts, "rows": [{**row, "file": Path(row["file"]).name} for row in made]}
     write_bytes(grid, png(labelled_grid(rows, _PROMPTS), {"paramerge": dump(notes, indent=None)}))
     if as_json:
-        click.echo(dump({**facts, "grid": str(grid)}))
+        print_json({**facts, "grid": str(grid)})
         return
     for row in made:
         console.print(f"[bold]{shown(row['file'])}[/bold]  {row['layers']} layers changed")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from paramerge import shipped
+from paramerge.cli.call import print_json
 from paramerge.cli.options import (
     OrderedSteps,
     dtype_option,
@@ -22,7 +23,6 @@ from paramerge.cli.render import Progress, note
 from paramerge.cli.stopping import resumable
 from paramerge.cli.threads import threads_for_model
 from paramerge.errors import UsageError
-from paramerge.strict_json import dump
 
 _SAMPLERS = ("ddim", "dpm++", "euler", "euler-a", "unipc", "own")
 _DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none")
@@ -126,7 +126,7 @@ def evaluate(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Measure pictures: how alike they are, and how well they fit their text and their subject.
+    """Measure how diverse pictures are, how true to text and subject.
 
     A run that was stopped goes on where it was; on several devices: accelerate launch -m paramerge.cli
     evaluate, with the same flags. Every number names the model that it comes from.
@@ -175,7 +175,7 @@ def evaluate(
         return
     if as_json:
         rows = [row.as_dict(results.models) for row in results.rows]
-        click.echo(dump({"rows": rows, "output": str(output)}))
+        print_json({"rows": rows, "output": str(output)})
         return
     from paramerge.cli.evaluate_table import show_results
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paramerge import shipped
+from paramerge.cli.call import print_json
 from paramerge.cli.evaluate import (
     HUB_CLIP,
     Stages,
@@ -21,9 +22,9 @@ from paramerge.cli.evaluate import (
 )
 from paramerge.cli.options import json_option
 from paramerge.cli.paths import InputPath, OutputPath
-from paramerge.cli.stopping import RememberedCommand, resumable
+from paramerge.cli.stopping import resumable
 from paramerge.cli.threads import threads_for_model
-from paramerge.strict_json import dump
+from paramerge.cli.verbs import Verb
 
 if TYPE_CHECKING:
     from paramerge.training.experiments.plan import Plan
@@ -36,7 +37,7 @@ _BUDGETS = ("smoke", "small", "paper")
 _DISTANCES = ("stlpips-alex", "lpips-alex", "lpips-vgg", "lpips-squeeze", "none")
 
 
-@click.command(cls=RememberedCommand)
+@click.command(cls=Verb)
 @click.argument("name", type=click.Choice((*NAMES, _ALL)))
 @click.option(
     "--model",
@@ -94,7 +95,7 @@ def experiment(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Train, draw and measure a table or figure of the paper (or all) anew, and judge its claims.
+    """Rerun a table or figure of the paper, or all; judge its claims.
 
     A run that was stopped goes on where it was. A claim's verdict is: holds, does not hold, or cannot be told
     at this scale. Of the paper's budget --dry-run prints everything that would be done.
@@ -162,5 +163,5 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _echo(values: list[dict[str, Any]]) -> None:
-    """Print one object for one experiment, a list for all."""
-    click.echo(dump(values[0] if len(values) == 1 else values, default=str))
+    """Print one experiment, or all of them under a key."""
+    print_json(values[0] if len(values) == 1 else {"experiments": values}, default=str)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from paramerge.cli.call import print_json
 from paramerge.cli.options import (
     dtype_option,
     gamma_option,
@@ -17,8 +18,9 @@ from paramerge.cli.options import (
     unmatched_option,
 )
 from paramerge.cli.paths import InputPath, OutputPath
+from paramerge.cli.render import note_ending, out, shown, warn
+from paramerge.cli.verbs import Verb
 from paramerge.errors import UsageError
-from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from paramerge.extract.from_lora import Extraction, TakenLayer
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option("--from", "tuned", type=InputPath(), help="The checkpoint that was made from --base.")
 @click.option("--base", type=InputPath(), help="The checkpoint that it was made from.")
 @click.option(
@@ -91,7 +93,7 @@ def extract(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Extract an adapter: the change of a checkpoint, or a PaRa from a LoRA.
+    """Extract an adapter from two checkpoints, or a PaRa from a LoRA.
 
     From two checkpoints: the PaRa that was applied (recovered to rounding, or refused if it was none), or the
     nearest LoRA, LoKr or DiffuseKronA. From a LoRA: a PaRa of the output directions that it writes to most,
@@ -142,7 +144,7 @@ def _extract_from_lora(
     all_layers: bool,
     as_json: bool,
 ) -> None:
-    from paramerge.cli.render import note_ending
+    from paramerge.adapters.unread import unread_warnings
     from paramerge.extract.from_lora import extract_para
     from paramerge.files.outputs import check_output_file, inputs_of
     from paramerge.files.source import check_unchanged
@@ -164,8 +166,10 @@ def _extract_from_lora(
         metadata=origin,
         overwrite=overwrite,
     )
+    for warning in unread_warnings(adapter):
+        warn(warning)
     if as_json:
-        click.echo(dump(_as_data(adapter, extraction, output)))
+        print_json(_as_data(adapter, extraction, output))
     else:
         _show(adapter, extraction, output, all_layers)
 
@@ -204,20 +208,12 @@ def _as_data(adapter: Adapter, extraction: Extraction, output: Path) -> dict[str
 
 
 def _show(adapter: Adapter, extraction: Extraction, output: Path, all_layers: bool) -> None:
-    from rich.console import Console
-
-    from paramerge.adapters.unread import unread_warnings
-    from paramerge.cli.render import shown
-
-    console = Console(highlight=False)
-    console.print(_layer_table(extraction) if all_layers else _kind_table(extraction))
+    out.print(_layer_table(extraction) if all_layers else _kind_table(extraction))
     if extraction.empty:
-        console.print(
+        out.print(
             f"[yellow]{len(extraction.empty)} layers of the LoRA are zero and give no direction[/yellow]"
         )
-    for warning in unread_warnings(adapter):
-        console.print(f"[yellow]warning:[/yellow] {shown(warning)}")
-    console.print(
+    out.print(
         f"[bold]{shown(output)}[/bold]  {len(extraction.layers)} layers, "
         f"rank {_span(extraction.layers)}, {extraction.captured:.1%} of the LoRA's energy, "
         f"{output.stat().st_size / 1e6:.2f} MB"

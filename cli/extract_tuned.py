@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
+from paramerge.cli.call import print_json
 from paramerge.cli.render import Progress, gigabytes, note_ending, out, shown, warn
-from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
     from paramerge.extract.extract import ExtractionReport
@@ -34,8 +32,13 @@ def extract_tuned(
             opened_base(tuned), opened_base(base), output, options, progress.update, overwrite=overwrite
         )
     note_ending(output, report.output, quiet=as_json)
+    for name, reason in report.unlike.items():
+        warn(f"{name} is left out: {reason}")
+    if report.left_out:
+        reasons = "; ".join(dict.fromkeys(report.left_out.values()))
+        warn(f"{len(report.left_out)} changes are left out ({reasons})")
     if as_json:
-        click.echo(dump(_as_data(report)))
+        print_json(_as_data(report))
     else:
         _show(report, all_layers)
 
@@ -88,11 +91,6 @@ def _show(report: ExtractionReport, all_layers: bool) -> None:
         worst = max(layer.error for layer in layers)
         table.add_row(one, other, str(len(layers)), span, f"{worst:.2e}")
     out.print(table)
-    for name, reason in report.unlike.items():
-        warn(f"{name} is left out: {reason}")
-    if report.left_out:
-        reasons = "; ".join(dict.fromkeys(report.left_out.values()))
-        warn(f"{len(report.left_out)} changes are left out ({reasons})")
     if report.family == "para":
         exact = sum(layer.exact for layer in report.layers)
         out.print(f"{exact} of {len(report.layers)} layers are PaRas to the rounding of the checkpoint")

@@ -9,6 +9,7 @@ import click
 
 from paramerge import shipped
 from paramerge.apply.steps import BakeOptions, Step
+from paramerge.cli.call import print_json
 from paramerge.cli.options import (
     OrderedSteps,
     dtype_option,
@@ -101,7 +102,7 @@ def generate(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Draw a labelled grid of pictures from a checkpoint, with adapters applied on the fly.
+    """Draw a labelled grid of pictures from a checkpoint and adapters.
 
     Adapters are applied to the loaded model exactly as bake would; no checkpoint is written. Each picture has
     a seed of its own: the first --seed, the next one more.
@@ -134,12 +135,12 @@ def generate(
     output = check_output_file(output, inputs, overwrite=overwrite, suffix=".png")
     options = BakeOptions(gamma=gamma)
     plan = make_plan(base, opened, options) if opened else None
-    for warning in () if as_json or plan is None else plan.warnings:
+    for warning in () if plan is None else plan.warnings:
         warn(warning)
     device = pick_device(device)
     pipeline = load_pipeline(base, pick_dtype(dtype, device), config)
     set_scheduler(pipeline, scheduler)
-    for prompt, tokens, limit in () if as_json else cut_prompts(pipeline, prompts):
+    for prompt, tokens, limit in cut_prompts(pipeline, prompts):
         warn(f"of {prompt!r} the model reads {limit} of {tokens} tokens")
     rows: list[Row] = []
     both = compare and plan is not None
@@ -166,7 +167,7 @@ def generate(
     }
     write_bytes(output, png(image, {"paramerge": dump(facts, indent=None)}))
     if as_json:
-        click.echo(dump({**facts, "output": str(output)}))
+        print_json({**facts, "output": str(output)})
         return
     if plan is not None:
         note(f"{changed} layers changed by {len(adapters)} adapter{'s' if len(adapters) > 1 else ''}")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import click
 
-from paramerge.cli.flags import flagged
+from paramerge.cli.call import print_json
 from paramerge.cli.options import interpretation_options, json_option
 from paramerge.cli.paths import InputPath
+from paramerge.cli.verbs import Verb
 from paramerge.files.recipe_text import RECIPE_KEY
 from paramerge.inspect.folder import SORTS, inspect_folder, is_collection
 from paramerge.inspect.inspection import (
@@ -25,12 +26,11 @@ from paramerge.inspect.inspection import (
 )
 from paramerge.inspect.training_notes import training_notes
 from paramerge.interpretation import Interpretation, KronaOrder
-from paramerge.strict_json import dump
 
 Facts = AdapterFacts | ForeignFacts | CheckpointFacts | UnknownFacts
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("path", metavar="FILE|FOLDER", type=InputPath())
 @click.option("--layers", "all_layers", is_flag=True, help="List every layer of an adapter.")
 @click.option("--metadata", "all_metadata", is_flag=True, help="Print all metadata, not the useful part.")
@@ -52,10 +52,10 @@ def inspect(
     krona: KronaOrder | None,
     as_json: bool,
 ) -> None:
-    """Say what FILE is: an adapter (file or PEFT folder), a checkpoint (file or folder) or a bake.
+    """Say what a file or folder is: an adapter, a checkpoint, a bake.
 
-    Adapters are opened as bake opens them; one of a family that cannot be baked is named all the same. Of a
-    folder of many models, a table with a line for each.
+    Adapters (files and PEFT folders) are opened as bake opens them; one of a family that cannot be baked is
+    named all the same. Of a folder of many models, a table with a line for each.
 
     \b
     paramerge inspect style.safetensors --layers
@@ -66,13 +66,13 @@ def inspect(
         from paramerge.cli.inspect_folder import folder_data, show_folder
 
         if as_json:
-            click.echo(dump(flagged(folder_data(path, entries))))
+            print_json(folder_data(path, entries))
         else:
             show_folder(path, entries)
         return
     facts = inspect_path(path, interpretation)
     if as_json:
-        click.echo(dump(flagged(as_data(facts))))
+        print_json(as_data(facts))
         return
     from paramerge.cli.inspect_text import show
 

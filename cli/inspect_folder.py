@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from paramerge.cli.render import gigabytes, shown
+from paramerge.cli.render import gigabytes, out, shown
 from paramerge.inspect.folder import Entry
 
 _TITLES = ("trigger", "title")
@@ -17,7 +16,6 @@ _TITLES = ("trigger", "title")
 
 def show_folder(folder: Path, entries: Sequence[Entry]) -> None:
     """Print a line for each entry, and their sum."""
-    out = Console(highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("kind", overflow="fold")
     table.add_column("rank", justify="right", no_wrap=True)

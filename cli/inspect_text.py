@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from statistics import median
 
-from rich.console import Console
 from rich.table import Table
 
 from paramerge.adapters.registry import family
-from paramerge.cli.render import gigabytes, shown
+from paramerge.cli.render import gigabytes, out, shown
 from paramerge.errors import shortened
 from paramerge.files.recipe_text import RECIPE_KEY
 from paramerge.inspect.inspection import (
@@ -44,20 +43,19 @@ def show(
     all_metadata: bool = False,
 ) -> None:
     """Print the facts of a file."""
-    out = Console(highlight=False)
     if isinstance(facts, AdapterFacts):
-        _show_adapter(out, facts, all_layers)
+        _show_adapter(facts, all_layers)
     elif isinstance(facts, ForeignFacts):
-        _show_foreign(out, facts)
+        _show_foreign(facts)
     elif isinstance(facts, CheckpointFacts):
-        _show_checkpoint(out, facts)
+        _show_checkpoint(facts)
     else:
-        _show_unknown(out, facts)
-    _show_metadata(out, facts.metadata, all_metadata)
-    _show_recipe(out, facts.metadata)
+        _show_unknown(facts)
+    _show_metadata(facts.metadata, all_metadata)
+    _show_recipe(facts.metadata)
 
 
-def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
+def _show_adapter(facts: AdapterFacts, all_layers: bool) -> None:
     adapter, layers = facts.adapter, facts.layers
     architecture = adapter.architecture or "architecture unknown"
     if adapter.architecture is None and facts.looks_like is not None:
@@ -65,7 +63,6 @@ def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
     elif facts.possible:
         architecture = f"for {' or '.join(facts.possible)} (not stated)"
     _title(
-        out,
         adapter.path.name if len(adapter.sources) == 1 else "/".join(adapter.path.parts[-2:]),
         ", ".join(adapter.families),
         adapter.dialect,
@@ -79,13 +76,13 @@ def _show_adapter(out: Console, facts: AdapterFacts, all_layers: bool) -> None:
         *_rank_pairs(layers),
     ]
     pairs += _para_pairs(layers) if adapter.family == "para" else _lora_pairs(layers)
-    _show_pairs(out, pairs)
-    _show_components(out, Counter((layer.name.component, layer.kind) for layer in layers))
+    _show_pairs(pairs)
+    _show_components(Counter((layer.name.component, layer.kind) for layer in layers))
     for leftover in adapter.leftovers:
         keys = "1 key is" if len(leftover.keys) == 1 else f"{len(leftover.keys)} keys are"
         unread = f"[yellow]{keys} not applied[/yellow] ({shown(leftover.reason)})"
         out.print(f"{unread}: {shown(_first(leftover.keys))}")
-    _show_layers(out, layers, all_layers)
+    _show_layers(layers, all_layers)
 
 
 def _rank_pairs(layers: Sequence[LayerFacts]) -> Iterator[tuple[str, str]]:
@@ -145,7 +142,7 @@ def _para_pairs(layers: Sequence[LayerFacts]) -> list[tuple[str, str]]:
     return [("directions", f"{held} in {len(layers)} layers{lost}")]
 
 
-def _show_layers(out: Console, layers: Sequence[LayerFacts], all_layers: bool) -> None:
+def _show_layers(layers: Sequence[LayerFacts], all_layers: bool) -> None:
     if all(layer.norm is None for layer in layers) and not all_layers:
         return  # layers of a PaRa, and others that depend on the weight, have no size to be sorted by
     listed = layers if all_layers else sorted(layers, key=_size, reverse=True)[:_LARGEST]
@@ -163,11 +160,10 @@ def _show_layers(out: Console, layers: Sequence[LayerFacts], all_layers: bool) -
         out.print(f"[dim]all {len(layers)} layers: --layers[/dim]")
 
 
-def _show_foreign(out: Console, facts: ForeignFacts) -> None:
+def _show_foreign(facts: ForeignFacts) -> None:
     named = " and ".join(facts.families)
-    _title(out, facts.path.name, named, gigabytes(facts.size))
+    _title(facts.path.name, named, gigabytes(facts.size))
     _show_pairs(
-        out,
         [
             ("[yellow]not baked[/yellow]", shown(facts.reason)),
             ("next", shown(facts.hint or "")),
@@ -176,12 +172,12 @@ def _show_foreign(out: Console, facts: ForeignFacts) -> None:
             ("alphas", _counts({f"{alpha:g}": count for alpha, count in facts.alphas.items()})),
         ],
     )
-    _show_components(out, facts.components)
+    _show_components(facts.components)
     if facts.unnamed:
         out.print(f"{facts.unnamed} modules have names that are not known")
 
 
-def _show_checkpoint(out: Console, facts: CheckpointFacts) -> None:
+def _show_checkpoint(facts: CheckpointFacts) -> None:
     base = facts.base
     baked = "baked checkpoint" if RECIPE_KEY in facts.metadata else "checkpoint"
     widths = (
@@ -189,7 +185,7 @@ def _show_checkpoint(out: Console, facts: CheckpointFacts) -> None:
     )
     if base.architecture == "unknown" and base.true_dimensions:
         widths = f"model of {sum(part.layers for part in facts.components)} layers"
-    _title(out, base.path.name, baked, base.layout, widths, gigabytes(facts.size))
+    _title(base.path.name, baked, base.layout, widths, gigabytes(facts.size))
     table = _table()
     table.add_column("component")
     for title in ("tensors", "layers", "bytes"):
@@ -207,10 +203,9 @@ def _show_checkpoint(out: Console, facts: CheckpointFacts) -> None:
         out.print(f"[yellow]not read:[/yellow] {shown(str(path))} ({shown(reason)})")
 
 
-def _show_unknown(out: Console, facts: UnknownFacts) -> None:
-    _title(out, facts.path.name, "no adapter and no checkpoint that is known", gigabytes(facts.size))
+def _show_unknown(facts: UnknownFacts) -> None:
+    _title(facts.path.name, "no adapter and no checkpoint that is known", gigabytes(facts.size))
     _show_pairs(
-        out,
         [
             ("reason", shown(facts.reason)),
             ("tensors", f"{len(facts.keys)}, {_counts(facts.dtypes)}" if facts.keys else "none"),
@@ -219,7 +214,7 @@ def _show_unknown(out: Console, facts: UnknownFacts) -> None:
     )
 
 
-def _show_components(out: Console, counts: Mapping[tuple[str, str], int]) -> None:
+def _show_components(counts: Mapping[tuple[str, str], int]) -> None:
     components = sorted({component for component, _ in counts}, key=_component_place)
     if not components:
         return
@@ -243,25 +238,25 @@ def _component_place(component: str) -> int:
     return COMPONENTS.index(component) if component in COMPONENTS else len(COMPONENTS)
 
 
-def _show_metadata(out: Console, metadata: Mapping[str, str], everything: bool) -> None:
+def _show_metadata(metadata: Mapping[str, str], everything: bool) -> None:
     own = {key: value for key, value in metadata.items() if key != RECIPE_KEY}
     if everything:
         out.print(f"\n[bold]metadata[/bold] ({len(own)} entries)")
         entries = islice(own.items(), _ENTRIES)
-        _show_pairs(out, [(shown(key), shown(value, _LONGEST_VALUE) or "-") for key, value in entries])
+        _show_pairs([(shown(key), shown(value, _LONGEST_VALUE) or "-") for key, value in entries])
         if len(own) > _ENTRIES:
             out.print(f"[dim]and {len(own) - _ENTRIES} more: --json[/dim]")
         return
     notes = training_notes(metadata)
     if notes:
         out.print("\n[bold]notes[/bold]")
-        _show_pairs(out, [(label, shown(text)) for label, text in notes])
+        _show_pairs([(label, shown(text)) for label, text in notes])
     if own:
         hidden = "the entry" if len(own) == 1 else f"all {len(own)} entries"
         out.print(f"[dim]{hidden} of metadata: --metadata[/dim]")
 
 
-def _show_recipe(out: Console, metadata: Mapping[str, str]) -> None:
+def _show_recipe(metadata: Mapping[str, str]) -> None:
     recipe = read_recipe(metadata)
     title = "recipe"
     while recipe is not None:
@@ -269,7 +264,7 @@ def _show_recipe(out: Console, metadata: Mapping[str, str]) -> None:
         if not isinstance(recipe, dict):
             out.print(f"[yellow]it cannot be read:[/yellow] {shown(str(recipe))}")
             return
-        _show_pairs(out, list(_recipe_pairs(recipe)))
+        _show_pairs(list(_recipe_pairs(recipe)))
         recipe, title = recipe.get("base_recipe"), "recipe of its base"
 
 
@@ -302,11 +297,11 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _title(out: Console, name: str, *facts: str) -> None:
+def _title(name: str, *facts: str) -> None:
     out.print(f"[bold]{shown(name)}[/bold]: {shown(', '.join(facts))}")
 
 
-def _show_pairs(out: Console, pairs: Iterable[tuple[str, str]]) -> None:
+def _show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """Two columns, without the pairs that say nothing; long texts go on below themselves."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", overflow="fold", max_width=30)

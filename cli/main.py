@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from paramerge.cli.call import begin, print_json
 from paramerge.cli.ending import (
     flush,
     guarded_streams,
@@ -21,30 +22,39 @@ from paramerge.cli.ending import (
 )
 from paramerge.cli.flags import with_flags
 from paramerge.cli.threads import choose_threads
+from paramerge.cli.usage import no_such_verb, usage_error
 from paramerge.errors import OutputError, ParamergeError, printable
-from paramerge.strict_json import dump
 from paramerge.system_faults import TRACEBACK_VARIABLE, as_paramerge_error
 from paramerge.version import __version__
 
-COMMANDS = {
-    "bake": "paramerge.cli.bake:bake",
-    "convert": "paramerge.cli.convert:convert",
-    "extract": "paramerge.cli.extract:extract",
-    "resize": "paramerge.cli.resize:resize",
-    "inspect": "paramerge.cli.inspect:inspect",
-    "merge": "paramerge.cli.merge:merge",
-    "replay": "paramerge.cli.replay:replay",
-    "explain": "paramerge.cli.explain:explain",
-    "compare": "paramerge.cli.compare:compare",
-    "generate": "paramerge.cli.generate:generate",
-    "demo": "paramerge.cli.demo:demo",
-    "evaluate": "paramerge.cli.evaluate:evaluate",
-    "experiment": "paramerge.cli.experiment:experiment",
-    "sizes": "paramerge.cli.sizes:sizes",
-    "train": "paramerge.cli.train:train",
-    "completion": "paramerge.cli.completion:completion",
+SECTIONS = {
+    "Every day": {
+        "bake": "paramerge.cli.bake:bake",
+        "merge": "paramerge.cli.merge:merge",
+        "inspect": "paramerge.cli.inspect:inspect",
+        "compare": "paramerge.cli.compare:compare",
+        "generate": "paramerge.cli.generate:generate",
+        "demo": "paramerge.cli.demo:demo",
+    },
+    "Adapters": {
+        "convert": "paramerge.cli.convert:convert",
+        "resize": "paramerge.cli.resize:resize",
+        "extract": "paramerge.cli.extract:extract",
+        "train": "paramerge.cli.train:train",
+        "sizes": "paramerge.cli.sizes:sizes",
+    },
+    "Results": {
+        "replay": "paramerge.cli.replay:replay",
+        "explain": "paramerge.cli.explain:explain",
+        "evaluate": "paramerge.cli.evaluate:evaluate",
+        "experiment": "paramerge.cli.experiment:experiment",
+    },
+    "This program": {
+        "completion": "paramerge.cli.completion:completion",
+    },
 }
-"""Each verb and where it is; a verb's module is imported only when it is called."""
+"""Each verb and its place, in the groups of the help; a verb's module is imported when it is called."""
+COMMANDS = {verb: place for verbs in SECTIONS.values() for verb, place in verbs.items()}
 
 
 class LazyGroup(click.Group):
@@ -61,6 +71,30 @@ class LazyGroup(click.Group):
         module, _, attribute = COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb that ``args`` begin with; raises UsageError where there is none of that name."""
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise no_such_verb(args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The verbs in their groups, a line each."""
+        width = max(map(len, COMMANDS))
+        for title, verbs in SECTIONS.items():
+            with formatter.section(title):
+                found = ((verb, self.get_command(ctx, verb)) for verb in verbs)
+                formatter.write_dl(
+                    [(f"{verb:{width}}", first_sentence(command)) for verb, command in found if command]
+                )
+
+
+def first_sentence(command: click.Command) -> str:
+    """The first sentence of a verb's help, whole."""
+    first = (command.help or "").strip().split("\n\n")[0]
+    return " ".join(first.split()).partition(". ")[0].rstrip(".")
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -96,10 +130,11 @@ def _installed(package: str) -> str | None:
     help="Show the versions and exit.",
 )
 def cli() -> None:
-    """Bake PaRa, LoRA and other adapters into checkpoints of diffusion models: exact, streaming, safe.
+    """Bake LoRA, PaRa and other adapters into checkpoints of diffusion models: exact, streaming, safe.
 
     \b
-    paramerge bake --base sdxl.safetensors --para a.safetensors --lora b.safetensors@0.8 -o merged.safetensors
+    paramerge bake --base sdxl.safetensors --lora style.safetensors -o mix.safetensors
+    paramerge bake --help
     """
     Path.cwd()  # where the current folder is gone nothing works, and MKL ends the program without a word
 
@@ -117,13 +152,13 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str]) -> int:
     """Carry out the command line; returns the exit code, whatever happens."""
     as_json = "--json" in arguments
+    begin(arguments[0] if arguments and arguments[0] in COMMANDS else "", as_json=as_json)
     try:
         result = cli.main(args=arguments, prog_name="paramerge", standalone_mode=False)
         flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _show_any(usage_error(error), as_json=as_json)
     except (click.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # click takes the end of any file for Ctrl-D
             return _show_any(error.__cause__, as_json=as_json)
@@ -159,10 +194,9 @@ def _show_any(error: Exception, *, as_json: bool) -> int:
 def show_error(error: ParamergeError, *, as_json: bool) -> None:
     """Print an error: its parts a line each to stderr, or one JSON object to stdout."""
     if as_json:
-        parts = {"kind": type(error).__name__} | {
-            label: with_flags(text) for label, text in [("what", error.what), *error.lines()]
-        }
-        click.echo(dump({"error": parts}))
+        said = dict([("what", error.what), *error.lines()])
+        parts = {"kind": type(error).__name__, **said, "exit_code": error.exit_code}
+        print_json({"error": parts})
         return
     click.echo(click.style("error: ", fg="red", bold=True) + printable(with_flags(error.what)), err=True)
     for label, text in error.lines():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
-from paramerge.cli.flags import flagged
+from paramerge.cli.call import print_json
 from paramerge.cli.options import (
     OrderedSteps,
     dtype_option,
@@ -26,7 +26,6 @@ from paramerge.cli.render import Progress, note_ending, warn
 from paramerge.merge.methods.parameters import Parameter, Weights
 from paramerge.merge.methods.registry import REGISTRY
 from paramerge.merge.request import KeepChoice
-from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -148,7 +147,7 @@ def merge(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Merge adapters into one adapter, or checkpoints into one checkpoint.
+    """Merge adapters into one adapter, or checkpoints into one.
 
     PaRas are merged jointly: the result removes the sum of their spans, whatever their order, and merging A
     with A gives A. LoRAs are added exactly, each times its SCALE, and then truncated if you ask for it. With
@@ -184,13 +183,13 @@ def merge(
         done = run(inputs, output, merge=how, overwrite=overwrite, progress=progress.update, **options)
     report = cast("MergeReport", done)  # of adapters: checkpoints went another way
     note_ending(output, report.output, quiet=as_json)
+    for warning in report.warnings:
+        warn(warning)
     if as_json:
-        click.echo(dump(flagged(as_data(report))))
+        print_json(as_data(report))
         return
     from paramerge.cli.merge_table import show_merge
 
-    for warning in report.warnings:
-        warn(warning)
     show_merge(report, all_layers=all_layers)
 
 

@@ -10,7 +10,7 @@ import click
 
 from paramerge.apply.steps import Kind, Step, parse_step
 from paramerge.cli.paths import FileText, spelled
-from paramerge.cli.stopping import RememberedCommand
+from paramerge.cli.verbs import Verb, note_inputs
 from paramerge.files.dtype_names import KEEP, WRITTEN, dtype_named, short_name
 from paramerge.interpretation import KronaOrder
 
@@ -18,7 +18,7 @@ _STEP_KINDS: dict[str, Kind] = {"para": "para", "lora": "lora", "adapter": "adap
 _META_KEY = "paramerge.steps"
 
 
-class OrderedSteps(RememberedCommand):
+class OrderedSteps(Verb):
     """A command whose ``--para``, ``--lora`` and ``--adapter`` keep the order in which they were typed.
 
     click gathers the values of each option, which loses the order between options; its parser still knows it.
@@ -40,7 +40,9 @@ class OrderedSteps(RememberedCommand):
 
 def steps_of(ctx: click.Context) -> list[Step]:
     """The steps of the call, in the order typed."""
-    return [parse_step(kind, spelled(text)) for kind, text in ctx.meta[_META_KEY]]
+    steps = [parse_step(kind, spelled(text)) for kind, text in ctx.meta[_META_KEY]]
+    note_inputs(str(step.path) for step in steps)
+    return steps
 
 
 def step_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,7 +72,7 @@ def step_options(command: Callable[..., Any]) -> Callable[..., Any]:
         expose_value=False,
         help="A PaRa; strength 0 to 1. May be repeated. PaRa belongs before LoRA.",
     )
-    return para(lora(adapter(command)))
+    return lora(para(adapter(command)))
 
 
 def interpretation_options(command: Callable[..., Any]) -> Callable[..., Any]:

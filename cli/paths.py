@@ -67,5 +67,11 @@ def spelled(text: str) -> str:
     return name + at + strength
 
 
+def file_of(text: str) -> str:
+    """The file in ``FILE@STRENGTH``."""
+    name, at, _ = text.rpartition("@")
+    return name if at and not os.path.exists(text) else text  # noqa: PTH110
+
+
 def _from_home(text: str) -> str:
     return os.path.expanduser(text) if text.startswith("~") and not os.path.exists(text) else text  # noqa: PTH110, PTH111

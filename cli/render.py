@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-import sys
 import time
+from io import StringIO
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from paramerge.cli.call import remember_warning
 from paramerge.cli.flags import with_flags
 from paramerge.errors import printable, shortened
 
 _REFRESH_SECONDS = 0.1
 
-# lines that go to a file or another program are not broken
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+_WHOLE = 1_000_000
+"""Columns of a file or another program, which nobody looks at: no line is broken."""
+
+
+class Lines(Console):
+    """A console that prints whole lines, without spaces at their ends, where it is no terminal."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False)
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """Print ``objects`` as rich does."""
+        if self.is_terminal:
+            super().print(*objects, **settings)
+            return
+        text = StringIO()
+        Console(file=text, width=_WHOLE, highlight=False, soft_wrap=True).print(*objects, **settings)
+        self.file.write("\n".join(line.rstrip(" ") for line in text.getvalue().split("\n")))
+
+
+out = Lines()
+err = Lines(stderr=True)
 
 
 def note(text: str, *, quiet: bool = False) -> None:
@@ -35,8 +56,9 @@ def note_ending(given: Path, written: Path, *, quiet: bool = False) -> None:
 
 
 def warn(text: str) -> None:
-    """A warning, to stderr."""
-    err.print(f"[yellow]warning:[/yellow] {shown(text)}")
+    """A warning, to stderr; where JSON is printed it is part of that."""
+    if remember_warning(text):
+        err.print(f"[yellow]warning:[/yellow] {shown(text)}")
 
 
 class Progress:

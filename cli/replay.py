@@ -10,6 +10,7 @@ import click
 from paramerge.cli.options import dtype_option, json_option, overwrite_option, rehash_option
 from paramerge.cli.paths import InputPath, OutputPath
 from paramerge.cli.render import note
+from paramerge.cli.verbs import Verb
 
 
 class _Strength(click.ParamType):
@@ -37,7 +38,7 @@ models_option = click.option(
 )
 
 
-@click.command(name="replay")
+@click.command(name="replay", cls=Verb)
 @click.argument("recipe", type=InputPath(), metavar="RECIPE")
 @click.option("-o", "--output", type=OutputPath(), required=True, help="What to write.")
 @models_option
@@ -70,7 +71,7 @@ def replay(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Bake or merge checkpoints again, as a recipe says, or a variant of it.
+    """Bake or merge again, as a recipe says, or a variant of it.
 
     RECIPE is a file or folder that bake or merge wrote, its recipe as JSON, or a TOML. Inputs are found by
     their SHA-256: in the folders of PARAMERGE_MODELS and of --models, in the Hugging Face cache, among what

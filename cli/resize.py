@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from paramerge.cli.flags import flagged
+from paramerge.cli.call import print_json
 from paramerge.cli.merge import as_data
 from paramerge.cli.options import (
     dtype_option,
@@ -18,10 +18,10 @@ from paramerge.cli.options import (
 )
 from paramerge.cli.paths import InputPath, OutputPath
 from paramerge.cli.render import Progress, note_ending, warn
-from paramerge.strict_json import dump
+from paramerge.cli.verbs import Verb
 
 
-@click.command(name="resize")
+@click.command(name="resize", cls=Verb)
 @click.argument("adapter", type=InputPath(), metavar="IN")
 @click.option("-o", "--output", type=OutputPath(), required=True, help="The file to write.")
 @click.option("--rank", type=int, metavar="R", help="At most this rank in every layer.")
@@ -63,11 +63,11 @@ def resize(
             progress=progress.update, overwrite=overwrite, allow_unmatched=allow_unmatched, private=private,
         )  # fmt: skip
     note_ending(output, report.output, quiet=as_json)
+    for warning in report.warnings:
+        warn(warning)
     if as_json:
-        click.echo(dump(flagged(as_data(report))))
+        print_json(as_data(report))
         return
     from paramerge.cli.merge_table import show_merge
 
-    for warning in report.warnings:
-        warn(warning)
     show_merge(report, all_layers=all_layers)

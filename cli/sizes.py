@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from paramerge.adapters.registry import sized
+from paramerge.cli.call import print_json
 from paramerge.cli.options import dtype_option, gamma_option, json_option
+from paramerge.cli.verbs import Verb
 from paramerge.errors import UsageError
 from paramerge.models.registry import published
-from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
     from paramerge.sizes.sizes import BoundaryChoice, Size
@@ -27,7 +28,7 @@ class _SizedFamily(click.Choice[str]):
         return tuple(sized())
 
 
-@click.command(name="sizes")
+@click.command(name="sizes", cls=Verb)
 @click.option(
     "--arch",
     type=click.Choice(list(published())),
@@ -96,7 +97,7 @@ def sizes(
     dtype: str,
     as_json: bool,
 ) -> None:
-    """Tell how many parameters and bytes an adapter has, from the architecture alone.
+    """Tell how large an adapter is, from the architecture alone.
 
     \b
     paramerge sizes --arch sdxl --subset exca --rank 16 --family para --family lora
@@ -123,7 +124,7 @@ def sizes(
             "options": options,
             "sizes": [size.as_dict() for size in found],
         }
-        click.echo(dump(content))
+        print_json(content)
     else:
         _show(found, arch, dtype)
 

@@ -10,18 +10,8 @@ from pathlib import Path
 
 import click
 
+from paramerge.cli.verbs import WORDS
 from paramerge.errors import StoppedError
-
-_META_KEY = "paramerge.arguments"
-
-
-class RememberedCommand(click.Command):
-    """A command that keeps its words, so that it can say how it is started again."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, and keep the arguments."""
-        ctx.meta[_META_KEY] = list(args)
-        return super().parse_args(ctx, args)
 
 
 @contextmanager
@@ -40,7 +30,7 @@ def resumable(ctx: click.Context, output: Path, place: Callable[[], str]) -> Ite
     try:
         yield
     except KeyboardInterrupt as stop:
-        typed = shlex.join(["paramerge", ctx.info_name or "", *ctx.meta.get(_META_KEY, sys.argv[2:])])
+        typed = shlex.join(["paramerge", ctx.info_name or "", *ctx.meta.get(WORDS, sys.argv[2:])])
         raise StoppedError.after(
             stop,
             f"stopped {place()}",

@@ -6,13 +6,15 @@ from typing import Any
 
 import click
 
+from paramerge.cli.verbs import Verb
 
-class TrainCommand(click.Command):
+
+class TrainCommand(Verb):
     """Its flags are the fields of the training's configuration, looked up when the command is used."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The flags, and ``--help``."""
-        from paramerge.training.command import options
+        from paramerge.cli.train_command import options
 
         if not self.params:
             self.params = options()
@@ -21,7 +23,7 @@ class TrainCommand(click.Command):
 
 @click.command(cls=TrainCommand)
 def train(**values: Any) -> None:
-    """Train a PaRa (or a LoRA, ...) of a subject from a folder of pictures.
+    """Train a PaRa (or a LoRA, ...) of a subject from pictures.
 
     All settings may be in a TOML file (--config); flags win. On several devices: accelerate launch -m
     paramerge.training with the same flags.
@@ -29,6 +31,6 @@ def train(**values: Any) -> None:
     \b
     paramerge train --model sd15/ --instance-folder dog/ --instance-prompt "a sks dog" --output dog-para
     """
-    from paramerge.training.command import Bar, run
+    from paramerge.cli.train_command import Bar, run
 
     run(progress=Bar, **values)

@@ -1,6 +1,8 @@
-"""``python -m paramerge.training``, and ``accelerate launch -m paramerge.training``: the train command."""
+"""``python -m paramerge.training``, and ``accelerate launch -m paramerge.training``: ``paramerge train``."""
 
-from paramerge.training.command import main
+import sys
+
+from paramerge.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["train", *sys.argv[1:]])

@@ -226,6 +226,11 @@ def written_outputs() -> list[Path]:
     return found
 
 
+def forget_outputs() -> None:
+    """Begin anew with the list of :func:`written_outputs`."""
+    _placed.clear()
+
+
 def exchange_names(a: Path, b: Path) -> bool:
     """Let two names trade places at one stroke, where the system can; else False, and nothing happened.
 

@@ -49,7 +49,7 @@ def test_all_experiments_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[st
     arguments = ["all", "--model", "m", "--data", experiment_data(tmp_path / "data"), "--dry-run"]
     arguments += ["--budget", "smoke"]
     assert call(*arguments, "--json") == 0
-    plans = json.loads(capfd.readouterr().out)
+    plans = json.loads(capfd.readouterr().out)["experiments"]
     assert [plan["experiment"] for plan in plans] == list(NAMES)
     names = {training["name"] for plan in plans for training in plan["trainings"]}
     assert len(names) < sum(plan["cost"]["trainings"] for plan in plans)
@@ -71,7 +71,7 @@ def test_all_are_carried_out_in_turn(
     arguments = ["all", "--model", "m", "--data", experiment_data(tmp_path / "data"), "--budget", "smoke"]
     arguments += ["--clip", "none", "--lpips", "none", "--device", "cpu", "-o", tmp_path / "out"]
     assert call(*arguments, "--json") == 0
-    found = json.loads(capfd.readouterr().out)
+    found = json.loads(capfd.readouterr().out)["experiments"]
     assert [Path(each["output"]).name for each in found] == list(NAMES)
     assert found[0]["diverged"] == {"lora-r4-x": "it diverged"}
     assert call(*arguments) == 0

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from paramerge.adapters import LoraModule
 from paramerge.cli.main import main
+from paramerge.cli.render import Lines
 from paramerge.errors import ParamergeError
 from paramerge.files.recipe_text import RECIPE_KEY
 from paramerge.formats import open_adapter, write_para
@@ -30,7 +31,9 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal of this width; what a pipe gets is in ``test_help.py``."""
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(Lines, "is_terminal", True)
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from training_runs import settings
 
 from paramerge.cli.main import main
 from paramerge.errors import UsageError
-from paramerge.training import command
 from paramerge.training.config import TrainConfig
 from paramerge.training.config_file import config_from_toml, config_to_toml
 
@@ -104,6 +104,6 @@ def test_a_wrong_flag_is_no_internal_error(
     """Where the command runs by itself, as accelerate starts it."""
     monkeypatch.setattr("sys.argv", ["training", "--bogus"])
     with pytest.raises(SystemExit) as caught:
-        command.main()
+        runpy.run_module("paramerge.training", run_name="__main__")
     assert caught.value.code == 2
-    assert "No such option" in capfd.readouterr().err
+    assert "there is no such option" in capfd.readouterr().err

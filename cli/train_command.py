@@ -1,10 +1,9 @@
-"""The train command: every field of the configuration is a flag, and a TOML file may hold them instead."""
+"""The flags of ``paramerge train``, one for each field of the configuration, and its run."""
 
 from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -12,27 +11,40 @@ from typing import Any
 
 import click
 
-from paramerge.cli.ending import stopped_by_signals
-from paramerge.cli.threads import choose_threads, threads_for_model
+from paramerge.cli.call import print_json
+from paramerge.cli.paths import InputPath, OutputPath
+from paramerge.cli.threads import threads_for_model
 from paramerge.errors import StoppedError, printable
 from paramerge.shipped import named_model
-from paramerge.strict_json import dump
 from paramerge.training.config import TrainConfig
 from paramerge.training.config_file import config_from, config_from_toml
 from paramerge.training.launching import require_packages
-from paramerge.training.shown_errors import shown_errors
-
-__all__ = ["Bar", "main", "options", "run"]
 
 
 def options() -> list[click.Parameter]:
     """A flag for each field, and ``--config``, ``--resume``, ``--json``; no field is required here."""
     own = [
-        click.Option(["--config"], type=click.Path(path_type=Path), help="TOML of settings; flags win."),
+        click.Option(["--config"], type=InputPath(), help="TOML of settings; flags win."),
         click.Option(["--resume"], is_flag=True, help="Go on from the newest checkpoint in --output."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print JSON for programs, and nothing else."),
     ]
     return [*(_option(f) for f in fields(TrainConfig)), *own]
+
+
+_FIRST = (
+    *("model", "instance_folder", "instance_prompt", "output", "method", "rank", "subset", "resolution"),
+    *("steps", "batch_size", "learning_rate", "mixed_precision", "device", "seed", "validation_prompts"),
+)
+"""The settings that everyone needs, which the help begins with."""
+
+
+class _Setting(click.Option):
+    """The flag of a field."""
+
+    @property
+    def group(self) -> str | None:
+        """The group of the help, of settings that few need."""
+        return None if self.name in _FIRST else "More settings"
 
 
 def _option(spec: Field[Any]) -> click.Option:
@@ -41,16 +53,18 @@ def _option(spec: Field[Any]) -> click.Option:
     text = spec.metadata["help"] + (f"  [default: {_text(shown)}]" if shown is not None else "")
     settings: dict[str, Any] = {"default": None, "help": text}
     if kind == "bool":
-        return click.Option([f"{flag}/--no-{flag[2:]}"], **settings)
+        return _Setting([f"{flag}/--no-{flag[2:]}"], **settings)
     if spec.metadata["choices"]:
-        return click.Option([flag], type=click.Choice(spec.metadata["choices"]), **settings)
+        return _Setting([flag], type=click.Choice(spec.metadata["choices"]), **settings)
     if kind.startswith("tuple"):
         of = int if "int" in kind else str
         if "..." in kind:
-            return click.Option([flag], type=of, multiple=True, **settings)
-        return click.Option([flag], type=of, nargs=kind.count("int"), **settings)
-    types: dict[str, Any] = {"Path": click.Path(path_type=Path), "int": int, "float": float, "str": str}
-    return click.Option([flag], type=types[kind], **settings)
+            return _Setting([flag], type=of, multiple=True, **settings)
+        return _Setting([flag], type=of, nargs=kind.count("int"), **settings)
+    if spec.name == "output":
+        return _Setting(["-o", flag], type=OutputPath(), **settings)
+    types: dict[str, Any] = {"Path": InputPath(), "int": int, "float": float, "str": str}
+    return _Setting([flag], type=types[kind], **settings)
 
 
 def _text(value: Any) -> str:
@@ -96,7 +110,7 @@ def run(
         "data_sha256": result.data_sha256,
     }
     if as_json:
-        click.echo(dump(facts))
+        print_json(facts)
         return
     for path in result.adapter:
         click.echo(f"{printable(str(path))}: {settings.method} after {len(result.losses)} steps")
@@ -149,22 +163,3 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-
-
-def main() -> None:
-    """Run the command by itself; the project's errors are shown as its own command line shows them."""
-
-    def callback(**values: Any) -> None:
-        run(progress=Bar, **values)
-
-    choose_threads("train")
-    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-    command = click.Command("train", params=options(), callback=callback, context_settings=settings)
-    try:
-        with stopped_by_signals(), shown_errors():
-            command.main(prog_name="python -m paramerge.training", standalone_mode=False)
-    except click.Abort:
-        sys.exit(StoppedError.exit_code)  # stopped before there was anything to keep
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)

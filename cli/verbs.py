@@ -1,0 +1,81 @@
+"""A verb of the command line: its words, its help in groups, and the files that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import click
+
+from paramerge.cli.call import current
+from paramerge.cli.paths import FileText, InputPath, OutputPath, file_of
+from paramerge.cli.usage import extra_arguments
+
+WORDS = "paramerge.words"
+"""The place of a call's words among click's notes."""
+
+FIRST = "Options"
+_GROUPS = {
+    "Parts and dtypes": (
+        *("only", "blocks", "variant", "dtype", "prune", "allow_unmatched", "partial", "config"),
+        *("from_unet", "from_text_encoder", "from_text_encoder_2", "from_vae"),
+    ),
+    "Output": ("overwrite", "private", "dry_run", "all_layers", "all_metadata", "rehash", "as_json", "help"),
+    "Mathematics": (
+        *("gamma", "boundary", "merge", "how", "keep", "energy", "kronecker", "krona", "lokr_factor"),
+        *("lokr_scale", "rows", "orthonormalise", "init"),
+    ),
+}
+"""The groups of the help behind the first one, in which all others are, and the options of each by name."""
+
+
+class Verb(click.Command):
+    """A command whose call can be told (:mod:`paramerge.cli.call`), and whose help is in groups."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        # arguments beyond those it has are refused below, with what to type
+        settings["context_settings"] = {**(settings.get("context_settings") or {}), "allow_extra_args": True}
+        super().__init__(*arguments, **settings)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, keep the words and note the files; raises UsageError where there are more than are taken."""
+        ctx.meta[WORDS] = list(args)
+        rest = super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            raise extra_arguments(ctx, ctx.meta[WORDS])
+        for parameter in self.get_params(ctx):
+            self._note(parameter, ctx.params.get(parameter.name or ""))
+        return rest
+
+    def _note(self, parameter: click.Parameter, value: Any) -> None:
+        for each in value if isinstance(value, (list, tuple)) else () if value is None else (value,):
+            if isinstance(parameter.type, OutputPath):
+                current().places.append(each)
+            elif isinstance(parameter.type, (InputPath, FileText)):
+                current().inputs.append(file_of(str(each)))
+
+    def group_of(self, parameter: click.Parameter) -> str:
+        """The title of the group that an option is in."""
+        found = (title for title, names in _GROUPS.items() if parameter.name in names)
+        return getattr(parameter, "group", None) or next(found, FIRST)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options, group by group."""
+        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in (FIRST, *_GROUPS)}
+        for parameter, record in self.records(ctx):
+            groups.setdefault(self.group_of(parameter), []).append(record)
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+    def records(self, ctx: click.Context) -> Iterator[tuple[click.Parameter, tuple[str, str]]]:
+        """Each option with its names and its help."""
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                yield parameter, record
+
+
+def note_inputs(files: Iterable[str]) -> None:
+    """Note files that a verb names in another way than by a parameter of its own."""
+    current().inputs.extend(files)
