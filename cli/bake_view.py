@@ -10,7 +10,7 @@ from rich.table import Table
 
 from paramerge.bake.plan import Plan
 from paramerge.bake.summary import ComponentSummary, PlanSummary, StepSummary
-from paramerge.cli.call import print_json
+from paramerge.cli.call import print_json, remember_warning
 from paramerge.cli.render import Progress, err, gigabytes, note, note_ending, out, shown, warn
 
 if TYPE_CHECKING:  # these modules import torch
@@ -54,6 +54,8 @@ def show_plan(plan: PlanSummary, output: Path) -> None:
 def show_dry_run(summary: PlanSummary, output: Path, *, as_json: bool, **more: object) -> None:
     """The plan alone: of ``--dry-run``; ``more`` is for JSON."""
     if as_json:
+        for warning in summary.warnings:
+            remember_warning(warning)
         print_json({"plan": summary.as_dict(), **more, "output": str(output)})
     else:
         show_plan(summary, output)

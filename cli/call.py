@@ -54,10 +54,9 @@ class Call:
         """The outputs that are in their places: a folder that was named counts for all that is in it."""
         writer = sys.modules.get("paramerge.files.writer")  # not imported: nothing was written
         written = [] if writer is None else writer.written_outputs()
-        folders = [place for place in self.places if place.is_dir()]
+        folders = [place.resolve() for place in self.places if place.is_dir()]
         return {
-            str(next((folder for folder in folders if path.is_relative_to(folder.resolve())), path))
-            for path in written
+            str(next((folder for folder in folders if path.is_relative_to(folder)), path)) for path in written
         }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import click
 
+from paramerge.cli.call import current
 from paramerge.errors import UsageError
 
 _MEANT = {
@@ -152,12 +153,12 @@ def _options(ctx: click.Context | None) -> list[str]:
     return [name for p in ctx.command.get_params(ctx) if isinstance(p, click.Option) for name in p.opts]
 
 
-def _place(ctx: click.Context | None) -> str | None:
-    return None if ctx is None else ctx.command_path
+def _place(ctx: click.Context | None) -> str:
+    return f"paramerge {current().verb}".strip() if ctx is None else ctx.command_path
 
 
 def _see(ctx: click.Context | None) -> str:
-    return f"see {'paramerge' if ctx is None else ctx.command_path} --help"
+    return f"see {_place(ctx)} --help"
 
 
 def _as_fault(message: str) -> str:
