@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -9,6 +11,7 @@ from typing import get_args
 import click
 
 from paramerge.apply.steps import BakeOptions, MergeChoice, Step
+from paramerge.cli.bake_each import bake_each
 from paramerge.cli.bake_view import carry_out, checked_output, show_diagnosis, show_dry_run
 from paramerge.cli.options import (
     OrderedSteps,
@@ -24,13 +27,13 @@ from paramerge.cli.options import (
     steps_of,
     unmatched_option,
 )
-from paramerge.cli.paths import InputPath, OutputPath
+from paramerge.cli.paths import FileText, InputPath, OutputPath
 from paramerge.cli.render import Progress, note, warn
 from paramerge.errors import UsageError
 from paramerge.interpretation import Interpretation, KronaOrder
 
 
-@click.command(cls=OrderedSteps)
+@click.command(cls=OrderedSteps, rest_of="each")
 @click.option(
     "--base",
     type=InputPath(),
@@ -38,6 +41,14 @@ from paramerge.interpretation import Interpretation, KronaOrder
 )
 @step_options
 @click.option("-o", "--output", type=OutputPath(), help="Default: made of the inputs' names.")
+@click.option(
+    "--each",
+    multiple=True,
+    type=FileText(),
+    metavar="FILES[@SCALE]",
+    help="Bake many: each of these adapters alone, after those above, into the folder --output. A pattern "
+    "such as 'loras/*.safetensors', or a folder.",
+)
 @click.option(
     "--merge",
     type=click.Choice(get_args(MergeChoice)),
@@ -65,6 +76,7 @@ def bake(
     ctx: click.Context,
     base: Path | None,
     output: Path | None,
+    each: tuple[str, ...],
     merge: MergeChoice,
     gamma: float | None,
     lokr_scale: float | None,
@@ -87,49 +99,83 @@ def bake(
     folders of PARAMERGE_MODELS and in the Hugging Face cache.
 
     \b
-    paramerge bake --base sdxl.safetensors --para a.safetensors --lora b.safetensors@0.8 -o o.safetensors
+    paramerge bake --base sdxl.safetensors --lora style.safetensors@0.8 -o mix.safetensors
+    paramerge bake --base sdxl.safetensors --para a.safetensors --lora b.safetensors -o o.safetensors
+    paramerge bake --base sdxl.safetensors --each 'loras/*.safetensors' -o baked/
     """
-    from paramerge.apply.given import opened_base
-    from paramerge.bake.find_base import find_base, named_hashes
-    from paramerge.bake.output import check_output, default_output
-    from paramerge.bake.plan import make_plan
-    from paramerge.bake.summary import summarise
-    from paramerge.formats import open_adapter
-
-    steps = _at_least_one(steps_of(ctx))
     options = BakeOptions(merge, gamma, only, dtype, allow_unmatched, private)
-    adapters = [open_adapter(step.path, step.kind, Interpretation(lokr_scale, krona, rows)) for step in steps]
-    looked_for = named_hashes(adapters) if base is None else []
-    if base is None:
-        base = find_base(adapters, note=lambda text: note(text, quiet=as_json))
-        note(f"base: {base}", quiet=as_json)
-    plan = make_plan(opened_base(base, variant), list(zip(steps, adapters, strict=True)), options)
-    check = partial(check_output, plan, overwrite=overwrite)
-    output = checked_output(output or default_output(plan), check, as_json=as_json)
-    summary = summarise(plan)
-    if dry_run:
-        show_dry_run(summary, output, as_json=as_json)
-        return
-    for warning in plan.warnings:
-        warn(warning)
+    job = _Job(
+        base,
+        variant,
+        options,
+        Interpretation(lokr_scale, krona, rows),
+        all_layers,
+        dry_run,
+        overwrite,
+        as_json,
+    )
+    steps = steps_of(ctx)
+    if each:
+        bake_each(each, steps, output, job.run, dry_run=dry_run, as_json=as_json)
+    else:
+        job.run(_at_least_one(steps), output)
 
-    from paramerge.bake.diagnose import diagnose
 
-    with Progress("comparing adapters", quiet=as_json, unit="layers") as progress:
-        diagnosis = diagnose(plan, progress.update)
-    if not as_json:
-        show_diagnosis(plan, diagnosis, all_layers=all_layers)
-    carry_out(
-        plan, summary, output, (), "baking", overwrite=overwrite, as_json=as_json, base_sha256=looked_for,
-        diagnosis=diagnosis.as_dict(),
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _Job:
+    """All that a bake is told but its adapters and its output."""
+
+    base: Path | None
+    variant: str | None
+    options: BakeOptions
+    interpretation: Interpretation
+    all_layers: bool
+    dry_run: bool
+    overwrite: bool
+    as_json: bool
+
+    def run(self, steps: Sequence[Step], output: Path | None) -> None:
+        """Bake ``steps``, or show the plan, and report."""
+        from paramerge.apply.given import opened_base
+        from paramerge.bake.diagnose import diagnose
+        from paramerge.bake.find_base import find_base, named_hashes
+        from paramerge.bake.output import check_output, default_output
+        from paramerge.bake.plan import make_plan
+        from paramerge.bake.summary import summarise
+        from paramerge.formats import open_adapter
+
+        as_json, base = self.as_json, self.base
+        adapters = [open_adapter(step.path, step.kind, self.interpretation) for step in steps]
+        looked_for = named_hashes(adapters) if base is None else []
+        if base is None:
+            base = find_base(adapters, note=lambda text: note(text, quiet=as_json))
+            note(f"base: {base}", quiet=as_json)
+        plan = make_plan(
+            opened_base(base, self.variant), list(zip(steps, adapters, strict=True)), self.options
+        )
+        check = partial(check_output, plan, overwrite=self.overwrite)
+        output = checked_output(output or default_output(plan), check, as_json=as_json)
+        summary = summarise(plan)
+        if self.dry_run:
+            show_dry_run(summary, output, as_json=as_json)
+            return
+        for warning in plan.warnings:
+            warn(warning)
+        with Progress("comparing adapters", quiet=as_json, unit="layers") as progress:
+            diagnosis = diagnose(plan, progress.update)
+        if not as_json:
+            show_diagnosis(plan, diagnosis, all_layers=self.all_layers)
+        carry_out(
+            plan, summary, output, (), "baking", overwrite=self.overwrite, as_json=as_json,
+            base_sha256=looked_for, diagnosis=diagnosis.as_dict(),
+        )  # fmt: skip
 
 
 def _at_least_one(steps: list[Step]) -> list[Step]:
     if not steps:
         raise UsageError(
             "there is nothing to bake",
-            expected="at least one --para FILE, --lora FILE or --adapter FILE",
+            expected="at least one --lora FILE, --para FILE or --adapter FILE",
             hint="see paramerge bake --help",
         )
     return steps

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Call:
     inputs: list[str] = field(default_factory=list)
     places: list[Path] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    parts: list[dict[str, Any]] | None = None
     began: float = field(default_factory=time.monotonic)
 
     def about(self) -> dict[str, object]:
@@ -76,9 +78,29 @@ def current() -> Call:
     return _calls[0]
 
 
+def note_inputs(files: Iterable[str]) -> None:
+    """Note files that a verb names in another way than by a parameter of its own."""
+    current().inputs.extend(files)
+
+
+@contextmanager
+def collected() -> Iterator[list[dict[str, Any]]]:
+    """Keep what is printed as JSON in the block, for a verb that does one thing several times."""
+    parts: list[dict[str, Any]] = []
+    before, current().parts = current().parts, parts
+    try:
+        yield parts
+    finally:
+        current().parts = before
+
+
 def print_json(content: Mapping[str, Any], **dumped: Any) -> None:
     """Print the findings of a verb, with what every verb says of its call, and flags for arguments."""
-    click.echo(dump({KEY: current().about(), **flagged(dict(content))}, **dumped))
+    found = flagged(dict(content))
+    if (parts := current().parts) is not None:
+        parts.append(found)
+    else:
+        click.echo(dump({KEY: current().about(), **found}, **dumped))
 
 
 def remember_warning(text: str) -> bool:

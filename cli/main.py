@@ -13,17 +13,17 @@ from pathlib import Path
 
 import click
 
-from paramerge.cli.call import begin, print_json
+from paramerge.cli.call import begin
 from paramerge.cli.ending import (
     flush,
     guarded_streams,
     stopped_by_signals,
     stopping_signal,
 )
-from paramerge.cli.flags import with_flags
+from paramerge.cli.shown_error import show_error
 from paramerge.cli.threads import choose_threads
 from paramerge.cli.usage import no_such_verb, usage_error
-from paramerge.errors import OutputError, ParamergeError, printable
+from paramerge.errors import OutputError, printable
 from paramerge.system_faults import TRACEBACK_VARIABLE, as_paramerge_error
 from paramerge.version import __version__
 
@@ -189,18 +189,6 @@ def _show_any(error: Exception, *, as_json: bool) -> int:
     except OutputError:  # the JSON cannot be printed
         show_error(shown, as_json=False)
     return shown.exit_code
-
-
-def show_error(error: ParamergeError, *, as_json: bool) -> None:
-    """Print an error: its parts a line each to stderr, or one JSON object to stdout."""
-    if as_json:
-        said = dict([("what", error.what), *error.lines()])
-        parts = {"kind": type(error).__name__, **said, "exit_code": error.exit_code}
-        print_json({"error": parts})
-        return
-    click.echo(click.style("error: ", fg="red", bold=True) + printable(with_flags(error.what)), err=True)
-    for label, text in error.lines():
-        click.echo(click.style(f"{label + ':':>10} ", dim=True) + printable(with_flags(text)), err=True)
 
 
 if __name__ == "__main__":

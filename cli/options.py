@@ -9,8 +9,9 @@ from typing import Any, get_args
 import click
 
 from paramerge.apply.steps import Kind, Step, parse_step
+from paramerge.cli.call import note_inputs
 from paramerge.cli.paths import FileText, spelled
-from paramerge.cli.verbs import Verb, note_inputs
+from paramerge.cli.verbs import Verb
 from paramerge.files.dtype_names import KEEP, WRITTEN, dtype_named, short_name
 from paramerge.interpretation import KronaOrder
 

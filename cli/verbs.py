@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from paramerge.cli.call import current
-from paramerge.cli.paths import FileText, InputPath, OutputPath, file_of
+from paramerge.cli.call import current, note_inputs
+from paramerge.cli.paths import FileText, InputPath, OutputPath, file_of, spelled
 from paramerge.cli.usage import extra_arguments
 
 WORDS = "paramerge.words"
@@ -32,16 +32,20 @@ _GROUPS = {
 class Verb(click.Command):
     """A command whose call can be told (:mod:`paramerge.cli.call`), and whose help is in groups."""
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, rest_of: str = "", **settings: Any) -> None:
         # arguments beyond those it has are refused below, with what to type
         settings["context_settings"] = {**(settings.get("context_settings") or {}), "allow_extra_args": True}
         super().__init__(*arguments, **settings)
+        self.rest_of = rest_of
+        """The option whose further values may follow without it, as a shell writes ``--each *``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, keep the words and note the files; raises UsageError where there are more than are taken."""
         ctx.meta[WORDS] = list(args)
         rest = super().parse_args(ctx, args)
-        if ctx.args and not ctx.resilient_parsing:
+        if ctx.args and ctx.params.get(self.rest_of):
+            ctx.params[self.rest_of] += tuple(map(spelled, ctx.args))
+        elif ctx.args and not ctx.resilient_parsing:
             raise extra_arguments(ctx, ctx.meta[WORDS])
         for parameter in self.get_params(ctx):
             self._note(parameter, ctx.params.get(parameter.name or ""))
@@ -52,7 +56,7 @@ class Verb(click.Command):
             if isinstance(parameter.type, OutputPath):
                 current().places.append(each)
             elif isinstance(parameter.type, (InputPath, FileText)):
-                current().inputs.append(file_of(str(each)))
+                note_inputs([file_of(str(each))])
 
     def group_of(self, parameter: click.Parameter) -> str:
         """The title of the group that an option is in."""
@@ -74,8 +78,3 @@ class Verb(click.Command):
         for parameter in self.get_params(ctx):
             if (record := parameter.get_help_record(ctx)) is not None:
                 yield parameter, record
-
-
-def note_inputs(files: Iterable[str]) -> None:
-    """Note files that a verb names in another way than by a parameter of its own."""
-    current().inputs.extend(files)
