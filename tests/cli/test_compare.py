@@ -138,7 +138,7 @@ def test_the_report_is_written(capfd: pytest.CaptureFixture[str]) -> None:
     ("arguments", "code", "words"),
     [
         ((A,), 2, "nothing to compare"),
-        ((), 2, "Missing argument"),
+        ((), 2, "an argument is missing"),
         ((A, "absent.safetensors"), 3, "no such file"),
         ((A, "base.safetensors"), 4, "this is a checkpoint"),
         ((A, B, "--base", A), 3, "adapter"),

@@ -154,7 +154,7 @@ def test_a_sequential_merge_is_refused_with_what_to_do(capfd: pytest.CaptureFixt
         ((P, Q, "-o", "out.pt"), 6, ".safetensors"),
         ((P, Q, "-o", "absent/out.safetensors"), 6, "does not exist"),
         ((P, Q), 2, "-o"),
-        ((*OUT,), 2, "Missing argument"),
+        ((*OUT,), 2, "an argument is missing"),
     ],
 )
 def test_errors_say_what_to_do(
