@@ -6,22 +6,21 @@ from pathlib import Path
 
 import click
 
-from paramerge.cli.flags import flagged
+from paramerge.cli.call import print_json
 from paramerge.cli.options import interpretation_options, json_option, rehash_option
+from paramerge.cli.paths import InputPath
 from paramerge.cli.render import Progress, warn
+from paramerge.cli.verbs import Verb
 from paramerge.interpretation import Interpretation, KronaOrder
-from paramerge.strict_json import dump
 
 
-@click.command(name="explain")
-@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
-@click.option(
-    "--base", type=click.Path(path_type=Path), required=True, help="The checkpoint it was made from."
-)
+@click.command(name="explain", cls=Verb)
+@click.argument("file", type=InputPath(), metavar="FILE")
+@click.option("--base", type=InputPath(), required=True, help="The checkpoint it was made from.")
 @click.option(
     "--adapters",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     metavar="FOLDER",
     help="A folder of adapters that may be in it, or one adapter. May be repeated.",
 )
@@ -38,7 +37,9 @@ def explain(
     krona: KronaOrder | None,
     as_json: bool,
 ) -> None:
-    """Explain a checkpoint: the adapters in it, at which strengths, in which order, and what is left over.
+    """Explain a checkpoint: the adapters in it, and their strengths.
+
+    Their order and what is left over, too.
 
     Every layer's change is fitted by the changes of all adapters at once. A bar holds the true strength in 95
     of 100 cases; it comes from the rounding of the file's numbers, or where something unknown is in the file
@@ -60,9 +61,9 @@ def explain(
     candidates, left_out = open_candidates(adapters, BaseWeights(opened), interpretation)
     with Progress("explaining", quiet=as_json, unit="layers") as progress:
         found = run_explain(opened_base(file), opened, candidates, progress.update, left_out)
-    if as_json:
-        click.echo(dump(flagged(as_dict(found))))
-        return
     for warning in found.warnings:
         warn(warning)
+    if as_json:
+        print_json(as_dict(found))
+        return
     show_explanation(found, all_layers=all_layers)
