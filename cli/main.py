@@ -35,6 +35,7 @@ SECTIONS = {
         "compare": "paramerge.cli.compare:compare",
         "generate": "paramerge.cli.generate:generate",
         "demo": "paramerge.cli.demo:demo",
+        "ui": "paramerge.cli.ui:ui",
     },
     "Adapters": {
         "convert": "paramerge.cli.convert:convert",

@@ -32,6 +32,7 @@ FLOORS = (
     ("explain",),
     ("__init__",),
     ("cli", "training"),  # beside each other: the trainer's options are built by the command line's parts
+    ("ui",),
 )
 """The rooms of ``paramerge``, from the ground up; each may import what lies on lower floors alone."""
 

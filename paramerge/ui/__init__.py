@@ -1,0 +1,1 @@
+"""The window, ``paramerge ui``: a local page on the plans of the other rooms."""
