@@ -1,4 +1,4 @@
-"""What a person has chosen on the page, as the arguments of the library and as the command line."""
+"""A person's choices on the page, as the arguments of the library and as the command line."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Page:
 
     def blocks(self) -> gr.Blocks:
         """The whole page."""
-        with gr.Blocks(title="paramerge", analytics_enabled=False) as page:
+        with gr.Blocks(title="paramerge", analytics_enabled=False, fill_width=True) as page:
             page_id = gr.State(lambda: uuid.uuid4().hex, delete_callback=self._jobs.stop)
             with gr.Row():
                 gr.Markdown("## paramerge\nAdapters into checkpoints, exactly. Nothing leaves this machine.")
@@ -121,14 +121,7 @@ class Page:
                 progress = gr.HTML(elem_id="pm-progress")
                 result = gr.HTML(elem_id="pm-result")
                 plan = gr.HTML(boxed(_NO_BAKE), elem_id="pm-plan")
-                command = gr.Code(
-                    label=_COMMAND,
-                    language="shell",
-                    wrap_lines=True,
-                    lines=2,
-                    max_lines=8,
-                    elem_id="pm-command",
-                )
+                command = _command("pm-command")
         inputs = [base, *rows, merge, gamma, dtype, only, unmatched, output, overwrite]
         for part in inputs:
             part.change(self._show_bake, inputs, [plan, command], queue=False, show_progress="hidden")
@@ -173,7 +166,7 @@ class Page:
             with gr.Column(min_width=320):
                 progress, result = gr.HTML(), gr.HTML(elem_id="pm-merge-result")
                 plan = gr.HTML(boxed(_NO_MERGE))
-                command = gr.Code(label=_COMMAND, language="shell", wrap_lines=True, lines=2, max_lines=8)
+                command = _command("pm-merge-command")
         inputs = [*models, method, parameters, blocks, *rows, dtype, output, overwrite]
         for part in inputs:
             part.change(self._show_merge, inputs, [plan, command], queue=False, show_progress="hidden")
@@ -273,6 +266,10 @@ class Page:
             return boxed(file_text(self._library.any(name)))
         except ParamergeError as error:
             return boxed(fault(error), "error")
+
+
+def _command(name: str) -> gr.Code:
+    return gr.Code(label=_COMMAND, language="shell", wrap_lines=True, lines=2, max_lines=8, elem_id=name)
 
 
 def bake_form(values: Any) -> BakeForm:

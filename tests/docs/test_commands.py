@@ -51,8 +51,8 @@ FEWER = {"-n": "2", "--runs": "1", "--steps": "1", "--gamma": "1"}
 ADDED = {"generate": ("-n", "1", "--steps", "1"), "experiment": ("--dry-run",),
          "evaluate": ("--clip", shipped.CONTRASTIVE)}  # fmt: skip
 """What makes a command quick enough, and keeps it off the network."""
-PARSED = ("train", "demo")
-"""Verbs that take minutes, and have tests of their own."""
+PARSED = ("train", "demo", "ui")
+"""Verbs that take minutes or serve until they are stopped, and have tests of their own."""
 SUBJECTS = ["paramerge.training.experiments.emoji", "emoji-subjects"]
 """A module and its arguments; it draws for some seconds, so all blocks share what it wrote once."""
 

@@ -31,7 +31,7 @@ from paramerge.ui.words import boxed
 EVIL = "<img src=x onerror=alert(1)>.safetensors"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 in_browser = pytest.mark.skipif(
-    not (CHROMIUM and find_spec("gradio") and find_spec("playwright")),
+    not (find_spec("gradio") and find_spec("playwright")),
     reason="no browser to look with: gradio, playwright and a Chromium",
 )
 
@@ -221,7 +221,7 @@ def window(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
         port = free.getsockname()[1]
     address = serve([models], output, port=port, block=False)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM or None, args=["--no-sandbox"])
         yield address, output, browser
         browser.close()
 
