@@ -13,6 +13,7 @@ from paramerge.cli.options import (
     OrderedSteps,
     dtype_option,
     gamma_option,
+    interpretation_options,
     json_option,
     overwrite_option,
     private_option,
@@ -23,6 +24,7 @@ from paramerge.cli.options import (
 )
 from paramerge.cli.paths import FileText, InputPath, OutputPath
 from paramerge.cli.render import Progress, note_ending, warn
+from paramerge.interpretation import Interpretation, KronaOrder
 from paramerge.merge.methods.parameters import Parameter, Weights
 from paramerge.merge.methods.registry import REGISTRY
 from paramerge.merge.request import KeepChoice
@@ -62,13 +64,21 @@ def _show_methods(ctx: click.Context, _: click.Parameter, value: str | None) -> 
     ctx.exit()
 
 
-def _parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each parameter that a merge method has."""
+def _uses_of_parameters() -> dict[str, list[tuple[Method, Parameter]]]:
     of: dict[str, list[tuple[Method, Parameter]]] = {}
     for method in REGISTRY.all():
         for parameter in method.parameters:
             of.setdefault(parameter.name, []).append((method, parameter))
-    for name, uses in reversed(of.items()):
+    return of
+
+
+_PARAMETERS = _uses_of_parameters()
+"""By name, each parameter that a merge method has, and the methods: what the command has options for."""
+
+
+def _parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each parameter that a merge method has."""
+    for name, uses in reversed(_PARAMETERS.items()):
         kind = uses[0][1].kind
         said = list(dict.fromkeys(f"{parameter.kind.says}" for _, parameter in uses))
         command = click.option(
@@ -128,6 +138,7 @@ def _parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--energy", type=float, metavar="E", help="LoRAs: truncate to this share of the squared norm.")
 @dtype_option(keep=True, help="Default: fp16 for adapters, each tensor's own for checkpoints.")
 @unmatched_option
+@interpretation_options
 @private_option
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
 @overwrite_option
@@ -145,6 +156,8 @@ def merge(
     dry_run: bool,
     overwrite: bool,
     as_json: bool,
+    lokr_scale: float | None,
+    krona: KronaOrder | None,
     **options: Any,
 ) -> None:
     """Merge adapters into one adapter, or checkpoints into one.
@@ -167,8 +180,8 @@ def merge(
 
     components = {name: path for name in _COMPONENTS if (path := options.pop(f"from_{name}")) is not None}
     steps = steps_of(ctx)
-    named = {p.name for method in REGISTRY.all() for p in method.parameters}
-    parameters = {name: value for name in named if (value := options.pop(name)) is not None}
+    parameters = {name: value for name in _PARAMETERS if (value := options.pop(name)) is not None}
+    options["interpretation"] = Interpretation(lokr_scale, krona)
     ours = {name: value for name, value in options.items() if name in _OF_CHECKPOINTS and value}
     asked = bool(method or components or steps or parameters or ours or dry_run)
     if gives_checkpoint(Given(inputs), asked=asked):

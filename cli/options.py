@@ -63,7 +63,7 @@ def step_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="FILE[@SCALE[:BLOCKS]]",
         expose_value=False,
         help="A LoRA or LoCon (kohya, diffusers, PEFT, cloneofsimo). May be repeated. Blocks: "
-        "IN04=0.5,OUT00=0, or a vector of 17, 26, 12 or 20 weights.",
+        "IN04=0.5,OUT00=0, or a vector of 17, 26, 25, 12, 20 or 19 weights.",
     )
     para = click.option(
         "--para",

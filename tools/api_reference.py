@@ -19,7 +19,10 @@ import paramerge
 
 _STUB = Path(paramerge.__file__).with_suffix(".pyi")
 _GROUPS = {
-    "The verbs": ("bake", "merge", "convert", "extract", "resize", "compare", "inspect", "replay", "sizes"),
+    "The verbs": (
+        *("bake", "merge", "convert", "extract", "resize", "compare", "inspect", "replay", "explain"),
+        "sizes",
+    ),
     "Adapters in the list of a verb": ("Para", "Lora", "Adapter"),
     "A bake in steps": ("plan_bake", "Plan", "BakeReport", "diagnose", "find_base", "summarise"),
     "A merge of checkpoints in steps": ("plan_merge",),

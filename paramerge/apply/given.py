@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from paramerge.apply.steps import Kind, Step, parse_step
 from paramerge.errors import UsageError
+from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.resolve.blocks import BlockWeights, parse_blocks
 from paramerge.wording import option
 
@@ -95,10 +96,12 @@ def step_of(given: Adapter | Step | PathLike | OpenedAdapter) -> Step:
 def open_given(
     adapters: Iterable[Adapter | Step | PathLike | OpenedAdapter],
     other: Callable[[Path], OpenedAdapter | None] = lambda path: None,
+    interpretation: Interpretation = BY_TRAINER,
 ) -> list[tuple[Step, OpenedAdapter]]:
     """Each adapter opened, with its step; of those that are open already the files are not opened again.
 
     ``other`` is asked first, by verbs that read more than :func:`~paramerge.formats.open_adapter` does.
+    ``interpretation`` is for those that are not open yet.
 
     Raises
     ------
@@ -132,7 +135,7 @@ def open_given(
             refuse_other_family(source, step.kind)
             opened.append((step, source))
         else:
-            opened.append((step, other(step.path) or open_adapter(step.path, step.kind)))
+            opened.append((step, other(step.path) or open_adapter(step.path, step.kind, interpretation)))
     return opened
 
 

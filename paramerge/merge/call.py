@@ -11,6 +11,7 @@ from paramerge.apply.given import Adapter, PathLike, hashing, open_given, opened
 from paramerge.apply.steps import BakeOptions, Step
 from paramerge.errors import UsageError
 from paramerge.files.dtype_names import KEEP
+from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.merge.checkpoints.request import MergeRequest, request_of
 from paramerge.merge.checkpoints.toml_recipe import TomlRecipe, read_toml
 from paramerge.merge.combine import combine
@@ -47,6 +48,7 @@ def merge(
     dtype: str | None = None,
     allow_unmatched: bool = False,
     private: bool = False,
+    interpretation: Interpretation = BY_TRAINER,
     overwrite: bool = False,
     rehash: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -91,6 +93,8 @@ def merge(
         Go on without keys that are not understood; tensors that a checkpoint lacks are taken from the first.
     private:
         Leave the inputs' names out of the recipe.
+    interpretation:
+        The user's decisions where trainers of adapters disagree.
     overwrite, rehash, progress:
         As for :func:`paramerge.bake`; for adapters ``progress`` counts layers.
 
@@ -115,12 +119,12 @@ def merge(
             plan = plan_merge(
                 given.inputs, method=method, blocks=blocks, adapters=adapters, components=components,
                 only=only, prune=prune, private=private, variant=variant, merge=merge, gamma=gamma,
-                dtype=dtype, allow_unmatched=allow_unmatched, **parameters,
+                dtype=dtype, allow_unmatched=allow_unmatched, interpretation=interpretation, **parameters,
             )  # fmt: skip
             return plan.write(output, progress, overwrite=overwrite)
         _refuse("a merge of adapters", asked)
         options = CombineOptions(merge, gamma, keep, rank, energy, dtype or "fp16", allow_unmatched, private)
-        opened = open_given(given.adapters)
+        opened = open_given(given.adapters, interpretation=interpretation)
         return combine(
             [input_of(step) for step, _ in opened],
             [adapter for _, adapter in opened],
@@ -147,6 +151,7 @@ def plan_merge(
     gamma: float | None = None,
     dtype: str | None = None,
     allow_unmatched: bool = False,
+    interpretation: Interpretation = BY_TRAINER,
     **parameters: object,
 ) -> Plan:
     """Plan :func:`merge` for every tensor of checkpoints; ``plan.write(output)`` carries it out.
@@ -160,7 +165,7 @@ def plan_merge(
     """
     models = list(models)
     options = BakeOptions(merge, gamma, patterns(only), dtype or KEEP, allow_unmatched, private)
-    steps = open_given(adapters)
+    steps = open_given(adapters, interpretation=interpretation)
     if len(models) == 1 and str(models[0]).endswith(".toml"):
         recipe = read_toml(Path(str(models[0])))
         asked = {option(name): value for name, value in parameters.items()}
@@ -169,7 +174,7 @@ def plan_merge(
             {option("method"): method, option("blocks"): blocks, **asked},
         )
         return _with_options(recipe, options, components, prune, variant).plan(
-            [*open_given(recipe.adapters), *steps]
+            [*open_given(recipe.adapters, interpretation=interpretation), *steps]
         )
     request = request_of(
         models,

@@ -1,7 +1,8 @@
 """The blocks of a UNet as user interfaces number them: ``IN00`` ..., ``MID``, ``OUT00`` ..., ``BASE``.
 
 They are LDM's; ``BASE`` is for the text encoders and all layers in no block (time embedding, output). Vectors
-are those of the LoRA Block Weight extension, in its order.
+are those of the LoRA Block Weight extension, in its order, and those of block merges, where the base has a
+number of its own elsewhere.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _VECTORS = {
     26: (_BASE, *_numbered("IN", range(12)), _MID, *_numbered("OUT", range(12))),
     12: (_BASE, *_numbered("IN", (4, 5, 7, 8)), _MID, *_numbered("OUT", range(6))),
     20: (_BASE, *_numbered("IN", range(9)), _MID, *_numbered("OUT", range(9))),
+    25: (*_numbered("IN", range(12)), _MID, *_numbered("OUT", range(12))),
+    19: (*_numbered("IN", range(9)), _MID, *_numbered("OUT", range(9))),
 }
 """The blocks that a vector of this many numbers names, in its order."""
 

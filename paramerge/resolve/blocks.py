@@ -1,8 +1,8 @@
 """Block weights: an adapter's strength by block of the model, as user interfaces number blocks.
 
 A weight multiplies the step's strength. The architecture's record has the blocks, and those that a vector
-names: in SD1.5 ``IN00`` to ``IN11``, ``MID``, ``OUT00`` to ``OUT11`` and ``BASE``, and vectors of 17 or 26
-numbers.
+names: in SD1.5 ``IN00`` to ``IN11``, ``MID``, ``OUT00`` to ``OUT11`` and ``BASE``, and vectors of 17, 26 or
+25 numbers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class BlockWeights:
     named:
         ``IN04``, ``MID``, ``OUT00`` ..., or ``IN`` and ``OUT`` for all of a way.
     vector:
-        17, 26, 12 or 20 numbers.
+        17, 26, 25, 12, 20 or 19 numbers; where only the base is not among them, it keeps 1.
     """
 
     named: tuple[tuple[str, float], ...] = ()
@@ -63,7 +63,8 @@ class BlockWeights:
                     found=f"{len(self.vector)} numbers" if not lengths else len(self.vector),
                     hint=f"{lengths[0]}: {','.join(vectors[lengths[0]])}" if lengths else names[0] + "=0.5",
                 )
-            return dict(zip(vectors[len(self.vector)], self.vector, strict=True))
+            weights = dict(zip(vectors[len(self.vector)], self.vector, strict=True))
+            return {names[0]: 1.0, **weights} if len(weights) == len(names) - 1 else weights
         weights = dict.fromkeys(names, 1.0)
         for name, weight in sorted(self.named, key=lambda item: len(item[0])):  # IN before IN04
             here = [block for block in names if _is_of(block, name)]
@@ -223,7 +224,7 @@ def _number(text: str, whole: str) -> float:
 
 
 def _lengths() -> str:
-    """The lengths of all vectors: ``17, 26, 12 or 20``."""
+    """The lengths of all vectors: ``17, 26, 25, 12, 20 or 19``."""
     known = [record.blocks.vectors for record in records() if record.blocks is not None]
     *first, last = dict.fromkeys(str(length) for vectors in known for length in vectors)
     return f"{', '.join(first)} or {last}"

@@ -25,6 +25,7 @@ VERBS = (
     "inspect",
     "sizes",
     "replay",
+    "explain",
 )
 
 

@@ -81,6 +81,12 @@ def test_vectors_of_the_field(architecture: str, length: int, first: str, last: 
         assert set(weights) == attentions | {"BASE"}
 
 
+@pytest.mark.parametrize(("architecture", "length"), [("sd15", 25), ("sdxl", 19)])
+def test_a_vector_without_the_base_leaves_it_alone(architecture: str, length: int) -> None:
+    weights = BlockWeights(vector=(0.25,) * length).resolve(architecture)
+    assert weights == {**dict.fromkeys(block_names(architecture), 0.25), "BASE": 1.0}
+
+
 def test_names_and_ways() -> None:
     weights = parse_blocks("in=0.25, IN04=0.5,m00=2").resolve("sdxl")
     assert weights == {

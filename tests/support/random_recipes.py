@@ -75,9 +75,8 @@ def commands(folder: Path, count: int, seed: int = 0) -> Iterator[list[str]]:
         if rng.random() < 0.6:
             yield ["bake", "--base", bases[0], *steps, *options]
             continue
-        ours = [option for option in options if option not in ("--lokr-scale", "0.5")]
-        if "--gamma" in ours:
-            ours.remove("--gamma")
+        at = options.index("--gamma") if "--gamma" in options else len(options)
+        ours = options[:at] + options[at + 2 :]  # with gamma a merge of checkpoints needs a PaRa
         method = str(rng.choice(["weighted-sum", "add-difference", "slerp", "ties", "dare"]))
         inputs = bases[: 3 if method == "add-difference" else 2]
         parts = ["--vae", name("three")] if rng.random() < 0.3 else []

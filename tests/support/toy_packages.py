@@ -17,6 +17,7 @@ from paramerge.adapters.registry import FAMILIES
 from paramerge.cli.main import main
 from paramerge.formats.registry import DIALECTS
 from paramerge.kinds import Registry
+from paramerge.merge.methods.registry import REGISTRY as METHODS
 from paramerge.models.registry import ARCHITECTURES
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
@@ -101,6 +102,7 @@ class Toy:
 ROWGAIN = Toy("rowgain", "FAMILY", FAMILIES, "RowGainModule")
 SLASHES = Toy("slashes", "DIALECT", DIALECTS, 'key="slashes"')
 TOYDIT = Toy("toydit", "RECORD", ARCHITECTURES, "Toy DiT")
+HALFWAY = Toy("halfway", "HALFWAY", METHODS, "HALFWAY = Method")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:

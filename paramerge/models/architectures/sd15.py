@@ -18,7 +18,7 @@ _BLUEPRINT = Blueprint(
 
 _SD15 = stable_diffusion(
     _BLUEPRINT,
-    vectors=(17, 26),
+    vectors=(17, 26, 25),
     label="Stable Diffusion 1.5",
     modelspec="stable-diffusion-v1",
     modelspec_read=("stable-diffusion-v1",),

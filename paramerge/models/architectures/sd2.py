@@ -19,7 +19,7 @@ _BLUEPRINT = Blueprint(
 
 _SD2 = stable_diffusion(
     _BLUEPRINT,
-    vectors=(17, 26),
+    vectors=(17, 26, 25),
     label="Stable Diffusion 2",
     encoder_width=1024,
     modelspec="stable-diffusion-v2",

@@ -25,7 +25,7 @@ _BLUEPRINT = Blueprint(
 
 _SDXL = stable_diffusion(
     _BLUEPRINT,
-    vectors=(12, 20),
+    vectors=(12, 20, 19),
     projected=False,
     label="Stable Diffusion XL",
     shown_by=r"^text_encoder_2\.(text_model\.encoder\.layers\.\d+\.|text_projection$)|^unet\.add_embedding\."

@@ -27,7 +27,7 @@ _BLUEPRINT = Blueprint(
 RECORDS = (
     stable_diffusion(
         _BLUEPRINT,
-        vectors=(26,),
+        vectors=(26, 25),
         label="Stable Diffusion XL refiner",
         modelspec="stable-diffusion-xl-v1-refiner",
         modelspec_read=("stable-diffusion-xl-v1-refiner",),
