@@ -15,6 +15,7 @@ from paramerge.cli.bake_each import bake_each
 from paramerge.cli.bake_view import carry_out, checked_output, show_diagnosis, show_dry_run
 from paramerge.cli.options import (
     OrderedSteps,
+    content_hash_option,
     dtype_option,
     gamma_option,
     interpretation_options,
@@ -66,6 +67,7 @@ from paramerge.interpretation import Interpretation, KronaOrder
 @click.option("--variant", metavar="NAME", help="Which weights of a diffusers folder, such as fp16.")
 @unmatched_option
 @private_option
+@content_hash_option
 @click.option("--layers", "all_layers", is_flag=True, help="List all layers that a finding concerns.")
 @click.option("--dry-run", is_flag=True, help="Print the plan from the headers alone and stop.")
 @overwrite_option
@@ -87,6 +89,7 @@ def bake(
     variant: str | None,
     allow_unmatched: bool,
     private: bool,
+    content_hash: bool | None,
     all_layers: bool,
     dry_run: bool,
     overwrite: bool,
@@ -103,7 +106,7 @@ def bake(
     paramerge bake --base sdxl.safetensors --para a.safetensors --lora b.safetensors -o o.safetensors
     paramerge bake --base sdxl.safetensors --each 'loras/*.safetensors' -o baked/
     """
-    options = BakeOptions(merge, gamma, only, dtype, allow_unmatched, private)
+    options = BakeOptions(merge, gamma, only, dtype, allow_unmatched, private, content_hash)
     job = _Job(
         base,
         variant,

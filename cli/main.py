@@ -46,6 +46,7 @@ SECTIONS = {
     },
     "Results": {
         "replay": "paramerge.cli.replay:replay",
+        "verify": "paramerge.cli.verify:verify",
         "explain": "paramerge.cli.explain:explain",
         "evaluate": "paramerge.cli.evaluate:evaluate",
         "experiment": "paramerge.cli.experiment:experiment",

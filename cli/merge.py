@@ -11,6 +11,7 @@ import click
 from paramerge.cli.call import print_json
 from paramerge.cli.options import (
     OrderedSteps,
+    content_hash_option,
     dtype_option,
     gamma_option,
     interpretation_options,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 """Components that may be taken from another file as they are."""
 
-_OF_CHECKPOINTS = ("blocks", "only", "prune", "variant")
+_OF_CHECKPOINTS = ("blocks", "only", "prune", "variant", "content_hash")
 
 
 def _component_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,6 +141,7 @@ def _parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @unmatched_option
 @interpretation_options
 @private_option
+@content_hash_option
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
 @overwrite_option
 @rehash_option

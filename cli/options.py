@@ -158,6 +158,12 @@ private_option = click.option(
     help="Leave the inputs' names out of the output, and metadata that may hold some.",
 )
 
+content_hash_option = click.option(
+    "--content-hash/--no-content-hash",
+    default=None,
+    help="Hash the output's tensors, so that verify finds damage without the inputs (default: up to 64 MiB).",
+)
+
 rehash_option = click.option(
     "--rehash",
     is_flag=True,

@@ -35,4 +35,5 @@ from .models.names import ModuleName as ModuleName
 from .replay.call import replay as replay
 from .resize.call import resize as resize
 from .sizes.call import sizes as sizes
+from .verify.call import verify as verify
 from .version import __version__ as __version__

@@ -21,7 +21,7 @@ _STUB = Path(paramerge.__file__).with_suffix(".pyi")
 _GROUPS = {
     "The verbs": (
         *("bake", "merge", "convert", "extract", "resize", "compare", "inspect", "replay", "explain"),
-        "sizes",
+        *("verify", "sizes"),
     ),
     "Adapters in the list of a verb": ("Para", "Lora", "Adapter"),
     "A bake in steps": ("plan_bake", "Plan", "BakeReport", "diagnose", "find_base", "summarise"),

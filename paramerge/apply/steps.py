@@ -70,6 +70,8 @@ class BakeOptions:
         Go on where keys of an adapter land nowhere; they are counted and shown.
     private:
         Leave the names of the inputs out of the recipe; their hashes stay.
+    content_hash:
+        Whether the output's tensors are hashed in the same pass (docs/recipe.md); None where they are few.
     """
 
     merge: MergeChoice = "joint"
@@ -78,6 +80,7 @@ class BakeOptions:
     dtype: str = "keep"
     allow_unmatched: bool = False
     private: bool = False
+    content_hash: bool | None = None
 
     def __post_init__(self) -> None:
         check_amounts(gamma=self.gamma)

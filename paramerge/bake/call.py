@@ -15,7 +15,8 @@ from paramerge.wording import option
 
 if TYPE_CHECKING:  # planning needs no torch
     from paramerge.adapters import Adapter as OpenedAdapter
-    from paramerge.bake.bake import BakeReport, Progress
+    from paramerge.bake.bake import BakeReport
+    from paramerge.bake.job import Progress
     from paramerge.checkpoints.layout import Base
 
 
@@ -29,6 +30,7 @@ def plan_bake(
     dtype: str = "keep",
     allow_unmatched: bool = False,
     private: bool = False,
+    content_hash: bool | None = None,
     variant: str | None = None,
 ) -> Plan:
     """Plan :func:`bake` for every tensor, from the headers alone; ``plan.write(output)`` carries it out.
@@ -54,6 +56,9 @@ def plan_bake(
         Go on where keys of an adapter land nowhere.
     private:
         Leave the names of the inputs out of the recipe.
+    content_hash:
+        Hash all tensors of the output for the recipe, so that :func:`paramerge.verify` finds damage without
+        the inputs; by default up to 64 MiB, where it takes no time to speak of.
     variant:
         The variant of a diffusers folder's weights, such as ``fp16``.
 
@@ -66,7 +71,7 @@ def plan_bake(
     CheckpointError, FileFormatError
         A file of another kind, or damaged.
     """
-    options = BakeOptions(merge, gamma, patterns(only), dtype, allow_unmatched, private)
+    options = BakeOptions(merge, gamma, patterns(only), dtype, allow_unmatched, private, content_hash)
     return _planned(base, open_given(adapters), options, variant)
 
 
@@ -90,6 +95,7 @@ def bake(
     dtype: str = "keep",
     allow_unmatched: bool = False,
     private: bool = False,
+    content_hash: bool | None = None,
     overwrite: bool = False,
     variant: str | None = None,
     rehash: bool = False,
@@ -118,7 +124,7 @@ def bake(
         :class:`~paramerge.errors.NonFiniteError` and :class:`~paramerge.errors.InputChangedError`; the output
         is then as it was.
     """
-    options = BakeOptions(merge, gamma, patterns(only), dtype, allow_unmatched, private)
+    options = BakeOptions(merge, gamma, patterns(only), dtype, allow_unmatched, private, content_hash)
     opened = open_given(adapters)
     looked_for = named_hashes(adapter for _, adapter in opened) if base is None else ()
     with hashing(rehash=rehash):

@@ -63,7 +63,7 @@ _WORDS = {
     *("versions", "paramerge", "torch", "numpy", "ml_dtypes", "kernel"),
     *("layout", "architecture", "kind", "family", "dialect", "merge", "dtype", "krona", "rows"),
 }
-_INSIDE = {"base", "steps", "files", "options", "versions", "base_recipe"}
+_INSIDE = {"base", "steps", "files", "options", "versions", "content", "base_recipe"}
 _NUMBERS = {
     *("recipe", "bytes", "strength", "layers", "layers_excluded", "layers_unmatched", "keys_left_over"),
     *("gamma", "allow_unmatched", "private", "lokr_scale", "weight"),

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from paramerge.bake.history import without_paths
@@ -94,16 +94,22 @@ def check_output(plan: Plan, output: Path, *, overwrite: bool = False) -> Path:
     return output
 
 
-def write_companions(plan: Plan, folder: Path, recipe: Mapping[str, object]) -> None:
-    """Copy the files that come along untouched, and write the recipe beside them."""
+def companions(plan: Plan) -> Iterator[tuple[PurePosixPath, Iterable[bytes | memoryview]]]:
+    """The files that come along, each by its place in the output's folder, with its content in blocks."""
     for relative, source in zip(plan.base.companions, plan.base.companion_files, strict=True):
-        target = folder / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
         adjusted = _adjusted(plan, relative, source)
         if plan.options.private and relative.suffix == ".json" and source.size <= MAX_BYTES:
             adjusted = without_paths(source.read(0, source.size) if adjusted is None else adjusted)
+        yield relative, source.blocks() if adjusted is None else [adjusted]
+
+
+def write_companions(plan: Plan, folder: Path, recipe: Mapping[str, object]) -> None:
+    """Copy the files that come along, and write the recipe beside them."""
+    for relative, blocks in companions(plan):
+        target = folder / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "wb") as stream:
-            for block in source.blocks() if adjusted is None else [adjusted]:
+            for block in blocks:
                 stream.write(block)
     write_recipe(folder, recipe)
 

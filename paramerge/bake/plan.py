@@ -39,6 +39,10 @@ from paramerge.storage.scheme import not_read
 if TYPE_CHECKING:  # planning needs no torch
     from paramerge.bake.bake import BakeReport
 
+ALWAYS_HASHED_BYTES = 64 << 20
+"""The content of an output up to this size is hashed by default, which takes no time to speak of; with SDXL's
+the processor has a third more to do."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -82,6 +86,12 @@ class Plan:
     def output_bytes(self) -> int:
         """Bytes of all weights in the output (headers and companion files not counted)."""
         return sum(tensor.nbytes for file in self.files for tensor in file.tensors)
+
+    @property
+    def has_content_hash(self) -> bool:
+        """Whether the recipe gets a hash of all tensors of the output."""
+        wanted = self.options.content_hash
+        return self.output_bytes <= ALWAYS_HASHED_BYTES if wanted is None else wanted
 
     @property
     def interpretation(self) -> Interpretation | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +19,7 @@ from paramerge.bake.merged_models import MergedModels
 from paramerge.bake.plan import Plan
 from paramerge.bake.planned_step import PlannedStep
 from paramerge.checkpoints.layout import DIFFUSERS_FOLDER, Base
+from paramerge.files.content_hash import HEADER_KEY, ZEROS, folder_content_sha256
 from paramerge.files.file_names import readable_name
 from paramerge.files.private import public_metadata
 from paramerge.files.recipe_text import RECIPE_KEY
@@ -39,6 +41,7 @@ _STALE = (
     "modelspec.merged_from",
     "sshs_model_hash",
     "sshs_legacy_hash",
+    HEADER_KEY,
 )
 """Fields of the base that would be untrue of the output."""
 
@@ -62,11 +65,13 @@ def build_recipe(
     base_files: Sequence[InputFile],
     step_files: Sequence[Sequence[InputFile]],
     other_files: Sequence[Sequence[InputFile]] = (),
+    content: Mapping[PurePosixPath, str] | None = None,
 ) -> dict[str, object]:
     """The recipe as JSON-ready data.
 
     ``base_files`` are the base's weight files, ``step_files`` the files of each step, and ``other_files``
-    those of each model that is merged with the base, in order.
+    those of each model that is merged with the base, in order. ``content`` is the content hash of each file
+    of the output, where it has one.
     """
     options = plan.options
     base, *others = [name.name for name in plan.names]
@@ -88,6 +93,8 @@ def build_recipe(
             **(plan.interpretation.decided if plan.interpretation else {}),
         },
     }
+    if content:
+        recipe["content"] = _content(plan, content)
     earlier = earlier_recipe(plan.base, private=options.private).recipe
     if earlier is not None:
         recipe["base_recipe"] = earlier
@@ -124,6 +131,20 @@ def _merge(
         "prune": merged.prune,
         "tensors": dict(merged.counts),
     }
+
+
+def _content(plan: Plan, hashes: Mapping[PurePosixPath, str]) -> dict[str, object]:
+    """The content hash of the output; of a folder that of each file, too."""
+    if not plan.base.is_folder:
+        return {"sha256": hashes[plan.files[0].relative]}
+    files = {readable_name(str(path)): digest for path, digest in hashes.items()}
+    if ZEROS in files.values():  # not known yet
+        return {"sha256": ZEROS, "files": _named(files)}
+    return {"sha256": folder_content_sha256(files), "files": _named(files)}
+
+
+def _named(files: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "sha256": digest} for name, digest in sorted(files.items())]
 
 
 def _model(model: Base, name: str, files: Sequence[InputFile], private: bool) -> dict[str, object]:

@@ -7,21 +7,22 @@ from collections.abc import Callable, Sequence
 from paramerge.apply.dense import room_for
 from paramerge.apply.kernel import Blocks, LayerResult, TensorEditor, as_matrix
 from paramerge.apply.tensor_plan import matrix_shape
+from paramerge.bake.spans import Sink
 from paramerge.bake.tasks import BUFFER_BYTES, Placed, Task, held_bytes
-from paramerge.files.positioned import ALIGNMENT, PositionedWriter, aligned_buffer
+from paramerge.files.positioned import ALIGNMENT, aligned_buffer
 from paramerge.files.source import Source
 
 
 class TensorStream:
-    """A worker's buffers, with the source and the output. Not shared between threads.
+    """A worker's buffers, with the source and the sink. Not shared between threads.
 
     Memory does not grow with the tensors: a weight larger than the buffer is read twice when a step depends
     on it, once to look at and once to write.
     """
 
-    def __init__(self, source: Source, writer: PositionedWriter, report: Callable[[int], None]) -> None:
+    def __init__(self, source: Source, sink: Sink, report: Callable[[int], None]) -> None:
         self._source = source
-        self._writer = writer
+        self._sink = sink
         self._report = report
         self._input = _buffer()
         self._output: memoryview | None = None
@@ -56,7 +57,7 @@ class TensorStream:
                     results += self._edit(placed, source, target)
             elif converted:
                 target[:] = source
-        self._writer.write(out, first.position)
+        self._sink.write(out, first.position)
         self._report(last.plan.info.stop - first.plan.info.start)
         return results
 
@@ -94,7 +95,7 @@ class TensorStream:
             data = read(start, stop, position)
             out = self._output_view((stop - start) * written_row, position) if plan.converted else data
             editor.write(as_matrix(data, dtype, columns), as_matrix(out, plan.dtype, columns), start)
-            self._writer.write(out, position)
+            self._sink.write(out, position)
             self._report((stop - start) * read_row)
         return editor.results
 
@@ -103,7 +104,7 @@ class TensorStream:
         for start in range(0, info.nbytes, BUFFER_BYTES):
             stop = min(start + BUFFER_BYTES, info.nbytes)
             data = self._read(info.start + start, info.start + stop, placed.position + start)
-            self._writer.write(data, placed.position + start)
+            self._sink.write(data, placed.position + start)
             self._report(len(data))
 
     def _read(self, start: int, stop: int, position: int) -> memoryview:

@@ -81,8 +81,12 @@ def new_folder(output: str | os.PathLike[str], *, overwrite: bool = False) -> It
 def write_recipe(folder: Path, recipe: Mapping[str, object]) -> None:
     """Write ``recipe`` into ``folder``, with the list of all files that are there by now."""
     files = [{"path": name, **_fingerprint(folder / name)} for name in sorted(_files(folder))]
-    text = json.dumps({**recipe, OUTPUTS_KEY: files}, indent=2, sort_keys=True) + "\n"
-    write_bytes(folder / RECIPE_FILE, text.encode(), is_output=False)
+    write_bytes(folder / RECIPE_FILE, recipe_text({**recipe, OUTPUTS_KEY: files}), is_output=False)
+
+
+def recipe_text(recipe: Mapping[str, object]) -> bytes:
+    """The one form in which a recipe is written into a folder."""
+    return (json.dumps(recipe, indent=2, sort_keys=True) + "\n").encode()
 
 
 def strangers(folder: Path) -> list[str] | None:
@@ -114,6 +118,11 @@ def strangers(folder: Path) -> list[str] | None:
             if not known:
                 found.append(relative.as_posix())
     return sorted(found)
+
+
+def missing_files(folder: Path) -> list[str]:
+    """The files that the recipe in ``folder`` lists and that are not there, sorted."""
+    return sorted(name for name in _listed(folder / RECIPE_FILE) or {} if not (folder / name).is_file())
 
 
 def restore_folder(target: Path) -> None:

@@ -49,6 +49,7 @@ def merge(
     allow_unmatched: bool = False,
     private: bool = False,
     interpretation: Interpretation = BY_TRAINER,
+    content_hash: bool | None = None,
     overwrite: bool = False,
     rehash: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -95,6 +96,8 @@ def merge(
         Leave the inputs' names out of the recipe.
     interpretation:
         The user's decisions where trainers of adapters disagree.
+    content_hash:
+        Checkpoints: as for :func:`paramerge.bake`.
     overwrite, rehash, progress:
         As for :func:`paramerge.bake`; for adapters ``progress`` counts layers.
 
@@ -110,6 +113,7 @@ def merge(
         "components": components,
         option("only"): tuple(only),
         option("prune"): prune,
+        option("content_hash"): content_hash,
         **{option(name): value for name, value in parameters.items()},
     }
     adapters = list(adapters)
@@ -118,8 +122,9 @@ def merge(
             refuse_options_of_adapters(base=base, keep=keep, rank=rank, energy=energy)
             plan = plan_merge(
                 given.inputs, method=method, blocks=blocks, adapters=adapters, components=components,
-                only=only, prune=prune, private=private, variant=variant, merge=merge, gamma=gamma,
-                dtype=dtype, allow_unmatched=allow_unmatched, interpretation=interpretation, **parameters,
+                only=only, prune=prune, private=private, content_hash=content_hash,
+                variant=variant, merge=merge, gamma=gamma, dtype=dtype, allow_unmatched=allow_unmatched,
+                interpretation=interpretation, **parameters,
             )  # fmt: skip
             return plan.write(output, progress, overwrite=overwrite)
         _refuse("a merge of adapters", asked)
@@ -146,6 +151,7 @@ def plan_merge(
     only: Iterable[str] = (),
     prune: bool = False,
     private: bool = False,
+    content_hash: bool | None = None,
     variant: str | None = None,
     merge: Literal["joint", "sequential"] = "joint",
     gamma: float | None = None,
@@ -164,7 +170,7 @@ def plan_merge(
         See :func:`paramerge.merge.checkpoints.plan.plan_merge`.
     """
     models = list(models)
-    options = BakeOptions(merge, gamma, patterns(only), dtype or KEEP, allow_unmatched, private)
+    options = BakeOptions(merge, gamma, patterns(only), dtype or KEEP, allow_unmatched, private, content_hash)
     steps = open_given(adapters, interpretation=interpretation)
     if len(models) == 1 and str(models[0]).endswith(".toml"):
         recipe = read_toml(Path(str(models[0])))

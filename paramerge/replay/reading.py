@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +26,7 @@ VERSIONS = (1, 2)
 _LONGEST = 64 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NUMBERED = re.compile(r"(model|step) ([1-9]\d{0,5})")
+_OPTIONS = ("merge", "gamma", "only", "dtype", "allow_unmatched", "private")
 _INTERPRETATION = ("lokr_scale", "krona", "rows")
 
 
@@ -110,12 +112,12 @@ class _Reader:
             },
             base,
             tuple(steps),
-            self._options(options),
+            replace(self._options(options), content_hash="content" in content),
             merge,
         )
 
     def _options(self, options: Mapping[str, Any]) -> BakeOptions:
-        given = {name: options[name] for name in BakeOptions.__dataclass_fields__ if name in options}
+        given = {name: options[name] for name in _OPTIONS if name in options}
         only = self._list(given.pop("only", []), "options: only")
         flags = ("allow_unmatched", "private")
         wrong = [name for name in flags if not isinstance(given.get(name, False), bool)]

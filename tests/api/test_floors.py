@@ -29,7 +29,7 @@ FLOORS = (
     ("bake", "extract", "inspect", "peft"),
     ("merge",),
     ("compare", "convert", "generation", "replay", "resize"),
-    ("explain",),
+    ("explain", "verify"),
     ("__init__",),
     ("cli", "training"),  # beside each other: the trainer's options are built by the command line's parts
     ("ui",),

@@ -17,7 +17,10 @@ from paramerge import algebra
 from paramerge.old_names import _PLACES
 
 STUB = Path(paramerge.__file__).with_suffix(".pyi")
-VERBS = ("bake", "merge", "convert", "explain", "extract", "compare", "resize", "inspect", "sizes", "replay")
+VERBS = (
+    *("bake", "merge", "convert", "explain", "extract", "compare", "resize", "inspect", "sizes", "replay"),
+    "verify",
+)
 
 
 def stub_names() -> list[tuple[str, str]]:

@@ -38,6 +38,7 @@ def test_verbs_and_options() -> None:
         ["inspect"],
         ["compare"],
         ["replay"],
+        ["verify"],
         ["resize"],
     ],
     ids=" ".join,

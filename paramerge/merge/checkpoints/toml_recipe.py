@@ -19,7 +19,7 @@ from paramerge.system_faults import reading
 
 _MAX_BYTES = 1 << 20
 _TABLES = {"models", "steps"}
-_OPTIONS = {"merge", "gamma", "only", "dtype", "allow_unmatched", "private"}
+_OPTIONS = {"merge", "gamma", "only", "dtype", "allow_unmatched", "private", "content_hash"}
 _KINDS: Mapping[str, type[Adapter]] = {"para": Para, "lora": Lora, "adapter": Adapter}
 
 

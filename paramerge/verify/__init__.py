@@ -1,0 +1,1 @@
+"""``verify``: an output held against its recipe, without writing."""

@@ -1,0 +1,171 @@
+"""An output made again, tensor by tensor, and held against what is on the disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from paramerge.apply.tensor_plan import FilePlan
+from paramerge.bake.job import Job, Progress
+from paramerge.bake.output import companions
+from paramerge.bake.plan import Plan
+from paramerge.files.content_hash import HEADER_KEY, TensorDigests
+from paramerge.files.header import Header
+from paramerge.files.recipe_text import RECIPE_KEY, parsed_recipe
+from paramerge.verify.comparing import Comparer
+from paramerge.verify.output import Output, content_hash
+from paramerge.verify.verdict import TensorDifference
+
+_OF_A_VERSION = (RECIPE_KEY, "modelspec.description")
+"""Metadata that another version of paramerge may write otherwise."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """The outcome of making an output again.
+
+    Attributes
+    ----------
+    differences:
+        Tensors whose values differ.
+    others:
+        Everything else that differs: tensors, metadata, companions, a line each.
+    content:
+        The content hash of each file of weights as it is on the disk, where the recipe has one.
+    tensors, bytes:
+        The number of tensors that were made, and their bytes.
+    """
+
+    differences: tuple[TensorDifference, ...]
+    others: tuple[str, ...]
+    content: Mapping[PurePosixPath, str]
+    tensors: int
+    bytes: int
+
+
+def make_again(plan: Plan, output: Output, progress: Progress | None) -> Made:
+    """Compute all that ``plan`` would write, and compare; memory is bounded as that of a bake.
+
+    Raises
+    ------
+    InputChangedError
+        An input, or the output, was written to meanwhile.
+    NonFiniteError
+        A result is not finite.
+    """
+    job = Job(plan, progress)
+    try:
+        return _Making(job, plan, output).made()
+    finally:
+        job.stop_hashing()
+
+
+class _Making:
+    """One comparison under way."""
+
+    def __init__(self, job: Job, plan: Plan, output: Output) -> None:
+        self.job, self.plan, self.output = job, plan, output
+        self.others: list[str] = []
+        self.differences: list[TensorDifference] = []
+        self.content: dict[PurePosixPath, str] = {}
+        self.same_version = _version(output.recipe) == _version(job.recipe())
+
+    def made(self) -> Made:
+        present = [(file, header) for file in self.plan.files if (header := self._header_of(file))]
+        for file, header in present:
+            self._compare(file, header)
+        self.job.finish_hashing()
+        recipe = self.job.recipe() | {"versions": (self.output.recipe or {}).get("versions")}
+        for file, header in present:
+            self.others += self._other_headers(file, header, recipe)
+        if self.output.is_folder:
+            self.others += self._other_companions()
+        self.job.check_inputs()
+        for _, header in present:
+            header.source.check_unchanged()
+        tensors = [tensor for file, _ in present for tensor in file.tensors]
+        return Made(
+            tuple(self.differences),
+            tuple(self.others),
+            self.content,
+            len(tensors),
+            sum(tensor.nbytes for tensor in tensors),
+        )
+
+    def _header_of(self, file: FilePlan) -> Header | None:
+        place = file.relative if self.output.is_folder else PurePosixPath()
+        return self.output.headers.get(place)
+
+    def _name(self, file: FilePlan) -> str:
+        return str(file.relative) if self.output.is_folder else self.output.path.name
+
+    def _compare(self, file: FilePlan, header: Header) -> None:
+        digests = TensorDigests() if self.plan.has_content_hash else None
+        comparer = Comparer(self._name(file), header, file, self.job.spans(file), digests)
+        self.job.stream(file, comparer)
+        self.differences += comparer.differences
+        others = list(comparer.other_tensors)
+        self.others += others
+        if digests is None:
+            return
+        self.job.learn_content(file, digests)
+        if others:  # tensors that were not looked at
+            self.content[file.relative] = content_hash(header, lambda _: None)
+        else:
+            self.content[file.relative] = self.job.content[file.relative]
+
+    def _other_headers(self, file: FilePlan, header: Header, recipe: dict[str, object]) -> Iterator[str]:
+        name = self._name(file)
+        made = self.job.header(file, recipe)
+        if header.source.read(0, header.data_start) == made:
+            return
+        others = self._other_metadata(header.metadata, _metadata(made))
+        for entry in others:
+            yield f"{name}: {entry}"
+        if not others and self.same_version and set(header.tensors) == {t.info.key for t in file.tensors}:
+            yield f"{name}: the header has another order or form"
+
+    def _other_metadata(self, found: Mapping[str, str], made: Mapping[str, str]) -> list[str]:
+        keys = [
+            key for key in sorted({*found, *made}) if found.get(key) != made.get(key) and key != HEADER_KEY
+        ]
+        if not self.same_version:
+            keys = [key for key in keys if key not in _OF_A_VERSION]
+        lines = []
+        for key in keys:
+            entries = _other_entries(found.get(key), made.get(key)) if key == RECIPE_KEY else ""
+            lines.append(f"metadata {key}{entries}")
+        return lines
+
+    def _other_companions(self) -> Iterator[str]:
+        for relative, blocks in companions(self.plan):
+            path = self.output.path / relative
+            if not path.is_file():
+                yield f"{relative} is missing"
+            elif path.read_bytes() != b"".join(blocks):
+                yield f"{relative} is not that of the base"
+
+
+def _version(recipe: Mapping[str, Any] | None) -> object:
+    versions = (recipe or {}).get("versions")
+    return versions.get("paramerge") if isinstance(versions, dict) else None
+
+
+def _metadata(header: bytes) -> Mapping[str, str]:
+    metadata: Mapping[str, str] = json.loads(header[8:]).get("__metadata__", {})
+    return metadata
+
+
+def _other_entries(found: str | None, made: str | None) -> str:
+    """The names of a recipe's entries that differ."""
+    if found is None or made is None:
+        return ""
+    try:
+        ours, theirs = parsed_recipe(made), parsed_recipe(found)
+    except ValueError:
+        return ""
+    names = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    return f" ({', '.join(names)})" if names else ""
