@@ -13,11 +13,10 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from paramerge.errors import FileFormatError, ParamergeError, shortened
-from paramerge.system_faults import reading
+from paramerge.regular_files import read_whole
 
 MAX_DEPTH = 127
 """Objects and lists within each other that serde_json reads."""
@@ -165,14 +164,7 @@ def read_object(
     ParamergeError
         The file is no regular file or not such an object, of the class ``error``; or it cannot be read.
     """
-    path = Path(path)
-    with reading(path):
-        if path.exists() and not path.is_file():  # a pipe or a device would be read for ever
-            raise error(f"{what} is not a regular file", where=path)
-        with open(path, "rb") as stream:
-            raw = stream.read(limit + 1)
-    if len(raw) > limit:
-        raise error(f"{what} is too long", where=path, expected=f"at most {limit} bytes", found="more")
+    raw = read_whole(path, what=what, error=error, limit=limit)
     return object_from(raw, path, what=what, error=error, limit=limit)
 
 

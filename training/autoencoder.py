@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from paramerge.errors import CheckpointError
+from paramerge.files.header import read_header
 
 __all__ = ["autoencoder_from"]
 
@@ -19,12 +20,15 @@ def autoencoder_from(place: Path, own: Any) -> Any:
 
     Raises
     ------
+    FileFormatError
+        It is a file, and no safetensors.
     CheckpointError
         It cannot be loaded, or has other latents.
     """
     kind = type(own)
     try:
-        if place.is_file():
+        if not place.is_dir():
+            read_header(place)  # a pickle is refused unopened, and a pipe is not waited for
             made = kind.from_single_file(str(place), torch_dtype=torch.float32)
         else:
             part = {"subfolder": "vae"} if (place / "vae").is_dir() else {}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from paramerge.errors import UsageError
+from paramerge.strict_toml import read_toml
 from paramerge.training.config import TrainConfig
 from paramerge.training.settings.option import wrong
 
@@ -25,11 +25,10 @@ def config_from_toml(path: Path, **overrides: Any) -> TrainConfig:
     ------
     UsageError
         It is no TOML, has fields that do not exist or of another type, or misses some.
+    FileFormatError
+        There is no such file, or it cannot be read.
     """
-    try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"the configuration cannot be read ({error})", where=path) from error
+    values = read_toml(path, what="this configuration", error=UsageError)
     return config_from(values | overrides, str(path))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from paramerge.errors import UsageError
 from paramerge.files.hashing import file_sha256
 from paramerge.generation.latents import scaled
+from paramerge.regular_files import is_there
 from paramerge.training.buckets import Size, nearest_size, sizes_for
 from paramerge.training.chance import generator
 from paramerge.training.config import TrainConfig
@@ -105,7 +106,7 @@ def load_examples(pipeline: Any, config: TrainConfig, device: Any) -> Examples:
     if config.held_out is not None:
         found = _files(Source(config.held_out, sources[0].prompt), config, False, "held_out")
         held_out = encoder.encode(found, versions=False)
-    digest = data_hash([*paths, *(text for text in texts if text.is_file()), *masks])
+    digest = data_hash([*paths, *(text for text in texts if is_there(text)), *masks])
     if config.dataset is not None:
         used = [[source.prompt, source.repeats] for source in sources]
         digest = hashlib.sha256(f"{digest} {json.dumps(used)}".encode()).hexdigest()

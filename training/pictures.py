@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from paramerge.errors import FileFormatError, UsageError
+from paramerge.files.source import Source
 from paramerge.listing import listed
+from paramerge.regular_files import is_there, open_regular, read_text
+from paramerge.system_faults import reading
 
 __all__ = [
     "CAPTION_SUFFIX",
@@ -27,6 +32,7 @@ __all__ = [
     "find_pictures",
     "mask_of",
     "open_picture",
+    "picture_stream",
     "read_picture",
 ]
 
@@ -66,16 +72,19 @@ def find_pictures(folder: Path, option: str) -> list[Path]:
     ------
     UsageError
         There is no such folder, or no picture in it.
+    FileFormatError
+        A name is a picture's, and what has it is no regular file, or may not be read.
     """
     if not folder.is_dir():
         raise UsageError(
             "there is no such folder", where=option, expected="a folder of pictures", found=folder
         )
-    found = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.endswith(MASK_ENDING) and path.is_file()
-    )
+    with reading(folder):
+        found = sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.endswith(MASK_ENDING)
+        )
     if not found:
         raise UsageError(
             "there is no picture in this folder",
@@ -83,6 +92,9 @@ def find_pictures(folder: Path, option: str) -> list[Path]:
             expected=f"files that end in {', '.join(PICTURE_SUFFIXES)}",
             found=listed(sorted(path.name for path in folder.iterdir())) or f"nothing in {folder}",
         )
+    for path in found:
+        with picture_stream(path):  # what cannot be read is said, not left out
+            pass
     return found
 
 
@@ -97,7 +109,7 @@ def captions_of(files: Sequence[Path]) -> tuple[str, ...]:
         One is empty or no text.
     """
     texts = [path.with_suffix(CAPTION_SUFFIX) for path in files]
-    missing = [text.name for text in texts if not text.is_file()]
+    missing = [text.name for text in texts if not is_there(text)]
     if len(missing) == len(texts):
         return ()
     if missing:
@@ -111,13 +123,16 @@ def captions_of(files: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _read_caption(path: Path) -> str:
-    try:
-        caption = path.read_text(encoding="utf-8-sig").strip()  # some editors begin with a mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"this caption cannot be read ({error})", where=path) from error
+    caption = read_text(path, what="this caption").strip()
     if not caption:
         raise FileFormatError("this caption is empty", where=path, hint="write what the picture shows")
     return caption
+
+
+def picture_stream(path: Path) -> IO[bytes]:
+    """The file of a picture, to be closed by the caller; a pipe or a device is refused."""
+    descriptor, _ = open_regular(path, what="this picture")
+    return os.fdopen(descriptor, "rb")
 
 
 def read_picture(path: Path, side: int) -> Picture:
@@ -187,7 +202,7 @@ def mask_of(path: Path) -> Path:
 
 def _read(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as file:
+        with picture_stream(path) as stream, Image.open(stream) as file:
             image = ImageOps.exif_transpose(file)
             return _in_srgb(_as_bytes(image, path), image.info.get("icc_profile"), path).convert("RGBA")
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
@@ -256,5 +271,5 @@ def data_hash(files: Sequence[Path]) -> str:
     """SHA-256 (hex) of the files' contents, in order; their names do not count."""
     digest = hashlib.sha256()
     for path in files:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(bytes.fromhex(Source.open(path).sha256()))
     return digest.hexdigest()

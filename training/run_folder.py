@@ -8,6 +8,7 @@ from pathlib import Path
 from paramerge.errors import OutputError, ParamergeError, UsageError
 from paramerge.files.outputs import check_output_folder
 from paramerge.files.writer import make_folder
+from paramerge.regular_files import is_there
 from paramerge.shipped import named_model
 from paramerge.training.config import TrainConfig
 from paramerge.training.config_file import config_from_toml
@@ -58,7 +59,7 @@ def _run_in(folder: Path, config: TrainConfig) -> Path | None:
     if newest is not None:
         return newest
     noted = folder / "config.toml"
-    if not noted.is_file():
+    if not is_there(noted):
         return None
     try:
         same = config_from_toml(noted) == config

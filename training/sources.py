@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paramerge.errors import UsageError
-from paramerge.system_faults import reading
+from paramerge.strict_toml import read_toml
 from paramerge.training.config import TrainConfig
 
 __all__ = ["Source", "input_folders", "read_sources", "sources_of"]
 
-_MAX_BYTES = 1 << 20
 _KEYS = {"folder": str, "prompt": str, "repeats": int}
 
 
@@ -60,16 +58,7 @@ def read_sources(path: Path) -> tuple[Source, ...]:
     UsageError
         It is no TOML, has no subject, or entries that are not understood.
     """
-    with reading(path), open(path, "rb") as stream:
-        text = stream.read(_MAX_BYTES + 1)
-    if len(text) > _MAX_BYTES:
-        raise UsageError(
-            "the list of subjects is too long", where=path, expected=f"at most {_MAX_BYTES} bytes"
-        )
-    try:
-        content = tomllib.loads(text.decode())
-    except ValueError as error:
-        raise UsageError("this list of subjects is no TOML", where=path, found=str(error)) from error
+    content = read_toml(path, what="this list of subjects", error=UsageError)
     tables = content.get("subject")
     if set(content) - {"subject"} or not isinstance(tables, list) or not tables:
         raise UsageError(

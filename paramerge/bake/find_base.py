@@ -11,6 +11,7 @@ from paramerge.checkpoints.component_folder import is_shard
 from paramerge.errors import UsageError
 from paramerge.files.finder import MODELS_VARIABLE, Finder, model_folders, readable
 from paramerge.files.hashing import legacy_hash
+from paramerge.regular_files import is_there
 from paramerge.wording import option
 
 _SHA256_LENGTH = 64
@@ -78,6 +79,6 @@ def _by_short_hash(finder: Finder, wanted: Sequence[str]) -> Path | None:
 def _as_base(path: Path) -> Path:
     """The diffusers folder of a component's file, the folder of a shard, or the file itself."""
     folder = path.parent.parent
-    if (folder / "model_index.json").is_file():
+    if is_there(folder / "model_index.json"):
         return folder
-    return path.parent if is_shard(path) and (path.parent / "config.json").is_file() else path
+    return path.parent if is_shard(path) and is_there(path.parent / "config.json") else path

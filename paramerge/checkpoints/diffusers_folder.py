@@ -24,6 +24,7 @@ from paramerge.errors import CheckpointError
 from paramerge.files.folder_links import check_regular, refuse_link_outside
 from paramerge.files.header import Header
 from paramerge.models.names import COMPONENTS, MODEL
+from paramerge.regular_files import is_there
 from paramerge.strict_json import read_object
 from paramerge.wording import option
 
@@ -75,7 +76,7 @@ def read_folder(folder: Path, variant: str | None) -> FolderContents:
     FileFormatError
         A weight file is damaged.
     """
-    if (folder / "adapter_config.json").is_file():
+    if is_there(folder / "adapter_config.json"):
         raise CheckpointError(
             "this is an adapter, not a base checkpoint",
             where=folder,
@@ -116,7 +117,7 @@ def read_folder(folder: Path, variant: str | None) -> FolderContents:
 def is_model_folder(folder: Path) -> bool:
     """Whether ``folder`` is laid out as that of a model, whole or not."""
     marks = (MODEL_INDEX, "config.json")
-    return any((folder / name).is_file() for name in marks) or any(
+    return any(is_there(folder / name) for name in marks) or any(
         (folder / name).is_dir() for name in (*_DENOISERS, "snapshots")
     )
 
@@ -124,7 +125,7 @@ def is_model_folder(folder: Path) -> bool:
 def _named_components(folder: Path) -> dict[str, str]:
     """The components that ``model_index.json`` names, with their classes; those set to null are left away."""
     index = folder / MODEL_INDEX
-    if not index.is_file():
+    if not is_there(index):
         return {}
     entries = read_object(index, error=CheckpointError)
     named = {
@@ -154,7 +155,7 @@ def _must_be_there(component: str, named: dict[str, str]) -> bool:
 def _config(folder: Path) -> dict[str, object]:
     """The content of ``config.json`` in ``folder``; empty where there is none."""
     path = folder / "config.json"
-    return read_object(path, what="this configuration", error=CheckpointError) if path.exists() else {}
+    return read_object(path, what="this configuration", error=CheckpointError) if is_there(path) else {}
 
 
 def _stated_type(folder: Path) -> str | None:
@@ -183,7 +184,7 @@ def _baked_components(folder: Path, named: dict[str, str]) -> dict[str, Path]:
         return subfolders
     if any((folder / name).is_dir() for name in _DENOISERS):
         return {name: folder / name for name in BAKED_COMPONENTS if (folder / name).is_dir()}
-    if (folder / "config.json").is_file():
+    if is_there(folder / "config.json"):
         if any(folder.glob(f"{stem_of('unet')}*")):
             return {"transformer" if "Transformer" in (_stated_type(folder) or "") else "unet": folder}
         if _stated_type(folder):

@@ -20,6 +20,7 @@ from paramerge.formats.layers import bare_layer
 from paramerge.formats.provenance import base_hashes, guess_architecture
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName
+from paramerge.regular_files import is_there
 from paramerge.wording import call
 
 _SUFFIX = ".deft_P"
@@ -31,7 +32,7 @@ def is_deft(path: Path) -> bool:
     config = path / peft.CONFIG_NAME
     return (
         path.is_dir()
-        and config.is_file()
+        and is_there(config)
         and peft.read_config(Source.open(config)).get("peft_type") == "DEFT"
     )
 

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import stat
 import threading
 import time
 from collections import OrderedDict, deque
@@ -20,14 +19,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
-from paramerge.errors import FileFormatError, InputChangedError
+from paramerge.errors import InputChangedError
 from paramerge.files.system_calls import read_at
+from paramerge.regular_files import OPEN_FLAGS, open_regular
 from paramerge.system_faults import reading
 
 _TICK_NS = 10_000_000
 """Two changes of a file that are nearer in time than this may get the same time stamp."""
 
-_FLAGS = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_BINARY", "O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY"))
 _BLOCK = 1 << 20
 
 
@@ -92,14 +91,8 @@ class Source:
             It is missing, no regular file, or may not be read.
         """
         path = Path(path)
-        descriptor = _open(path)
+        descriptor, status = open_regular(path, opener=_DESCRIPTORS.open)
         try:
-            with reading(path):
-                status = os.fstat(descriptor)
-            if stat.S_ISDIR(status.st_mode):
-                raise FileFormatError("this is a folder, not a file", where=path)
-            if not stat.S_ISREG(status.st_mode):
-                raise FileFormatError("this is not a regular file", where=path)
             return cls(path, descriptor, status)
         except BaseException:
             os.close(descriptor)
@@ -225,17 +218,6 @@ def _changed(path: Path, found: str) -> InputChangedError:
     )
 
 
-def _open(path: Path) -> int:
-    try:
-        with reading(path):
-            return _DESCRIPTORS.open(path)
-    except FileFormatError as error:
-        fault = error.__cause__
-        if isinstance(fault, OSError) and fault.errno in (errno.ENXIO, errno.ENODEV):  # a socket
-            raise FileFormatError("this is not a regular file", where=path) from None
-        raise
-
-
 @dataclass(eq=False, slots=True)
 class _Held:
     """A file's descriptor, or None while it is closed for a time, and how many are reading from it."""
@@ -255,16 +237,16 @@ class _Descriptors:
         self._open: OrderedDict[int, _Held] = OrderedDict()
         self._given_up: deque[_Held] = deque()
 
-    def open(self, path: Path) -> int:
+    def open(self, path: Path, flags: int) -> int:
         """Open ``path``; where the process has no descriptor left, those kept for later are closed first."""
         try:
-            return os.open(path, _FLAGS)
+            return os.open(path, flags)
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
         with self._lock:
             self._close_down_to(0)
-        return os.open(path, _FLAGS)
+        return os.open(path, flags)
 
     def keep(self, held: _Held) -> None:
         """Take in a source that was opened."""
@@ -321,7 +303,7 @@ class _Descriptors:
     @staticmethod
     def _reopened(held: _Held) -> int:
         try:
-            descriptor = os.open(held.path, _FLAGS)
+            descriptor = os.open(held.path, OPEN_FLAGS)
         except OSError as error:
             raise _changed(held.path, f"it cannot be opened again ({error.strerror})") from None
         now = Stamp.of(os.fstat(descriptor))

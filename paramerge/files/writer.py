@@ -27,6 +27,7 @@ from paramerge.system_faults import meaning
 from paramerge.wording import option
 
 _DTYPE_NAMES = {dtype: name for name, dtype in NUMPY.items()}
+_APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT | BINARY | getattr(os, "O_NONBLOCK", 0)
 
 
 @contextlib.contextmanager
@@ -115,8 +116,10 @@ def append_line(path: Path, line: bytes, *, durable: bool = True) -> None:
         The disk is full, and the like.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | BINARY, 0o666)
+        descriptor = os.open(path, _APPENDING, 0o666)
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OutputError("this is not a regular file", where=path)
             _write_all(descriptor, line)
             if durable:
                 os.fsync(descriptor)

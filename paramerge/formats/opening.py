@@ -31,6 +31,7 @@ from paramerge.formats.whole_layers import whole_layers
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName
+from paramerge.regular_files import is_there
 from paramerge.shipped import named_adapter
 from paramerge.system_faults import reading
 
@@ -71,13 +72,13 @@ def find_files(path: str | os.PathLike[str]) -> AdapterFiles:
 def _find_files(path: Path) -> AdapterFiles:
     if not path.is_dir():
         beside = path.with_name(peft.CONFIG_NAME)
-        return AdapterFiles(path, beside if beside.is_file() else None)
-    if (path / peft.CONFIG_NAME).is_file():
+        return AdapterFiles(path, beside if is_there(beside) else None)
+    if is_there(path / peft.CONFIG_NAME):
         return AdapterFiles(_peft_weights(path), path / peft.CONFIG_NAME)
-    if (path / _DIFFUSERS_WEIGHTS).is_file():
+    if is_there(path / _DIFFUSERS_WEIGHTS):
         return AdapterFiles(path / _DIFFUSERS_WEIGHTS, None)
     nested = sorted(config.parent for config in path.glob(f"*/{peft.CONFIG_NAME}"))
-    checkpoint = (path / "model_index.json").is_file()
+    checkpoint = is_there(path / "model_index.json")
     raise FileFormatError(
         "this folder is a checkpoint, not an adapter" if checkpoint else "this folder holds no adapter",
         where=path,
@@ -90,14 +91,14 @@ def _find_files(path: Path) -> AdapterFiles:
 def is_adapter_folder(path: Path) -> bool:
     """Whether PEFT or diffusers saved an adapter in the folder ``path``."""
     with reading(path):
-        return any((path / name).is_file() for name in (peft.CONFIG_NAME, _DIFFUSERS_WEIGHTS))
+        return any(is_there(path / name) for name in (peft.CONFIG_NAME, _DIFFUSERS_WEIGHTS))
 
 
 def _peft_weights(folder: Path) -> Path:
     """PEFT's weights in ``folder``; those of a pickle, where there are no others, are refused when read."""
     pickled = folder / "adapter_model.bin"
     weights = folder / peft.WEIGHTS_NAME
-    return pickled if pickled.is_file() and not weights.is_file() else weights
+    return pickled if is_there(pickled) and not is_there(weights) else weights
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,11 @@ from paramerge.files.dtype_names import library_name, parse_dtype
 from paramerge.files.source import check_unchanged
 from paramerge.generation.loaded import check_text_encoders
 from paramerge.generation.prediction import set_prediction, stated_prediction
+from paramerge.generation.small_files import tokenizers_of
 from paramerge.models.record import ArchitectureRecord
 from paramerge.models.registry import record_of, records
-from paramerge.strict_json import read_object
+from paramerge.regular_files import is_there
+from paramerge.strict_json import MAX_BYTES, read_object
 from paramerge.wording import option
 
 _INDEX = "model_index.json"
@@ -165,7 +167,7 @@ def _quieten() -> None:
 def _from_folder(base: Base) -> Any:
     import diffusers
 
-    if not (base.path / _INDEX).is_file():
+    if not is_there(base.path / _INDEX):
         raise CheckpointError(
             "this folder has no pipeline",
             where=base.path,
@@ -176,6 +178,15 @@ def _from_folder(base: Base) -> Any:
     _check_pipeline(index.get("_class_name"), base.path)
     # a checker's weights would be loaded for nothing, and its black pictures would hide adapters
     without = {"safety_checker": None} if "safety_checker" in index else {}
+    for source in base.companion_files:
+        if source.path.suffix == ".json" and source.size > MAX_BYTES:
+            raise CheckpointError(
+                "this configuration is too long",
+                where=source.path,
+                expected=f"at most {MAX_BYTES} bytes",
+                found=f"{source.size} bytes",
+            )
+    tokenizers = tokenizers_of(base.path, index)
     return lambda dtype, vae_dtype: diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
         str(base.path),  # what a Path is, diffusers asks only where it sees a folder
         torch_dtype=dtype if dtype == vae_dtype else {"default": dtype, "vae": vae_dtype},
@@ -183,6 +194,7 @@ def _from_folder(base: Base) -> Any:
         use_safetensors=True,
         local_files_only=True,
         **without,
+        **tokenizers,
     )
 
 
@@ -207,29 +219,34 @@ def _from_file(base: Base, config: Path | None) -> Any:
                 found=base.architecture,
                 hint=f"give the diffusers folder of the same model to {option('config')}",
             )
-        return partial(_single_file, getattr(diffusers, name), str(base.path))
-    if not (folder / _INDEX).is_file():
+        return partial(_single_file, getattr(diffusers, name), str(base.path), {})
+    if not is_there(folder / _INDEX):
         raise CheckpointError("this folder has no configuration of a pipeline", where=folder, expected=_INDEX)
-    stated = read_object(folder / _INDEX, error=CheckpointError).get("_class_name")
-    pipeline = getattr(diffusers, _check_pipeline(stated, folder))
-    return partial(_single_file, pipeline, str(base.path), config=str(folder), local_files_only=True)
+    index = read_object(folder / _INDEX, error=CheckpointError)
+    pipeline = getattr(diffusers, _check_pipeline(index.get("_class_name"), folder))
+    tokenizers = tokenizers_of(folder, index)
+    return partial(_single_file, pipeline, str(base.path), tokenizers, config=str(folder))
 
 
-def _single_file(pipeline: Any, path: str, dtype: Any, vae_dtype: Any, **config: Any) -> Any:
-    """A pipeline of a single file; the autoencoder by itself where it has another dtype."""
+def _single_file(
+    pipeline: Any, path: str, parts: dict[str, Any], dtype: Any, vae_dtype: Any, **config: Any
+) -> Any:
+    """A pipeline of a single file and ``parts``; the autoencoder by itself where it has another dtype."""
+    if config:
+        config["local_files_only"] = True
     if dtype == vae_dtype:
-        return pipeline.from_single_file(path, torch_dtype=dtype, **config)
+        return pipeline.from_single_file(path, torch_dtype=dtype, **config, **parts)
     from diffusers import AutoencoderKL
 
     part = {"subfolder": "vae"} if config else {}
     vae = AutoencoderKL.from_single_file(path, torch_dtype=vae_dtype, **config, **part)
-    return pipeline.from_single_file(path, torch_dtype=dtype, vae=vae, **config)
+    return pipeline.from_single_file(path, torch_dtype=dtype, vae=vae, **config, **parts)
 
 
 def config_folder(file: Path) -> Path | None:
     """The diffusers folder of the file's own name beside it (``a/`` for ``a.safetensors``), or None."""
     beside = file.with_suffix("")
-    return beside if (beside / _INDEX).is_file() else None
+    return beside if is_there(beside / _INDEX) else None
 
 
 def _with_pipeline() -> list[ArchitectureRecord]:

@@ -113,7 +113,7 @@ def models_in(folder: Path, depth: int = 0) -> Iterator[Path]:
     for path in inside:
         if path.name.startswith("."):
             continue
-        if path.is_file() and path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" and not path.is_dir():
             yield path
         elif path.is_dir() and not path.is_symlink() and depth < DEPTH:
             try:

@@ -13,7 +13,7 @@ from paramerge.errors import UsageError
 from paramerge.files.dtype_names import KEEP
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.merge.checkpoints.request import MergeRequest, request_of
-from paramerge.merge.checkpoints.toml_recipe import TomlRecipe, read_toml
+from paramerge.merge.checkpoints.toml_recipe import TomlRecipe, read_toml_recipe
 from paramerge.merge.combine import combine
 from paramerge.merge.given import Given, gives_checkpoint
 from paramerge.merge.report import MergeReport
@@ -173,7 +173,7 @@ def plan_merge(
     options = BakeOptions(merge, gamma, patterns(only), dtype or KEEP, allow_unmatched, private, content_hash)
     steps = open_given(adapters, interpretation=interpretation)
     if len(models) == 1 and str(models[0]).endswith(".toml"):
-        recipe = read_toml(Path(str(models[0])))
+        recipe = read_toml_recipe(Path(str(models[0])))
         asked = {option(name): value for name, value in parameters.items()}
         _refuse(
             "a recipe, which says what is merged",

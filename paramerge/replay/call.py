@@ -16,7 +16,7 @@ from paramerge.checkpoints.layout import FOLDERS, Base
 from paramerge.files.outputs import check_output_file, check_output_folder
 from paramerge.merge.checkpoints.graph import MergeGraph
 from paramerge.merge.checkpoints.plan import plan_merge
-from paramerge.merge.checkpoints.toml_recipe import read_toml
+from paramerge.merge.checkpoints.toml_recipe import read_toml_recipe
 from paramerge.replay.inputs import Inputs
 from paramerge.replay.reading import read_recipe
 from paramerge.replay.recipe import ModelRecord, Recipe, StepRecord, chosen
@@ -176,7 +176,7 @@ def _of_toml(
     base: PathLike | Base | None,
 ) -> Replay:
     """A recipe in TOML, which names its files by their places."""
-    recipe = read_toml(path)
+    recipe = read_toml_recipe(path)
     adapters = chosen(recipe.adapters, strengths, without)
     request = recipe.request
     if dtype is not None:

@@ -16,6 +16,7 @@ from paramerge.files.staging import RECIPE_FILE
 from paramerge.interpretation import Interpretation
 from paramerge.merge.checkpoints.request import RequestedStep
 from paramerge.models.names import COMPONENTS
+from paramerge.regular_files import is_there
 from paramerge.replay.recipe import FileRecord, MergeRecord, ModelRecord, Recipe, StepRecord
 from paramerge.resolve.blocks import BlockWeights
 from paramerge.strict_json import read_object
@@ -44,7 +45,7 @@ def read_recipe(path: Path) -> Recipe:
 def content_of(path: Path) -> Mapping[str, Any]:
     """The content of a recipe, not yet checked; for the rest see :func:`read_recipe`."""
     if path.is_dir():
-        if not (path / RECIPE_FILE).is_file():
+        if not is_there(path / RECIPE_FILE):
             raise _none(path, f"{RECIPE_FILE} in the folder")
         return read_object(path / RECIPE_FILE, limit=_LONGEST)
     if path.suffix == ".json":

@@ -161,7 +161,7 @@ def test_a_dataset_of_ones_own(tmp_path: Path) -> None:
     [
         ('plain = "a noto {subject}"', 'plain = "a noto cat"', "no place for its subject"),
         ('plain = "a noto {subject}"', "", "plain"),
-        ("[prompts]", "[prompts", "cannot be read"),
+        ("[prompts]", "[prompts", "not valid TOML"),
         ('word = "<v1>"', "", "word"),
     ],
 )

@@ -148,7 +148,7 @@ def test_options_beside_a_recipe_win(here: Path) -> None:
         ("[steps]\nm = {bake = 'a.safetensors', adapters = [{lokr = 'x'}]}", "a para, a lora"),
         ("[steps]\nm = {bake = 'a.safetensors'}\nn = {merge = ['m', 'b.safetensors']}", "not the last"),
         ("[other]", "not understood"),
-        ("not toml", "no TOML"),
+        ("not toml", "not valid TOML"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, message: str, here: Path) -> None:

@@ -86,5 +86,5 @@ def test_an_empty_caption_and_one_that_is_no_text_are_errors(pictures: Path) -> 
     with pytest.raises(FileFormatError, match="empty"):
         captions_of(files)
     (pictures / "a.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(FileFormatError, match="cannot be read"):
+    with pytest.raises(FileFormatError, match="no UTF-8 text"):
         captions_of(files)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from paramerge import shipped
 from paramerge.errors import CheckpointError, UsageError
 from paramerge.files.header import PICKLE_SUFFIXES
 from paramerge.files.source import Source
+from paramerge.generation.small_files import small_files_of
 from paramerge.listing import listed
+from paramerge.regular_files import is_there
 from paramerge.system_faults import reading
 
 __all__ = ["Clip", "load_clip"]
@@ -98,7 +99,8 @@ def load_clip(source: str, device: str = "cpu", download: Callable[[str], None] 
     if folder.is_dir():
         _check_folder(folder)
         try:
-            parts = _parts(str(folder), local=True)
+            with small_files_of(folder) as copies:
+                parts = _parts(str(folder), local=True, beside=str(copies))
         except _FAULTS as error:
             _refuse_unreadable(folder)
             raise CheckpointError(
@@ -113,14 +115,17 @@ def load_clip(source: str, device: str = "cpu", download: Callable[[str], None] 
 _FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 
-def _parts(place: str, *, local: bool) -> tuple[Any, Any, Any]:
-    """The model, its tokenizer and its picture processor; ``local``: without the network."""
+def _parts(place: str, *, local: bool, beside: str | None = None) -> tuple[Any, Any, Any]:
+    """The model, its tokenizer and its picture processor; ``local``: without the network.
+
+    The latter two are read in ``beside``, where it is given.
+    """
     import transformers
 
     where: Any = {"local_files_only": local}
     model = transformers.CLIPModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **where)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place, **where)
-    processor = transformers.AutoImageProcessor.from_pretrained(place, **where)  # type: ignore[no-untyped-call]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(beside or place, **where)
+    processor = transformers.AutoImageProcessor.from_pretrained(beside or place, **where)  # type: ignore[no-untyped-call]
     return model, tokenizer, processor
 
 
@@ -178,7 +183,7 @@ def _check_folder(folder: Path) -> None:
             found=listed(pickles),
             hint="save it again with save_pretrained, in a sandbox",
         )
-    if (folder / _ADAPTER).exists():
+    if is_there(folder / _ADAPTER):
         raise CheckpointError(
             "an adapter of PEFT is in the folder of this CLIP, and would be loaded with it",
             where=folder / _ADAPTER,
@@ -202,7 +207,7 @@ def _name(source: str, folder: Path | None) -> str:
     if folder is None:
         return source
     file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    mark = f", sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:8]}" if file is not None else ""
+    mark = f", sha256 {Source.open(file).sha256()[:8]}" if file is not None else ""
     if source == shipped.CONTRASTIVE:
         return f"{source} (not CLIP{mark})"
     return f"{folder.resolve().name} (local{mark})"

@@ -14,9 +14,13 @@ from typing import Any
 from paramerge.errors import FileFormatError, UsageError
 from paramerge.files.outputs import check_output_folder
 from paramerge.files.writer import append_line, make_folder, write_bytes
+from paramerge.regular_files import is_there, read_whole
 from paramerge.strict_json import parse
 
-__all__ = ["Records", "claim_folder", "json_lines"]
+__all__ = ["LARGEST", "Records", "claim_folder", "json_lines"]
+
+LARGEST = 256 << 20
+"""Bytes of a file of records; a record has some hundreds."""
 
 
 class Records:
@@ -29,9 +33,9 @@ class Records:
         self._folder = folder
         self._own = folder / f"{rank:04d}.jsonl"
         make_folder(folder)
-        if self._own.is_file() and not self._own.read_bytes().endswith(b"\n"):
-            # the next line must not be glued to one that was cut short
-            write_bytes(self._own, self._own.read_bytes().rpartition(b"\n")[0] + b"\n")
+        lines = _read(self._own) if is_there(self._own) else b"\n"
+        if not lines.endswith(b"\n"):  # the next line must not be glued to one that was cut short
+            write_bytes(self._own, lines.rpartition(b"\n")[0] + b"\n")
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Append a record and make it durable.
@@ -53,7 +57,7 @@ class Records:
         """
         found = {}
         for path in sorted(self._folder.glob("*.jsonl")):
-            lines = path.read_bytes().split(b"\n")
+            lines = _read(path).split(b"\n")
             for number, line in enumerate(lines, start=1):
                 try:
                     record = parse(line) if line else None
@@ -69,6 +73,10 @@ class Records:
                         hint="delete the line: its task will be done again",
                     ) from error
         return {task: found[task] for task in sorted(found)}
+
+
+def _read(path: Path) -> bytes:
+    return read_whole(path, what="this file of records", limit=LARGEST)
 
 
 def json_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
@@ -91,14 +99,14 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], inputs: Iterable[Pat
         The file is damaged.
     """
     path = folder / "settings.json"
-    check_output_folder(folder, inputs, files=() if path.is_file() else None)
+    check_output_folder(folder, inputs, files=() if is_there(path) else None)
     make_folder(folder)
     text = json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    if not path.is_file():
+    if not is_there(path):
         write_bytes(path, text.encode())
         return
     try:
-        found = parse(path.read_bytes())
+        found = parse(read_whole(path, what="this file of settings"))
         if not isinstance(found, dict):
             raise ValueError("no JSON object")
     except ValueError as error:

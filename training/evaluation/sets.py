@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from paramerge.errors import FileFormatError, UsageError
-from paramerge.training.pictures import read_picture
+from paramerge.training.pictures import picture_stream, read_picture
 
 __all__ = ["PictureSet", "read_pictures", "read_references"]
 
@@ -58,7 +58,7 @@ def read_pictures(files: Sequence[Path]) -> np.ndarray:
     found = []
     for path in files:
         try:
-            with Image.open(path) as image:
+            with picture_stream(path) as stream, Image.open(stream) as image:
                 found.append(np.asarray(image.convert("RGB"), dtype=np.uint8))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise FileFormatError(

@@ -19,12 +19,13 @@ layout, a ``dataset.toml``::
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from paramerge.errors import FileFormatError, UsageError
+from paramerge.regular_files import is_there, read_text
+from paramerge.strict_toml import read_toml
 from paramerge.training.pictures import find_pictures
 
 __all__ = ["DREAMBOOTH_PROMPTS", "PAPER_SUBJECTS", "Dataset", "Prompts", "Subject", "open_dataset"]
@@ -136,7 +137,7 @@ def open_dataset(folder: Path) -> Dataset:
     if not folder.is_dir():
         raise UsageError("there is no such folder", where="--data", found=folder)
     file = folder / "dataset.toml"
-    dataset = _from_toml(folder, file) if file.is_file() else _from_dreambooth(folder)
+    dataset = _from_toml(folder, file) if is_there(file) else _from_dreambooth(folder)
     for subject in dataset.subjects:
         find_pictures(subject.folder, f"--data: {subject.name}")
     if not dataset.subjects:
@@ -162,22 +163,22 @@ def _from_dreambooth(folder: Path) -> Dataset:
 
 
 def _classes(file: Path) -> dict[str, str]:
-    if not file.is_file():
+    if not is_there(file):
         return {}
-    pairs = [line.split(",") for line in file.read_text().splitlines()]
+    pairs = [line.split(",") for line in read_text(file, what="this list of classes").splitlines()]
     return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2 and " " not in pair[0]}
 
 
 def _from_toml(folder: Path, file: Path) -> Dataset:
+    content = read_toml(file, what="this dataset")
     try:
-        content = tomllib.loads(file.read_text())
         given = {key: _plain(value) for key, value in content["prompts"].items()}
         subjects = [
             Subject(folder / entry["folder"], str(entry["word"]), str(entry["kind"]))
             for entry in content["subjects"]
         ]
         prompts = Prompts(**given)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(
             f"this dataset cannot be read ({type(error).__name__}: {error})",
             where=file,

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from paramerge.errors import FileFormatError
+from paramerge.regular_files import read_whole
 from paramerge.strict_json import parse, read_object
 from paramerge.training.evaluation.measuring import METRICS
+from paramerge.training.evaluation.records import LARGEST
 from paramerge.training.evaluation.summary import Value, value_of
 from paramerge.training.experiments.figures import rate_curves, row_values
 from paramerge.training.experiments.rates import RATES
@@ -76,7 +78,8 @@ def _place(run: _Run) -> int:
 def _read(folder: Path) -> _Run:
     try:
         summary = read_object(folder / "summary.json")
-        records = [parse(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+        results = read_whole(folder / "results.jsonl", limit=LARGEST)
+        records = [parse(line) for line in results.splitlines()]
         lines = tuple(Line(**record) for record in records)
         [verdict["verdict"] for verdict in summary["verdicts"]]  # the beginning of the page
     except (FileFormatError, OSError, ValueError, KeyError, IndexError, TypeError) as error:

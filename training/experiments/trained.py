@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from paramerge.errors import FileFormatError, NonFiniteError, ParamergeError
+from paramerge.files.source import Source
 from paramerge.files.writer import make_folder, write_bytes
+from paramerge.regular_files import is_there
 from paramerge.strict_json import read_object
 from paramerge.training.config_file import config_to_toml
 from paramerge.training.evaluation.processes import Processes
@@ -202,11 +204,16 @@ def _pictures(training: Training, place: Path) -> Path:
     folder = place / "pictures"
     make_folder(folder)
     for path in chosen:
-        write_bytes(folder / path.name, path.read_bytes())
+        write_bytes(folder / path.name, _content(path))
         caption = path.with_suffix(CAPTION_SUFFIX)
-        if caption.is_file():
-            write_bytes(folder / caption.name, caption.read_bytes())
+        if is_there(caption):
+            write_bytes(folder / caption.name, _content(caption))
     return folder
+
+
+def _content(path: Path) -> bytes:
+    source = Source.open(path)
+    return source.read(0, source.size)
 
 
 def _elsewhere(config: Any, place: Path, device: str) -> tuple[tuple[Path, ...], float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -15,9 +14,8 @@ from paramerge.errors import UsageError
 from paramerge.merge.checkpoints.request import MergeRequest, RequestedStep
 from paramerge.models.names import COMPONENTS
 from paramerge.resolve.blocks import parse_blocks
-from paramerge.system_faults import reading
+from paramerge.strict_toml import read_toml
 
-_MAX_BYTES = 1 << 20
 _TABLES = {"models", "steps"}
 _OPTIONS = {"merge", "gamma", "only", "dtype", "allow_unmatched", "private", "content_hash"}
 _KINDS: Mapping[str, type[Adapter]] = {"para": Para, "lora": Lora, "adapter": Adapter}
@@ -31,7 +29,7 @@ class TomlRecipe:
     adapters: tuple[Adapter, ...]
 
 
-def read_toml(path: Path) -> TomlRecipe:
+def read_toml_recipe(path: Path) -> TomlRecipe:
     """Read a recipe; files are named as seen from its folder.
 
     Raises
@@ -39,15 +37,7 @@ def read_toml(path: Path) -> TomlRecipe:
     UsageError
         It is no TOML, steps go round in a circle, or an entry is not understood.
     """
-    with reading(path), open(path, "rb") as stream:
-        text = stream.read(_MAX_BYTES + 1)
-    if len(text) > _MAX_BYTES:
-        raise UsageError("the recipe is too long", where=path, expected=f"at most {_MAX_BYTES} bytes")
-    try:
-        content = tomllib.loads(text.decode())
-    except ValueError as error:
-        raise UsageError("this recipe is no TOML", where=path, found=str(error)) from None
-    return _Reader(path, content).recipe()
+    return _Reader(path, read_toml(path, what="this recipe", error=UsageError)).recipe()
 
 
 class _Reader:
