@@ -258,6 +258,9 @@ def output_error(error: OSError, path: Path) -> ParamergeError:
     what, hint = special.get(error.errno or 0) or meaning(error)
     if error.errno == errno.ENOENT and os.path.isdir(path.parent):  # noqa: PTH112 - never raises
         what, hint = "no file can be made in this folder", "choose another output"  # such as /proc
+    if error.errno == errno.EEXIST and os.path.isdir(error.filename or ""):  # noqa: PTH112 - never raises
+        # libraries make folders that may be there already, and this one could not be looked at
+        what, hint = "the system did not say what is there", "check the disk, and try again"
     return OutputError(
         f"the output cannot be written: {what}",
         where=path,

@@ -189,7 +189,7 @@ READERS: dict[str, Callable[[Path], object]] = {
         (make, name)
         for make in HOSTILE
         for name in READERS
-        if (make, name) != (folder, "tokenizer/vocab.json")
+        if (make, name) != (folder, "tokenizer/vocab.json")  # no file
     ],
     ids=lambda given: getattr(given, "__name__", given),
 )
