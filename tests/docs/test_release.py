@@ -9,6 +9,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
+from paramerge.cli.main import COMMANDS
+
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
@@ -46,3 +48,9 @@ def test_the_extras_of_the_image_and_the_workflows_exist() -> None:
     files = [REPOSITORY / "Dockerfile", *WORKFLOWS]
     for extras in re.findall(r"\.(?:whl\))?\[([\w,]+)\]", "".join(path.read_text() for path in files)):
         assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"]), extras
+
+
+def test_each_verb_says_whether_it_uses_the_network() -> None:
+    text = (REPOSITORY / "SECURITY.md").read_text()
+    paragraph = text.partition("**No network unless asked.**")[2].partition("\n- ")[0]
+    assert {verb for verb in COMMANDS if f"`{verb}`" not in paragraph} == set()
