@@ -26,9 +26,9 @@ _LANGUAGE_MODEL = re.compile(r"blk\.\d+\.")
 def is_gguf(path: Path) -> bool:
     """Whether the file at ``path`` begins as GGUF files do."""
     try:
-        with open(path, "rb") as stream:
-            return stream.read(4) == _MAGIC
-    except OSError:  # said by whoever opens it
+        source = Source.open(path)
+        return source.read(0, min(len(_MAGIC), source.size)) == _MAGIC
+    except ParamergeError:  # said by whoever opens it
         return False
 
 

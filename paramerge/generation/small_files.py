@@ -61,9 +61,9 @@ def tokenizers_of(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
     for name, entry in index.items():
         if not name.startswith("tokenizer") or not isinstance(entry, list) or entry[:1] != ["transformers"]:
             continue
-        kind = getattr(transformers, str(entry[1]), None) if "Tokenizer" in str(entry[1:]) else None
-        if kind is not None and (folder / name).is_dir():
+        tokenizer = getattr(transformers, str(entry[1]), None) if "Tokenizer" in str(entry[1:]) else None
+        if tokenizer is not None and (folder / name).is_dir():
             with small_files_of(folder / name) as copies:
-                found[name] = kind.from_pretrained(str(copies), local_files_only=True)
+                found[name] = tokenizer.from_pretrained(str(copies), local_files_only=True)
             found[name].name_or_path = str(folder / name)
     return found

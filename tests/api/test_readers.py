@@ -21,7 +21,7 @@ OF_MODULES = {
     *(("np", name) for name in ("load", "loadtxt", "fromfile", "memmap")),
     ("torch", "load"),
 }
-OWN = {"Source", "blocks", "values"}
+OWN = {"Source", "blocks", "values", "layer", "tensor"}
 """What has a method ``open`` of its own that is one of the places below, or opens no file."""
 
 PLACES = {
@@ -67,7 +67,7 @@ PLACES = {
     # libraries that get a folder, whose files were looked at before
     "paramerge/generation/loading.py": "diffusers.DiffusionPipeline.from_pretrained "
     "pipeline.from_single_file AutoencoderKL.from_single_file",
-    "paramerge/generation/small_files.py": "kind.from_pretrained",
+    "paramerge/generation/small_files.py": "tokenizer.from_pretrained",
     "training/evaluation/clip.py": "transformers.CLIPModel.from_pretrained "
     "transformers.AutoTokenizer.from_pretrained transformers.AutoImageProcessor.from_pretrained",
 }
