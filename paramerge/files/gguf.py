@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from paramerge.errors import CheckpointError, FileFormatError
+from paramerge.errors import CheckpointError, FileFormatError, ParamergeError
 from paramerge.files.dtypes import BITS
 from paramerge.files.header import Header, TensorInfo
 from paramerge.files.source import Source

@@ -52,9 +52,6 @@ PLACES = {
     "training/tiny/pictures.py": "Image.open",
     # of an open file: tensors, texts made a line above, streams of open_regular
     "paramerge/extract/difference.py": "tensors.read_bytes one.read_bytes other.read_bytes",
-    "training/checkpoint_file.py": "tensor.read_bytes",
-    "paramerge/storage/layer.py": "tensor.read_bytes",
-    "paramerge/storage/tensor.py": "tensor.read_bytes",
     "paramerge/storage/scales.py": "scale.read_bytes",
     "paramerge/storage/schemes/nvfp4.py": "scale.read_bytes",
     "paramerge/storage/schemes/gguf.py": "codes.read_bytes",
