@@ -32,6 +32,7 @@ from paramerge.cli.paths import FileText, InputPath, OutputPath
 from paramerge.cli.render import Progress, note, warn
 from paramerge.errors import UsageError
 from paramerge.interpretation import Interpretation, KronaOrder
+from paramerge.storage.written import QUANTISERS
 
 
 @click.command(cls=OrderedSteps, rest_of="each")
@@ -65,6 +66,14 @@ from paramerge.interpretation import Interpretation, KronaOrder
 )
 @dtype_option(default="keep", keep=True)
 @click.option("--variant", metavar="NAME", help="Which weights of a diffusers folder, such as fp16.")
+@click.option(
+    "--requantise",
+    is_flag=True,
+    help="Write quantised layers that change in their own scheme again, not as bf16.",
+)
+@click.option(
+    "--quantise", type=click.Choice(tuple(QUANTISERS)), help="Write Linear layers in blocks in this scheme."
+)
 @unmatched_option
 @private_option
 @content_hash_option
@@ -87,6 +96,8 @@ def bake(
     only: tuple[str, ...],
     dtype: str,
     variant: str | None,
+    requantise: bool,
+    quantise: str | None,
     allow_unmatched: bool,
     private: bool,
     content_hash: bool | None,
@@ -106,7 +117,17 @@ def bake(
     paramerge bake --base sdxl.safetensors --para a.safetensors --lora b.safetensors -o o.safetensors
     paramerge bake --base sdxl.safetensors --each 'loras/*.safetensors' -o baked/
     """
-    options = BakeOptions(merge, gamma, only, dtype, allow_unmatched, private, content_hash)
+    options = BakeOptions(
+        merge,
+        gamma,
+        only,
+        dtype,
+        allow_unmatched,
+        private,
+        content_hash,
+        requantise=requantise,
+        quantise=quantise,
+    )
     job = _Job(
         base,
         variant,

@@ -17,7 +17,18 @@ WORDS = "paramerge.words"
 FIRST = "Options"
 _GROUPS = {
     "Parts and dtypes": (
-        *("only", "blocks", "variant", "dtype", "prune", "allow_unmatched", "partial", "config"),
+        *(
+            "only",
+            "blocks",
+            "variant",
+            "dtype",
+            "prune",
+            "requantise",
+            "quantise",
+            "allow_unmatched",
+            "partial",
+            "config",
+        ),
         *("from_unet", "from_text_encoder", "from_text_encoder_2", "from_vae"),
     ),
     "Output": ("overwrite", "private", "dry_run", "all_layers", "all_metadata", "rehash", "as_json", "help"),

@@ -19,6 +19,7 @@ import torch
 
 from paramerge.apply.chain import load_chain
 from paramerge.apply.dense import Added, LayerInTensor, WholeLayer
+from paramerge.apply.encoder import Encoder
 from paramerge.apply.operations import Edit
 from paramerge.apply.rounding import Rounder
 from paramerge.apply.tensor_plan import TensorPlan
@@ -93,6 +94,7 @@ class TensorEditor:
         ]
         self._ready = False
         self._values = plan.values.open(blocks, self._compute) if plan.values is not None else None
+        self.encoder = Encoder(plan.encoding, plan.info.key) if plan.encoding is not None else None
 
     @property
     def must_look(self) -> bool:
@@ -122,13 +124,10 @@ class TensorEditor:
         NonFiniteError
             A value of the result is NaN or beyond the range of the output's dtype.
         """
-        if not self._ready:
-            for layer in self._layers:
-                layer.work_out()
-            self._ready = True
+        self._work_out()
         for start, stop in self._cuts(first_row, len(weight)):
             here = [layer for layer in self._layers if layer.changes(first_row + start, first_row + stop)]
-            if not here and not self._plan.converted and self._values is None:
+            if not here and not self._plan.converted and self._values is None and self.encoder is None:
                 if target.data_ptr() != weight.data_ptr():
                     target[start:stop] = weight[start:stop]
                 continue
@@ -136,7 +135,30 @@ class TensorEditor:
                 for layer in here:
                     layer.add_to(block, first_row + start + begin)
                 self._check_finite(block, first_row + start + begin, here)
-                self._blocks.rounder.put(block, target[start + begin : start + begin + len(block)])
+                out = target[start + begin : start + begin + len(block)]
+                if self.encoder is not None:
+                    self.encoder.put(block, out, first_row + start + begin)
+                else:
+                    self._blocks.rounder.put(block, out)
+
+    def measure(self, weight: torch.Tensor, first_row: int) -> None:
+        """See ``weight`` as it will be when it is changed, for the scales that it is written with."""
+        self._work_out()
+        for start, stop in self._cuts(first_row, len(weight)):
+            here = [layer for layer in self._layers if layer.changes(first_row + start, first_row + stop)]
+            for block, begin in self._blocks_of(weight, start, stop, first_row):
+                row = first_row + start + begin
+                for layer in here:
+                    layer.add_to(block, row)
+                self._check_finite(block, row, here)
+                if self.encoder is not None:
+                    self.encoder.look(block, row)
+
+    def _work_out(self) -> None:
+        if not self._ready:
+            for layer in self._layers:
+                layer.work_out()
+            self._ready = True
 
     def _blocks_of(
         self, weight: torch.Tensor, start: int, stop: int, first_row: int
@@ -238,6 +260,11 @@ class _Layer(LayerInTensor):
                 self._added.add_to(block, begin)
 
 
+def as_codes(data: memoryview, columns: int) -> torch.Tensor:
+    """The bytes ``data`` as a matrix of ``columns`` codes of one byte, sharing their memory."""
+    return torch.frombuffer(data, dtype=torch.uint8).view(-1, columns)
+
+
 def as_matrix(data: memoryview, dtype: str, columns: int) -> torch.Tensor:
     """The bytes ``data`` as a matrix of ``columns`` columns, sharing their memory."""
     return torch.frombuffer(data, dtype=_TORCH[dtype]).view(-1, columns)
@@ -249,6 +276,8 @@ def torch_dtype(dtype: str) -> torch.dtype:
 
 
 def _compute_dtype(plan: TensorPlan) -> torch.dtype:
+    if plan.encoding is not None:
+        return torch.float64
     if plan.values is not None:
         narrow = plan.values.dtypes | {plan.dtype} <= {"F16", "F8_E4M3", "F8_E5M2"}
         return torch.float32 if narrow else torch.float64
@@ -258,7 +287,7 @@ def _compute_dtype(plan: TensorPlan) -> torch.dtype:
 
 def _check_finite(block: torch.Tensor, plan: TensorPlan, layers: Sequence[_Layer | WholeLayer]) -> None:
     """Refuse NaN, and anything beyond the range of the output's dtype."""
-    limit = torch.finfo(_TORCH[plan.dtype]).max
+    limit = torch.finfo(torch.float32 if plan.encoding is not None else _TORCH[plan.dtype]).max
     flat = block.view(-1)
     # a sum of squares takes a quarter of the time, and if it is well below, no single value is beyond
     if float(torch.dot(flat, flat)) < 0.9 * limit * limit:

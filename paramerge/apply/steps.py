@@ -12,6 +12,7 @@ from paramerge.apply.strengths import check_strength
 from paramerge.errors import UsageError
 from paramerge.files.dtype_names import KEEP, WRITTEN, parse_dtype, short_name
 from paramerge.resolve.blocks import BlockWeights, parse_blocks
+from paramerge.storage.written import QUANTISERS
 from paramerge.wording import option
 
 Kind = Literal["para", "lora", "adapter"]
@@ -72,6 +73,11 @@ class BakeOptions:
         Leave the names of the inputs out of the recipe; their hashes stay.
     content_hash:
         Whether the output's tensors are hashed in the same pass (docs/recipe.md); None where they are few.
+    requantise:
+        Write quantised layers that change in their own scheme again, with new scales and stochastic rounding;
+        else they become plain numbers.
+    quantise:
+        The scheme in which Linear layers are written (:data:`paramerge.storage.written.QUANTISERS`), or None.
     """
 
     merge: MergeChoice = "joint"
@@ -81,6 +87,8 @@ class BakeOptions:
     allow_unmatched: bool = False
     private: bool = False
     content_hash: bool | None = None
+    requantise: bool = False
+    quantise: str | None = None
 
     def __post_init__(self) -> None:
         check_amounts(gamma=self.gamma)
@@ -91,6 +99,24 @@ class BakeOptions:
                 where=option("merge"),
                 expected=", ".join(get_args(MergeChoice)),
                 found=self.merge,
+            )
+        self._check_quantised()
+
+    def _check_quantised(self) -> None:
+        if self.quantise is not None and self.quantise not in QUANTISERS:
+            raise UsageError(
+                "no such choice",
+                where=option("quantise"),
+                expected=", ".join(QUANTISERS),
+                found=self.quantise,
+            )
+        if self.requantise and (self.quantise is not None or self.dtype != KEEP):
+            other = "quantise" if self.quantise is not None else "dtype"
+            raise UsageError(
+                "changed layers cannot be stored in two ways",
+                where=option("requantise"),
+                expected=f"{option('requantise')}, or {option(other)}",
+                found="both",
             )
 
 

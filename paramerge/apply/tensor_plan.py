@@ -12,6 +12,7 @@ from paramerge.apply.values import Values
 from paramerge.checkpoints.layout import WeightFile
 from paramerge.files.dtypes import BITS
 from paramerge.files.header import TensorInfo
+from paramerge.storage.encoding import Encoding
 from paramerge.storage.quantised import Quantised
 
 
@@ -33,6 +34,10 @@ class TensorPlan:
     """Values to edit in place of the stored tensor's: of merged checkpoints, or of a quantised layer."""
     own_shape: tuple[int, ...] | None = None
     """The shape in the output where it is not the stored one: codes may be packed."""
+    encoding: Encoding | None = None
+    """The codes and scales that the values are written as, instead of as plain numbers."""
+    written_with: str | None = None
+    """The key of the codes with which this tensor is made and written: a new scale, a mark."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,7 +47,8 @@ class TensorPlan:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor in the output."""
-        return math.prod(self.shape) * BITS[self.dtype] // 8 if self.converted else self.info.nbytes
+        made = self.converted or self.encoding is not None or self.written_with is not None
+        return math.prod(self.shape) * BITS[self.dtype] // 8 if made else self.info.nbytes
 
     @property
     def converted(self) -> bool:
@@ -52,7 +58,7 @@ class TensorPlan:
     @property
     def touched(self) -> bool:
         """Whether the tensor's values are worked on at all."""
-        return bool(self.edits) or self.converted or self.values is not None
+        return bool(self.edits) or self.converted or self.values is not None or self.encoding is not None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ def plan_bake(
     allow_unmatched: bool = False,
     private: bool = False,
     content_hash: bool | None = None,
+    requantise: bool = False,
+    quantise: str | None = None,
     variant: str | None = None,
 ) -> Plan:
     """Plan :func:`bake` for every tensor, from the headers alone; ``plan.write(output)`` carries it out.
@@ -59,6 +61,11 @@ def plan_bake(
     content_hash:
         Hash all tensors of the output for the recipe, so that :func:`paramerge.verify` finds damage without
         the inputs; by default up to 64 MiB, where it takes no time to speak of.
+    requantise:
+        Write quantised layers that change in their own scheme again, with new scales and stochastic rounding;
+        else they become plain numbers.
+    quantise:
+        The scheme in which Linear layers are written: ``fp8``, ``fp8-row``, ``int8-row`` or ``mxfp8``.
     variant:
         The variant of a diffusers folder's weights, such as ``fp16``.
 
@@ -71,7 +78,17 @@ def plan_bake(
     CheckpointError, FileFormatError
         A file of another kind, or damaged.
     """
-    options = BakeOptions(merge, gamma, patterns(only), dtype, allow_unmatched, private, content_hash)
+    options = BakeOptions(
+        merge,
+        gamma,
+        patterns(only),
+        dtype,
+        allow_unmatched,
+        private,
+        content_hash,
+        requantise=requantise,
+        quantise=quantise,
+    )
     return _planned(base, open_given(adapters), options, variant)
 
 
@@ -96,6 +113,8 @@ def bake(
     allow_unmatched: bool = False,
     private: bool = False,
     content_hash: bool | None = None,
+    requantise: bool = False,
+    quantise: str | None = None,
     overwrite: bool = False,
     variant: str | None = None,
     rehash: bool = False,
@@ -124,7 +143,17 @@ def bake(
         :class:`~paramerge.errors.NonFiniteError` and :class:`~paramerge.errors.InputChangedError`; the output
         is then as it was.
     """
-    options = BakeOptions(merge, gamma, patterns(only), dtype, allow_unmatched, private, content_hash)
+    options = BakeOptions(
+        merge,
+        gamma,
+        patterns(only),
+        dtype,
+        allow_unmatched,
+        private,
+        content_hash,
+        requantise=requantise,
+        quantise=quantise,
+    )
     opened = open_given(adapters)
     looked_for = named_hashes(adapter for _, adapter in opened) if base is None else ()
     with hashing(rehash=rehash):

@@ -50,6 +50,10 @@ def _tags(plan: Plan) -> list[str]:
         tags += sorted({found[1] for found in named if found})
     if options.dtype != "keep":
         tags.append(options.dtype)
+    if options.requantise:
+        tags.append("requantised")
+    if options.quantise is not None:
+        tags.append(options.quantise)
     if options.gamma is not None:
         tags.append(f"gamma{_number(options.gamma)}")
     if options.merge != "joint":
@@ -118,16 +122,18 @@ def _adjusted(plan: Plan, relative: PurePosixPath, source: Source) -> bytes | No
     """The new content of a file that states keys, sizes or dtypes, where the plan changes them; else None."""
     files = [file for file in plan.files if file.relative.parent == relative.parent]
     layers = list(dict.fromkeys(layer for file in files for layer in file.dequantised))
-    if not files or (plan.options.dtype == "keep" and not layers):
+    kept = plan.options.dtype == "keep" and not plan.options.requantise
+    if not files or (kept and not layers):
         return None
     if relative.name.endswith(".safetensors.index.json"):
         content = _object(source)
         metadata, weight_map = content.get("metadata"), content.get("weight_map")
         total = sum(tensor.nbytes for file in files for tensor in file.tensors)
         content["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "total_size": total}
-        if layers and isinstance(weight_map, dict):
-            written = {tensor.info.key for file in files for tensor in file.tensors}
-            content["weight_map"] = {key: shard for key, shard in weight_map.items() if key in written}
+        if (layers or plan.options.requantise) and isinstance(weight_map, dict):
+            content["weight_map"] = {
+                tensor.info.key: file.relative.name for file in files for tensor in file.tensors
+            }
     elif relative.name == "config.json":
         content = _object(source)
         if plan.options.dtype != "keep":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from paramerge.bake.history import earlier_recipe
 from paramerge.bake.input_names import InputNames, names_of
 from paramerge.bake.merged_models import MergedModels
 from paramerge.bake.planned_step import PlannedStep, match_step
-from paramerge.bake.quantised_layers import DEQUANTISED, Dequantising, dequantising
+from paramerge.bake.quantised_layers import DEQUANTISED, StoragePlan, plan_storage
 from paramerge.checkpoints.layout import Base, WeightFile
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import UsageError
@@ -142,8 +142,8 @@ def make_plan(
     targets = {name: target for file in base.files for name, target in file.reachable.items()}
     planned = [match_step(base, targets, step, adapter, options) for step, adapter in steps]
     ops, left_alone = _operations(targets, planned, options)
-    plain = dequantising(base, ops, options, made.values if made is not None else {})
-    files = tuple(_plan_file(file, ops, options, made, plain) for file in base.files)
+    storage = plan_storage(base, ops, options, made.values if made is not None else {})
+    files = tuple(_plan_file(file, ops, options, made, storage) for file in base.files)
     earlier = earlier_recipe(base)
     adapters = [adapter for _, adapter in steps]
     warnings = (
@@ -153,7 +153,7 @@ def make_plan(
         *given_twice(adapters),
         *already_baked(earlier.recipe, adapters),
         *lost_in_fp8(files),
-        *plain.warnings,
+        *storage.warnings,
         *_left_alone_warnings(left_alone, options),
         *(made.warnings if made is not None else ()),
     )
@@ -241,7 +241,7 @@ def _plan_file(
     ops: Mapping[ModuleName, tuple[Op, ...]],
     options: BakeOptions,
     made: Made | None,
-    plain: Dequantising,
+    storage: StoragePlan,
 ) -> FilePlan:
     edits: dict[str, list[Edit]] = {}
     for name, target in file.reachable.items():
@@ -250,13 +250,13 @@ def _plan_file(
     tensors = []
     for key, info in file.header.tensors.items():
         component = file.components[key]
-        if (made is not None and (component, key) in made.left_out) or plain.drops(file, key):
+        if (made is not None and (component, key) in made.left_out) or storage.drops(file, key):
             continue
         values = made.values.get((component, key)) if made is not None else None
         at_key = tuple(edits.get(key, ()))
         if at_key:
             _check_stack(file, at_key)
-        layer = plain.layer(file, key)
+        layer, encoding = storage.layer(file, key), storage.encoding(file, key)
         dtype = _output_dtype(info, component, options)
         if layer is not None:
             dtype = DEQUANTISED if options.dtype == "keep" else parse_dtype(options.dtype)
@@ -264,8 +264,17 @@ def _plan_file(
         elif at_key and not is_float(info.dtype):
             raise not_read(f"{file.header.path}: {key}", f"codes of {info.dtype}")
         shape = layer.shape if layer is not None else None
-        tensors.append(TensorPlan(info, component, dtype, at_key, values, shape))
-    return FilePlan(file, tuple(tensors), plain.layers_in(file))
+        dtype = encoding.dtype if encoding is not None else dtype
+        tensors.append(TensorPlan(info, component, dtype, at_key, values, shape, encoding))
+        tensors += _with_codes(tensors[-1])
+    return FilePlan(file, tuple(tensors), storage.layers_in(file))
+
+
+def _with_codes(codes: TensorPlan) -> Iterator[TensorPlan]:
+    """The new scales and marks that are written with codes."""
+    for part in codes.encoding.parts if codes.encoding is not None else ():
+        info = TensorInfo(part.key, part.dtype, part.shape, codes.info.stop, codes.info.stop)
+        yield TensorPlan(info, codes.component, part.dtype, (), written_with=codes.info.key)
 
 
 def _check_stack(file: WeightFile, edits: Sequence[Edit]) -> None:

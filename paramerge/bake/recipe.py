@@ -90,6 +90,8 @@ def build_recipe(
             "dtype": options.dtype,
             "allow_unmatched": options.allow_unmatched,
             "private": options.private,
+            **({"requantise": True} if options.requantise else {}),
+            **({"quantise": options.quantise} if options.quantise is not None else {}),
             **(plan.interpretation.decided if plan.interpretation else {}),
         },
     }

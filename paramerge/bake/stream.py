@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from paramerge.apply.dense import room_for
-from paramerge.apply.kernel import Blocks, LayerResult, TensorEditor, as_matrix
-from paramerge.apply.tensor_plan import matrix_shape
+from paramerge.apply.encoder import Encoder
+from paramerge.apply.kernel import Blocks, LayerResult, TensorEditor, as_codes, as_matrix
+from paramerge.apply.tensor_plan import TensorPlan, matrix_shape
 from paramerge.bake.spans import Sink
 from paramerge.bake.tasks import BUFFER_BYTES, Placed, Task, held_bytes
 from paramerge.files.positioned import ALIGNMENT, aligned_buffer
@@ -64,13 +67,21 @@ class TensorStream:
     def _edit(self, placed: Placed, source: memoryview, target: memoryview) -> list[LayerResult]:
         plan = placed.plan
         columns = matrix_shape(plan.shape)[1]
-        out = as_matrix(target, plan.dtype, columns)
+        out = _matrix(plan, target, columns)
         weight = out if plan.values is not None else as_matrix(source, plan.info.dtype, columns)
         editor = TensorEditor(plan, self._blocks)
         if editor.must_look:
             editor.look(weight, 0)
+        if editor.encoder is not None:
+            editor.measure(weight, 0)
+            self._write_parts(editor.encoder, placed)
         editor.write(weight, out, 0)
         return editor.results
+
+    def _write_parts(self, encoder: Encoder, placed: Placed) -> None:
+        """Write the scales and marks that go with codes."""
+        for key, data in encoder.finish().items():
+            self._sink.write(memoryview(data), placed.parts[key])
 
     def _run_large(self, placed: Placed) -> list[LayerResult]:
         """A tensor larger than the buffer, by runs of whole rows."""
@@ -86,15 +97,23 @@ class TensorStream:
                 return self._output_view((stop - start) * written_row, position)
             return self._read(plan.info.start + start * read_row, plan.info.start + stop * read_row, position)
 
-        dtype = plan.dtype if plan.values is not None else plan.info.dtype
+        def weight(data: memoryview) -> torch.Tensor:
+            if plan.values is not None:
+                return _matrix(plan, data, columns)
+            return as_matrix(data, plan.info.dtype, columns)
+
         if editor.must_look:
             for start, stop in runs:
-                editor.look(as_matrix(read(start, stop, 0), dtype, columns), start)
+                editor.look(weight(read(start, stop, 0)), start)
+        if editor.encoder is not None:
+            for start, stop in runs:
+                editor.measure(weight(read(start, stop, 0)), start)
+            self._write_parts(editor.encoder, placed)
         for start, stop in runs:
             position = placed.position + start * written_row
             data = read(start, stop, position)
             out = self._output_view((stop - start) * written_row, position) if plan.converted else data
-            editor.write(as_matrix(data, dtype, columns), as_matrix(out, plan.dtype, columns), start)
+            editor.write(weight(data), _matrix(plan, out, columns), start)
             self._sink.write(out, position)
             self._report((stop - start) * read_row)
         return editor.results
@@ -121,6 +140,11 @@ class TensorStream:
         if self._output is None or size > len(self._output) - ALIGNMENT:
             self._output = _buffer(size)
         return self._output[shift : shift + size]
+
+
+def _matrix(plan: TensorPlan, data: memoryview, columns: int) -> torch.Tensor:
+    """Bytes of the output as a matrix: numbers, or codes."""
+    return as_codes(data, columns) if plan.encoding is not None else as_matrix(data, plan.dtype, columns)
 
 
 def _buffer(size: int = BUFFER_BYTES) -> memoryview:

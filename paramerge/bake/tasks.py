@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from paramerge.apply.tensor_plan import TensorPlan
 
@@ -20,6 +20,8 @@ class Placed:
 
     plan: TensorPlan
     position: int
+    parts: Mapping[str, int] = field(default_factory=dict)
+    """By key, where the tensors begin that are made and written with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +46,13 @@ def make_tasks(tensors: Sequence[TensorPlan], data_start: int) -> list[Task]:
     group: list[Placed] = []
     read = written = 0
     converted = False
-    position = data_start
-    for plan in tensors:
-        placed = Placed(plan, position)
-        position += plan.nbytes
+    for placed in _placed(tensors, data_start):
+        plan = placed.plan
         large = held_bytes(plan.info.nbytes, plan.nbytes, plan.converted) > BUFFER_BYTES
         together = held_bytes(
             read + plan.info.nbytes, written + plan.nbytes, converted=converted or plan.converted
         )
-        gap = bool(group) and group[-1].plan.info.stop != plan.info.start  # a tensor between them is left out
+        gap = bool(group) and not _is_next(group[-1], placed)
         if group and (large or gap or together > BUFFER_BYTES):
             tasks.append(Task(tuple(group), large=False))
             group, read, written, converted = [], 0, 0, False
@@ -65,3 +65,23 @@ def make_tasks(tensors: Sequence[TensorPlan], data_start: int) -> list[Task]:
     if group:
         tasks.append(Task(tuple(group), large=False))
     return tasks
+
+
+def _placed(tensors: Sequence[TensorPlan], data_start: int) -> Iterator[Placed]:
+    """Each tensor at its place in the output, but for those that are written with another one."""
+    positions, position = {}, data_start
+    parts: dict[str, dict[str, int]] = {}
+    for plan in tensors:
+        positions[plan.info.key] = position
+        if plan.written_with is not None:
+            parts.setdefault(plan.written_with, {})[plan.info.key] = position
+        position += plan.nbytes
+    for plan in tensors:
+        if plan.written_with is None:
+            yield Placed(plan, positions[plan.info.key], parts.get(plan.info.key, {}))
+
+
+def _is_next(before: Placed, placed: Placed) -> bool:
+    """Whether nothing is between two tensors, neither in the source nor in the output."""
+    adjoin = before.position + before.plan.nbytes == placed.position
+    return adjoin and before.plan.info.stop == placed.plan.info.start

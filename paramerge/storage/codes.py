@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -76,17 +77,27 @@ class GridScale:
 
     def multiply(self, block: torch.Tensor, first_row: int) -> None:
         """Multiply the weight's rows from ``first_row`` on, in place."""
+        for part, factors in self._parts(block, first_row):
+            part.mul_(factors)
+
+    def divide(self, block: torch.Tensor, first_row: int) -> None:
+        """Divide the weight's rows from ``first_row`` on, in place."""
+        for part, factors in self._parts(block, first_row):
+            part.div_(factors)
+
+    def _parts(self, block: torch.Tensor, first_row: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Views of ``block``, each with its scales in a shape that goes with it."""
         grid = self._grid
         if grid.rows == grid.columns == 1:
-            block.mul_(float(self._scale[0, 0]))
+            yield block, self._scale[0, 0]
             return
         rows = torch.arange(first_row, first_row + len(block)) // grid.block_rows
         factors = self._scale[rows].to(block.dtype)
         if grid.columns == 1:
-            block.mul_(factors)
+            yield block, factors
             return
         whole = block.shape[1] // grid.block_columns
         inside = block[:, : whole * grid.block_columns]
-        inside.unflatten(1, (whole, grid.block_columns)).mul_(factors[:, :whole, None])
+        yield inside.unflatten(1, (whole, grid.block_columns)), factors[:, :whole, None]
         if whole < grid.columns:
-            block[:, whole * grid.block_columns :].mul_(factors[:, whole:])
+            yield block[:, whole * grid.block_columns :], factors[:, whole:]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from paramerge.errors import CheckpointError
 from paramerge.files.tensors import StoredTensor
+from paramerge.storage.encoding import Encoding
 from paramerge.storage.layer import StoredLayer
 from paramerge.storage.registry import scheme_of
 from paramerge.storage.scheme import OpenCodes, Scheme, not_read
@@ -75,3 +76,16 @@ class Quantised:
         if self.scheme is None:
             raise not_read(self.layer.where, self.title)
         return self.scheme.open(self.layer)
+
+    def encoding(self) -> Encoding:
+        """The same scheme's codes and scales for a changed weight.
+
+        Raises
+        ------
+        CheckpointError
+            The layer's fault, or layers of its scheme are not written.
+        """
+        self.check()
+        if self.scheme is None:
+            raise not_read(self.layer.where, self.title)
+        return self.scheme.encoding(self.layer)

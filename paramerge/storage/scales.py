@@ -11,6 +11,7 @@ import numpy as np
 from paramerge.errors import CheckpointError
 from paramerge.files.dtypes import NUMPY, is_float
 from paramerge.files.tensors import StoredTensor
+from paramerge.storage.encoding import Encoding, Part
 from paramerge.storage.layer import MARK, StoredLayer
 
 WEIGHT_SCALES = (
@@ -110,6 +111,15 @@ def _stated_block(config: Mapping[str, object]) -> tuple[int, int] | None:
     if isinstance(stated, list) and len(stated) == 2 and all(type(n) is int and n > 0 for n in stated):
         return stated[0], stated[1]
     return None
+
+
+def same_encoding(layer: StoredLayer) -> Encoding:
+    """The encoding of a layer's codes by one scale, as it is stored."""
+    scale = weight_scale(layer)
+    grid = grid_of(layer, scale, layer.codes.shape)
+    part = Part(scale.key, scale.dtype, scale.shape)
+    block = (grid.block_rows, grid.block_columns)
+    return Encoding(layer.codes.dtype, layer.codes.shape, part, block)
 
 
 def read_scale(scale: StoredTensor, *, zero: bool = False) -> np.ndarray:

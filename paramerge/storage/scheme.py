@@ -6,7 +6,9 @@ from abc import ABC
 from typing import TYPE_CHECKING, Protocol
 
 from paramerge.errors import CheckpointError
+from paramerge.storage.encoding import Encoding
 from paramerge.storage.layer import StoredLayer
+from paramerge.wording import option
 
 if TYPE_CHECKING:  # recognising needs no torch
     import torch
@@ -74,6 +76,22 @@ class Scheme(ABC):
             A scale is not finite, or zero, or negative.
         """
         raise not_read(layer.where, self.title)
+
+    def encoding(self, layer: StoredLayer) -> Encoding:
+        """The codes and scales that a changed weight is written as: of the same scheme, dtypes and blocks.
+
+        Raises
+        ------
+        CheckpointError
+            Layers of this scheme are not written.
+        """
+        raise CheckpointError(
+            f"layers of this scheme ({self.title}) are read and not written",
+            where=layer.where,
+            expected="one of the schemes that are written (docs/quantised.md)",
+            found=self.title,
+            hint=f"leave {option('requantise')} away: changed layers become bf16",
+        )
 
 
 def not_read(where: object, title: str) -> CheckpointError:

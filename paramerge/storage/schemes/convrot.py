@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from paramerge.storage.encoding import Encoding
+from paramerge.storage.hadamard import hadamard, is_group
 from paramerge.storage.layer import StoredLayer
 from paramerge.storage.scales import grid_of, read_scale, weight_scale
 from paramerge.storage.scheme import OpenCodes
@@ -37,9 +39,8 @@ class ConvRotInt8(ScaledInt8):
         """The weight's shape, once its groups divide it."""
         shape = super().shape(layer)
         group = self._group(layer)
-        power = isinstance(group, int) and group >= 4 and math.log(group, 4) % 1 == 0
         if (
-            not power
+            not is_group(group)
             or len(shape) != 2
             or shape[1] % group
             or grid_of(layer, weight_scale(layer), shape).columns > 1
@@ -64,6 +65,10 @@ class ConvRotInt8(ScaledInt8):
         codes = ByteCodes(layer.codes, grid_of(layer, scale, shape), read_scale(scale))
         return _Rotated(codes, hadamard(self._group(layer)))
 
+    def encoding(self, layer: StoredLayer) -> Encoding:
+        """The same codes, of the weight rotated with its change."""
+        return replace(super().encoding(layer), group=self._group(layer))
+
 
 class _Rotated:
     def __init__(self, codes: ByteCodes, matrix: np.ndarray) -> None:
@@ -81,12 +86,3 @@ class _Rotated:
         wide = (groups @ self._matrix.T).flatten(1)
         self._codes.scale(wide, start)
         out.copy_(wide)
-
-
-def hadamard(size: int) -> np.ndarray:
-    """The regular Hadamard matrix of ``size`` (a power of 4), orthonormal, (size, size) float64."""
-    smallest = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], np.float64)
-    matrix = smallest
-    while len(matrix) < size:
-        matrix = np.kron(matrix, smallest)
-    return matrix / math.sqrt(size)

@@ -6,8 +6,9 @@ compressed-tensors' ``float-quantized``: the names of the scale differ, the valu
 
 from __future__ import annotations
 
+from paramerge.storage.encoding import Encoding
 from paramerge.storage.layer import StoredLayer
-from paramerge.storage.scales import SCALED_PARTS, grid_of, read_scale, weight_scale
+from paramerge.storage.scales import SCALED_PARTS, grid_of, read_scale, same_encoding, weight_scale
 from paramerge.storage.scheme import OpenCodes, Scheme
 
 _FLOATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
@@ -44,3 +45,7 @@ class ScaledFp8(Scheme):
 
         shape, scale = self.shape(layer), weight_scale(layer)
         return ByteCodes(layer.codes, grid_of(layer, scale, shape), read_scale(scale))
+
+    def encoding(self, layer: StoredLayer) -> Encoding:
+        """The same codes, blocks and names."""
+        return same_encoding(layer)

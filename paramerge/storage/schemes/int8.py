@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from paramerge.storage.encoding import Encoding
 from paramerge.storage.layer import StoredLayer
-from paramerge.storage.scales import INPUT_SCALES, grid_of, read_scale, weight_scale
+from paramerge.storage.scales import INPUT_SCALES, grid_of, read_scale, same_encoding, weight_scale
 from paramerge.storage.scheme import OpenCodes, Scheme
 
 FORMAT = "int8_tensorwise"
@@ -41,3 +42,7 @@ class ScaledInt8(Scheme):
 
         shape, scale = self.shape(layer), weight_scale(layer)
         return ByteCodes(layer.codes, grid_of(layer, scale, shape), read_scale(scale))
+
+    def encoding(self, layer: StoredLayer) -> Encoding:
+        """The same codes, blocks and names."""
+        return same_encoding(layer)

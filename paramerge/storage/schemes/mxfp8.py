@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from paramerge.storage.blocked import blocked_shape, from_blocked
+from paramerge.storage.encoding import Encoding, Part
 from paramerge.storage.layer import StoredLayer
 from paramerge.storage.scales import Grid, read_scale
 from paramerge.storage.scheme import OpenCodes, Scheme
@@ -56,3 +57,9 @@ class Mxfp8(Scheme):
         scale[scale == 2.0**-127] = 0  # as the reference has it, of blocks that are empty
         across = columns // BLOCK
         return ByteCodes(layer.codes, Grid(rows, across, 1, BLOCK), from_blocked(scale, rows, across))
+
+    def encoding(self, layer: StoredLayer) -> Encoding:
+        """The same codes and exponents."""
+        shape, scale = self.shape(layer), layer.parts["weight_scale"]
+        part = Part(scale.key, scale.dtype, scale.shape)
+        return Encoding(layer.codes.dtype, shape, part, (1, BLOCK), blocked=True)

@@ -1,0 +1,123 @@
+"""Weights written as codes: the scales from the largest magnitudes, then the codes, rounded.
+
+Stochastic rounding has bits addressed by the tensor's name: the same inputs give the same bytes, and the mean
+of a small change is kept, of which rounding to nearest keeps a third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from paramerge.apply.rounding import Rounder
+from paramerge.apply.stochastic import RandomWords, StochasticRounder
+from paramerge.files.dtypes import NUMPY
+from paramerge.storage.blocked import to_blocked
+from paramerge.storage.codes import GridScale, values_of_bytes
+from paramerge.storage.encoding import Encoding
+from paramerge.storage.hadamard import hadamard
+from paramerge.storage.scales import Grid, matrix_of
+
+_LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0, "I8": 127.0}
+_TORCH = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8}
+
+
+class Encoder:
+    """The codes of one weight: :meth:`look` at all rows, :meth:`finish`, then :meth:`put` them. For one
+    thread."""
+
+    def __init__(self, encoding: Encoding, name: str) -> None:
+        self._encoding = encoding
+        rows, self._columns = matrix_of(encoding.shape)
+        down, across = encoding.block
+        self._across = -(-self._columns // across)
+        self._sizes = np.zeros((-(-rows // down), self._across))
+        self._grid = Grid(*self._sizes.shape, down, across)
+        self._scale = GridScale(self._grid, np.ones(self._sizes.shape))
+        self._rotation = None if encoding.group is None else torch.from_numpy(hadamard(encoding.group))
+        self._stochastic = self._words = None
+        if encoding.rounding == "stochastic" and encoding.dtype == "I8":
+            self._words = RandomWords(name)
+        elif encoding.rounding == "stochastic":
+            self._stochastic = StochasticRounder(name, encoding.dtype)
+        self._nearest = Rounder()
+
+    def look(self, block: torch.Tensor, row: int) -> None:
+        """See rows of the weight from ``row`` on, (rows, columns) float64."""
+        sizes = self._turned(block).abs()
+        width = self._encoding.block[1]
+        if self._across == 1:
+            found = sizes.amax(1, keepdim=True)
+        else:
+            spare = -sizes.shape[1] % width
+            found = torch.nn.functional.pad(sizes, (0, spare)).unflatten(1, (-1, width)).amax(2)
+        places = np.arange(row, row + len(block)) // self._encoding.block[0]
+        np.maximum.at(self._sizes, places, found.numpy())
+
+    def finish(self) -> Mapping[str, bytes]:
+        """Settle the scales, by which the largest magnitude becomes the largest code; bytes by key."""
+        part = self._encoding.scale
+        sizes = self._sizes / _LARGEST[self._encoding.dtype]
+        data, values = scale_bytes(sizes, part.dtype)
+        if self._encoding.blocked:
+            data = to_blocked(np.frombuffer(data, np.uint8).reshape(sizes.shape)).tobytes()
+        self._scale = GridScale(self._grid, values)
+        return {part.key: data, **self._encoding.marks}
+
+    def put(self, block: torch.Tensor, codes: torch.Tensor, row: int) -> None:
+        """Round rows of the weight from ``row`` on into ``codes``, (rows, columns) of bytes (uint8)."""
+        limit = _LARGEST[self._encoding.dtype]
+        scaled = block.clone() if self._rotation is None else self._turned(block)
+        self._scale.divide(scaled, row)
+        scaled.clamp_(-limit, limit)
+        out = codes.view(_TORCH[self._encoding.dtype])
+        if self._stochastic is not None:
+            self._stochastic.put(scaled, out, row * self._columns)
+        elif self._encoding.dtype == "I8":
+            out.copy_(self._whole(scaled, row))
+        else:
+            self._nearest.put(scaled, out)
+
+    def written(self, codes: torch.Tensor, row: int) -> torch.Tensor:
+        """The values that codes (uint8) of rows from ``row`` on stand for, float64."""
+        if self._encoding.dtype == "I8":
+            values = codes.view(torch.int8).to(torch.float64)
+        else:
+            values = values_of_bytes(self._encoding.dtype, torch.float64)[codes.to(torch.int64)]
+        if self._rotation is not None:
+            values = (values.unflatten(1, (-1, len(self._rotation))) @ self._rotation.T).flatten(1)
+        self._scale.multiply(values, row)
+        return values
+
+    def _turned(self, block: torch.Tensor) -> torch.Tensor:
+        if self._rotation is None:
+            return block
+        # the matrix is orthonormal and symmetric in its blocks: the way back is the way there
+        return (block.unflatten(1, (-1, len(self._rotation))) @ self._rotation.T).flatten(1)
+
+    def _whole(self, scaled: torch.Tensor, row: int) -> torch.Tensor:
+        if self._words is None:
+            return scaled.round_()
+        words = self._words.of(row * self._columns, scaled.numel()).astype(np.float64)
+        words *= 2.0**-32
+        return scaled.add_(torch.from_numpy(words).view(scaled.shape)).floor_()
+
+
+def scale_bytes(scale: NDArray[np.float64], dtype: str) -> tuple[bytes, NDArray[np.float64]]:
+    """Scales as ``dtype``, none smaller than it is, and their values then; an empty block has 1.
+
+    ``F8_E8M0`` and ``U8`` are exponents of two with a bias of 127, and 0 stands for an empty block.
+    """
+    if dtype in ("F8_E8M0", "U8"):
+        with np.errstate(divide="ignore"):
+            exponents = np.ceil(np.log2(scale))
+        stored = np.where(scale == 0, 0, np.clip(exponents + 127, 1, 254)).astype(np.uint8)
+        return stored.tobytes(), np.where(stored == 0, 1.0, np.ldexp(1.0, stored.astype(np.int32) - 127))
+    given = np.where(scale == 0, 1.0, scale)
+    numbers = given.astype(NUMPY[dtype])
+    bits = numbers.view(f"u{numbers.itemsize}")
+    bits += numbers.astype(np.float64) < given
+    return numbers.tobytes(), numbers.astype(np.float64)
