@@ -12,6 +12,7 @@ from paramerge.adapters.registry import label
 from paramerge.files.source import Source
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.models.names import ModuleName
+from paramerge.summarised import Summarised
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Leftover:
     reason: str
 
 
-@dataclass(frozen=True)
-class Adapter:
+@dataclass(frozen=True, repr=False)
+class Adapter(Summarised):
     """An adapter that was opened: its layers by canonical name. No tensor but the alphas has been read.
 
     Attributes
@@ -58,6 +59,17 @@ class Adapter:
     architecture: str | None
     base_hashes: tuple[str, ...]
     interpretation: Interpretation = BY_TRAINER
+
+    def summary(self) -> Mapping[str, object]:
+        """The facts that it is shown by."""
+        return {
+            "path": self.path,
+            "family": ", ".join(self.families),
+            "dialect": self.dialect,
+            "architecture": self.architecture,
+            "layers": len(self.modules),
+            "leftovers": sum(len(leftover.keys) for leftover in self.leftovers) or None,
+        }
 
     @property
     def sources(self) -> tuple[Path, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from paramerge.apply.steps import Kind, Step, parse_step
+from paramerge.arguments import wrong_type
 from paramerge.errors import UsageError
 from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.resolve.blocks import BlockWeights, parse_blocks
@@ -120,6 +121,8 @@ def open_given(
             expected=f"[{adapters if isinstance(adapters, str) else '...'}]",
             hint="put it into a list",
         )
+    if not isinstance(adapters, Iterable):
+        raise wrong_type("adapters", "a list of paths, paramerge.Para, Lora or Adapter", adapters)
     opened = []
     for given in adapters:
         source = given.path if isinstance(given, Adapter) else given
@@ -177,11 +180,13 @@ def opened_base(base: PathLike | Base, variant: str | None = None) -> Base:
     ParamergeError
         Whatever :func:`~paramerge.checkpoints.layout.open_base` refuses.
     """
-    from paramerge.checkpoints.layout import open_base
+    from paramerge.checkpoints.layout import Base, open_base
     from paramerge.shipped import named_model
 
     if isinstance(base, (str, os.PathLike)):
         return open_base(named_model(Path(base)), variant)
+    if not isinstance(base, Base):
+        raise wrong_type("base", "a path, or a checkpoint from paramerge.open_base", base)
     if variant is not None:
         raise UsageError(
             "a variant was given for a base that is open already",

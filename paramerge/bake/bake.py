@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from paramerge.apply.kernel import LayerResult
 from paramerge.apply.tensor_plan import FilePlan
+from paramerge.arguments import as_path
 from paramerge.bake.job import Job, Progress
 from paramerge.bake.output import check_output, write_companions
 from paramerge.bake.plan import Plan
@@ -20,10 +21,11 @@ from paramerge.files.positioned import PositionedWriter, write_all_at
 from paramerge.files.staging import new_folder
 from paramerge.files.system_calls import BINARY
 from paramerge.files.writer import check_written, new_file, output_error
+from paramerge.summarised import Summarised
 
 
-@dataclass(frozen=True)
-class BakeReport:
+@dataclass(frozen=True, repr=False)
+class BakeReport(Summarised):
     """The outcome of a bake.
 
     Attributes
@@ -48,6 +50,15 @@ class BakeReport:
     seconds: float
     output_bytes: int
     direct_writes: bool
+
+    def summary(self) -> Mapping[str, object]:
+        """The facts that it is shown by."""
+        return {
+            "output": self.output,
+            "layers": len(self.layers),
+            "bytes": self.output_bytes,
+            "seconds": round(self.seconds, 2),
+        }
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready data."""
@@ -88,7 +99,7 @@ def bake(
         NaN or Inf in an adapter or in a result. In every case of an error ``output`` is as it was.
     """
     began = time.perf_counter()
-    output = check_output(plan, Path(output), overwrite=overwrite)
+    output = check_output(plan, as_path(output, "output"), overwrite=overwrite)
     for layer in plan.dequantised:
         layer.open()  # a scale that is no number shows before the work
     job = _Writing(plan, progress, base_sha256)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from paramerge.arguments import as_path
 from paramerge.checkpoints.component_folder import is_shard
 from paramerge.checkpoints.diffusers_folder import FolderContents, read_folder
 from paramerge.checkpoints.foreign import (
@@ -161,7 +162,7 @@ def open_base(path: str | os.PathLike[str], variant: str | None = None) -> Base:
     FileFormatError
         A file is damaged, or a pickle.
     """
-    path = Path(path)
+    path = as_path(path)
     with reading(path):
         return _open(path, variant)
 
@@ -176,7 +177,7 @@ def open_component(path: str | os.PathLike[str], component: str) -> Base:
     FileFormatError
         It is damaged, or a pickle.
     """
-    path = Path(path)
+    path = as_path(path)
     with reading(path):
         _check_file(path, None)
         files = _opened(component, [(PurePosixPath(path.name), read_header(path))])

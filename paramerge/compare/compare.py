@@ -29,6 +29,7 @@ from paramerge.models.names import ModuleName, in_order
 from paramerge.resolve.checks import check_architectures, warnings_of
 from paramerge.resolve.spellings import in_one_spelling
 from paramerge.resolve.weights import BaseWeights
+from paramerge.summarised import Summarised
 
 LayerPair = ParaPair | MixedPair | LoraPair | ChangePair
 
@@ -59,14 +60,23 @@ class PairComparison:
     only_second: int
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Summarised):
     """All pairs of the adapters."""
 
     adapters: tuple[Adapter, ...]
     pairs: tuple[PairComparison, ...]
     base: Base | None
     warnings: tuple[str, ...]
+
+    def summary(self) -> Mapping[str, object]:
+        """The facts that it is shown by."""
+        return {
+            "adapters": ", ".join(adapter.path.name for adapter in self.adapters),
+            "pairs": len(self.pairs),
+            "base": None if self.base is None else self.base.path,
+            "warnings": len(self.warnings) or None,
+        }
 
 
 def compare(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paramerge.apply.given import Adapter, PathLike, hashing, open_given, opened_base
 from paramerge.apply.steps import Step
+from paramerge.arguments import as_path
 from paramerge.convert.convert import ConversionReport
 from paramerge.convert.convert import convert as convert_opened
 from paramerge.convert.deft import is_deft, open_deft
@@ -73,7 +73,7 @@ def convert(
         return convert_opened(
             [input_of(step) for step, _ in opened],
             [adapter for _, adapter in opened],
-            Path(output),
+            as_path(output, "output"),
             options,
             None if base is None else opened_base(base),
             progress or (lambda done, total: None),

@@ -35,6 +35,7 @@ from paramerge.merge.request import CombineOptions, Input
 from paramerge.models.names import ModuleName, in_order
 from paramerge.resolve.checks import check_architectures, common_architecture
 from paramerge.resolve.weights import BaseWeights, LayerShapes
+from paramerge.summarised import Summarised
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class ConvertedLayer:
     rounding: float
 
 
-@dataclass(frozen=True)
-class ConversionReport:
+@dataclass(frozen=True, repr=False)
+class ConversionReport(Summarised):
     """The outcome of a conversion."""
 
     to: str
@@ -60,6 +61,17 @@ class ConversionReport:
     """Notes on changed forms, each with the number of layers."""
     left_out: tuple[str, ...]
     """Layers and keys that are not in the output."""
+
+    def summary(self) -> Mapping[str, object]:
+        """The facts that it is shown by."""
+        return {
+            "to": self.to,
+            "outputs": ", ".join(map(str, self.outputs)),
+            "architecture": self.architecture,
+            "layers": len(self.layers),
+            "rounding": f"{self.rounding:.2g}",
+            "left_out": len(self.left_out) or None,
+        }
 
     @property
     def rounding(self) -> float:

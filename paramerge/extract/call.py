@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paramerge.apply.given import PathLike, hashing, opened_base, patterns
+from paramerge.arguments import as_path
 from paramerge.deprecation import also_takes
 from paramerge.extract.extract import ExtractionReport
 from paramerge.extract.extract import extract as extract_opened
@@ -66,7 +66,7 @@ def extract(
         return extract_opened(
             opened_base(tuned),
             opened_base(base),
-            Path(output),
+            as_path(output, "output"),
             options,
             progress or (lambda done, total: None),
             overwrite=overwrite,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from paramerge.formats.native import BASE_HASH_KEY, PARA
 from paramerge.listing import listed
 from paramerge.models.names import ModuleName
 from paramerge.models.registry import family_of
+from paramerge.summarised import Summarised
 from paramerge.version import __version__
 from paramerge.wording import option
 
@@ -36,8 +37,8 @@ EXTRACTION_KEY = "extraction.recipe"
 """Metadata key of the output: both checkpoints by SHA-256, and the options, as JSON."""
 
 
-@dataclass(frozen=True)
-class ExtractionReport:
+@dataclass(frozen=True, repr=False)
+class ExtractionReport(Summarised):
     """The outcome of an extraction.
 
     Attributes
@@ -60,6 +61,18 @@ class ExtractionReport:
     """Norms, biases and embeddings that are in the output as whole differences."""
     unlike: dict[str, str] = field(default_factory=dict)
     """Layers that have another shape in each checkpoint, and are in no output."""
+
+    def summary(self) -> Mapping[str, object]:
+        """The facts that it is shown by."""
+        return {
+            "output": self.output,
+            "family": self.family,
+            "architecture": self.architecture,
+            "layers": len(self.layers),
+            "unchanged": self.unchanged,
+            "error": f"{self.error:.2g}",
+            "left_out": len(self.left_out) or None,
+        }
 
     @property
     def error(self) -> float:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from paramerge.arguments import as_path
 from paramerge.errors import OutputError
 from paramerge.files.file_names import fault_on_windows
 from paramerge.files.header import PICKLE_SUFFIXES
@@ -82,7 +83,7 @@ def check_output_file(
     ------
     OutputError
     """
-    path = Path(path)
+    path = as_path(path, "output")
     with _faults_of(path):
         _refuse_stream(path)
         _refuse_name(path)
@@ -126,7 +127,7 @@ def check_output_folder(
     ------
     OutputError
     """
-    path = Path(path)
+    path = as_path(path, "output")
     inputs = list(inputs)
     with _faults_of(path):
         _refuse_stream(path)

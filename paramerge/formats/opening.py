@@ -9,6 +9,7 @@ from pathlib import Path
 
 from paramerge.adapters import Adapter, LayerModule, Leftover
 from paramerge.adapters.registry import vague_roles
+from paramerge.arguments import as_path
 from paramerge.errors import AdapterError, FamilyError, FileFormatError
 from paramerge.files.header import LONGEST_KEY, Header, read_header
 from paramerge.files.source import Source
@@ -64,7 +65,7 @@ def find_files(path: str | os.PathLike[str]) -> AdapterFiles:
     FileFormatError
         There is no such file, or the folder is neither PEFT's nor diffusers'.
     """
-    path = Path(path)
+    path = as_path(path)
     with reading(path):
         return _find_files(named_adapter(path))
 

@@ -17,6 +17,7 @@ import numpy as np
 from paramerge.adapters import Adapter, LayerModule, ParaModule
 from paramerge.adapters.numbers import is_real, is_single
 from paramerge.adapters.overflow import overflowing
+from paramerge.arguments import as_path
 from paramerge.checkpoints.layout import Base, base_of, open_base
 from paramerge.errors import CheckpointError, FamilyError, NonFiniteError
 from paramerge.files.header import Header
@@ -32,6 +33,7 @@ from paramerge.models.layer_kinds import layer_kind
 from paramerge.models.model_names import looks_like
 from paramerge.models.names import COMPONENTS, ModuleName
 from paramerge.shipped import named_model
+from paramerge.summarised import Summarised
 from paramerge.system_faults import reading
 
 
@@ -75,14 +77,18 @@ class LayerFacts:
         return layer_kind(self.name)
 
 
-@dataclass(frozen=True)
-class AdapterFacts:
+@dataclass(frozen=True, repr=False)
+class AdapterFacts(Summarised):
     """An adapter that ``bake`` takes."""
 
     adapter: Adapter
     layers: tuple[LayerFacts, ...] = field(repr=False)
     size: int
     """Bytes of its weights' file."""
+
+    def summary(self) -> Mapping[str, object]:
+        """The facts that it is shown by."""
+        return {**self.adapter.summary(), "bytes": self.size}
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -196,7 +202,7 @@ def open_any(
     path: str | os.PathLike[str], interpretation: Interpretation = BY_TRAINER
 ) -> OpenedAdapter | ForeignFacts | CheckpointFacts | UnknownFacts:
     """Find out the kind by the headers alone; raises as :func:`inspect_path` does."""
-    path = named_model(Path(path))
+    path = named_model(as_path(path))
     with reading(path):
         is_folder = path.is_dir()
     if is_folder and not is_adapter_folder(path):

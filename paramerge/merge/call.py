@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from paramerge.apply.given import Adapter, PathLike, hashing, open_given, opened_base, patterns
 from paramerge.apply.steps import BakeOptions, Step
+from paramerge.arguments import as_path
 from paramerge.errors import UsageError
 from paramerge.files.dtype_names import KEEP
 from paramerge.interpretation import BY_TRAINER, Interpretation
@@ -133,7 +134,7 @@ def merge(
         return combine(
             [input_of(step) for step, _ in opened],
             [adapter for _, adapter in opened],
-            Path(output),
+            as_path(output, "output"),
             options,
             None if base is None else opened_base(base),
             progress,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from paramerge.merge.request import CombineOptions
 from paramerge.models.names import ModuleName
+from paramerge.summarised import Summarised
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class MergedLayer:
     rounding: float = 0.0
 
 
-@dataclass(frozen=True)
-class MergeReport:
+@dataclass(frozen=True, repr=False)
+class MergeReport(Summarised):
     """The outcome of a merge."""
 
     family: str
@@ -57,6 +58,18 @@ class MergeReport:
     layers: tuple[MergedLayer, ...] = field(repr=False)
     options: CombineOptions
     warnings: tuple[str, ...]
+
+    def summary(self) -> Mapping[str, object]:
+        """The facts that it is shown by."""
+        return {
+            "output": self.output,
+            "family": self.family,
+            "architecture": self.architecture,
+            "inputs": ", ".join(given.path.name for given in self.inputs),
+            "layers": len(self.layers),
+            "bytes": self.bytes,
+            "warnings": len(self.warnings) or None,
+        }
 
     @property
     def left_out(self) -> list[ModuleName]:

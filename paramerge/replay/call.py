@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from paramerge.apply.given import PathLike, hashing, open_given, opened_base
 from paramerge.apply.steps import Step
+from paramerge.arguments import as_path
 from paramerge.bake.input_names import InputNames
 from paramerge.bake.output import check_output
 from paramerge.bake.plan import Plan, make_plan
@@ -51,7 +52,7 @@ class Replay:
         """
         check = check_output_folder if self.plan.base.is_folder else check_output_file
         check(output, [self.recipe], overwrite=overwrite)
-        return check_output(self.plan, Path(output), overwrite=overwrite)
+        return check_output(self.plan, as_path(output, "output"), overwrite=overwrite)
 
 
 def replay(
@@ -119,7 +120,7 @@ def plan_replay(
     note: Callable[[str], None] = lambda _: None,
 ) -> Replay:
     """The plan of :func:`replay`; ``note`` is called with a line before anything that takes long."""
-    path = Path(path)
+    path = as_path(path, "recipe")
     changes = (strengths or {}, without, dtype)
     if path.suffix == ".toml":
         return _of_toml(path, *changes, base)

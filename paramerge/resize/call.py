@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paramerge.apply.given import Adapter, PathLike, hashing, open_given, opened_base, unscaled
 from paramerge.apply.steps import Step
+from paramerge.arguments import as_path
 from paramerge.merge.report import MergeReport
 from paramerge.resize.resize import resize as resize_opened
 
@@ -54,7 +54,7 @@ def resize(
     with hashing(rehash=rehash):
         return resize_opened(
             opened,
-            Path(output),
+            as_path(output, "output"),
             rank=rank,
             energy=energy,
             dtype=dtype,

@@ -17,7 +17,7 @@ FLOORS = (
     ("errors",),
     ("shipped",),
     ("missing_files",),
-    ("algebra", "interpretation", "listing", "plugins", "system_faults"),
+    ("algebra", "arguments", "interpretation", "listing", "plugins", "summarised", "system_faults"),
     ("kinds", "old_names", "regular_files"),
     ("strict_json", "strict_toml"),
     ("files",),
