@@ -20,6 +20,7 @@ from paramerge.cli.options import (
     gamma_option,
     interpretation_options,
     json_option,
+    other_model_option,
     overwrite_option,
     private_option,
     rehash_option,
@@ -75,6 +76,7 @@ from paramerge.storage.written import QUANTISERS
     "--quantise", type=click.Choice(tuple(QUANTISERS)), help="Write Linear layers in blocks in this scheme."
 )
 @unmatched_option
+@other_model_option
 @private_option
 @content_hash_option
 @click.option("--layers", "all_layers", is_flag=True, help="List all layers that a finding concerns.")
@@ -92,6 +94,7 @@ def bake(
     gamma: float | None,
     lokr_scale: float | None,
     krona: KronaOrder | None,
+    alpha: str | None,
     rows: str | None,
     only: tuple[str, ...],
     dtype: str,
@@ -99,6 +102,7 @@ def bake(
     requantise: bool,
     quantise: str | None,
     allow_unmatched: bool,
+    allow_other_model: bool,
     private: bool,
     content_hash: bool | None,
     all_layers: bool,
@@ -127,12 +131,13 @@ def bake(
         content_hash,
         requantise=requantise,
         quantise=quantise,
+        allow_other_model=allow_other_model,
     )
     job = _Job(
         base,
         variant,
         options,
-        Interpretation(lokr_scale, krona, rows),
+        Interpretation(lokr_scale, krona, rows, alpha),
         all_layers,
         dry_run,
         overwrite,

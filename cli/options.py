@@ -76,8 +76,15 @@ def step_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return lora(para(adapter(command)))
 
 
+alpha_option = click.option(
+    "--alpha",
+    metavar="rank|N",
+    help="Alpha of PEFT files without adapter_config.json: the rank, so that the scale is 1, or a number.",
+)
+
+
 def interpretation_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--lokr-scale`` and ``--krona``: the user's word where trainers disagree."""
+    """``--lokr-scale``, ``--krona`` and ``--alpha``: the user's word where trainers disagree."""
     scale = click.option(
         "--lokr-scale",
         type=float,
@@ -90,7 +97,7 @@ def interpretation_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice(get_args(KronaOrder)),
         help="Rows of a DiffuseKronA: as its published code computes (default), or the paper's A (x) B.",
     )
-    return scale(krona(command))
+    return scale(krona(alpha_option(command)))
 
 
 rows_option = click.option(
@@ -141,6 +148,11 @@ def dtype_option(
 
 unmatched_option = click.option(
     "--allow-unmatched", is_flag=True, help="Go on without keys that are not understood; they are shown."
+)
+
+
+other_model_option = click.option(
+    "--allow-other-model", is_flag=True, help="Take adapters for another architecture whose layers fit."
 )
 
 

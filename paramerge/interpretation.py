@@ -34,11 +34,14 @@ class Interpretation:
         The order of the rows in an adapter's layers that hold q, k and v, for bases that have them head by
         head (MiniMax H3): ``stacked``, all of q, then k, then v, or ``interleaved``, as the base has them.
         ``stacked:128`` says the width of a head, too, where the base does not.
+    alpha:
+        The alpha of a PEFT file without its configuration: ``rank``, or a number.
     """
 
     lokr_scale: float | None = None
     krona: KronaOrder | None = None
     rows: str | None = None
+    alpha: str | None = None
 
     def __post_init__(self) -> None:
         if self.lokr_scale is not None and not math.isfinite(self.lokr_scale):
@@ -57,6 +60,16 @@ class Interpretation:
                 found=self.rows,
             )
 
+        if self.alpha not in (None, "rank") and not _is_number(str(self.alpha)):
+            raise UsageError(
+                "no such alpha", where=option("alpha"), expected="rank, or a number", found=self.alpha
+            )
+
+    @property
+    def stated_alpha(self) -> float | None:
+        """The number of :attr:`alpha`; None where the rank is meant."""
+        return None if self.alpha in (None, "rank") else float(str(self.alpha))
+
     @property
     def head_width(self) -> int | None:
         """The rows that q, k and v each have of a head, where :attr:`rows` says so."""
@@ -67,6 +80,13 @@ class Interpretation:
     def decided(self) -> dict[str, object]:
         """The decisions that are not left to the file's own trainer, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 BY_TRAINER = Interpretation()

@@ -30,7 +30,7 @@ FOREIGN = (
     Foreign("VeRA", ("vera_lambda_b.<name>", "vera_lambda_d.<name>")),
     Foreign("OFT of an early version", ("oft_diag", "oft_r.<name>.<name>", "oft_s.<name>.<name>"), "oft"),
     Foreign("OFT of an embedding", ("oft_embedding_R.<name>.<name>",), "oft"),
-    Foreign("weight replacement", ("set_weight",), "full"),
+    Foreign("weight of another shape", ("reshape_weight",)),
     Foreign("LoRA with a sparse residual", ("bias_indices", "bias_values", "bias_size"), "lora"),
     Foreign("LoRA with a learned scalar", ("scalar",), "lora"),
 )

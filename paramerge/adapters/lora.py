@@ -10,10 +10,11 @@ import numpy as np
 
 from paramerge.adapters.changes import Product, product_loss
 from paramerge.adapters.contract import AdditiveModule, LayerModule, in_order, read_stored
-from paramerge.adapters.family import CORE, FACTOR, Family, Form
+from paramerge.adapters.family import CORE, FACTOR, VECTOR, Family, Form
 from paramerge.adapters.folding import folded
+from paramerge.adapters.full import DifferenceModule
 from paramerge.adapters.group import Group
-from paramerge.adapters.krona import KronaModule, build_krona
+from paramerge.adapters.krona import build_krona
 from paramerge.adapters.parts import KOHYA, Part
 from paramerge.adapters.peft_config import read_lora
 from paramerge.adapters.rounding import rounded
@@ -142,7 +143,7 @@ def _read_exact(tensor: StoredTensor) -> np.ndarray:
     return read_stored(tensor).astype(np.float64 if tensor.dtype == "F64" else np.float32)
 
 
-def _build(group: Group, rules: Rules) -> Iterator[LoraModule | KronaModule]:
+def _build(group: Group, rules: Rules) -> Iterator[LayerModule]:
     if group.key_of("up") in rules.krona:
         yield build_krona(group, rules)
         return
@@ -151,7 +152,10 @@ def _build(group: Group, rules: Rules) -> Iterator[LoraModule | KronaModule]:
     alpha, rslora = rules.scaling(group.name, down.shape[0])
     stated = group.number("alpha")
     alpha = alpha if stated is None else stated
-    yield LoraModule(group.name, up, down, mid, alpha, rslora, group.key_of("alpha"))
+    lora = LoraModule(group.name, up, down, mid, alpha, rslora, group.key_of("alpha"))
+    yield lora
+    if bias := group.take("up_bias"):  # trained beside the factors, and scaled as they are
+        yield DifferenceModule(group.bias, bias, factor=lora.scale)
 
 
 def check_factors(up: StoredTensor, down: StoredTensor, mid: StoredTensor | None) -> None:
@@ -239,6 +243,7 @@ def lora_options(parts: Sequence[Part]) -> dict[str, object]:
 FORM = Form(
     "LoRA",
     {
+        "lora_B.<name>.bias": "up_bias",
         "lora_up.weight": "up",
         "lora_down.weight": "down",
         "lora_mid.weight": "mid",
@@ -250,7 +255,8 @@ FORM = Form(
         "lora_A.<name>.weight": "down",
     },
     _build,
-    {"up": FACTOR, "down": FACTOR, "mid": CORE},
+    {"up": FACTOR, "down": FACTOR, "mid": CORE, "up_bias": VECTOR},
+    vague=frozenset({"up_bias"}),
 )
 FAMILY = Family(
     key="lora",

@@ -72,6 +72,8 @@ class TunerSettings:
     tuner: str
     where: str
     scaling: LoraSettings | None = None
+    whole: tuple[str, ...] = ()
+    """Modules that were trained and saved whole (``modules_to_save``)."""
 
     def rank_of(self, path: str) -> int | None:
         """The rank that is configured for the layer ``path``; None for tuners without ranks."""

@@ -78,6 +78,8 @@ class BakeOptions:
         else they become plain numbers.
     quantise:
         The scheme in which Linear layers are written (:data:`paramerge.storage.written.QUANTISERS`), or None.
+    allow_other_model:
+        Take adapters that were made for another architecture, as far as their layers fit.
     """
 
     merge: MergeChoice = "joint"
@@ -89,6 +91,7 @@ class BakeOptions:
     content_hash: bool | None = None
     requantise: bool = False
     quantise: str | None = None
+    allow_other_model: bool = False
 
     def __post_init__(self) -> None:
         check_amounts(gamma=self.gamma)

@@ -29,6 +29,7 @@ def plan_bake(
     only: Iterable[str] = (),
     dtype: str = "keep",
     allow_unmatched: bool = False,
+    allow_other_model: bool = False,
     private: bool = False,
     content_hash: bool | None = None,
     requantise: bool = False,
@@ -56,6 +57,8 @@ def plan_bake(
         The output's dtype (``fp16``, ``bf16``, ``fp32``, in any spelling), or ``keep``.
     allow_unmatched:
         Go on where keys of an adapter land nowhere.
+    allow_other_model:
+        Take adapters that were made for another architecture, as far as their layers fit.
     private:
         Leave the names of the inputs out of the recipe.
     content_hash:
@@ -88,6 +91,7 @@ def plan_bake(
         content_hash,
         requantise=requantise,
         quantise=quantise,
+        allow_other_model=allow_other_model,
     )
     return _planned(base, open_given(adapters), options, variant)
 
@@ -111,6 +115,7 @@ def bake(
     only: Iterable[str] = (),
     dtype: str = "keep",
     allow_unmatched: bool = False,
+    allow_other_model: bool = False,
     private: bool = False,
     content_hash: bool | None = None,
     requantise: bool = False,
@@ -153,6 +158,7 @@ def bake(
         content_hash,
         requantise=requantise,
         quantise=quantise,
+        allow_other_model=allow_other_model,
     )
     opened = open_given(adapters)
     looked_for = named_hashes(adapter for _, adapter in opened) if base is None else ()

@@ -61,12 +61,13 @@ _WORD = re.compile(r"[A-Za-z0-9_.:+-]{1,40}")
 _BLOCK = re.compile(r"[A-Z]{2,4}[0-9]{0,2}")
 _WORDS = {
     *("versions", "paramerge", "torch", "numpy", "ml_dtypes", "kernel"),
-    *("layout", "architecture", "kind", "family", "dialect", "merge", "dtype", "krona", "rows", "quantise"),
+    *("layout", "architecture", "kind", "family", "dialect", "merge", "dtype", "krona", "rows"),
+    *("quantise", "alpha"),
 }
 _INSIDE = {"base", "steps", "files", "options", "versions", "content", "base_recipe"}
 _NUMBERS = {
     *("recipe", "bytes", "strength", "layers", "layers_excluded", "layers_unmatched", "keys_left_over"),
-    *("gamma", "allow_unmatched", "private", "lokr_scale", "weight", "requantise"),
+    *("gamma", "allow_unmatched", "allow_other_model", "private", "lokr_scale", "weight", "requantise"),
 }
 
 

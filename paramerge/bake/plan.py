@@ -33,8 +33,10 @@ from paramerge.files.dtypes import is_float
 from paramerge.files.header import TensorInfo
 from paramerge.interpretation import Interpretation
 from paramerge.models.names import COMPONENTS, ModuleName
+from paramerge.resolve.matching import is_of_another
 from paramerge.storage.quantised import Quantised
 from paramerge.storage.scheme import not_read
+from paramerge.wording import Worded, option
 
 if TYPE_CHECKING:  # planning needs no torch
     from paramerge.bake.bake import BakeReport
@@ -151,6 +153,8 @@ def make_plan(
         *([earlier.fault] if earlier.fault else []),
         *unusual_strengths([(step.adapter.path.name, step.largest_strength) for step in planned]),
         *given_twice(adapters),
+        *_other_models(base, planned),
+        *_assumed_alphas(adapters),
         *already_baked(earlier.recipe, adapters),
         *lost_in_fp8(files),
         *storage.warnings,
@@ -307,6 +311,27 @@ def _order_warnings(planned: Sequence[PlannedStep]) -> tuple[str, ...]:
                 "its own directions; the paper asks for PaRa first"
             )
     return tuple(dict.fromkeys(warnings))
+
+
+def _other_models(base: Base, planned: Sequence[PlannedStep]) -> list[str]:
+    return [
+        f"{step.adapter.path.name} was made for {step.adapter.architecture}, and {len(step.matched)} of its "
+        f"{len(step.adapter.modules)} layers are in this {base.architecture}, with the same sizes: trained "
+        "on another model, it may do little or something else"
+        for step in planned
+        if is_of_another(base, step.adapter)
+    ]
+
+
+def _assumed_alphas(adapters: Sequence[Adapter]) -> list[str]:
+    return [
+        Worded(
+            f"{adapter.path.name} is PEFT's, without the configuration that has its alpha: the rank is "
+            f"taken, so that the scale is 1; {option('alpha', 'N')} says another"
+        )
+        for adapter in adapters
+        if adapter.dialect == "peft" and len(adapter.opened) == 1 and not adapter.interpretation.alpha
+    ]
 
 
 def _left_alone_warnings(left_alone: Sequence[ModuleName], options: BakeOptions) -> tuple[str, ...]:

@@ -98,7 +98,8 @@ def match_step(
         Nothing of it is selected, or its block weights are not for this base.
     """
     step = _resolved(step, adapter)
-    check_family(base, targets, adapter)
+    if not options.allow_other_model:
+        check_family(base, targets, adapter)
     adapter = in_names_of(base, targets, adapter, lambda name: is_selected(name, options.only))
     present = {name.component for name in targets}
     excluded = tuple(n for n in adapter.modules if _is_excluded(n, targets, present, options.only))

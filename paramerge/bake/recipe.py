@@ -92,6 +92,7 @@ def build_recipe(
             "private": options.private,
             **({"requantise": True} if options.requantise else {}),
             **({"quantise": options.quantise} if options.quantise is not None else {}),
+            **({"allow_other_model": True} if options.allow_other_model else {}),
             **(plan.interpretation.decided if plan.interpretation else {}),
         },
     }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from paramerge.adapters import LayerModule, registry
 from paramerge.adapters.building import build
 from paramerge.adapters.dora import DoraModule
+from paramerge.adapters.full import DifferenceModule, WholeModule
 from paramerge.adapters.group import Group
 from paramerge.adapters.peft_config import TunerSettings
 from paramerge.adapters.rules import Rules
-from paramerge.adapters.scaling import scale_by_rank
+from paramerge.adapters.scaling import Scaling, scale_by_rank
 from paramerge.errors import AdapterError, IncompleteLayerError
 from paramerge.files.header import Header
 from paramerge.formats import diffusers, peft
@@ -39,9 +40,11 @@ def read_layers(
     ShapeError
         Tensors that do not fit together.
     """
-    roles = _understood(header, configured=tuner is not None)
+    whole = () if tuner is None else tuner.whole
+    roles = _understood(header, configured=tuner is not None, whole=whole)
     dialect, roles = _in_one_dialect(header, roles)
-    if dialect == PEFT.key and tuner is None:
+    unknown_alpha = dialect == PEFT.key and tuner is None
+    if unknown_alpha and interpretation.alpha is None and peft.is_of_a_folder(header.path):
         raise peft.missing_config(header.path)
     rules = _rules(header, found, dialect, tuner, interpretation)
     modules = _built(header, _by_layer(header, roles), rules)
@@ -63,9 +66,9 @@ def _by_layer(header: Header, roles: Iterable[Role]) -> list[Group]:
     return list(groups.values())
 
 
-def _understood(header: Header, *, configured: bool) -> list[Role]:
+def _understood(header: Header, *, configured: bool, whole: Collection[str]) -> list[Role]:
     """The roles of the file's keys, without those of no layer and those that only look like a family's."""
-    roles = read_roles(header, configured=configured)
+    roles = read_roles(header, configured=configured, whole=whole)
     # a norm or an embedding has no inputs that factors could reduce
     lost = strays(role.place.name for role in roles if role.place.layer) | {
         role.place.name for role in roles if role.role in ("up", "down") and not role.place.layer
@@ -121,6 +124,8 @@ def _rules(
     if tuner is not None and tuner.scaling is not None:
         settings = tuner.scaling
         scaling = lambda name, rank: settings.scaling(name.path, rank)  # noqa: E731
+    elif dialect == PEFT.key and (alpha := interpretation.stated_alpha) is not None:
+        scaling = lambda name, rank: Scaling(alpha)  # noqa: E731
     elif dialect in (DIFFUSERS.key, DIFFUSERS_OLD.key):
         scaling = diffusers.scaling_from_metadata(header.metadata, header.path, dora="DoRA" in found.modules)
     else:
@@ -139,7 +144,8 @@ def _rules(
 
 def _check_tuner(header: Header, tuner: TunerSettings, modules: Iterable[LayerModule]) -> None:
     """Refuse a configuration of one tuner beside the tensors of another."""
-    modules = list(modules)
+    # whole modules and biases go with any tuner
+    modules = [m for m in modules if not isinstance(m, WholeModule | DifferenceModule)]
     wanted = {f.key for f in registry.families() if f.tuner is not None and f.tuner.peft_type == tuner.tuner}
     others = [str(module.name) for module in modules if module.family not in wanted]
     if others:

@@ -37,6 +37,9 @@ from paramerge.shipped import named_adapter
 from paramerge.system_faults import reading
 
 _DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+_WITH_LORA = frozenset({"lora", "full", "norm"})
+"""Families of what trainers of LoRAs save beside the factors: biases, norms, whole modules."""
+
 _NO_LAYER = "the name is not that of a layer of an SD or SDXL UNet or CLIP text encoder"
 _NO_PART = "the key is no part of a LoRA or of another family"
 _EMBEDDING = "token embeddings of a textual inversion"
@@ -190,7 +193,8 @@ def read_adapter(
         )
     families = {module.family for module in modules.values()}
     actual = families.pop() if len(families) == 1 else "mixed"
-    if modules and family not in (None, "adapter", actual):
+    beside = actual == "mixed" and {m.family for m in modules.values()} <= _WITH_LORA
+    if modules and family not in (None, "adapter", actual) and not (family == "lora" and beside):
         raise wrong_family(str(family), actual, header.path)
     if not modules:
         raise AdapterError(

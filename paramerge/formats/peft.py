@@ -7,11 +7,12 @@ by layers' names, the two text encoders by their widths. Alpha is in the configu
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from paramerge.adapters import LayerModule
-from paramerge.adapters.peft_config import TunerSettings, read_lora
+from paramerge.adapters.peft_config import TunerSettings, bad_option, read_lora
 from paramerge.adapters.registry import families
 from paramerge.errors import AdapterError
 from paramerge.files.source import Source
@@ -19,6 +20,7 @@ from paramerge.formats.dialect import Dialect, Place
 from paramerge.formats.layers import bare_layer, bare_norm
 from paramerge.models.names import ModuleName
 from paramerge.strict_json import MAX_BYTES, object_from
+from paramerge.wording import option
 
 PREFIX = "base_model.model."
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -114,7 +116,29 @@ def read_tuner(config: Mapping[str, object], where: str) -> TunerSettings:
     """
     tuners = {family.tuner.peft_type: family.tuner for family in families() if family.tuner is not None}
     tuner = tuners.get(str(config.get("peft_type", "LORA")))
-    return read_lora(config, where) if tuner is None else tuner.read(config, where)
+    read = read_lora(config, where) if tuner is None else tuner.read(config, where)
+    return replace(read, whole=_names(config.get("modules_to_save"), "modules_to_save", where))
+
+
+def _names(value: object, option: str, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise bad_option(option, value, where, "a list of names")
+    return tuple(value)
+
+
+_SAVED = re.compile(r"(?P<path>.+?)(?:\.modules_to_save(?:\.\w+)?)?\.(?P<kind>weight|bias)")
+
+
+def saved_whole(key: str, modules: Collection[str]) -> tuple[str, str] | None:
+    """The layer and the kind of a tensor of a module that is saved whole, among ``modules``; else None."""
+    match = _SAVED.fullmatch(key.removeprefix(PREFIX))
+    if match is None or ".base_layer" in match["path"]:
+        return None
+    words = f".{match['path']}."
+    found = any(f".{module}." in words for module in modules)
+    return (match["path"], match["kind"]) if found else None
 
 
 def missing_config(path: Path) -> AdapterError:
@@ -124,8 +148,14 @@ def missing_config(path: Path) -> AdapterError:
         where=path,
         expected=f"{CONFIG_NAME} beside it",
         found="the weights alone",
-        hint=f"give the folder that holds {WEIGHTS_NAME} and {CONFIG_NAME}",
+        hint=f"give the folder that holds {WEIGHTS_NAME} and {CONFIG_NAME}, or say the alpha: "
+        f"{option('alpha', 'rank')}",
     )
+
+
+def is_of_a_folder(path: Path) -> bool:
+    """Whether a file is, by its name, one of a folder that has a configuration beside it."""
+    return path.name == WEIGHTS_NAME
 
 
 AI_TOOLKIT = {"magnitude": "magnitude"}

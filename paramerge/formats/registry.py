@@ -11,19 +11,36 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 
 from paramerge.files.header import LONGEST_KEY
+from paramerge.formats.bfl_control import BFL_CONTROL
 from paramerge.formats.cloneofsimo import CLONEOFSIMO
 from paramerge.formats.dialect import Dialect, Place
 from paramerge.formats.diffusers import DIFFUSERS, DIFFUSERS_OLD
+from paramerge.formats.hunyuan_i2v import HUNYUAN_I2V
 from paramerge.formats.kohya import KOHYA, KOHYA_SGM
 from paramerge.formats.native import PARA
 from paramerge.formats.peft import DEFT, PEFT
+from paramerge.formats.videox_fun import VIDEOX_FUN
+from paramerge.formats.xlabs import XLABS
 from paramerge.kinds import Registry, followed
 
 DIALECTS = Registry(
     Dialect,
     "dialect",
     "paramerge.dialects",
-    (KOHYA, KOHYA_SGM, DIFFUSERS, PEFT, PARA, DEFT, DIFFUSERS_OLD, CLONEOFSIMO),
+    (
+        VIDEOX_FUN,
+        KOHYA,
+        KOHYA_SGM,
+        DIFFUSERS,
+        PEFT,
+        PARA,
+        DEFT,
+        DIFFUSERS_OLD,
+        CLONEOFSIMO,
+        XLABS,
+        BFL_CONTROL,
+        HUNYUAN_I2V,
+    ),
     names=lambda dialect: (dialect.key, *dialect.aliases),
 )
 dialects, named_dialect = DIALECTS.all, DIALECTS.named
@@ -35,6 +52,8 @@ def writable() -> dict[str, Dialect]:
     return {dialect.key: dialect for dialect in dialects() if dialect.parts}
 
 
+@followed
+@lru_cache(maxsize=1 << 14)
 def dialect_of(key: str) -> Dialect:
     """The dialect that a key, or its stem, is spelled in."""
     for dialect in _reading():

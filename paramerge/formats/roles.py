@@ -6,7 +6,7 @@ prefix. The ending behind the name is the role: ``hada_w1_a``, ``oft_blocks``, `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from paramerge.adapters.registry import endings, families
 from paramerge.files.header import Header
 from paramerge.formats import peft
 from paramerge.formats.dialect import Dialect, Place, Role
-from paramerge.formats.diffusers import DIFFUSERS
+from paramerge.formats.diffusers import DIFFUSERS, DIFFUSERS_OLD
 from paramerge.formats.registry import dialect_of, place_of
 
 _OF_LORA = frozenset({"up", "down", "mid"})
@@ -39,17 +39,20 @@ def part_of(key: str) -> str | None:
 def common_key(key: str) -> str:
     """A key with the ending that its role has in most dialects, where its own has endings of its own."""
     dialect = dialect_of(key)
-    cut = _cut(key, dialect) if dialect.separator != "." else None
+    own = dialect.separator != "." or (dialect.cut is not None and dialect is not DIFFUSERS_OLD)
+    cut = _cut(key, dialect) if own else None
     return f"{cut[0]}.{_known(families()).written.get(cut[1], cut[1])}" if cut else key
 
 
-def read_roles(header: Header, *, configured: bool = False) -> list[Role]:
+def read_roles(header: Header, *, configured: bool = False, whole: Collection[str] = ()) -> list[Role]:
     """Understand the keys of a file, as far as they are known.
 
     Parameters
     ----------
     configured:
         Whether PEFT's configuration is beside it: its names are then PEFT's, whatever their prefix.
+    whole:
+        The modules that it says were saved whole.
     """
     indexed: dict[str, Mapping[str, Place]] = {}
     roles = []
@@ -61,6 +64,8 @@ def read_roles(header: Header, *, configured: bool = False) -> list[Role]:
             cut = _cut(key, dialect)
             place = indexed[dialect.key].get(cut[0]) if cut else None
             role = Role(place, cut[1], key) if cut and place else None
+        elif configured and (saved := peft.saved_whole(key, whole)) is not None:
+            role = _whole(key, *saved)
         elif configured and dialect is DIFFUSERS:
             found = read_role(peft.PREFIX + key)
             role = found and found._replace(key=key)
@@ -69,6 +74,12 @@ def read_roles(header: Header, *, configured: bool = False) -> list[Role]:
         if role is not None and _is_beside_up(key, dialect, header):
             roles.append(role)
     return roles
+
+
+def _whole(key: str, path: str, kind: str) -> Role | None:
+    """The role of a weight or a bias that takes the place of the base's."""
+    place = place_of(peft.PREFIX + path)
+    return place and Role(place, "whole" if kind == "weight" else "whole_b", key)
 
 
 def _is_beside_up(key: str, dialect: Dialect, header: Header) -> bool:

@@ -9,6 +9,7 @@ from paramerge.adapters.unread import refuse_unread, shown
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import ArchitectureError, ShapeError, UnmatchedError
+from paramerge.formats.provenance import models_by_structure
 from paramerge.models.model_names import looks_like, resemblances
 from paramerge.models.names import ModuleName
 from paramerge.models.registry import family_of, record_of
@@ -16,14 +17,20 @@ from paramerge.resolve.naming import homes_of, stacked_elsewhere
 from paramerge.wording import option
 
 
+def is_of_another(base: Base, adapter: Adapter) -> bool:
+    """Whether an adapter is for another architecture than ``base``, by its layers or by what it states."""
+    if adapter.architecture is None or base.architecture == "unknown":
+        return False
+    return family_of(adapter.architecture) != family_of(base.architecture)
+
+
 def check_family(base: Base, targets: Mapping[ModuleName, Target], adapter: Adapter) -> None:
     """Refuse an SDXL adapter on SD1.5 and the like, before single layers are matched.
 
-    An adapter that does not state its architecture, or whose layers all exist, is not refused here.
+    An adapter that does not state its architecture is not refused here, nor is one whose layers a model like
+    its own has too, such as Chroma those of FLUX.1: whether each is there and fits is seen later.
     """
-    if adapter.architecture is None or base.architecture == "unknown":
-        return
-    if family_of(adapter.architecture) == family_of(base.architecture):
+    if not is_of_another(base, adapter) or base.architecture in models_by_structure(adapter.modules):
         return
     fits = sum(name in targets for name in adapter.modules)
     raise ArchitectureError(
@@ -31,7 +38,8 @@ def check_family(base: Base, targets: Mapping[ModuleName, Target], adapter: Adap
         where=adapter.path,
         expected=f"an adapter for {base.architecture}",
         found=f"{fits} of its {len(adapter.modules)} layer names exist in the base",
-        hint=f"take a {adapter.architecture} checkpoint as the base, or another adapter",
+        hint=f"take a {adapter.architecture} checkpoint as the base, or another adapter; to insist, add "
+        f"{option('allow_other_model')}",
     )
 
 

@@ -101,6 +101,10 @@ class _Place:
     swapped: bool = False
 
 
+_Meaning = tuple[tuple[ModuleName, ...], bool]
+"""The parts of a place, and whether it is swapped."""
+
+
 def _placed(
     module: LayerModule, place: _Place | None, targets: Targets, adapter: Adapter
 ) -> Iterator[LayerModule]:
@@ -141,7 +145,7 @@ class _BaseNames:
 
     def __init__(self, targets: Targets, key_maps: Sequence[KeyMap]) -> None:
         self._places: dict[str, dict[str, _Place]] = {}
-        spelled: dict[str, dict[str, set[_Place]]] = {}
+        spelled: dict[str, dict[str, dict[_Meaning, _Place]]] = {}
         for name, target in targets.items():
             places = self._places.setdefault(name.component, {})
             parts = _parts_of(name, key_maps) if target.stack else (name,)
@@ -151,11 +155,14 @@ class _BaseNames:
                 self._add_other_names(name, targets, key_map)
         for component, places in self._places.items():
             for path, place in places.items():
-                spelled.setdefault(component, {}).setdefault(_underscored(path), set()).add(place)
+                meant = spelled.setdefault(component, {}).setdefault(_underscored(path), {})
+                known = meant.setdefault((place.parts, place.swapped), place)
+                if known.whole is None:
+                    meant[place.parts, place.swapped] = place
         for component, folded in spelled.items():
             for path, meant in folded.items():
                 if len(meant) == 1:  # underscores that could stand for two layers name neither
-                    self._places[component].setdefault(path, *meant)
+                    self._places[component].setdefault(path, *meant.values())
 
     def _add_other_names(self, name: ModuleName, targets: Targets, key_map: KeyMap) -> None:
         """The single file's names for a folder's layers, and diffusers' for the file's swapped one."""

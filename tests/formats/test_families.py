@@ -145,7 +145,7 @@ def test_a_damaged_lora_is_not_taken_for_krona(tmp_path: Path) -> None:
         ("emb_params", "textual inversion"),
         ("clip_g", "textual inversion"),
         (f"{STEM}.oft_diag", "OFT of an early version"),
-        (f"{STEM}.set_weight", "weight replacement"),
+        (f"{STEM}.reshape_weight", "weight of another shape"),
         (f"{STEM}.lambda_layer", "T-LoRA"),
         (f"base_model.model.{TO_Q}.xlora_weight", "XLORA"),
     ],
@@ -251,7 +251,7 @@ def test_another_models_names_stay_as_they_are(tmp_path: Path) -> None:
     tensors = kohya_layer("lora_unet_double_blocks_0_img_attn_qkv", up, down)
     adapter = open_adapter(save(tmp_path / "f.safetensors", tensors))
     assert [str(name) for name in adapter.modules] == ["unet.double_blocks_0_img_attn_qkv"]
-    assert adapter.architecture is None
+    assert adapter.architecture == "flux"
 
 
 @law

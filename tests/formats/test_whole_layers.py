@@ -44,7 +44,6 @@ ENDINGS = (
     "magnitude",
     "bias",
     "lora_up.bias",
-    "lora_B.bias",
     "lora_mid",
     "w_mod",
     "rank",

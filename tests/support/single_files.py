@@ -7,8 +7,15 @@ from collections.abc import Mapping
 import torch
 
 from paramerge.models.key_map import KeyMap, named, single_key
+from paramerge.models.registry import record_of
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+def namings(name: str, shapes: Shapes) -> list[KeyMap]:
+    """The namings of single files of a model with these keys: those that have a name for each."""
+    every = record_of(name).key_maps
+    return [key_map for key_map in every if all(single_key(key_map, key) for key in shapes)]
 
 
 def as_single_file(

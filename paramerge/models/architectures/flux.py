@@ -55,6 +55,28 @@ _OUTSIDE: dict[str, str | Layer] = {
 }
 KEY_MAP = LayerTable(_OUTSIDE, (DOUBLE, SINGLE))
 
+_STREAMS = {"1": ("to_{}", "attn.to_out.0"), "2": ("add_{}_proj", "attn.to_add_out")}
+XLABS = LayerTable(
+    {},
+    (
+        Blocks(
+            "double_blocks",
+            "transformer_blocks",
+            {
+                f"processor.{layer}_lora{stream}": triple("attn", names, "square") if layer == "qkv" else out
+                for stream, (names, out) in _STREAMS.items()
+                for layer in ("qkv", "proj")
+            },
+        ),
+        Blocks(
+            "single_blocks",
+            "single_transformer_blocks",
+            {"processor.qkv_lora": triple("attn", rows="square"), "processor.proj_lora": "proj_out"},
+        ),
+    ),
+)
+"""The layers of XLabs' adapters, which are of attention processors: no file of weights has them."""
+
 RECORDS = (
     ArchitectureRecord(
         "flux",
@@ -65,6 +87,7 @@ RECORDS = (
             r"\b(vector_in\.in_layer|time_text_embed\.text_embedder\.linear_1)\.",
         ),
         key_map=KEY_MAP,
+        other_maps=(XLABS,),
         proportions={"linear1": 7, "img_mlp.0": 4, "txt_mlp.0": 4},
         like_it=("flux2", "chroma", "hunyuan-video", "hunyuan-video-1.5"),
         resembles=(FLUX_LIKE, DIFFUSION_TRANSFORMER, T5_ENCODER),
