@@ -35,6 +35,7 @@ def explain(
     all_layers: bool,
     lokr_scale: float | None,
     krona: KronaOrder | None,
+    alpha: str | None,
     as_json: bool,
 ) -> None:
     """Explain a checkpoint: the adapters in it, and their strengths.
@@ -57,7 +58,7 @@ def explain(
     from paramerge.resolve.weights import BaseWeights
 
     opened = opened_base(base)
-    interpretation = Interpretation(lokr_scale, krona)
+    interpretation = Interpretation(lokr_scale, krona, alpha=alpha)
     candidates, left_out = open_candidates(adapters, BaseWeights(opened), interpretation)
     with Progress("explaining", quiet=as_json, unit="layers") as progress:
         found = run_explain(opened_base(file), opened, candidates, progress.update, left_out)

@@ -160,6 +160,7 @@ def merge(
     as_json: bool,
     lokr_scale: float | None,
     krona: KronaOrder | None,
+    alpha: str | None,
     **options: Any,
 ) -> None:
     """Merge adapters into one adapter, or checkpoints into one.
@@ -183,7 +184,7 @@ def merge(
     components = {name: path for name in _COMPONENTS if (path := options.pop(f"from_{name}")) is not None}
     steps = steps_of(ctx)
     parameters = {name: value for name in _PARAMETERS if (value := options.pop(name)) is not None}
-    options["interpretation"] = Interpretation(lokr_scale, krona)
+    options["interpretation"] = Interpretation(lokr_scale, krona, alpha=alpha)
     ours = {name: value for name, value in options.items() if name in _OF_CHECKPOINTS and value}
     asked = bool(method or components or steps or parameters or ours or dry_run)
     if gives_checkpoint(Given(inputs), asked=asked):
