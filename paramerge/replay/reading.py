@@ -24,7 +24,9 @@ from paramerge.strict_json import read_object
 VERSIONS = (1, 2)
 """The recipes that are understood."""
 
-_LONGEST = 64 << 20
+LONGEST = 64 << 20
+"""Bytes of a recipe."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NUMBERED = re.compile(r"(model|step) ([1-9]\d{0,5})")
 _OPTIONS = (
@@ -50,9 +52,9 @@ def content_of(path: Path) -> Mapping[str, Any]:
     if path.is_dir():
         if not is_there(path / RECIPE_FILE):
             raise _none(path, f"{RECIPE_FILE} in the folder")
-        return read_object(path / RECIPE_FILE, limit=_LONGEST)
+        return read_object(path / RECIPE_FILE, limit=LONGEST)
     if path.suffix == ".json":
-        return read_object(path, limit=_LONGEST)
+        return read_object(path, limit=LONGEST)
     text = read_header(path).metadata.get(RECIPE_KEY)
     if text is None:
         raise _none(path, f"{RECIPE_KEY} in the metadata")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from paramerge.apply.tensor_plan import FilePlan
@@ -15,6 +15,7 @@ from paramerge.bake.plan import Plan
 from paramerge.files.content_hash import HEADER_KEY, TensorDigests
 from paramerge.files.header import Header
 from paramerge.files.recipe_text import RECIPE_KEY, parsed_recipe
+from paramerge.files.source import Source
 from paramerge.verify.comparing import Comparer
 from paramerge.verify.output import Output, content_hash
 from paramerge.verify.verdict import TensorDifference
@@ -145,8 +146,19 @@ class _Making:
             path = self.output.path / relative
             if not path.is_file():
                 yield f"{relative} is missing"
-            elif path.read_bytes() != b"".join(blocks):
+            elif not _holds(path, blocks):
                 yield f"{relative} is not that of the base"
+
+
+def _holds(path: Path, blocks: Iterable[bytes | memoryview]) -> bool:
+    """Whether the file at ``path`` is these blocks, one after the other."""
+    source, place = Source.open(path), 0
+    for block in blocks:
+        end = place + len(block)
+        if end > source.size or source.read(place, end) != block:
+            return False
+        place = end
+    return place == source.size
 
 
 def _version(recipe: Mapping[str, Any] | None) -> object:

@@ -17,7 +17,8 @@ from paramerge.files.header import Header, TensorInfo, read_header
 from paramerge.files.recipe_text import RECIPE_KEY
 from paramerge.files.source import Source
 from paramerge.files.staging import OUTPUTS_KEY, RECIPE_FILE, missing_files, recipe_text, strangers
-from paramerge.replay.reading import content_of
+from paramerge.regular_files import read_whole
+from paramerge.replay.reading import LONGEST, content_of
 
 _BLOCK = 1 << 20
 _ENDING = ".safetensors"
@@ -183,7 +184,7 @@ def _recipe_faults(
     folder: Path, recipe: Mapping[str, Any], headers: Mapping[PurePosixPath, Header]
 ) -> Iterator[str]:
     """A folder's recipe is in the headers, too, and its text has one form."""
-    if (folder / RECIPE_FILE).read_bytes() != recipe_text(recipe):
+    if read_whole(folder / RECIPE_FILE, limit=LONGEST) != recipe_text(recipe):
         yield f"{RECIPE_FILE} is not as it was written"
     own = {key: value for key, value in recipe.items() if key != OUTPUTS_KEY}
     texts = [header.metadata[RECIPE_KEY] for header in headers.values() if RECIPE_KEY in header.metadata]

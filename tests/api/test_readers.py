@@ -57,6 +57,7 @@ PLACES = {
     "paramerge/storage/schemes/gguf.py": "codes.read_bytes",
     "paramerge/storage/schemes/bitsandbytes_int8.py": "order.read_bytes",
     "paramerge/convert/writing.py": "json.loads",
+    "paramerge/verify/making.py": "json.loads",
     "training/evaluation/records.py": "json.loads",
     "training/experiments/run.py": "json.loads",
     "training/pictures.py": "Image.open os.fdopen",
