@@ -97,7 +97,8 @@ def replay(
     if dry_run:
         show_dry_run(summary, output, as_json=as_json, versions=versions)
         return
-    warnings = (*map(_other, made.versions.items()), *plan.order_warnings, *plan.warnings)
+    others = (f"{name} is not the one that the recipe was made with" for name in made.companions)
+    warnings = (*map(_other, made.versions.items()), *others, *plan.order_warnings, *plan.warnings)
     carry_out(
         plan, summary, output, warnings, "baking", overwrite=overwrite, as_json=as_json, versions=versions
     )

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from paramerge.errors import PluginError, UsageError
-from paramerge.plugins import plugins
+from paramerge.plugins import Package, plugins
 
 Record = TypeVar("Record")
 _Cached = TypeVar("_Cached", bound="Callable[..., object]")
@@ -70,6 +70,7 @@ class Registry(Generic[Record]):
         self._registered: list[Record] = []
         self._all: tuple[Record, ...] | None = None
         self._by_name: Mapping[str, Record] = {}
+        self._packages: Mapping[str, Package] = {}
 
     def all(self) -> tuple[Record, ...]:
         """Every entry, in order.
@@ -81,13 +82,17 @@ class Registry(Generic[Record]):
         """
         if self._all is None:
             known = self.built_in
-            offers = [*plugins(self.group), *(("register()", added) for added in self._registered)]
-            for source, offered in offers:
+            packages: dict[str, Package] = {}
+            offers = [*plugins(self.group), *(("register()", added, None) for added in self._registered)]
+            for source, offered, package in offers:
                 for added in offered if isinstance(offered, (tuple, list)) else (offered,):
                     self.check(added, source, known)
                     known = (*known, added)
+                    if package is not None:
+                        packages |= dict.fromkeys(self._names(added), package)
             added_ones = known[len(self.built_in) :]
             self._by_name = {name: each for each in known for name in self._names(each)}
+            self._packages = packages
             self._all = (*added_ones, *self.built_in) if self._added_first else known
         return self._all
 
@@ -95,6 +100,11 @@ class Registry(Generic[Record]):
         """The entry that has this name; None where there is none."""
         self.all()
         return self._by_name.get(name)
+
+    def package_of(self, name: str) -> Package | None:
+        """The installed package that added the entry of this name; None for what comes along."""
+        self.all()
+        return self._packages.get(name)
 
     def named(self, name: str) -> Record:
         """The entry that has this name.

@@ -9,14 +9,21 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from paramerge.errors import PluginError
 
 
-def plugins(group: str) -> Iterator[tuple[str, Any]]:
-    """The additions of installed packages under ``group``, in order: the package, for messages, and the
-    object.
+class Package(NamedTuple):
+    """An installed package, as pip names it."""
+
+    name: str
+    version: str
+
+
+def plugins(group: str) -> Iterator[tuple[str, Any, Package | None]]:
+    """The additions of installed packages under ``group``, in order: the package, for messages, the object,
+    and the package where it is known.
 
     Raises
     ------
@@ -38,7 +45,18 @@ def plugins(group: str) -> Iterator[tuple[str, Any]]:
                 found=f"{type(error).__name__}: {error}",
                 hint=f"update {package}, or uninstall it",
             ) from error
-        yield f"{package} ({entry.value})", offered
+        found = None if entry.dist is None else Package(entry.dist.name, entry.dist.version)
+        yield f"{package} ({entry.value})", offered, found
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except (PackageNotFoundError, ValueError):  # no name of a package
+        return None
 
 
 def _mentions(folder: str, group: str) -> bool:

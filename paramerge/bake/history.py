@@ -64,7 +64,7 @@ _WORDS = {
     *("layout", "architecture", "kind", "family", "dialect", "merge", "dtype", "krona", "rows"),
     *("quantise", "alpha"),
 }
-_INSIDE = {"base", "steps", "files", "options", "versions", "content", "base_recipe"}
+_INSIDE = {"base", "steps", "files", "options", "versions", "content", "companions", "base_recipe"}
 _NUMBERS = {
     *("recipe", "bytes", "strength", "layers", "layers_excluded", "layers_unmatched", "keys_left_over"),
     *("gamma", "allow_unmatched", "allow_other_model", "private", "lokr_scale", "weight", "requantise"),

@@ -21,7 +21,7 @@ from paramerge.bake.tasks import WORKERS, Task, make_tasks
 from paramerge.checkpoints.layout import Base
 from paramerge.errors import CheckpointError
 from paramerge.files.content_hash import HEADER_KEY, ZEROS, TensorDigests, sealed_header
-from paramerge.files.hashing import HashBeside, cached_sha256
+from paramerge.files.hashing import HashBeside, cached_sha256, source_sha256
 from paramerge.files.header import encode_header
 from paramerge.files.private import public_metadata
 from paramerge.files.source import Source, check_unchanged
@@ -56,6 +56,10 @@ class Job:
         self._hashes |= {source: cached_sha256(source) for source in others if source not in self._hashes}
         self._others = [source for source in others if self._hashes[source] is None]
         self._hashers: dict[Source, HashBeside] = {}
+        self._companions = [
+            InputFile.of(source, source_sha256(source), str(relative))
+            for relative, source in zip(plan.base.companions, plan.base.companion_files, strict=True)
+        ]
         self.content: dict[PurePosixPath, str] = {}
         self._data_starts: dict[PurePosixPath, int] = {}
         self._step_files = [
@@ -122,7 +126,12 @@ class Job:
         ]
         content = {file.relative: self.content.get(file.relative, ZEROS) for file in self.plan.files}
         return build_recipe(
-            self.plan, base, self._step_files, others, content if self.plan.has_content_hash else {}
+            self.plan,
+            base,
+            self._step_files,
+            others,
+            content if self.plan.has_content_hash else {},
+            self._companions,
         )
 
     def _described(self, model: Base, names: InputNames) -> list[InputFile]:

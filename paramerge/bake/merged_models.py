@@ -25,6 +25,8 @@ class MergedModels:
         JSON-ready: how many tensors are merged, kept from the first, left out.
     title:
         A description of the merge, in a few words.
+    packages:
+        The version of every package that added a method.
     """
 
     models: tuple[Base, ...]
@@ -33,6 +35,7 @@ class MergedModels:
     prune: bool
     counts: Mapping[str, int]
     title: str
+    packages: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def others(self) -> tuple[Base, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from paramerge.bake.history import earlier_recipe
 from paramerge.bake.merged_models import MergedModels
+from paramerge.bake.packages import used_packages
 from paramerge.bake.plan import Plan
 from paramerge.bake.planned_step import PlannedStep
 from paramerge.checkpoints.layout import DIFFUSERS_FOLDER, Base
@@ -66,12 +67,13 @@ def build_recipe(
     step_files: Sequence[Sequence[InputFile]],
     other_files: Sequence[Sequence[InputFile]] = (),
     content: Mapping[PurePosixPath, str] | None = None,
+    companions: Sequence[InputFile] = (),
 ) -> dict[str, object]:
     """The recipe as JSON-ready data.
 
     ``base_files`` are the base's weight files, ``step_files`` the files of each step, and ``other_files``
     those of each model that is merged with the base, in order. ``content`` is the content hash of each file
-    of the output, where it has one.
+    of the output, where it has one, and ``companions`` are the files of the base's folder that come along.
     """
     options = plan.options
     base, *others = [name.name for name in plan.names]
@@ -96,6 +98,10 @@ def build_recipe(
             **(plan.interpretation.decided if plan.interpretation else {}),
         },
     }
+    if packages := used_packages(plan):
+        recipe["packages"] = packages
+    if companions:
+        recipe["companions"] = [_file(file, private=False) for file in companions]
     if content:
         recipe["content"] = _content(plan, content)
     earlier = earlier_recipe(plan.base, private=options.private).recipe

@@ -14,11 +14,13 @@ from paramerge.bake.input_names import InputNames
 from paramerge.bake.output import check_output
 from paramerge.bake.plan import Plan, make_plan
 from paramerge.checkpoints.layout import FOLDERS, Base
+from paramerge.errors import PluginError
 from paramerge.files.outputs import check_output_file, check_output_folder
 from paramerge.merge.checkpoints.graph import MergeGraph
 from paramerge.merge.checkpoints.plan import plan_merge
 from paramerge.merge.checkpoints.toml_recipe import read_toml_recipe
-from paramerge.replay.inputs import Inputs
+from paramerge.plugins import installed_version
+from paramerge.replay.inputs import Inputs, other_companions
 from paramerge.replay.reading import read_recipe
 from paramerge.replay.recipe import ModelRecord, Recipe, StepRecord, chosen
 
@@ -37,11 +39,14 @@ class Replay:
     versions:
         By package (``kernel``: the processor's instructions), the version of the recipe and the one that is
         here, where they differ. Equal bytes are promised for equal versions alone.
+    companions:
+        The files beside the weights in the base's folder that are not those of the recipe.
     """
 
     plan: Plan
     recipe: Path
     versions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    companions: tuple[str, ...] = ()
 
     def check_output(self, output: PathLike, *, overwrite: bool = False) -> Path:
         """Check the output as a bake does; the recipe's file is an input as well.
@@ -97,6 +102,8 @@ def replay(
     ------
     MissingInputError
         Inputs are not found.
+    PluginError
+        A package that added what the recipe uses is not installed.
     FileFormatError
         There is no recipe, or it is damaged or of a version that is not known.
     ParamergeError
@@ -126,6 +133,7 @@ def plan_replay(
         return _of_toml(path, *changes, base)
     inputs = Inputs(map(Path, models), (path.absolute().parent,), note)
     recipe = read_recipe(path).changed(*changes)
+    _check_packages(recipe, path)
     opened = None if base is None else opened_base(base)
     return planned(recipe, inputs, path, opened)
 
@@ -158,7 +166,9 @@ def planned(recipe: Recipe, inputs: Inputs, where: Path, base: Base | None = Non
         own if base is not None and index == 0 else _called(record, own)
         for index, (record, own) in enumerate(zip(records, plan.names, strict=True))
     )
-    return Replay(replace(plan, called=called), where, _other_versions(recipe.versions))
+    companions = () if base is not None or not recipe.companions else recipe.companions
+    others = other_companions(there[0], companions) if companions else ()
+    return Replay(replace(plan, called=called), where, _other_versions(recipe), others)
 
 
 def _called(record: ModelRecord | StepRecord, now: InputNames) -> InputNames:
@@ -187,8 +197,23 @@ def _of_toml(
     return Replay(request.plan(open_given(adapters)), path)
 
 
-def _other_versions(then: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+def _check_packages(recipe: Recipe, where: Path) -> None:
+    """Refuse a recipe that uses what a package added that is not installed."""
+    missing = {name: version for name, version in recipe.packages.items() if installed_version(name) is None}
+    if missing:
+        named = ", ".join(f"{name} {version}" for name, version in missing.items())
+        pinned = " ".join(f"{name}=={version}" for name, version in missing.items())
+        raise PluginError(
+            "the recipe uses what other packages add to paramerge, and they are not installed",
+            where=where,
+            expected=named,
+            hint=f"if you trust them: pip install {pinned}",
+        )
+
+
+def _other_versions(recipe: Recipe) -> dict[str, tuple[str, str]]:
     from paramerge.bake.recipe import versions
 
-    now = versions()
+    then = {**recipe.versions, **recipe.packages}
+    now = {**versions(), **{name: installed_version(name) or "missing" for name in recipe.packages}}
     return {name: (then.get(name, "unknown"), now[name]) for name in now if then.get(name) != now[name]}

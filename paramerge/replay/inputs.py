@@ -52,15 +52,21 @@ class Inputs:
         }
         first, *others = recipe.models
         return [
-            base if base is not None else self.model(first),
+            base if base is not None else self.model(first, companions=recipe.companions),
             *(self.model(model, component_of.get(index)) for index, model in enumerate(others, 1)),
         ]
 
-    def model(self, record: ModelRecord, component: str | None = None) -> Base | None:
-        """The checkpoint, whose files all have the hashes of the recipe; None where it is not there."""
+    def model(
+        self, record: ModelRecord, component: str | None = None, companions: Sequence[FileRecord] = ()
+    ) -> Base | None:
+        """The checkpoint, whose files all have the hashes of the recipe; None where it is not there.
+
+        Of several folders with these weights one with the recipe's ``companions`` is taken, if there is one.
+        """
         return _first(
             (open_it for path in self._found(record) for open_it in self._ways(record, path, component)),
             lambda opened: opened.layout == record.layout and _same(opened, record.files),
+            lambda opened: not companions or not other_companions(opened, companions),
         )
 
     def adapter(self, record: StepRecord) -> Adapter | None:
@@ -132,20 +138,38 @@ class Inputs:
 _Opened = TypeVar("_Opened")
 
 
-def _first(ways: Iterable[Callable[[], _Opened]], wanted: Callable[[_Opened], bool]) -> _Opened | None:
-    """The first that is opened and is what is wanted; where none is, the error of one that could not be."""
+def _first(
+    ways: Iterable[Callable[[], _Opened]],
+    wanted: Callable[[_Opened], bool],
+    best: Callable[[_Opened], bool] = lambda _: True,
+) -> _Opened | None:
+    """The first that is opened, wanted and best, or wanted alone; without any, the error of one that could
+    not be opened."""
     fault: ParamergeError | None = None
+    second: _Opened | None = None
     for open_it in ways:
         try:
             opened = open_it()
         except ParamergeError as error:
             fault = fault or error
-        else:
-            if wanted(opened):
+            continue
+        if wanted(opened):
+            if best(opened):
                 return opened
-    if fault is not None:
+            second = second or opened
+    if second is None and fault is not None:
         raise fault
-    return None
+    return second
+
+
+def other_companions(base: Base, files: Sequence[FileRecord]) -> tuple[str, ...]:
+    """The files beside a folder's weights that are not those of the recipe: changed, missing or added."""
+    then = {file.name: file.sha256 for file in files}
+    now = {
+        readable_name(str(path)): source_sha256(source)
+        for path, source in zip(base.companions, base.companion_files, strict=True)
+    }
+    return tuple(sorted(str(name) for name in {*then, *now} if then.get(name) != now.get(str(name))))
 
 
 def _same(model: Base, files: Sequence[FileRecord]) -> bool:

@@ -120,6 +120,17 @@ class _Reader:
             tuple(steps),
             replace(self._options(options), content_hash="content" in content),
             merge,
+            self._companions(content),
+            {
+                str(key): str(value)
+                for key, value in self._table(content.get("packages", {}), "packages").items()
+            },
+        )
+
+    def _companions(self, content: Mapping[str, Any]) -> tuple[FileRecord, ...]:
+        return tuple(
+            self._file(self._table(file, "companions"), "companions")
+            for file in self._list(content.get("companions", []), "companions")
         )
 
     def _options(self, options: Mapping[str, Any]) -> BakeOptions:

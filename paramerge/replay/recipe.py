@@ -64,6 +64,10 @@ class Recipe:
     steps: tuple[StepRecord, ...]
     options: BakeOptions
     merge: MergeRecord | None = None
+    companions: tuple[FileRecord, ...] = ()
+    """The other files of the base's folder."""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    """The versions of packages that added what is used, by their names."""
 
     @property
     def models(self) -> tuple[ModelRecord, ...]:

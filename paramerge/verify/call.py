@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from paramerge.apply.given import PathLike, hashing
 from paramerge.convert.writing import CONVERSION_KEY
-from paramerge.errors import MissingInputError, ParamergeError
+from paramerge.errors import MissingInputError, ParamergeError, PluginError
 from paramerge.extract.extract import EXTRACTION_KEY
 from paramerge.files.content_hash import HEADER_KEY
 from paramerge.listing import listed
@@ -115,6 +115,8 @@ class _Verifying:
         except MissingInputError as error:
             self.missing = tuple(str(error.expected).split("; "))
             self.findings.append(f"not made again: {error.what}")
+        except PluginError as error:
+            self.findings.append(f"not made again: {error.what}: {error.expected}; {error.hint}")
         except ParamergeError as error:
             if not self.damage:
                 raise

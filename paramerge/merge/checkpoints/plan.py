@@ -33,6 +33,7 @@ from paramerge.merge.checkpoints.ingredients import (
     stored_tensors,
 )
 from paramerge.merge.checkpoints.meeting import Model, Place
+from paramerge.merge.methods.registry import REGISTRY
 from paramerge.models.architecture import UNKNOWN
 from paramerge.models.names import COMPONENTS, ModuleName
 from paramerge.models.registry import family_of
@@ -107,6 +108,7 @@ class _Planning:
                 "pruned": len(pruned),
             },
             self._title(),
+            dict(package for step in self.graph.steps if (package := REGISTRY.package_of(step.method.name))),
         )
         warnings = (*said_of(self.bases, self.graph), *self._unused())
         return make_plan(
