@@ -22,11 +22,13 @@ from paramerge.merge.methods.registry import REGISTRY as _METHODS
 from paramerge.models.names import ModuleName
 from paramerge.models.record import ArchitectureRecord
 from paramerge.models.registry import ARCHITECTURES as _ARCHITECTURES
+from paramerge.storage.registry import SCHEMES as _SCHEMES
+from paramerge.storage.written import QUANTISERS
 
 FAMILIES, DIALECTS, ARCHITECTURES = (kind.built_in for kind in (_FAMILIES, _DIALECTS, _ARCHITECTURES))
-METHODS = _METHODS.built_in
+METHODS, SCHEMES = _METHODS.built_in, _SCHEMES.built_in
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-DOCUMENTS = ("families.md", "convert.md", "layouts.md", "merge.md")
+DOCUMENTS = ("families.md", "convert.md", "layouts.md", "merge.md", "quantised.md")
 LAYER = ModuleName("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
 """The layer in the example of a dialect's keys."""
 
@@ -128,8 +130,34 @@ def _parameters(method: Method) -> str:
     )
 
 
+def schemes() -> str:
+    """Each storage scheme: whether it is read and written, and the code that has the same values."""
+    ordered = sorted(SCHEMES, key=lambda scheme: not scheme.readable)
+    return _table(
+        ("scheme", "known as", "read", "`--requantise`", "values of"),
+        (
+            (
+                _code(scheme.name),
+                scheme.title,
+                "yes" if scheme.readable else "no",
+                "yes" if scheme.writable else "no",
+                scheme.reference or "-",
+            )
+            for scheme in ordered
+        ),
+    )
+
+
+def quantisers() -> str:
+    """Each scheme that plain layers are written in."""
+    return _table(
+        ("`--quantise`", "layers are written as"), ((_code(q.name), q.described) for q in QUANTISERS.values())
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    "families": families, "dialects": dialects, "architectures": architectures, "methods": methods
+    "families": families, "dialects": dialects, "architectures": architectures, "methods": methods,
+    "schemes": schemes, "quantisers": quantisers,
 }  # fmt: skip
 
 

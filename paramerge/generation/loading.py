@@ -21,6 +21,7 @@ from paramerge.errors import CheckpointError, MissingFileError, UsageError
 from paramerge.files.dtype_names import library_name, parse_dtype
 from paramerge.files.source import check_unchanged
 from paramerge.generation.loaded import check_text_encoders
+from paramerge.generation.plain import plain_checkpoint
 from paramerge.generation.prediction import set_prediction, stated_prediction
 from paramerge.generation.small_files import tokenizers_of
 from paramerge.models.record import ArchitectureRecord
@@ -116,8 +117,11 @@ def load_pipeline(base: Base, dtype: Any, config: Path | None = None, *, vae_dty
             hint="give the whole checkpoint, a single file or a diffusers folder",
         )
     try:
-        pipeline = _from_folder(base) if base.layout == DIFFUSERS_FOLDER else _from_file(base, config)
-        with warnings.catch_warnings():
+        with plain_checkpoint(base, dtype) as plain, warnings.catch_warnings():
+            if base.layout == DIFFUSERS_FOLDER:
+                pipeline = _from_folder(plain)
+            else:
+                pipeline = _from_file(plain, config or config_folder(base.path))
             # newer diffusers call the argument dtype; older ones know torch_dtype alone
             warnings.simplefilter("ignore", FutureWarning)
             loaded = pipeline(dtype, vae_dtype or dtype)

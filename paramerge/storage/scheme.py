@@ -33,6 +33,8 @@ class Scheme(ABC):
         The name that people know it by.
     formats:
         The formats of ComfyUI's marks that are this scheme.
+    signs:
+        Names of tensors beside a weight that no plain layer has, where its dtype says nothing.
     reference:
         The code whose values paramerge's are, bit for bit in float32; empty where layers are not read.
     foreign:
@@ -44,6 +46,7 @@ class Scheme(ABC):
     name: str
     title: str
     formats: tuple[str, ...] = ()
+    signs: frozenset[str] = frozenset()
     reference: str = ""
     foreign: bool = False
     weightless: bool = False
@@ -52,6 +55,11 @@ class Scheme(ABC):
     def readable(self) -> bool:
         """Whether the layers' values can be read."""
         return type(self).open is not Scheme.open
+
+    @property
+    def writable(self) -> bool:
+        """Whether changed layers can be written in the scheme again."""
+        return type(self).encoding is not Scheme.encoding
 
     def fits(self, layer: StoredLayer) -> bool:
         """Whether a layer is stored so, by its keys, dtypes and marks."""

@@ -18,6 +18,7 @@ from paramerge.files.header import Header
 from paramerge.files.tensors import StoredTensor, stored
 from paramerge.storage.layer import StoredLayer
 from paramerge.storage.quantised import Quantised
+from paramerge.storage.registry import schemes
 from paramerge.strict_json import parse
 
 METADATA_KEY = "_quantization_metadata"
@@ -85,6 +86,7 @@ def survey(headers: Sequence[Header], config: Mapping[str, object] | None = None
     for header in headers:
         listed |= _listed(header)
     markers = tuple(key for key in home if key.rpartition(".")[2] == _MARKER)
+    signs = _SCALES.union(*(scheme.signs for scheme in schemes()))
     found = []
     taken: set[str] = set()
     for key, parts in _candidates(home):
@@ -93,7 +95,7 @@ def survey(headers: Sequence[Header], config: Mapping[str, object] | None = None
         marker = _marker_of(key, markers)
         stated = bool(config or listed or marker)
         own = {part: stored(home[at], at) for part, at in parts.items() if _is_part(at, key)}
-        if entry is None and not _is_quantised(weight, frozenset(parts), stated):
+        if entry is None and not _is_quantised(weight, frozenset(parts), stated, signs):
             continue
         found.append(Quantised.of(StoredLayer(key, weight, own, entry, config or {}, marker)))
         taken.update(tensor.key for tensor in found[-1].tensors)
@@ -143,7 +145,9 @@ def _candidates(keys: Iterable[str]) -> Iterator[tuple[str, Mapping[str, str]]]:
     return ((f"{stem}.weight", parts) for stem, parts in found.items())
 
 
-def _is_quantised(weight: StoredTensor | None, names: frozenset[str], stated: bool) -> bool:
+def _is_quantised(
+    weight: StoredTensor | None, names: frozenset[str], stated: bool, signs: frozenset[str]
+) -> bool:
     """Whether a layer with these tensors beside its weight is stored quantised."""
     if weight is None:
         return bool(names & (_UNMISTAKABLE | _ALONE))
@@ -151,7 +155,7 @@ def _is_quantised(weight: StoredTensor | None, names: frozenset[str], stated: bo
         return True
     narrow = BITS[weight.dtype] <= 8 and weight.dtype != "BOOL"
     loose = weight.dtype == "U32" and "scales" in names
-    return (narrow and (bool(names) or stated)) or bool(names & (_UNMISTAKABLE | _SCALES)) or loose
+    return (narrow and (bool(names) or stated)) or bool(names & (_UNMISTAKABLE | signs)) or loose
 
 
 def _is_part(key: str, weight: str) -> bool:

@@ -19,6 +19,7 @@ from paramerge.formats.registry import DIALECTS
 from paramerge.kinds import Registry
 from paramerge.merge.methods.registry import REGISTRY as METHODS
 from paramerge.models.registry import ARCHITECTURES
+from paramerge.storage.registry import SCHEMES
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 WAYS = ("entry point", "registered")
@@ -102,6 +103,7 @@ class Toy:
 ROWGAIN = Toy("rowgain", "FAMILY", FAMILIES, "RowGainModule")
 SLASHES = Toy("slashes", "DIALECT", DIALECTS, 'key="slashes"')
 TOYDIT = Toy("toydit", "RECORD", ARCHITECTURES, "Toy DiT")
+LOG8 = Toy("log8", "LOG8", SCHEMES, "class Log8")
 HALFWAY = Toy("halfway", "HALFWAY", METHODS, "HALFWAY = Method")
 
 
