@@ -10,7 +10,7 @@ from typing import get_args
 
 import click
 
-from paramerge.apply.steps import BakeOptions, MergeChoice, Step
+from paramerge.apply.steps import BakeOptions, MergeChoice, Rounding, Step
 from paramerge.cli.bake_each import bake_each
 from paramerge.cli.bake_view import carry_out, checked_output, show_diagnosis, show_dry_run
 from paramerge.cli.options import (
@@ -24,6 +24,7 @@ from paramerge.cli.options import (
     overwrite_option,
     private_option,
     rehash_option,
+    rounding_options,
     rows_option,
     step_options,
     steps_of,
@@ -66,6 +67,7 @@ from paramerge.storage.written import QUANTISERS
     "--only", multiple=True, metavar="WHAT", help="A component (unet), or a pattern of layer names."
 )
 @dtype_option(default="keep", keep=True)
+@rounding_options
 @click.option("--variant", metavar="NAME", help="Which weights of a diffusers folder, such as fp16.")
 @click.option(
     "--requantise",
@@ -98,6 +100,9 @@ def bake(
     rows: str | None,
     only: tuple[str, ...],
     dtype: str,
+    rounding: Rounding,
+    lift: str | None,
+    accept_loss: bool,
     variant: str | None,
     requantise: bool,
     quantise: str | None,
@@ -132,6 +137,9 @@ def bake(
         requantise=requantise,
         quantise=quantise,
         allow_other_model=allow_other_model,
+        rounding=rounding,
+        lift=lift,
+        accept_loss=accept_loss,
     )
     job = _Job(
         base,

@@ -16,6 +16,7 @@ from paramerge.cli.render import Progress, err, gigabytes, note, note_ending, ou
 if TYPE_CHECKING:  # these modules import torch
     from paramerge.bake.bake import BakeReport
     from paramerge.bake.diagnose import Diagnosis
+    from paramerge.bake.survival import Survival
 
 _SHOWN_LAYERS = 12
 _SAME = 1e-12
@@ -44,11 +45,15 @@ def show_plan(plan: PlanSummary, output: Path) -> None:
         out.print(f"[yellow]warning:[/yellow] {shown(warning)}")
     if plan.layers_held_whole:
         out.print(f"{plan.layers_held_whole} layers are held in memory as a whole, one at a time, in float64")
+    _show_lifted(plan)
     boundary = "" if plan.options["gamma"] is None else f", gamma {plan.options['gamma']:g}"
-    out.print(f"options  dtype {plan.options['dtype']}, PaRas merged {plan.options['merge']}{boundary}")
+    rounding = "" if plan.options["rounding"] == "nearest" else f", {plan.options['rounding']} rounding"
+    dtype = f"{plan.options['dtype']}{rounding}"
+    out.print(f"options  dtype {dtype}, PaRas merged {plan.options['merge']}{boundary}")
     out.print(f"memory   about {plan.peak_memory_bytes / 2**20:.0f} MiB at the peak")
     out.print(f"output   [bold]{shown(output)}[/bold], {gigabytes(plan.bytes_out)}")
-    out.print("[dim]only headers were read, nothing was written[/dim]")
+    read = "only headers" if plan.options["lift"] is None else "headers, and the layers that may be lifted,"
+    out.print(f"[dim]{read} were read, nothing was written[/dim]")
 
 
 def show_dry_run(summary: PlanSummary, output: Path, *, as_json: bool, **more: object) -> None:
@@ -85,6 +90,8 @@ def carry_out(
         warn(warning)
     with Progress(word, quiet=as_json, unit="bytes") as progress:
         report = plan.write(output, progress.update, overwrite=overwrite, base_sha256=base_sha256)
+    for warning in report.warnings:
+        warn(warning)
     if as_json:
         print_json({"plan": summary.as_dict(), **more, "report": report.as_dict()})
     else:
@@ -128,11 +135,33 @@ def show_report(plan: Plan, summary: PlanSummary, report: BakeReport) -> None:
     directions = f", {removed} directions removed" if removed else ""
     if summary.steps or summary.merged is None:
         out.print(f"{len(report.layers)} layers of {shown(summary.base)} changed{directions}")
+    _show_lifted(summary)
+    _show_survival(report.survival)
     rate = report.output_bytes / max(report.seconds, 1e-9) / 1e9
     out.print(
         f"[bold]{shown(report.output)}[/bold]  {gigabytes(report.output_bytes)} "
         f"in {report.seconds:.1f} s ({rate:.2f} GB/s)"
     )
+
+
+def _show_lifted(plan: PlanSummary) -> None:
+    """The layers that are raised to a finer dtype, and the least that they would have kept."""
+    if plan.lifted:
+        worst = sorted(plan.lifted, key=lambda layer: layer.survival)
+        named = ", ".join(f"{shown(layer.name)} {layer.survival:.3f}" for layer in worst[:3])
+        more = f" and {len(worst) - 3} more" if len(worst) > 3 else ""
+        out.print(f"{len(worst)} layers raised to {worst[0].after}, which would have kept: {named}{more}")
+
+
+def _show_survival(survival: Survival) -> None:
+    """The part of each step's change that was written, in a line."""
+    parts = [
+        f"{number}: {step.survival:.3f}" + (f" ± {step.deviation:.3f}" if step.deviation >= 0.0005 else "")
+        for number, step in enumerate(survival.steps, 1)
+        if step.survival is not None
+    ]
+    if parts:
+        out.print(f"kept of each step's change: {', '.join(parts)}; error {survival.error:.2g} of the change")
 
 
 def _merged(plan: PlanSummary) -> Iterator[str]:

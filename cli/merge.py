@@ -19,6 +19,7 @@ from paramerge.cli.options import (
     overwrite_option,
     private_option,
     rehash_option,
+    rounding_options,
     step_options,
     steps_of,
     unmatched_option,
@@ -138,6 +139,7 @@ def _parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--rank", type=int, metavar="R", help="PaRas: cap the joint rank. LoRAs: truncate to it.")
 @click.option("--energy", type=float, metavar="E", help="LoRAs: truncate to this share of the squared norm.")
 @dtype_option(keep=True, help="Default: fp16 for adapters, each tensor's own for checkpoints.")
+@rounding_options
 @unmatched_option
 @interpretation_options
 @private_option

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import click
 
-from paramerge.apply.steps import Kind, Step, parse_step
+from paramerge.apply.steps import LIFTS, Kind, Rounding, Step, parse_step
 from paramerge.cli.call import note_inputs
 from paramerge.cli.paths import FileText, spelled
 from paramerge.cli.verbs import Verb
@@ -145,6 +145,29 @@ def dtype_option(
         "--dtype", type=DtypeChoice(names), default=default, show_default=default is not None, help=help
     )
 
+
+def rounding_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--rounding``, ``--lift`` and ``--accept-loss``: what the output's dtype may lose."""
+    rounding = click.option(
+        "--rounding",
+        type=click.Choice(get_args(Rounding)),
+        default="nearest",
+        show_default=True,
+        help="Of changed values: to the nearest number, or stochastic, which keeps the mean of a change and "
+        "has a larger error.",
+    )
+    lift = click.option(
+        "--lift",
+        type=DtypeChoice([short_name(name) for name in LIFTS]),
+        help="Raise the layers to this dtype that would keep less than 0.9 of a step; they are measured "
+        "first.",
+    )
+    return rounding(lift(accept_loss_option(command)))
+
+
+accept_loss_option = click.option(
+    "--accept-loss", is_flag=True, help="Write an output that keeps less than half of a step, too."
+)
 
 unmatched_option = click.option(
     "--allow-unmatched", is_flag=True, help="Go on without keys that are not understood; they are shown."

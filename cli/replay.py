@@ -7,7 +7,13 @@ from pathlib import Path
 
 import click
 
-from paramerge.cli.options import dtype_option, json_option, overwrite_option, rehash_option
+from paramerge.cli.options import (
+    accept_loss_option,
+    dtype_option,
+    json_option,
+    overwrite_option,
+    rehash_option,
+)
 from paramerge.cli.paths import InputPath, OutputPath
 from paramerge.cli.render import note
 from paramerge.cli.verbs import Verb
@@ -55,6 +61,7 @@ models_option = click.option(
 )
 @click.option("--base", type=InputPath(), help="Another base, or first model.")
 @dtype_option(keep=True, help="Another dtype of the output.")
+@accept_loss_option
 @click.option("--dry-run", is_flag=True, help="Print the plan from the headers alone and stop.")
 @overwrite_option
 @rehash_option
@@ -67,6 +74,7 @@ def replay(
     without: tuple[int, ...],
     base: Path | None,
     dtype: str | None,
+    accept_loss: bool,
     dry_run: bool,
     overwrite: bool,
     as_json: bool,
@@ -88,7 +96,7 @@ def replay(
 
     made = plan_replay(
         recipe, models=models, strengths=dict(strengths), without=without, base=base, dtype=dtype,
-        note=lambda text: note(text, quiet=as_json),
+        accept_loss=accept_loss, note=lambda text: note(text, quiet=as_json),
     )  # fmt: skip
     plan = made.plan
     output = checked_output(output, partial(made.check_output, overwrite=overwrite), as_json=as_json)

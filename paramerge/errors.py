@@ -18,6 +18,7 @@ __all__ = [
     "IncompleteLayerError",
     "InputChangedError",
     "InternalError",
+    "LossError",
     "MissingCheckpointError",
     "MissingFileError",
     "MissingInputError",
@@ -199,6 +200,12 @@ class MissingInputError(ParamergeError):
     """Inputs that a recipe names by their hashes are in none of the places searched."""
 
     exit_code = 9
+
+
+class LossError(ParamergeError):
+    """An output would keep less than half of what an adapter changes: its dtype is too coarse."""
+
+    exit_code = 12
 
 
 class InternalError(ParamergeError):

@@ -18,6 +18,7 @@ from paramerge.adapters.changes import Change
 from paramerge.adapters.contract import AdditiveModule
 from paramerge.adapters.para import ParaModule, storage_cut
 from paramerge.apply.operations import FamilyOp, LoraOp, Op, ParaOp, ParaPart
+from paramerge.apply.sampling import Grid
 from paramerge.models.names import ModuleName
 
 FLOAT64 = torch.float64
@@ -78,6 +79,8 @@ class ChainChange:
     down: torch.Tensor
     removed: int
     added: tuple[DeltaLink, ...] = ()
+    places: tuple[slice | DeltaLink, ...] = ()
+    """By link, its columns of ``up`` (and rows of ``down``), or itself where it is one of ``added``."""
 
     @property
     def rank(self) -> int:
@@ -92,6 +95,17 @@ class ChainChange:
             for start, block in link.addition.blocks():
                 result[start : start + len(block)] += torch.from_numpy(block) * link.strength
         return result
+
+    def by_link(self, grid: Grid, *, transposed: bool = False) -> list[torch.Tensor]:
+        """The sample of each link's own part of the change, or of its transposed; float64."""
+        return [self._part(place, grid, transposed) for place in self.places]
+
+    def _part(self, place: slice | DeltaLink, grid: Grid, transposed: bool) -> torch.Tensor:
+        if isinstance(place, DeltaLink):
+            whole = place.rows(0, place.addition.shape[0])
+            return grid.taken(whole.T if transposed else whole)
+        up, down = self.up[:, place], self.down[place]
+        return grid.of_product(down.T, up.T) if transposed else grid.of_product(up, down)
 
 
 @dataclass(frozen=True)
@@ -116,14 +130,18 @@ class Chain:
         downs: list[torch.Tensor] = []
         gone: list[torch.Tensor] = []
         added: list[DeltaLink] = []
-        position = 0
+        places: list[slice | DeltaLink] = []
+        position = width = 0
         for link in self.links:
             if isinstance(link, DeltaLink):
                 added.append(link)
+                places.append(link)
                 continue
+            places.append(slice(width, width))
             if isinstance(link, LoraLink):
                 ups.append(link.B * link.scale)
                 downs.append(link.A)
+                places[-1] = slice(width, width := width + len(link.A))
                 continue
             rank = link.Q.shape[1]
             if rank == 0 or C is None:
@@ -137,13 +155,16 @@ class Chain:
             Q, weights, seen = _within_limit(link, seen, gone)
             ups.append(-Q * weights)
             downs.append(seen)
+            places[-1] = slice(width, width := width + len(seen))
             gone.append(Q[:, weights == 1])
         if not ups and not added:
             return None
         if not ups:
             rows, columns = added[0].addition.shape
             ups, downs = [torch.zeros((rows, 0), dtype=FLOAT64)], [torch.zeros((0, columns), dtype=FLOAT64)]
-        return ChainChange(torch.cat(ups, dim=1), torch.cat(downs, dim=0), _removed_rank(gone), tuple(added))
+        return ChainChange(
+            torch.cat(ups, dim=1), torch.cat(downs, dim=0), _removed_rank(gone), tuple(added), tuple(places)
+        )
 
 
 def load_chain(module: ModuleName, ops: Sequence[Op]) -> Chain:

@@ -11,15 +11,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 from paramerge.apply.chain import DeltaLink, load_chain
-from paramerge.apply.operations import Edit, FamilyOp, Op
+from paramerge.apply.operations import Edit, FamilyOp, Op, ParaOp
+from paramerge.apply.sampling import Grid
+from paramerge.apply.survival import LayerSurvival, Probe
 from paramerge.apply.tensor_plan import TensorPlan
+from paramerge.files.dtypes import is_float, unit_roundoff
 from paramerge.models.names import ModuleName
 
 _ROOM = threading.Lock()
+
+_OF_CODES = 2.0**-6
+"""The error of 8-bit whole numbers with a scale, relative to a weight."""
 
 
 @contextmanager
@@ -32,8 +39,23 @@ def room_for(plan: TensorPlan) -> Iterator[None]:
         yield
 
 
-def apply_ops(module: ModuleName, ops: Sequence[Op], W: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """All ``ops`` on the weight ``W`` (d, k) float64.
+class Watched:
+    """A sample of the change that each operation makes of a layer, as it is stored."""
+
+    def __init__(self, grid: Grid, *, transposed: bool) -> None:
+        self.grid, self.transposed = grid, transposed
+        self.changes: list[torch.Tensor] = []
+        """By operation, float64."""
+
+    def of(self, W: torch.Tensor) -> torch.Tensor:
+        """The sample of a weight."""
+        return self.grid.taken(W.T if self.transposed else W)
+
+
+def apply_ops(
+    module: ModuleName, ops: Sequence[Op], W: torch.Tensor, watched: Watched | None = None
+) -> tuple[torch.Tensor, int, int]:
+    """All ``ops`` on the weight ``W`` (d, k) float64; what each does is ``watched``.
 
     Returns
     -------
@@ -47,13 +69,22 @@ def apply_ops(module: ModuleName, ops: Sequence[Op], W: torch.Tensor) -> tuple[t
     removed = rank = 0
     for segment in _segments(ops):
         if isinstance(segment, FamilyOp):
+            before = watched.of(W) if watched is not None else None
             W = torch.from_numpy(segment.module.apply(W.numpy(), segment.strength))
+            if watched is not None and before is not None:
+                watched.changes.append(watched.of(W) - before)
             bound = segment.module.rank_bound
             rank += min(W.shape) if bound is None else bound
             continue
         chain = load_chain(module, segment)
         basis = chain.basis
         change = chain.change(None if basis is None else basis.T @ W)
+        if watched is not None:
+            watched.changes += (
+                [torch.zeros_like(watched.of(W))] * len(segment)
+                if change is None
+                else change.by_link(watched.grid, transposed=watched.transposed)
+            )
         if change is not None:
             W = change.applied_to(W)
             removed, rank = removed + change.removed, rank + change.rank
@@ -100,8 +131,26 @@ def _without_plus_zero(change: torch.Tensor) -> torch.Tensor:
     return change.masked_fill_(change == 0, -0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class LayerResult:
+    """The outcome for one layer: the rank taken by PaRas of strength 1, and the rank of the whole change.
+
+    ``survival`` is the part of it that is written; None where nothing of it was rounded.
+    """
+
+    name: str
+    removed: int
+    rank: int
+    survival: LayerSurvival | None = None
+
+
 class LayerInTensor:
     """The rows of one layer within the tensor that it is stored in."""
+
+    rank: int
+    removed: int
+    probe: Probe
+    """The comparison of its values with what is written of them."""
 
     def __init__(self, edit: Edit) -> None:
         target = edit.target
@@ -114,10 +163,34 @@ class LayerInTensor:
         """The layer."""
         return str(self._edit.target.module)
 
+    def result(self) -> LayerResult:
+        """The outcome, when all its rows are written."""
+        return LayerResult(self.name, self.removed, self.rank, self.probe.result(self.changes_by_op))
+
+    def changes_by_op(self, grid: Grid) -> list[torch.Tensor]:
+        """The sample of each operation's change of the rows as they are stored, float64."""
+        raise NotImplementedError
+
+    def new_probe(self, columns: int, dtype: str, compute: torch.dtype) -> Probe:
+        """A comparison of what is written of it, as ``dtype``, with what was meant."""
+        ops = self._edit.ops
+        place = (self._start, self._stop - self._start, columns)
+        floors = [_floor(op, self._edit.target.shape[0], dtype) for op in ops]
+        return Probe(self.name, [op.steps for op in ops], floors, place, dtype, compute)
+
     def overlap(self, first_row: int, rows: int) -> tuple[int, int]:
         """This layer's rows among the next ``rows`` from ``first_row``, counted from there; maybe none."""
         start = min(max(self._start - first_row, 0), rows)
         return start, max(start, min(self._stop - first_row, rows))
+
+
+def _floor(op: Op, rows: int, dtype: str) -> float:
+    """The energy, relative to the weight's, that rounding to ``dtype`` leaves in the directions of a PaRa."""
+    if not isinstance(op, ParaOp):
+        return 0.0
+    strength = max(part.strength for part in op.parts)
+    roundoff = unit_roundoff(dtype) if is_float(dtype) else _OF_CODES
+    return (strength * roundoff) ** 2 * min(op.rank, rows) / rows
 
 
 class WholeLayer(LayerInTensor):
@@ -144,9 +217,14 @@ class WholeLayer(LayerInTensor):
         target = self._edit.target
         W = self._held.T.contiguous() if target.transposed else self._held
         self._held = None
-        result, self.removed, self.rank = apply_ops(target.module, self._edit.ops, W)
+        self._watched = Watched(self.probe.grid, transposed=target.transposed)
+        result, self.removed, self.rank = apply_ops(target.module, self._edit.ops, W, self._watched)
         torch.where(result == W, W, result, out=result)  # a zero that nothing changed keeps its sign
         self._held = result.T if target.transposed else result
+
+    def changes_by_op(self, grid: Grid) -> list[torch.Tensor]:
+        """The sample of each operation's change of the rows as they are stored, float64."""
+        return self._watched.changes
 
     def changes(self, start: int, stop: int) -> bool:
         """Whether it changes rows ``start`` to ``stop``, which are wholly inside or outside of it."""

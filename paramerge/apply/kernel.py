@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
-from paramerge.apply.chain import load_chain
-from paramerge.apply.dense import Added, LayerInTensor, WholeLayer
+from paramerge.apply.chain import ChainChange, load_chain
+from paramerge.apply.dense import Added, LayerInTensor, LayerResult, WholeLayer
 from paramerge.apply.encoder import Encoder
 from paramerge.apply.operations import Edit
 from paramerge.apply.rounding import Rounder
-from paramerge.apply.tensor_plan import TensorPlan
+from paramerge.apply.sampling import Grid
+from paramerge.apply.stochastic import StochasticRounder
+from paramerge.apply.tensor_plan import TensorPlan, matrix_shape
 from paramerge.errors import NonFiniteError
 
 _BLOCK_ELEMENTS = 1 << 18
@@ -38,15 +39,6 @@ _TORCH = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class LayerResult:
-    """The outcome for one layer: the rank taken by PaRas of strength 1, and the rank of the whole change."""
-
-    name: str
-    removed: int
-    rank: int
 
 
 class Blocks:
@@ -92,6 +84,13 @@ class TensorEditor:
         self._layers = [
             WholeLayer(edit) if edit.needs_whole else _Layer(edit, self._compute) for edit in plan.edits
         ]
+        for layer in self._layers:
+            layer.probe = layer.new_probe(matrix_shape(plan.shape)[1], plan.dtype, self._compute)
+        self._stochastic = (
+            StochasticRounder(f"{plan.component}: {plan.info.key}", plan.dtype)
+            if plan.rounding == "stochastic"
+            else None
+        )
         self._ready = False
         self._values = plan.values.open(blocks, self._compute) if plan.values is not None else None
         self.encoder = Encoder(plan.encoding, plan.info.key) if plan.encoding is not None else None
@@ -104,7 +103,10 @@ class TensorEditor:
     @property
     def results(self) -> list[LayerResult]:
         """The outcome for each layer of the tensor."""
-        return [LayerResult(layer.name, layer.removed, layer.rank) for layer in self._layers]
+        return [
+            LayerResult(layer.name, layer.removed, layer.rank, layer.probe.result(layer.changes_by_op))
+            for layer in self._layers
+        ]
 
     def look(self, weight: torch.Tensor, first_row: int) -> None:
         """See ``weight`` (rows, columns), whose first row is row ``first_row`` of the tensor."""
@@ -132,14 +134,25 @@ class TensorEditor:
                     target[start:stop] = weight[start:stop]
                 continue
             for block, begin in self._blocks_of(weight, start, stop, first_row):
-                for layer in here:
-                    layer.add_to(block, first_row + start + begin)
-                self._check_finite(block, first_row + start + begin, here)
+                row = first_row + start + begin
                 out = target[start + begin : start + begin + len(block)]
-                if self.encoder is not None:
-                    self.encoder.put(block, out, first_row + start + begin)
-                else:
-                    self._blocks.rounder.put(block, out)
+                for layer in here:
+                    layer.probe.before(block, row)
+                    layer.add_to(block, row)
+                self._check_finite(block, row, here)
+                self._round(block, out, row, changed=bool(here) or self._values is not None)
+                if here:
+                    written = out if self.encoder is None else self.encoder.written(out, row)
+                    for layer in here:
+                        layer.probe.after(block, written, row)
+
+    def _round(self, block: torch.Tensor, target: torch.Tensor, row: int, *, changed: bool) -> None:
+        if self.encoder is not None:
+            self.encoder.put(block, target, row)
+        elif self._stochastic is not None and changed:
+            self._stochastic.put(block, target, row * block.shape[1])
+        else:
+            self._blocks.rounder.put(block, target)
 
     def measure(self, weight: torch.Tensor, first_row: int) -> None:
         """See ``weight`` as it will be when it is changed, for the scales that it is written with."""
@@ -198,6 +211,7 @@ class _Layer(LayerInTensor):
         self._left: torch.Tensor | None = None
         self._right: torch.Tensor | None = None
         self._added: Added | None = None
+        self._change: ChainChange | None = None
         self._idle = False
         self.rank = self.removed = 0
         basis = self._chain.basis
@@ -230,7 +244,7 @@ class _Layer(LayerInTensor):
     def work_out(self) -> None:
         if self.must_look:
             self._fold()
-        change = self._chain.change(self._seen if self.must_look else None)
+        self._change = change = self._chain.change(self._seen if self.must_look else None)
         if change is None:
             return
         self.rank, self.removed = change.rank, change.removed
@@ -243,6 +257,12 @@ class _Layer(LayerInTensor):
         if self._added is None:
             self._idle_rows, self._idle_columns = ~self._left.any(dim=1), ~self._right.any(dim=0)
             self._idle = bool(self._idle_rows.any() or self._idle_columns.any())
+
+    def changes_by_op(self, grid: Grid) -> list[torch.Tensor]:
+        """The sample of each operation's change of the rows as they are stored, float64."""
+        if self._change is None:
+            return []
+        return self._change.by_link(grid, transposed=self._edit.target.transposed)
 
     def changes(self, start: int, stop: int) -> bool:
         """Whether it changes rows ``start`` to ``stop``, which are wholly inside or outside of it."""

@@ -20,6 +20,11 @@ Kind = Literal["para", "lora", "adapter"]
 
 MergeChoice = Literal["joint", "sequential"]
 
+Rounding = Literal["nearest", "stochastic"]
+
+LIFTS = ("BF16", "F16", "F32")
+"""Dtypes to which layers are raised that would lose too much."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -80,6 +85,13 @@ class BakeOptions:
         The scheme in which Linear layers are written (:data:`paramerge.storage.written.QUANTISERS`), or None.
     allow_other_model:
         Take adapters that were made for another architecture, as far as their layers fit.
+    rounding:
+        Of values that a step or a merge changes: ``nearest``, or ``stochastic``: the mean of a change is
+        kept, at the price of a larger error.
+    lift:
+        The dtype to which layers are raised that would keep too little of a step; None for none.
+    accept_loss:
+        Write an output that keeps less than half of a step.
     """
 
     merge: MergeChoice = "joint"
@@ -92,17 +104,23 @@ class BakeOptions:
     requantise: bool = False
     quantise: str | None = None
     allow_other_model: bool = False
+    rounding: Rounding = "nearest"
+    lift: str | None = None
+    accept_loss: bool = False
 
     def __post_init__(self) -> None:
         check_amounts(gamma=self.gamma)
         object.__setattr__(self, "dtype", short_name(parse_dtype(self.dtype, (KEEP, *WRITTEN))))
-        if self.merge not in get_args(MergeChoice):
-            raise UsageError(
-                "no such choice",
-                where=option("merge"),
-                expected=", ".join(get_args(MergeChoice)),
-                found=self.merge,
-            )
+        if self.lift is not None:
+            object.__setattr__(self, "lift", short_name(parse_dtype(self.lift, LIFTS, name="lift")))
+        for name, value, choice in (
+            ("merge", self.merge, MergeChoice),
+            ("rounding", self.rounding, Rounding),
+        ):
+            if value not in get_args(choice):
+                raise UsageError(
+                    "no such choice", where=option(name), expected=", ".join(get_args(choice)), found=value
+                )
         self._check_quantised()
 
     def _check_quantised(self) -> None:

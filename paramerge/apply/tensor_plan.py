@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from paramerge.apply.operations import Edit
+from paramerge.apply.steps import Rounding
 from paramerge.apply.values import Values
 from paramerge.checkpoints.layout import WeightFile
 from paramerge.files.dtypes import BITS
@@ -38,6 +39,8 @@ class TensorPlan:
     """The codes and scales that the values are written as, instead of as plain numbers."""
     written_with: str | None = None
     """The key of the codes with which this tensor is made and written: a new scale, a mark."""
+    rounding: Rounding = "nearest"
+    """The way in which changed values are rounded into the output."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from paramerge.apply.kernel import LayerResult
+from paramerge.apply.dense import LayerResult
 from paramerge.apply.tensor_plan import FilePlan
 from paramerge.arguments import as_path
 from paramerge.bake.job import Job, Progress
 from paramerge.bake.output import check_output, write_companions
 from paramerge.bake.plan import Plan
 from paramerge.bake.spans import HashedSink
+from paramerge.bake.survival import Survival, layer_data, refuse_loss
 from paramerge.files.content_hash import TensorDigests
 from paramerge.files.positioned import PositionedWriter, write_all_at
 from paramerge.files.staging import new_folder
@@ -34,6 +35,8 @@ class BakeReport(Summarised):
         The file or folder written.
     layers:
         Each changed layer, in file order: directions removed and rank of the change.
+    survival:
+        The part of each step's change that the output keeps.
     recipe:
         The recipe as it is in the output.
     seconds:
@@ -46,10 +49,16 @@ class BakeReport(Summarised):
 
     output: Path
     layers: tuple[LayerResult, ...] = field(repr=False)
+    survival: Survival = field(repr=False)
     recipe: dict[str, object] = field(repr=False)
     seconds: float
     output_bytes: int
     direct_writes: bool
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings of layers that keep too little."""
+        return self.survival.warnings
 
     def summary(self) -> Mapping[str, object]:
         """The facts that it is shown by."""
@@ -62,7 +71,16 @@ class BakeReport(Summarised):
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready data."""
-        return {**asdict(self), "output": str(self.output)}
+        return {
+            "output": str(self.output),
+            "layers": [layer_data(layer) for layer in self.layers],
+            "survival": self.survival.as_dict(),
+            "warnings": list(self.warnings),
+            "recipe": self.recipe,
+            "seconds": self.seconds,
+            "output_bytes": self.output_bytes,
+            "direct_writes": self.direct_writes,
+        }
 
 
 def bake(
@@ -96,7 +114,10 @@ def bake(
     OutputError
         ``output`` is one of the inputs, exists already, cannot be written, or the disk is full.
     NonFiniteError
-        NaN or Inf in an adapter or in a result. In every case of an error ``output`` is as it was.
+        NaN or Inf in an adapter or in a result.
+    LossError
+        The output would keep less than half of a step, and its loss is not accepted. In every case of an
+        error ``output`` is as it was.
     """
     began = time.perf_counter()
     output = check_output(plan, as_path(output, "output"), overwrite=overwrite)
@@ -104,42 +125,52 @@ def bake(
         layer.open()  # a scale that is no number shows before the work
     job = _Writing(plan, progress, base_sha256)
     try:
-        layers, recipe = (_bake_folder if plan.base.is_folder else _bake_file)(job, output, overwrite)
+        made = (_bake_folder if plan.base.is_folder else _bake_file)(job, output, overwrite)
     finally:
         job.stop_hashing()
     return BakeReport(
         output=output,
-        layers=tuple(layers),
-        recipe=recipe,
+        layers=tuple(made.layers),
+        survival=made.survival,
+        recipe=made.recipe,
         seconds=time.perf_counter() - began,
         output_bytes=plan.output_bytes,
         direct_writes=job.direct,
     )
 
 
-def _bake_file(job: _Writing, output: Path, overwrite: bool) -> tuple[list[LayerResult], dict[str, object]]:
+@dataclass(frozen=True)
+class _Made:
+    layers: list[LayerResult]
+    survival: Survival
+    recipe: dict[str, object]
+
+
+def _bake_file(job: _Writing, output: Path, overwrite: bool) -> _Made:
     (file,) = job.plan.files
     with new_file(output, overwrite=overwrite) as descriptor:
         layers = job.write(file, descriptor)
+        survival = job.finish_measuring()
         job.finish_hashing()
         recipe = job.recipe()
         job.write_header(file, descriptor, recipe)
         job.check_inputs()
-    return layers, recipe
+    return _Made(layers, survival, recipe)
 
 
-def _bake_folder(job: _Writing, output: Path, overwrite: bool) -> tuple[list[LayerResult], dict[str, object]]:
+def _bake_folder(job: _Writing, output: Path, overwrite: bool) -> _Made:
     layers: list[LayerResult] = []
     with new_folder(output, overwrite=overwrite) as folder:
         for file in job.plan.files:
             layers += _in_folder(job, file, folder, lambda fd, file=file: job.write(file, fd))  # type: ignore[misc]
+        survival = job.finish_measuring()
         job.finish_hashing()
         recipe = job.recipe()
         for file in job.plan.files:
             _in_folder(job, file, folder, lambda fd, file=file: job.write_header(file, fd, recipe))  # type: ignore[misc]
         write_companions(job.plan, folder, recipe)
         job.check_inputs()
-    return layers, recipe
+    return _Made(layers, survival, recipe)
 
 
 _Result = TypeVar("_Result")
@@ -179,6 +210,13 @@ class _Writing(Job):
             return layers
         finally:
             writer.close()
+
+    def finish_measuring(self) -> Survival:
+        """Take the part of each step that is kept into the recipe; refuse a loss that is not accepted."""
+        survival = super().finish_measuring()
+        if not self.plan.options.accept_loss:
+            refuse_loss(survival)
+        return survival
 
     def write_header(self, file: FilePlan, descriptor: int, recipe: dict[str, object]) -> None:
         """Write the header, last, when every hash is known; its length was fixed before."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from paramerge.apply.given import Adapter, PathLike, hashing, open_given, opened_base, patterns
-from paramerge.apply.steps import BakeOptions, MergeChoice, Step
+from paramerge.apply.steps import BakeOptions, MergeChoice, Rounding, Step
 from paramerge.bake.find_base import find_base, named_hashes
 from paramerge.bake.plan import Plan, make_plan
 from paramerge.deprecation import also_takes
@@ -34,9 +34,12 @@ def plan_bake(
     content_hash: bool | None = None,
     requantise: bool = False,
     quantise: str | None = None,
+    rounding: Rounding = "nearest",
+    lift: str | None = None,
+    accept_loss: bool = False,
     variant: str | None = None,
 ) -> Plan:
-    """Plan :func:`bake` for every tensor, from the headers alone; ``plan.write(output)`` carries it out.
+    """Plan :func:`bake` for every tensor, from the headers; ``plan.write(output)`` carries it out.
 
     Parameters
     ----------
@@ -69,6 +72,14 @@ def plan_bake(
         else they become plain numbers.
     quantise:
         The scheme in which Linear layers are written: ``fp8``, ``fp8-row``, ``int8-row`` or ``mxfp8``.
+    rounding:
+        Of values that a step changes: ``nearest``, or ``stochastic``, which keeps the mean of a change and
+        has a larger error (docs/survival.md).
+    lift:
+        The dtype (``bf16``, ``fp16``, ``fp32``) to which layers are raised that would keep less than 0.9 of a
+        step. They are measured for the plan, which then reads the layers' weights.
+    accept_loss:
+        Write an output that keeps less than half of a step, too.
     variant:
         The variant of a diffusers folder's weights, such as ``fp16``.
 
@@ -92,6 +103,9 @@ def plan_bake(
         requantise=requantise,
         quantise=quantise,
         allow_other_model=allow_other_model,
+        rounding=rounding,
+        lift=lift,
+        accept_loss=accept_loss,
     )
     return _planned(base, open_given(adapters), options, variant)
 
@@ -120,6 +134,9 @@ def bake(
     content_hash: bool | None = None,
     requantise: bool = False,
     quantise: str | None = None,
+    rounding: Rounding = "nearest",
+    lift: str | None = None,
+    accept_loss: bool = False,
     overwrite: bool = False,
     variant: str | None = None,
     rehash: bool = False,
@@ -145,8 +162,8 @@ def bake(
     ------
     ParamergeError
         What :func:`plan_bake` raises, and :class:`~paramerge.errors.OutputError`,
-        :class:`~paramerge.errors.NonFiniteError` and :class:`~paramerge.errors.InputChangedError`; the output
-        is then as it was.
+        :class:`~paramerge.errors.NonFiniteError`, :class:`~paramerge.errors.InputChangedError` and
+        :class:`~paramerge.errors.LossError`; the output is then as it was.
     """
     options = BakeOptions(
         merge,
@@ -159,6 +176,9 @@ def bake(
         requantise=requantise,
         quantise=quantise,
         allow_other_model=allow_other_model,
+        rounding=rounding,
+        lift=lift,
+        accept_loss=accept_loss,
     )
     opened = open_given(adapters)
     looked_for = named_hashes(adapter for _, adapter in opened) if base is None else ()

@@ -62,12 +62,13 @@ _BLOCK = re.compile(r"[A-Z]{2,4}[0-9]{0,2}")
 _WORDS = {
     *("versions", "paramerge", "torch", "numpy", "ml_dtypes", "kernel"),
     *("layout", "architecture", "kind", "family", "dialect", "merge", "dtype", "krona", "rows"),
-    *("quantise", "alpha"),
+    *("quantise", "alpha", "rounding", "lift"),
 }
 _INSIDE = {"base", "steps", "files", "options", "versions", "content", "companions", "base_recipe"}
 _NUMBERS = {
     *("recipe", "bytes", "strength", "layers", "layers_excluded", "layers_unmatched", "keys_left_over"),
     *("gamma", "allow_unmatched", "allow_other_model", "private", "lokr_scale", "weight", "requantise"),
+    "accept_loss",
 }
 
 

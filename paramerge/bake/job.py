@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection
 from pathlib import PurePosixPath
 
-import torch
-
-from paramerge.adapters.overflow import overflowing
-from paramerge.apply.kernel import LayerResult
+from paramerge.apply.dense import LayerResult
 from paramerge.apply.tensor_plan import FilePlan
 from paramerge.bake.input_names import InputNames
 from paramerge.bake.plan import Plan
 from paramerge.bake.recipe import InputFile, build_recipe, output_metadata
 from paramerge.bake.spans import Sink, TensorSpans
-from paramerge.bake.stream import TensorStream
-from paramerge.bake.tasks import WORKERS, Task, make_tasks
+from paramerge.bake.survival import Survival, survival_of, widest
+from paramerge.bake.tasks import make_tasks
+from paramerge.bake.workers import run_tasks
 from paramerge.checkpoints.layout import Base
 from paramerge.errors import CheckpointError
 from paramerge.files.content_hash import HEADER_KEY, ZEROS, TensorDigests, sealed_header
@@ -60,6 +57,8 @@ class Job:
             InputFile.of(source, source_sha256(source), str(relative))
             for relative, source in zip(plan.base.companions, plan.base.companion_files, strict=True)
         ]
+        self._layers: list[LayerResult] = []
+        self._survival: Survival | None = None
         self.content: dict[PurePosixPath, str] = {}
         self._data_starts: dict[PurePosixPath, int] = {}
         self._step_files = [
@@ -92,14 +91,21 @@ class Job:
         self._hash_others()
         hasher = None if self._hashes[source] else HashBeside(source, lambda: self._done - before)
         try:
-            layers = self._run_workers(source, sink, tasks)
+            layers = run_tasks(source, sink, tasks, self._report)
             if hasher is not None:
                 self._hashes[source] = hasher.result()
         finally:
             if hasher is not None:
                 hasher.stop()
         order = {name: index for index, name in enumerate(str(e.target.module) for e in self.plan.edits)}
-        return sorted(layers, key=lambda layer: order[layer.name])
+        layers.sort(key=lambda layer: order[layer.name])
+        self._layers += layers
+        return layers
+
+    def finish_measuring(self) -> Survival:
+        """Take the part of each step that all tensors sent so far keep into the recipe."""
+        self._survival = survival_of(self.plan, self._layers)
+        return self._survival
 
     def _hash_others(self) -> None:
         """Begin to hash the files of other models, which are read at about the pace of the whole work."""
@@ -119,12 +125,13 @@ class Job:
             hasher.stop()
 
     def recipe(self) -> dict[str, object]:
-        """The recipe, with zeros for hashes that are not known yet."""
+        """The recipe, with zeros for hashes that are not known yet, and room for what is not measured yet."""
         models = (self.plan.base, *(self.plan.merged.others if self.plan.merged else ()))
         base, *others = [
             self._described(model, names) for model, names in zip(models, self.plan.names, strict=False)
         ]
         content = {file.relative: self.content.get(file.relative, ZEROS) for file in self.plan.files}
+        measured = widest(self.plan) if self._survival is None else self._survival.for_recipe()
         return build_recipe(
             self.plan,
             base,
@@ -132,6 +139,7 @@ class Job:
             others,
             content if self.plan.has_content_hash else {},
             self._companions,
+            measured,
         )
 
     def _described(self, model: Base, names: InputNames) -> list[InputFile]:
@@ -162,40 +170,8 @@ class Job:
             return encode_header(_entries(file), public)
         kept = without_layers(source.metadata, file.dequantised)
         metadata = output_metadata(kept, self.plan, recipe) | {HEADER_KEY: ZEROS}
-        return sealed_header(encode_header(_entries(file), metadata))
-
-    def _run_workers(self, source: Source, sink: Sink, tasks: Iterator[Task]) -> list[LayerResult]:
-        stop = threading.Event()
-
-        def work() -> list[LayerResult]:
-            torch.set_num_threads(1)  # the workers are the parallelism; more threads would only contend
-            layers: list[LayerResult] = []
-            stream = TensorStream(source, sink, self._report)
-            try:
-                while not stop.is_set():
-                    with self._lock:
-                        task = next(tasks, None)
-                    if task is None:
-                        break
-                    with overflowing():
-                        layers += stream.run(task)
-            except BaseException:
-                stop.set()
-                raise
-            return layers
-
-        threads = torch.get_num_threads()
-        try:
-            with ThreadPoolExecutor(WORKERS, thread_name_prefix="bake") as pool:
-                futures = [pool.submit(work) for _ in range(WORKERS)]
-                try:
-                    wait(futures, return_when=FIRST_EXCEPTION)
-                except BaseException:  # Ctrl-C: let the workers end their task, then leave
-                    stop.set()
-                    raise
-                return [layer for future in futures for layer in future.result()]
-        finally:
-            torch.set_num_threads(threads)
+        length = self._data_starts.get(file.relative, 0)  # figures may be shorter than the room for them
+        return sealed_header(encode_header(_entries(file), metadata, length=length))
 
     def _report(self, count: int) -> None:
         with self._lock:

@@ -58,6 +58,10 @@ def _tags(plan: Plan) -> list[str]:
         tags.append(f"gamma{_number(options.gamma)}")
     if options.merge != "joint":
         tags.append(options.merge)
+    if options.rounding != "nearest":
+        tags.append(options.rounding)
+    if options.lift is not None:
+        tags.append(f"lift-{options.lift}")
     decided = [step.adapter.interpretation.decided.items() for step in plan.steps]
     tags += dict.fromkeys(f"{name}-{value}" for items in decided for name, value in items)
     plain = [_NO_NAME.sub("_", tag) for tag in tags]
@@ -123,7 +127,8 @@ def _adjusted(plan: Plan, relative: PurePosixPath, source: Source) -> bytes | No
     files = [file for file in plan.files if file.relative.parent == relative.parent]
     layers = list(dict.fromkeys(layer for file in files for layer in file.dequantised))
     kept = plan.options.dtype == "keep" and not plan.options.requantise
-    if not files or (kept and not layers):
+    lifted = plan.lifted and relative.name != "config.json"
+    if not files or (kept and not layers and not lifted):
         return None
     if relative.name.endswith(".safetensors.index.json"):
         content = _object(source)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from paramerge.adapters import Adapter, LoraModule, ParaModule
@@ -22,6 +22,7 @@ from paramerge.apply.true_values import TrueValues
 from paramerge.apply.values import Values
 from paramerge.bake.history import earlier_recipe
 from paramerge.bake.input_names import InputNames, names_of
+from paramerge.bake.lift import LiftedLayer, lift_layers
 from paramerge.bake.merged_models import MergedModels
 from paramerge.bake.planned_step import PlannedStep, match_step
 from paramerge.bake.quantised_layers import DEQUANTISED, StoragePlan, plan_storage
@@ -62,6 +63,8 @@ class Plan:
     """The checkpoints that the base's values are made of, where it is a merge."""
     called: tuple[InputNames, ...] = field(repr=False, default=())
     """The names of all inputs, where the output is to have others than the files have."""
+    lifted: tuple[LiftedLayer, ...] = field(repr=False, default=())
+    """Layers that are written in a finer dtype than they would have."""
 
     @property
     def names(self) -> tuple[InputNames, ...]:
@@ -130,7 +133,7 @@ class Made:
 def make_plan(
     base: Base, steps: Sequence[tuple[Step, Adapter]], options: BakeOptions, made: Made | None = None
 ) -> Plan:
-    """Plan every tensor of ``base``. Only headers have been read.
+    """Plan every tensor of ``base`` from headers; with ``options.lift`` layers are read and measured.
 
     ``made`` is what other checkpoints are merged into it before the steps.
 
@@ -156,13 +159,14 @@ def make_plan(
         *_other_models(base, planned),
         *_assumed_alphas(adapters),
         *already_baked(earlier.recipe, adapters),
-        *lost_in_fp8(files),
+        *(lost_in_fp8(files) if options.rounding == "nearest" and options.lift is None else ()),
         *storage.warnings,
         *_left_alone_warnings(left_alone, options),
         *(made.warnings if made is not None else ()),
     )
     merged = made.merged if made is not None else None
-    return Plan(base, tuple(planned), options, files, left_alone, warnings, _order_warnings(planned), merged)
+    plan = Plan(base, tuple(planned), options, files, left_alone, warnings, _order_warnings(planned), merged)
+    return plan if options.lift is None else lift_layers(plan)
 
 
 def _operations(
@@ -269,7 +273,11 @@ def _plan_file(
             raise not_read(f"{file.header.path}: {key}", f"codes of {info.dtype}")
         shape = layer.shape if layer is not None else None
         dtype = encoding.dtype if encoding is not None else dtype
-        tensors.append(TensorPlan(info, component, dtype, at_key, values, shape, encoding))
+        changed = bool(at_key) or (made is not None and (component, key) in made.values)
+        rounding = options.rounding if changed else "nearest"
+        if encoding is not None and rounding == "stochastic":
+            encoding = replace(encoding, rounding=rounding)
+        tensors.append(TensorPlan(info, component, dtype, at_key, values, shape, encoding, rounding=rounding))
         tensors += _with_codes(tensors[-1])
     return FilePlan(file, tuple(tensors), storage.layers_in(file))
 

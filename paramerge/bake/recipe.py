@@ -14,7 +14,9 @@ from pathlib import PurePosixPath
 import ml_dtypes
 import numpy as np
 
+from paramerge.apply.steps import BakeOptions
 from paramerge.bake.history import earlier_recipe
+from paramerge.bake.lift import recipe_entry
 from paramerge.bake.merged_models import MergedModels
 from paramerge.bake.packages import used_packages
 from paramerge.bake.plan import Plan
@@ -68,12 +70,14 @@ def build_recipe(
     other_files: Sequence[Sequence[InputFile]] = (),
     content: Mapping[PurePosixPath, str] | None = None,
     companions: Sequence[InputFile] = (),
+    survival: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """The recipe as JSON-ready data.
 
     ``base_files`` are the base's weight files, ``step_files`` the files of each step, and ``other_files``
     those of each model that is merged with the base, in order. ``content`` is the content hash of each file
-    of the output, where it has one, and ``companions`` are the files of the base's folder that come along.
+    of the output, where it has one, ``companions`` are the files of the base's folder that come along, and
+    ``survival`` is what was measured.
     """
     options = plan.options
     base, *others = [name.name for name in plan.names]
@@ -95,6 +99,7 @@ def build_recipe(
             **({"requantise": True} if options.requantise else {}),
             **({"quantise": options.quantise} if options.quantise is not None else {}),
             **({"allow_other_model": True} if options.allow_other_model else {}),
+            **_unusual(options),
             **(plan.interpretation.decided if plan.interpretation else {}),
         },
     }
@@ -104,12 +109,23 @@ def build_recipe(
         recipe["companions"] = [_file(file, private=False) for file in companions]
     if content:
         recipe["content"] = _content(plan, content)
+    if plan.lifted:
+        recipe["lifted"] = recipe_entry(plan.lifted)
+    if survival is not None and plan.steps:
+        recipe["survival"] = dict(survival)
     earlier = earlier_recipe(plan.base, private=options.private).recipe
     if earlier is not None:
         recipe["base_recipe"] = earlier
     if plan.merged is not None:
         recipe["merge"] = _merge(plan.merged, others, other_files, options.private)
     return recipe
+
+
+def _unusual(options: BakeOptions) -> dict[str, object]:
+    """Options on rounding that are not the usual ones."""
+    usual = BakeOptions()
+    names = ("rounding", "lift", "accept_loss")
+    return {name: getattr(options, name) for name in names if getattr(options, name) != getattr(usual, name)}
 
 
 def versions() -> dict[str, str]:

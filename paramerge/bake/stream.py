@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from paramerge.apply.dense import room_for
+from paramerge.apply.dense import LayerResult, room_for
 from paramerge.apply.encoder import Encoder
-from paramerge.apply.kernel import Blocks, LayerResult, TensorEditor, as_codes, as_matrix
+from paramerge.apply.kernel import Blocks, TensorEditor, as_codes, as_matrix
 from paramerge.apply.tensor_plan import TensorPlan, matrix_shape
 from paramerge.bake.spans import Sink
 from paramerge.bake.tasks import BUFFER_BYTES, Placed, Task, held_bytes

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from paramerge.adapters import ParaModule
 from paramerge.apply.operations import Edit, FamilyOp
 from paramerge.apply.tensor_plan import TensorPlan
+from paramerge.bake.lift import LiftedLayer
 from paramerge.bake.merged_models import MergedModels
 from paramerge.bake.plan import Plan
 from paramerge.bake.planned_step import PlannedStep
@@ -89,6 +90,7 @@ class PlanSummary:
     bytes_out: int
     peak_memory_bytes: int
     merged: MergedSummary | None = None
+    lifted: tuple[LiftedLayer, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready data."""
@@ -119,6 +121,7 @@ def summarise(plan: Plan) -> PlanSummary:
         bytes_out=plan.output_bytes,
         peak_memory_bytes=_peak_memory(plan, tensors),
         merged=_merged(plan.merged) if plan.merged is not None else None,
+        lifted=plan.lifted,
     )
 
 

@@ -30,8 +30,10 @@ KEEP = "keep"
 _CANONICAL = {spelling.lower(): dtype for dtype, names in _SPELLINGS.items() for spelling in (dtype, *names)}
 
 
-def parse_dtype(value: object, allowed: Sequence[str] = WRITTEN) -> str:
+def parse_dtype(value: object, allowed: Sequence[str] = WRITTEN, name: str = "dtype") -> str:
     """The name in safetensors of a dtype in any spelling; a dtype of NumPy or torch will do, too.
+
+    ``name`` is the argument that it was given for.
 
     Raises
     ------
@@ -42,7 +44,7 @@ def parse_dtype(value: object, allowed: Sequence[str] = WRITTEN) -> str:
     if dtype not in allowed:
         raise UsageError(
             "this dtype cannot be chosen",
-            where=option("dtype"),
+            where=option(name),
             expected=", ".join(map(short_name, allowed)),
             found=value,
         )

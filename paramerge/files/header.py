@@ -129,11 +129,15 @@ def _open(path: Path) -> Source:
 
 
 def encode_header(
-    tensors: list[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str], align: int = 8
+    tensors: list[tuple[str, str, tuple[int, ...], int]],
+    metadata: Mapping[str, str],
+    align: int = 8,
+    length: int = 0,
 ) -> bytes:
     """Encode a header (with its length prefix) for ``(key, dtype, shape, nbytes)`` laid out in that order.
 
-    The JSON is padded with spaces so that the data starts at a multiple of ``align`` bytes.
+    The JSON is padded with spaces so that the data starts at a multiple of ``align`` bytes, and not before
+    byte ``length``.
 
     Raises
     ------
@@ -148,6 +152,7 @@ def encode_header(
         entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
         offset += nbytes
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(length - 8)
     text += b" " * (-(8 + len(text)) % align)
     if len(text) > MAX_HEADER_BYTES:
         raise OutputError(

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from paramerge.apply.dense import apply_ops
-from paramerge.apply.kernel import LayerResult
+from paramerge.apply.dense import LayerResult, apply_ops
 from paramerge.apply.operations import Edit
 from paramerge.apply.rounding import Rounder
 from paramerge.bake.plan import Plan

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from paramerge.apply.given import Adapter, PathLike, hashing, open_given, opened_base, patterns
-from paramerge.apply.steps import BakeOptions, Step
+from paramerge.apply.steps import BakeOptions, Rounding, Step
 from paramerge.arguments import as_path
 from paramerge.errors import UsageError
 from paramerge.files.dtype_names import KEEP
@@ -51,6 +51,9 @@ def merge(
     private: bool = False,
     interpretation: Interpretation = BY_TRAINER,
     content_hash: bool | None = None,
+    rounding: Rounding = "nearest",
+    lift: str | None = None,
+    accept_loss: bool = False,
     overwrite: bool = False,
     rehash: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -97,7 +100,9 @@ def merge(
         Leave the inputs' names out of the recipe.
     interpretation:
         The user's decisions where trainers of adapters disagree.
-    content_hash:
+    rounding, accept_loss:
+        As for :func:`paramerge.bake`.
+    lift, content_hash:
         Checkpoints: as for :func:`paramerge.bake`.
     overwrite, rehash, progress:
         As for :func:`paramerge.bake`; for adapters ``progress`` counts layers.
@@ -125,10 +130,11 @@ def merge(
                 given.inputs, method=method, blocks=blocks, adapters=adapters, components=components,
                 only=only, prune=prune, private=private, content_hash=content_hash,
                 variant=variant, merge=merge, gamma=gamma, dtype=dtype, allow_unmatched=allow_unmatched,
-                interpretation=interpretation, **parameters,
+                interpretation=interpretation, rounding=rounding, lift=lift,
+                accept_loss=accept_loss, **parameters,
             )  # fmt: skip
             return plan.write(output, progress, overwrite=overwrite)
-        _refuse("a merge of adapters", asked)
+        _refuse("a merge of adapters", {**asked, option("lift"): lift})
         options = CombineOptions(merge, gamma, keep, rank, energy, dtype or "fp16", allow_unmatched, private)
         opened = open_given(given.adapters, interpretation=interpretation)
         return combine(
@@ -159,6 +165,9 @@ def plan_merge(
     dtype: str | None = None,
     allow_unmatched: bool = False,
     interpretation: Interpretation = BY_TRAINER,
+    rounding: Rounding = "nearest",
+    lift: str | None = None,
+    accept_loss: bool = False,
     **parameters: object,
 ) -> Plan:
     """Plan :func:`merge` for every tensor of checkpoints; ``plan.write(output)`` carries it out.
@@ -171,7 +180,18 @@ def plan_merge(
         See :func:`paramerge.merge.checkpoints.plan.plan_merge`.
     """
     models = list(models)
-    options = BakeOptions(merge, gamma, patterns(only), dtype or KEEP, allow_unmatched, private, content_hash)
+    options = BakeOptions(
+        merge,
+        gamma,
+        patterns(only),
+        dtype or KEEP,
+        allow_unmatched,
+        private,
+        content_hash,
+        rounding,
+        lift,
+        accept_loss,
+    )
     steps = open_given(adapters, interpretation=interpretation)
     if len(models) == 1 and str(models[0]).endswith(".toml"):
         recipe = read_toml_recipe(Path(str(models[0])))

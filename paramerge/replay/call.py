@@ -69,6 +69,7 @@ def replay(
     without: Iterable[int] = (),
     base: PathLike | Base | None = None,
     dtype: str | None = None,
+    accept_loss: bool = False,
     overwrite: bool = False,
     rehash: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -95,6 +96,8 @@ def replay(
         Another base, or first model.
     dtype:
         Another dtype of the output, or ``keep``.
+    accept_loss:
+        Write an output that keeps less than half of a step, too; a recipe of one says so itself.
     overwrite, rehash, progress:
         As for :func:`paramerge.bake`.
 
@@ -111,8 +114,9 @@ def replay(
     """
     with hashing(rehash=rehash):
         made = plan_replay(
-            recipe, models=models, strengths=set or {}, without=tuple(without), base=base, dtype=dtype
-        )
+            recipe, models=models, strengths=set or {}, without=tuple(without), base=base, dtype=dtype,
+            accept_loss=accept_loss,
+        )  # fmt: skip
         return made.plan.write(made.check_output(output, overwrite=overwrite), progress, overwrite=overwrite)
 
 
@@ -124,15 +128,16 @@ def plan_replay(
     without: Collection[int] = (),
     base: PathLike | Base | None = None,
     dtype: str | None = None,
+    accept_loss: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> Replay:
     """The plan of :func:`replay`; ``note`` is called with a line before anything that takes long."""
     path = as_path(path, "recipe")
     changes = (strengths or {}, without, dtype)
     if path.suffix == ".toml":
-        return _of_toml(path, *changes, base)
+        return _of_toml(path, *changes, base, accept_loss)
     inputs = Inputs(map(Path, models), (path.absolute().parent,), note)
-    recipe = read_recipe(path).changed(*changes)
+    recipe = read_recipe(path).changed(*changes, accept_loss=accept_loss)
     _check_packages(recipe, path)
     opened = None if base is None else opened_base(base)
     return planned(recipe, inputs, path, opened)
@@ -185,6 +190,7 @@ def _of_toml(
     without: Collection[int],
     dtype: str | None,
     base: PathLike | Base | None,
+    accept_loss: bool,
 ) -> Replay:
     """A recipe in TOML, which names its files by their places."""
     recipe = read_toml_recipe(path)
@@ -192,6 +198,8 @@ def _of_toml(
     request = recipe.request
     if dtype is not None:
         request = replace(request, options=replace(request.options, dtype=dtype))
+    if accept_loss:
+        request = replace(request, options=replace(request.options, accept_loss=True))
     if base is not None:
         request = replace(request, models=(base, *request.models[1:]))
     return Replay(request.plan(open_given(adapters)), path)

@@ -136,12 +136,12 @@ class _Reader:
     def _options(self, options: Mapping[str, Any]) -> BakeOptions:
         given = {name: options[name] for name in _OPTIONS if name in options}
         only = self._list(given.pop("only", []), "options: only")
-        flags = ("allow_unmatched", "private", "requantise", "allow_other_model")
+        flags = ("allow_unmatched", "private", "requantise", "allow_other_model", "accept_loss")
         wrong = [name for name in flags if not isinstance(given.get(name, False), bool)]
-        texts = (*only, given.get("dtype", ""), given.get("quantise", ""))
+        texts = (*only, given.get("dtype", ""), given.get("quantise", ""), given.get("lift") or "")
         if wrong or not all(isinstance(text, str) for text in texts):
             raise self._error(
-                "options: " + (wrong[0] if wrong else "only, dtype, quantise"), "text, true or false"
+                "options: " + (wrong[0] if wrong else "only, dtype, quantise, lift"), "text, true or false"
             )
         if not isinstance(given.get("gamma"), float | int | None) or isinstance(given.get("gamma"), bool):
             raise self._error("options: gamma", "a number", given["gamma"])

@@ -81,7 +81,14 @@ class Recipe:
         for given in every:
             yield from given.files
 
-    def changed(self, strengths: Mapping[int, float], without: Collection[int], dtype: str | None) -> Recipe:
+    def changed(
+        self,
+        strengths: Mapping[int, float],
+        without: Collection[int],
+        dtype: str | None,
+        *,
+        accept_loss: bool = False,
+    ) -> Recipe:
         """A variant; steps are counted from 1.
 
         Raises
@@ -93,6 +100,8 @@ class Recipe:
         if not steps and self.merge is None:
             raise UsageError("nothing is left to bake", where=option("without"))
         options = self.options if dtype is None else replace(self.options, dtype=dtype)
+        if accept_loss:
+            options = replace(options, accept_loss=True)
         return replace(self, steps=steps, options=options)
 
 

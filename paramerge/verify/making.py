@@ -78,6 +78,7 @@ class _Making:
         present = [(file, header) for file in self.plan.files if (header := self._header_of(file))]
         for file, header in present:
             self._compare(file, header)
+        self.job.finish_measuring()
         self.job.finish_hashing()
         recipe = self.job.recipe() | {"versions": (self.output.recipe or {}).get("versions")}
         for file, header in present:

@@ -17,7 +17,7 @@ from paramerge.resolve.blocks import parse_blocks
 from paramerge.strict_toml import read_toml
 
 _TABLES = {"models", "steps"}
-_OPTIONS = {"merge", "gamma", "only", "dtype", "allow_unmatched", "private", "content_hash"}
+_OPTIONS = set(BakeOptions.__dataclass_fields__)
 _KINDS: Mapping[str, type[Adapter]] = {"para": Para, "lora": Lora, "adapter": Adapter}
 
 
