@@ -38,7 +38,8 @@ def test_a_changed_layer_is_its_true_value_and_the_change_rounded_once(
     lora, changes = lora_on(tmp_path / "lora")
     (file,) = open_base(base).files
     before = load(base)
-    after = load(baked(base, tmp_path / "out", lora))
+    # of weights of 1e4 the rounding to bf16 is larger than the whole change
+    after = load(baked(base, tmp_path / "out", lora, accept_loss=kind == "hard"))
     key = f"{LAYERS[0]}.weight"
     exact = file.tensor(key).read_exact() + changes[LAYERS[0]]
     assert after.tensors[key].dtype == BF16
