@@ -174,7 +174,6 @@ class _Job:
     def run(self, steps: Sequence[Step], output: Path | None) -> None:
         """Bake ``steps``, or show the plan, and report."""
         from paramerge.apply.given import opened_base
-        from paramerge.bake.diagnose import diagnose
         from paramerge.bake.find_base import find_base, named_hashes
         from paramerge.bake.output import check_output, default_output
         from paramerge.bake.plan import make_plan
@@ -198,6 +197,9 @@ class _Job:
             return
         for warning in plan.warnings:
             warn(warning)
+
+        from paramerge.bake.diagnose import diagnose  # which imports torch
+
         with Progress("comparing adapters", quiet=as_json, unit="layers") as progress:
             diagnosis = diagnose(plan, progress.update)
         if not as_json:
