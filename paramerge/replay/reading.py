@@ -31,7 +31,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NUMBERED = re.compile(r"(model|step) ([1-9]\d{0,5})")
 _OPTIONS = (
     *("merge", "gamma", "only", "dtype", "allow_unmatched", "private"),
-    *("requantise", "quantise", "allow_other_model"),
+    *("requantise", "quantise", "allow_other_model", "rounding", "lift", "accept_loss"),
 )
 _INTERPRETATION = ("lokr_scale", "krona", "rows", "alpha")
 
