@@ -17,6 +17,7 @@ from paramerge.adapters.parts import Part
 from paramerge.adapters.rounding import rounded
 from paramerge.adapters.unread import refuse_unread
 from paramerge.checkpoints.layout import Base
+from paramerge.convert.naming import has_single_names, joined, record_for, renamed
 from paramerge.convert.parts import names_change_alone, part_of
 from paramerge.convert.request import (
     ConvertOptions,
@@ -115,15 +116,22 @@ def convert(
     weights = None if base is None else BaseWeights(base)
     if weights is not None:
         adapters = [weights.check(adapter) for adapter in adapters]
-    elif not named_dialect(options.to).underscored:
+    to = named_dialect(options.to)
+    record = record_for(adapters[0], base) if to.parts not in ("para", "deft") else None
+    single = record is not None and has_single_names(to, record)
+    if record is not None and not to_lora:
+        adapters = [renamed(adapter, record, single=single) for adapter in adapters]
+    elif weights is None and not to.underscored:
         refuse_unread_names(adapters)
-    if options.to == "diffusers":
+    if to.key == "diffusers" and record is None:
         for adapter in adapters:
             refuse_other_names(adapter, base)
     if to_lora and weights is not None:
         parts: Iterator[Part] = _as_lora(inputs, adapters, weights, options, progress)
     else:
         parts = _parts(adapters[0], options, left_out, progress)
+    if record is not None and single:
+        parts = joined(parts, record)
     job = Writing(output, options, adapters, weights, to_lora, overwrite)
     with overflowing():
         written = job.write(list(parts))

@@ -20,6 +20,10 @@ _COMPONENTS = {
 the first of its pipeline."""
 
 
+BUNDLED = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"}
+"""The names that are written for text encoders."""
+
+
 def without_prefix(path: str) -> str | None:
     """The path in the model that removes the noise; None where there is no such prefix."""
     match = _MODEL.match(path)

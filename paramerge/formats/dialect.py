@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 from paramerge.adapters import registry
 from paramerge.errors import UsageError
 from paramerge.files.header import Header
+from paramerge.formats.layers import folded
 from paramerge.models.names import ModuleName
 
 
@@ -101,6 +102,8 @@ class Dialect:
         UsageError for a layer that the dialect has no name for. None where nothing is written so.
     underscored:
         Whether the dots of paths are underscores in its names.
+    original:
+        Whether its readers have the names of single files for a model that is known by two namings.
     parts:
         The format whose parts it has: families say for ``kohya``, ``diffusers``, ``peft``, ``para`` and
         ``deft`` which tensors hold a layer of theirs. Empty where ``convert`` does not write it.
@@ -129,6 +132,7 @@ class Dialect:
     embeddings: Callable[[Header], Collection[str]] = _no_embeddings
     spell: Callable[[ModuleName, str | None], str] | None = None
     underscored: bool = False
+    original: bool = False
     parts: str = ""
     alpha: Literal["tensor", "configuration", "folded"] = "tensor"
     metadata: Callable[[Sequence[WrittenLayer], str | None], dict[str, str]] = _no_metadata
@@ -160,7 +164,8 @@ class Dialect:
         stem = self.spell(name, architecture)
         place = self.place(stem)
         found = None if place is None else place.name
-        if found != name and not (self.folder and found is not None and found.path == name.path):
+        same = found == name or (found is not None and folded(found) == folded(name))
+        if not same and not (self.folder and found is not None and found.path == name.path):
             raise UsageError(
                 "this format has no name for a layer of the adapter", where=name, expected=self.names
             )

@@ -16,12 +16,12 @@ from paramerge.errors import AdapterError, IncompleteLayerError
 from paramerge.files.header import Header
 from paramerge.formats import diffusers, peft
 from paramerge.formats.dialect import Role
-from paramerge.formats.diffusers import DIFFUSERS, DIFFUSERS_OLD
+from paramerge.formats.diffusers import DIFFUSERS
 from paramerge.formats.families import DIFFUSE_KRONA, SVDIFF, Survey, several_dialects
 from paramerge.formats.kohya import KOHYA
 from paramerge.formats.layers import strays
 from paramerge.formats.peft import PEFT
-from paramerge.formats.registry import dialects
+from paramerge.formats.registry import dialects, named_dialect
 from paramerge.formats.roles import dialects_of, read_roles
 from paramerge.interpretation import KRONA_KEY, Interpretation
 from paramerge.listing import listed
@@ -126,7 +126,7 @@ def _rules(
         scaling = lambda name, rank: settings.scaling(name.path, rank)  # noqa: E731
     elif dialect == PEFT.key and (alpha := interpretation.stated_alpha) is not None:
         scaling = lambda name, rank: Scaling(alpha)  # noqa: E731
-    elif dialect in (DIFFUSERS.key, DIFFUSERS_OLD.key):
+    elif named_dialect(dialect).base == DIFFUSERS.key:
         scaling = diffusers.scaling_from_metadata(header.metadata, header.path, dora="DoRA" in found.modules)
     else:
         scaling = scale_by_rank

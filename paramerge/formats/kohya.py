@@ -110,6 +110,7 @@ KOHYA = Dialect(
     spell=_stem,
     parts="kohya",
     underscored=True,
+    original=True,
     aliases=("lycoris",),
     metadata=_metadata,
 )

@@ -13,11 +13,13 @@ from functools import cache, lru_cache
 from paramerge.files.header import LONGEST_KEY
 from paramerge.formats.bfl_control import BFL_CONTROL
 from paramerge.formats.cloneofsimo import CLONEOFSIMO
+from paramerge.formats.comfyui_files import COMFYUI
 from paramerge.formats.dialect import Dialect, Place
 from paramerge.formats.diffusers import DIFFUSERS, DIFFUSERS_OLD
 from paramerge.formats.hunyuan_i2v import HUNYUAN_I2V
 from paramerge.formats.kohya import KOHYA, KOHYA_SGM
 from paramerge.formats.native import PARA
+from paramerge.formats.onetrainer import ONETRAINER
 from paramerge.formats.peft import DEFT, PEFT
 from paramerge.formats.videox_fun import VIDEOX_FUN
 from paramerge.formats.xlabs import XLABS
@@ -29,8 +31,10 @@ DIALECTS = Registry(
     "paramerge.dialects",
     (
         VIDEOX_FUN,
+        ONETRAINER,
         KOHYA,
         KOHYA_SGM,
+        COMFYUI,
         DIFFUSERS,
         PEFT,
         PARA,

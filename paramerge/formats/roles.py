@@ -15,6 +15,7 @@ from paramerge.adapters.family import Family
 from paramerge.adapters.registry import endings, families
 from paramerge.files.header import Header
 from paramerge.formats import peft
+from paramerge.formats.comfyui_files import COMFYUI
 from paramerge.formats.dialect import Dialect, Place, Role
 from paramerge.formats.diffusers import DIFFUSERS, DIFFUSERS_OLD
 from paramerge.formats.registry import dialect_of, place_of
@@ -66,7 +67,7 @@ def read_roles(header: Header, *, configured: bool = False, whole: Collection[st
             role = Role(place, cut[1], key) if cut and place else None
         elif configured and (saved := peft.saved_whole(key, whole)) is not None:
             role = _whole(key, *saved)
-        elif configured and dialect is DIFFUSERS:
+        elif configured and dialect in (DIFFUSERS, COMFYUI):
             found = read_role(peft.PREFIX + key)
             role = found and found._replace(key=key)
         else:

@@ -60,11 +60,15 @@ class KohyaNames:
     """Other beginnings of it that are read."""
     v2: bool = False
     """Whether ``ss_v2`` is true of it, and of nothing else."""
+    diffusers: bool = False
+    """Whether layers go by diffusers' names in kohya's files, where those are not the single file's."""
     prefixes: Mapping[str, str] = field(
         default_factory=lambda: {
             "unet": "lora_unet_",
             "text_encoder": "lora_te_",
             "text_encoder_2": "lora_te2_",
+            "transformer": "lora_unet_",
+            "text_encoder_3": "lora_te3_",
         }
     )
     """The beginnings of layers' names, by component."""

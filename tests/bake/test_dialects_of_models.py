@@ -8,70 +8,22 @@ from pathlib import Path
 import diffusion_transformers as small
 import numpy as np
 import pytest
-import torch
 from baking import plan_of
 from checkpoint_files import write_holes
-from dialect_files import SPELLINGS, Array, Factors, write_lora
-from numpy.typing import NDArray
-from single_files import as_single_file, namings
+from dialect_files import SPELLINGS, write_lora
+from lora_factors import changes, factors_of
+from single_files import namings, single_shapes
 
-from paramerge.apply.operations import LoraOp
 from paramerge.apply.steps import Step
-from paramerge.bake.plan import Plan
-from paramerge.models.key_map import KeyMap, single_key
+from paramerge.models.key_map import KeyMap
 
-RANK = 2
 MODELS = [(name, n) for name in small.MODELS for n in range(1 + ("hunyuan" in name))]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def stacked(key_map: KeyMap, state: Mapping[str, Array], shapes: Shapes) -> dict[str, Array]:
-    """Values by diffusers' paths under the single file's."""
-    tensors = {f"{path}.weight": torch.from_numpy(value) for path, value in state.items()}
-    single = as_single_file(key_map, tensors, shapes)
-    return {key.removesuffix(".weight"): value.numpy() for key, value in single.items()}
-
-
-def factors_of(key_map: KeyMap, shapes: Shapes) -> tuple[Factors, Factors]:
-    """A LoRA on every linear layer, by diffusers' paths and by the single file's; parts of a stack share
-    their down factor."""
-    rng = np.random.default_rng(0)
-    linear = {
-        key.removesuffix(".weight"): shape
-        for key, shape in shapes.items()
-        if key.endswith(".weight") and len(shape) == 2 and not key.startswith("cond_type")
-    }
-    up = {path: rng.standard_normal((shape[0], RANK)).astype(np.float32) for path, shape in linear.items()}
-    down: dict[str, Array] = {}
-    single_down: dict[str, Array] = {}
-    for path, shape in linear.items():
-        single = str(single_key(key_map, f"{path}.weight")).removesuffix(".weight")
-        made = rng.standard_normal((RANK, shape[1])).astype(np.float32)
-        down[path] = single_down.setdefault(single, made)
-    single_up = stacked(key_map, up, shapes)
-    return (
-        {path: (up[path], down[path]) for path in linear},
-        {path: (value, single_down[path]) for path, value in single_up.items()},
-    )
-
-
-def changes(plan: Plan) -> dict[str, NDArray[np.float64]]:
-    """What a plan adds to every tensor, by its key."""
-    found: dict[str, NDArray[np.float64]] = {}
-    for edit in plan.edits:
-        (op,) = edit.ops
-        assert isinstance(op, LoraOp)
-        tensor = next(f.header.tensors[edit.target.key] for f in plan.base.files)
-        total = found.setdefault(edit.target.key, np.zeros((tensor.shape[0], edit.target.shape[1])))
-        start, stop = edit.target.rows or (0, tensor.shape[0])
-        total[start:stop] += op.module.change().whole()
-    return found
-
-
 def bases(name: str, key_map: KeyMap, shapes: Shapes, folder: Path) -> Iterator[tuple[str, Path, bool]]:
     """A single file with ComfyUI's prefix, one without, diffusers' layout; whether names are diffusers'."""
-    meta = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    single = {key: tuple(value.shape) for key, value in as_single_file(key_map, meta).items()}
+    single = single_shapes(key_map, shapes)
     for label, prefix in (("ComfyUI's", "model.diffusion_model."), ("bare", "")):
         path = folder / f"{label}.safetensors"
         yield label, write_holes(path, {prefix + key: s for key, s in single.items()}, "F32"), False

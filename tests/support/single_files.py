@@ -34,3 +34,9 @@ def as_single_file(
         value = torch.cat([state[part] for part in found.keys]) if len(found.keys) > 1 else state[key]
         single[target] = torch.cat(value.chunk(2)[::-1]) if layer.swapped else value
     return single
+
+
+def single_shapes(key_map: KeyMap, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """The keys and shapes of the single file of a model with these."""
+    meta = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    return {key: tuple(value.shape) for key, value in as_single_file(key_map, meta).items()}

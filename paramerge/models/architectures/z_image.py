@@ -41,6 +41,6 @@ RECORDS = (
         patterns=(r"\bcap_embedder\.", r"\blayers\.\d+\.attention\.(qkv|to_q)\."),
         key_map=KEY_MAP,
         modelspec_read=("z-image", "zimage"),
-        kohya=KohyaNames(also=("zimage", "z-image", "z_image")),
+        kohya=KohyaNames(also=("zimage", "z-image", "z_image"), diffusers=True),
     ),
 )
