@@ -17,7 +17,7 @@ from paramerge.adapters.parts import Part
 from paramerge.adapters.rounding import rounded
 from paramerge.adapters.unread import refuse_unread
 from paramerge.checkpoints.layout import Base
-from paramerge.convert.naming import has_single_names, joined, record_for, renamed
+from paramerge.convert.naming import has_single_names, joined
 from paramerge.convert.parts import names_change_alone, part_of
 from paramerge.convert.request import (
     ConvertOptions,
@@ -35,6 +35,7 @@ from paramerge.merge.mixed import as_one_lora
 from paramerge.merge.request import CombineOptions, Input
 from paramerge.models.names import ModuleName, in_order
 from paramerge.resolve.checks import check_architectures, common_architecture
+from paramerge.resolve.namings import record_for, renamed
 from paramerge.resolve.weights import BaseWeights, LayerShapes
 from paramerge.summarised import Summarised
 

@@ -13,6 +13,7 @@ from paramerge.apply.steps import Step
 from paramerge.convert.convert import convert
 from paramerge.convert.request import ConvertOptions
 from paramerge.errors import FamilyError, UnmatchedError, UsageError
+from paramerge.files.header import read_header
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import open_adapter
 from paramerge.merge.request import Input
@@ -96,12 +97,20 @@ def to_diffusers(path: Path, output: Path) -> None:
     convert([Input(path)], [open_adapter(path)], output, ConvertOptions("diffusers"))
 
 
-@pytest.mark.parametrize("stem", ["diffusion_model.blocks.0.self_attn.q", "blocks.0.ffn.0"])
+@pytest.mark.parametrize("stem", ["diffusion_model.stages.0.mix.q", "stages.0.mix.0"])
 def test_names_that_diffusers_does_not_have_are_not_written(stem: str, tmp_path: Path) -> None:
     path = lora(tmp_path / "l.safetensors", (stem,), ends=("lora_B", "lora_A"))
     with pytest.raises(UsageError, match="names for layers of this adapter are not known"):
         to_diffusers(path, tmp_path / "o.safetensors")
     assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_wans_names_are_written_as_diffusers_has_them(tmp_path: Path) -> None:
+    stems = tuple(f"diffusion_model.blocks.0.{layer}" for layer in ("self_attn.q", "cross_attn.k", "ffn.0"))
+    to_diffusers(lora(tmp_path / "l.safetensors", stems), tmp_path / "o.safetensors")
+    written = {key.removesuffix(".lora_A.weight") for key in read_header(tmp_path / "o.safetensors").tensors}
+    layers = ("attn1.to_q", "attn2.to_k", "ffn.net.0.proj")
+    assert {stem for stem in written if "lora_B" not in stem} == {f"transformer.blocks.0.{x}" for x in layers}
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import diffusion_transformers as small
 import numpy as np
 import pytest
+from dialect_files import SPELLINGS, write_lora
+from lora_factors import factors_of
 from merging import merge
+from single_files import namings
 
 from paramerge.compare.compare import compare
 from paramerge.compare.pairs import LoraPair
@@ -64,3 +68,23 @@ def test_spellings_are_added_up_in_a_merge(tmp_path: Path) -> None:
     ]
     report = merge(tmp_path / "out.safetensors", *files)
     assert [layer.ranks for layer in report.layers] == [(2, 2, 2)]
+
+
+MODELS = ("flux", "flux2", "z-image", "wan", "sd3", "lumina2", "krea2", "auraflow")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_lora_in_both_of_a_models_namings_is_one_lora(name: str, tmp_path: Path) -> None:
+    """Stacked in one, divided in the other."""
+    shapes = small.small_shapes(name)
+    own, single = factors_of(namings(name, shapes)[0], shapes)
+    files = [
+        write_lora(tmp_path / "a.safetensors", SPELLINGS["sd-scripts"], single),
+        write_lora(tmp_path / "b.safetensors", SPELLINGS["diffusers, SimpleTuner"], own),
+    ]
+    (pair,) = compare([open_adapter(file) for file in files]).pairs
+    assert (len(pair.layers), pair.only_first, pair.only_second) == (len(own), 0, 0)
+    for layer in pair.layers:
+        assert isinstance(layer, LoraPair)
+        assert layer.cosine == pytest.approx(1)
+        assert layer.norms[0] == pytest.approx(layer.norms[1])
