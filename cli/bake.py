@@ -15,6 +15,7 @@ from paramerge.cli.bake_each import bake_each
 from paramerge.cli.bake_view import carry_out, checked_output, show_diagnosis, show_dry_run
 from paramerge.cli.options import (
     OrderedSteps,
+    card_option,
     content_hash_option,
     dtype_option,
     gamma_option,
@@ -81,6 +82,7 @@ from paramerge.storage.written import QUANTISERS
 @other_model_option
 @private_option
 @content_hash_option
+@card_option
 @click.option("--layers", "all_layers", is_flag=True, help="List all layers that a finding concerns.")
 @click.option("--dry-run", is_flag=True, help="Print the plan from the headers alone and stop.")
 @overwrite_option
@@ -110,6 +112,7 @@ def bake(
     allow_other_model: bool,
     private: bool,
     content_hash: bool | None,
+    card: bool,
     all_layers: bool,
     dry_run: bool,
     overwrite: bool,
@@ -140,6 +143,7 @@ def bake(
         rounding=rounding,
         lift=lift,
         accept_loss=accept_loss,
+        card=card,
     )
     job = _Job(
         base,

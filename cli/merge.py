@@ -11,6 +11,7 @@ import click
 from paramerge.cli.call import print_json
 from paramerge.cli.options import (
     OrderedSteps,
+    card_option,
     content_hash_option,
     dtype_option,
     gamma_option,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 """Components that may be taken from another file as they are."""
 
-_OF_CHECKPOINTS = ("blocks", "only", "prune", "variant", "content_hash")
+_OF_CHECKPOINTS = ("blocks", "only", "prune", "variant", "content_hash", "card")
 
 
 def _component_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -144,6 +145,7 @@ def _parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @interpretation_options
 @private_option
 @content_hash_option
+@card_option
 @click.option("--layers", "all_layers", is_flag=True, help="Show every layer.")
 @overwrite_option
 @rehash_option

@@ -199,6 +199,12 @@ content_hash_option = click.option(
     help="Hash the output's tensors, so that verify finds damage without the inputs (default: up to 64 MiB).",
 )
 
+card_option = click.option(
+    "--card",
+    is_flag=True,
+    help="Write a model card: README.md in a folder, beside a file one of its name (.md).",
+)
+
 rehash_option = click.option(
     "--rehash",
     is_flag=True,

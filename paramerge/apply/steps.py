@@ -92,6 +92,8 @@ class BakeOptions:
         The dtype to which layers are raised that would keep too little of a step; None for none.
     accept_loss:
         Write an output that keeps less than half of a step.
+    card:
+        Write a model card: ``README.md`` in a folder, beside a file one of its name that ends in ``.md``.
     """
 
     merge: MergeChoice = "joint"
@@ -107,6 +109,7 @@ class BakeOptions:
     rounding: Rounding = "nearest"
     lift: str | None = None
     accept_loss: bool = False
+    card: bool = False
 
     def __post_init__(self) -> None:
         check_amounts(gamma=self.gamma)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,7 @@ from typing import TypeVar
 from paramerge.apply.dense import LayerResult
 from paramerge.apply.tensor_plan import FilePlan
 from paramerge.arguments import as_path
+from paramerge.bake.card import card_of_file, model_card
 from paramerge.bake.job import Job, Progress
 from paramerge.bake.output import check_output, write_companions
 from paramerge.bake.plan import Plan
@@ -148,14 +150,28 @@ class _Made:
 
 def _bake_file(job: _Writing, output: Path, overwrite: bool) -> _Made:
     (file,) = job.plan.files
-    with new_file(output, overwrite=overwrite) as descriptor:
+    with (
+        _card_beside(job.plan, output, overwrite) as write_card,
+        new_file(output, overwrite=overwrite) as descriptor,
+    ):
         layers = job.write(file, descriptor)
         survival = job.finish_measuring()
         job.finish_hashing()
         recipe = job.recipe()
         job.write_header(file, descriptor, recipe)
+        write_card(recipe)
         job.check_inputs()
     return _Made(layers, survival, recipe)
+
+
+@contextmanager
+def _card_beside(plan: Plan, output: Path, overwrite: bool) -> Iterator[Callable[[dict[str, object]], None]]:
+    """Give what writes the card of a file, if one is asked for; it gets its name after the file has."""
+    if not plan.options.card:
+        yield lambda recipe: None
+        return
+    with new_file(card_of_file(output), overwrite=overwrite) as descriptor:
+        yield lambda recipe: write_all_at(descriptor, model_card(plan, recipe), 0)
 
 
 def _bake_folder(job: _Writing, output: Path, overwrite: bool) -> _Made:

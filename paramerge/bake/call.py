@@ -32,6 +32,7 @@ def plan_bake(
     allow_other_model: bool = False,
     private: bool = False,
     content_hash: bool | None = None,
+    card: bool = False,
     requantise: bool = False,
     quantise: str | None = None,
     rounding: Rounding = "nearest",
@@ -67,6 +68,8 @@ def plan_bake(
     content_hash:
         Hash all tensors of the output for the recipe, so that :func:`paramerge.verify` finds damage without
         the inputs; by default up to 64 MiB, where it takes no time to speak of.
+    card:
+        Write a model card: ``README.md`` in a folder; beside a file, one of its name that ends in ``.md``.
     requantise:
         Write quantised layers that change in their own scheme again, with new scales and stochastic rounding;
         else they become plain numbers.
@@ -106,6 +109,7 @@ def plan_bake(
         rounding=rounding,
         lift=lift,
         accept_loss=accept_loss,
+        card=card,
     )
     return _planned(base, open_given(adapters), options, variant)
 
@@ -132,6 +136,7 @@ def bake(
     allow_other_model: bool = False,
     private: bool = False,
     content_hash: bool | None = None,
+    card: bool = False,
     requantise: bool = False,
     quantise: str | None = None,
     rounding: Rounding = "nearest",
@@ -179,6 +184,7 @@ def bake(
         rounding=rounding,
         lift=lift,
         accept_loss=accept_loss,
+        card=card,
     )
     opened = open_given(adapters)
     looked_for = named_hashes(adapter for _, adapter in opened) if base is None else ()

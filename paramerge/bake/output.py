@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from paramerge.bake.card import CARD, card_of_file, model_card
 from paramerge.bake.history import without_paths
 from paramerge.bake.plan import Plan
 from paramerge.errors import OutputError
@@ -96,15 +97,26 @@ def check_output(plan: Plan, output: Path, *, overwrite: bool = False) -> Path:
         output = check_output_folder(output, inputs, overwrite=overwrite)
     else:
         output = check_output_file(output, inputs, overwrite=overwrite)
+        if plan.options.card:
+            check_output_file(card_of_file(output), inputs, overwrite=overwrite, suffix=".md")
     for relative, source in zip(plan.base.companions, plan.base.companion_files, strict=True):
         _adjusted(plan, relative, source)  # a configuration that cannot be adjusted shows before the work
     _check_space(plan, Path(os.path.realpath(output)))
     return output
 
 
-def companions(plan: Plan) -> Iterator[tuple[PurePosixPath, Iterable[bytes | memoryview]]]:
-    """The files that come along, each by its place in the output's folder, with its content in blocks."""
+def companions(
+    plan: Plan, recipe: Mapping[str, object]
+) -> Iterator[tuple[PurePosixPath, Iterable[bytes | memoryview]]]:
+    """The files that come along, each by its place in the output's folder, with its content in blocks.
+
+    A card takes the place of the base's own.
+    """
+    if plan.options.card:
+        yield CARD, [model_card(plan, recipe)]
     for relative, source in zip(plan.base.companions, plan.base.companion_files, strict=True):
+        if plan.options.card and relative == CARD:
+            continue
         adjusted = _adjusted(plan, relative, source)
         if plan.options.private and relative.suffix == ".json" and source.size <= MAX_BYTES:
             adjusted = without_paths(source.read(0, source.size) if adjusted is None else adjusted)
@@ -112,8 +124,8 @@ def companions(plan: Plan) -> Iterator[tuple[PurePosixPath, Iterable[bytes | mem
 
 
 def write_companions(plan: Plan, folder: Path, recipe: Mapping[str, object]) -> None:
-    """Copy the files that come along, and write the recipe beside them."""
-    for relative, blocks in companions(plan):
+    """Copy the files that come along, and write card and recipe beside them."""
+    for relative, blocks in companions(plan, recipe):
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "wb") as stream:

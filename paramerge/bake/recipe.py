@@ -97,6 +97,7 @@ def build_recipe(
             "allow_unmatched": options.allow_unmatched,
             "private": options.private,
             **({"requantise": True} if options.requantise else {}),
+            **({"card": True} if options.card and plan.base.is_folder else {}),
             **({"quantise": options.quantise} if options.quantise is not None else {}),
             **({"allow_other_model": True} if options.allow_other_model else {}),
             **_unusual(options),
@@ -207,7 +208,7 @@ def _modelspec(base: Mapping[str, str], plan: Plan) -> dict[str, str]:
     if resolution:
         fields["modelspec.resolution"] = resolution
     names = [readable_name(name) for name in _names(plan)]
-    fields["modelspec.title"] = "merged model" if plan.options.private else _title(plan)
+    fields["modelspec.title"] = "merged model" if plan.options.private else title_of(plan)
     fields["modelspec.description"] = f"Baked with paramerge {__version__}; see {RECIPE_KEY}."
     if not plan.options.private:
         fields["modelspec.merged_from"] = ", ".join(names)
@@ -222,7 +223,8 @@ def _implementation(plan: Plan) -> str | None:
     return "sgm" if unet else None
 
 
-def _title(plan: Plan) -> str:
+def title_of(plan: Plan) -> str:
+    """The names of all inputs, with what is done to them, in a line."""
     base, *names = (readable_name(name).removesuffix(".safetensors") for name in _names(plan))
     if plan.merged is not None:
         count = len(plan.merged.others)

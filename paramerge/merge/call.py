@@ -54,6 +54,7 @@ def merge(
     rounding: Rounding = "nearest",
     lift: str | None = None,
     accept_loss: bool = False,
+    card: bool = False,
     overwrite: bool = False,
     rehash: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -102,7 +103,7 @@ def merge(
         The user's decisions where trainers of adapters disagree.
     rounding, accept_loss:
         As for :func:`paramerge.bake`.
-    lift, content_hash:
+    lift, content_hash, card:
         Checkpoints: as for :func:`paramerge.bake`.
     overwrite, rehash, progress:
         As for :func:`paramerge.bake`; for adapters ``progress`` counts layers.
@@ -120,6 +121,7 @@ def merge(
         option("only"): tuple(only),
         option("prune"): prune,
         option("content_hash"): content_hash,
+        option("card"): card,
         **{option(name): value for name, value in parameters.items()},
     }
     adapters = list(adapters)
@@ -128,7 +130,7 @@ def merge(
             refuse_options_of_adapters(base=base, keep=keep, rank=rank, energy=energy)
             plan = plan_merge(
                 given.inputs, method=method, blocks=blocks, adapters=adapters, components=components,
-                only=only, prune=prune, private=private, content_hash=content_hash,
+                only=only, prune=prune, private=private, content_hash=content_hash, card=card,
                 variant=variant, merge=merge, gamma=gamma, dtype=dtype, allow_unmatched=allow_unmatched,
                 interpretation=interpretation, rounding=rounding, lift=lift,
                 accept_loss=accept_loss, **parameters,
@@ -159,6 +161,7 @@ def plan_merge(
     prune: bool = False,
     private: bool = False,
     content_hash: bool | None = None,
+    card: bool = False,
     variant: str | None = None,
     merge: Literal["joint", "sequential"] = "joint",
     gamma: float | None = None,
@@ -188,9 +191,10 @@ def plan_merge(
         allow_unmatched,
         private,
         content_hash,
-        rounding,
-        lift,
-        accept_loss,
+        rounding=rounding,
+        lift=lift,
+        accept_loss=accept_loss,
+        card=card,
     )
     steps = open_given(adapters, interpretation=interpretation)
     if len(models) == 1 and str(models[0]).endswith(".toml"):

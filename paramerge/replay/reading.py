@@ -31,7 +31,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NUMBERED = re.compile(r"(model|step) ([1-9]\d{0,5})")
 _OPTIONS = (
     *("merge", "gamma", "only", "dtype", "allow_unmatched", "private"),
-    *("requantise", "quantise", "allow_other_model", "rounding", "lift", "accept_loss"),
+    *("requantise", "quantise", "allow_other_model", "rounding", "lift", "accept_loss", "card"),
 )
 _INTERPRETATION = ("lokr_scale", "krona", "rows", "alpha")
 
@@ -136,7 +136,7 @@ class _Reader:
     def _options(self, options: Mapping[str, Any]) -> BakeOptions:
         given = {name: options[name] for name in _OPTIONS if name in options}
         only = self._list(given.pop("only", []), "options: only")
-        flags = ("allow_unmatched", "private", "requantise", "allow_other_model", "accept_loss")
+        flags = ("allow_unmatched", "private", "requantise", "allow_other_model", "accept_loss", "card")
         wrong = [name for name in flags if not isinstance(given.get(name, False), bool)]
         texts = (*only, given.get("dtype", ""), given.get("quantise", ""), given.get("lift") or "")
         if wrong or not all(isinstance(text, str) for text in texts):

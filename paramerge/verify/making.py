@@ -84,7 +84,7 @@ class _Making:
         for file, header in present:
             self.others += self._other_headers(file, header, recipe)
         if self.output.is_folder:
-            self.others += self._other_companions()
+            self.others += self._other_companions(recipe)
         self.job.check_inputs()
         for _, header in present:
             header.source.check_unchanged()
@@ -142,8 +142,8 @@ class _Making:
             lines.append(f"metadata {key}{entries}")
         return lines
 
-    def _other_companions(self) -> Iterator[str]:
-        for relative, blocks in companions(self.plan):
+    def _other_companions(self, recipe: dict[str, object]) -> Iterator[str]:
+        for relative, blocks in companions(self.plan, recipe):
             path = self.output.path / relative
             if not path.is_file():
                 yield f"{relative} is missing"
