@@ -152,9 +152,6 @@ def test_the_other_verbs(layout: str, tmp_path: Path, capsys: pytest.CaptureFixt
 
     converted = tmp_path / "diffusers.safetensors"
     code, text = run(capsys, "convert", kohya, "--to", "diffusers", "--base", model, "-o", converted)
-    if layout == "file":  # its swapped layer has no other name there
-        assert code == 2 and "final.mod" in text and "Toy DiT" in text
-        return
     assert code == 0, text
     again = tmp_path / ("again" if model.is_dir() else "again.safetensors")
     code, text = run(capsys, "bake", "--base", model, "--lora", converted, "-o", again)

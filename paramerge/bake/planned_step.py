@@ -13,6 +13,7 @@ from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import UsageError
 from paramerge.models.names import ModuleName
+from paramerge.models.spelling import other_names
 from paramerge.resolve.blocks import BlockUse, used_blocks
 from paramerge.resolve.matching import check_family, check_shape, check_unmatched
 from paramerge.resolve.naming import homes_of, in_names_of
@@ -57,11 +58,16 @@ def _resolved(step: Step, adapter: Adapter) -> Step:
     return replace(step, kind=kind)
 
 
-def is_selected(name: ModuleName, only: Iterable[str]) -> bool:
-    """Whether ``name`` is within ``only`` (component names and patterns; nothing given selects all)."""
+def is_selected(name: ModuleName, only: Iterable[str], architecture: str = "") -> bool:
+    """Whether ``name`` is within ``only`` (component names and patterns; nothing given selects all).
+
+    A pattern may be of any naming that the layers of ``architecture`` have.
+    """
     patterns = tuple(only)
     return not patterns or any(
-        name.component == pattern or fnmatch.fnmatchcase(str(name), pattern) for pattern in patterns
+        name.component == pattern or fnmatch.fnmatchcase(str(each), pattern)
+        for each in (name, *other_names(architecture, name))
+        for pattern in patterns
     )
 
 
@@ -74,13 +80,17 @@ def selection_hint(only: Iterable[str], names: Iterable[ModuleName]) -> str:
 
 
 def _is_excluded(
-    name: ModuleName, targets: Mapping[ModuleName, Target], present: Iterable[str], only: Iterable[str]
+    name: ModuleName,
+    targets: Mapping[ModuleName, Target],
+    present: Iterable[str],
+    only: Iterable[str],
+    architecture: str,
 ) -> bool:
     """Whether ``only`` leaves the layer out: one that the base has, or of a model that the base has not.
 
     A layer that is missing from a model of the base is neither, selected or not.
     """
-    if is_selected(name, only):
+    if is_selected(name, only, architecture):
         return False
     return name in targets or not homes_of(name, present)
 
@@ -100,14 +110,15 @@ def match_step(
     step = _resolved(step, adapter)
     if not options.allow_other_model:
         check_family(base, targets, adapter)
-    adapter = in_names_of(base, targets, adapter, lambda name: is_selected(name, options.only))
+    model = base.architecture
+    adapter = in_names_of(base, targets, adapter, lambda name: is_selected(name, options.only, model))
     present = {name.component for name in targets}
-    excluded = tuple(n for n in adapter.modules if _is_excluded(n, targets, present, options.only))
+    excluded = tuple(n for n in adapter.modules if _is_excluded(n, targets, present, options.only, model))
     left_out = set(excluded)
     wanted = [name for name in adapter.modules if name not in left_out]
     matched = tuple(name for name in wanted if name in targets)
     unmatched = tuple(n for n in wanted if n not in targets and not adapter.modules[n].optional)
-    if options.only and not any(is_selected(name, options.only) for name in adapter.modules):
+    if options.only and not any(is_selected(name, options.only, model) for name in adapter.modules):
         raise UsageError(
             "nothing of this adapter is selected",
             where=adapter.path,

@@ -6,7 +6,7 @@ state of a model is advice; the layers decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -41,6 +41,15 @@ def spelled(architecture: str, path: str) -> Spelled | None:
             naming: Naming = "single file" if single else "diffusers"
             return Spelled(dotted + kind, "both" if single and diffusers else naming)
     return None
+
+
+def other_names(architecture: str, name: ModuleName) -> Iterator[ModuleName]:
+    """The names that a layer has in the model's other namings; of a stacked one its parts."""
+    stem, kind = split_kind(name.path)
+    for key_map in record_of(architecture).key_maps:
+        single, layer = key_map.path(stem), key_map.layer(stem)
+        found = ([] if single is None else [single]) if layer is None else layer.parts
+        yield from (name._replace(path=path + kind) for path in found)
 
 
 def possible_models(layers: Mapping[ModuleName, Size]) -> tuple[str, ...]:

@@ -147,12 +147,10 @@ def block_of(name: ModuleName, architecture: str) -> str:
     record, blocks = record_of(architecture), _blocks(architecture)
     if name.component != record.component:
         return blocks.names[0]
-    block = blocks.of(name.path)
     stem, kind = split_kind(name.path)
-    for key_map in record.key_maps:  # the single file's name, of parts of one block
-        layer = key_map.layer(stem)
-        if block is None and layer is not None:
-            block = blocks.of(layer.parts[0] + kind)
+    layers = (layer for key_map in record.key_maps if (layer := key_map.layer(stem)) is not None)
+    layer = next(layers, None)  # by the single file's name, of parts of one block
+    block = blocks.of(name.path if layer is None else layer.parts[0] + kind)
     if block is None:
         raise UsageError(
             "this layer is in no block that has a name",
@@ -224,8 +222,8 @@ def _number(text: str, whole: str) -> float:
 
 
 def _lengths() -> str:
-    """The lengths of all vectors: ``17, 26, 25, 12, 20 or 19``."""
-    known = [record.blocks.vectors for record in records() if record.blocks is not None]
+    """The lengths of all vectors of UNets: ``17, 26, 25, 12, 20 or 19``."""
+    known = [record.blocks.vectors for record in records() if record.blocks is not None and record.unet]
     *first, last = dict.fromkeys(str(length) for vectors in known for length in vectors)
     return f"{', '.join(first)} or {last}"
 

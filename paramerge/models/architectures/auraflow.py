@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paramerge.models.key_map import Blocks, Layer, LayerTable
 from paramerge.models.record import ArchitectureRecord
+from paramerge.models.transformer_blocks import double_and_single
 
 Layers = dict[str, str | Layer]
 
@@ -64,6 +65,7 @@ RECORDS = (
             r"double_layers\.\d+\.|\bjoint_transformer_blocks\.\d+\.",
             r"register_tokens|positional_encoding",
         ),
+        blocks=double_and_single(4, 32, "joint_transformer_blocks"),
         key_map=KEY_MAP,
         modelspec_read=("auraflow",),
     ),

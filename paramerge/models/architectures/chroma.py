@@ -6,6 +6,7 @@ from paramerge.models.architectures import flux
 from paramerge.models.key_map import Blocks, LayerTable, scale
 from paramerge.models.record import ArchitectureRecord
 from paramerge.models.resemblance import DIFFUSION_TRANSFORMER, FLUX_LIKE, T5_ENCODER
+from paramerge.models.transformer_blocks import double_and_single
 
 _GUIDANCE = "distilled_guidance_layer"
 KEY_MAP = LayerTable(
@@ -36,6 +37,7 @@ RECORDS = (
             r"distilled_guidance_layer\.",
             r"\b(double|transformer)_blocks\.\d+\.(img_)?attn\.",
         ),
+        blocks=double_and_single(19, 38),
         key_map=KEY_MAP,
         resembles=(FLUX_LIKE, DIFFUSION_TRANSFORMER, T5_ENCODER),
         modelspec_read=("chroma",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from paramerge.models.key_map import Blocks, LayerTable
 from paramerge.models.record import ArchitectureRecord, KohyaNames
 from paramerge.models.resemblance import VIDEO_TRANSFORMER
+from paramerge.models.transformer_blocks import one_stack
 
 _ATTENTION = {
     "q_proj": "to_q",
@@ -48,6 +49,7 @@ _COSMOS = ArchitectureRecord(
     "cosmos-predict2",
     label="Cosmos-Predict2",
     patterns=(r"\bblocks\.\d+\.adaln_modulation_self_attn\.|\btransformer_blocks\.\d+\.norm3\.linear_2\.",),
+    blocks=one_stack(36, depths=(28,)),
     key_map=KEY_MAP,
     resembles=(VIDEO_TRANSFORMER,),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from paramerge.models.key_map import Blocks, Layer, LayerTable, scale, triple
 from paramerge.models.record import ArchitectureRecord, KohyaNames
 from paramerge.models.resemblance import DIFFUSION_TRANSFORMER, FLUX_LIKE, T5_ENCODER
+from paramerge.models.transformer_blocks import double_and_single
 
 DOUBLE = Blocks(
     "double_blocks",
@@ -86,6 +87,7 @@ RECORDS = (
             r"single_blocks\.\d+\.linear1\.|single_transformer_blocks\.\d+\.proj_mlp\.",
             r"\b(vector_in\.in_layer|time_text_embed\.text_embedder\.linear_1)\.",
         ),
+        blocks=double_and_single(19, 38),
         key_map=KEY_MAP,
         other_maps=(XLABS,),
         proportions={"linear1": 7, "img_mlp.0": 4, "txt_mlp.0": 4},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from paramerge.models.key_map import Blocks, Layer, LayerTable, scale, triple
 from paramerge.models.record import ArchitectureRecord, KohyaNames
 from paramerge.models.resemblance import DIFFUSION_TRANSFORMER, FLUX_LIKE
+from paramerge.models.transformer_blocks import double_and_single
 
 KEY_MAP = LayerTable(
     {
@@ -57,6 +58,7 @@ RECORDS = (
         "flux2",
         label="FLUX.2",
         patterns=(r"double_stream_modulation_img\.lin(ear)?\.",),
+        blocks=double_and_single(8, 48),
         key_map=KEY_MAP,
         proportions={"linear1": 9, "img_mlp.0": 6, "txt_mlp.0": 6},
         resembles=(FLUX_LIKE, DIFFUSION_TRANSFORMER),

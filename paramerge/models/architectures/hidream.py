@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from paramerge.models.key_map import Blocks, LayerTable
 from paramerge.models.record import ArchitectureRecord, KohyaNames
+from paramerge.models.transformer_blocks import double_and_single
 
 _EXPERTS = 8
 _LLAMA_LAYERS = 64
@@ -49,6 +50,7 @@ RECORDS = (
         "hidream",
         label="HiDream",
         patterns=(r"\bdouble_stream_blocks\.\d+\.block\.attn1\.",),
+        blocks=double_and_single(16, 32, "double_stream_blocks", "single_stream_blocks"),
         key_map=KEY_MAP,
         modelspec_read=("hidream",),
         kohya=KohyaNames(also=("hidream",)),

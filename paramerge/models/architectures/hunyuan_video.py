@@ -5,6 +5,7 @@ from __future__ import annotations
 from paramerge.models.key_map import Blocks, Layer, LayerTable, scale, triple
 from paramerge.models.record import ArchitectureRecord, KohyaNames
 from paramerge.models.resemblance import VIDEO_TRANSFORMER
+from paramerge.models.transformer_blocks import double_and_single, one_stack
 
 Layers = dict[str, str | Layer]
 _TEXT = "context_embedder"
@@ -174,6 +175,7 @@ RECORDS = (
             r"individual_token_refiner\.|token_refiner\.refiner_blocks\.",
             r"\bbyt5_in\.|\bcontext_embedder_2\.",
         ),
+        blocks=one_stack(54),
         key_map=COMFYUI_1_5,
         other_maps=(KEY_MAP_1_5,),
         resembles=(VIDEO_TRANSFORMER,),
@@ -183,6 +185,7 @@ RECORDS = (
         "hunyuan-video",
         label="HunyuanVideo",
         patterns=(r"individual_token_refiner\.|token_refiner\.refiner_blocks\.",),
+        blocks=double_and_single(20, 40),
         key_map=COMFYUI,
         other_maps=(KEY_MAP,),
         resembles=(VIDEO_TRANSFORMER,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paramerge.models.key_map import Blocks, Layer, LayerTable, scale
 from paramerge.models.record import ArchitectureRecord
+from paramerge.models.transformer_blocks import one_stack
 
 _LAYERS: dict[str, str | Layer] = {
     "attn.wq": "attn.to_q",
@@ -50,6 +51,7 @@ RECORDS = (
             r"\b(txtfusion|text_fusion)\.",
             r"\bblocks\.\d+\.attn\.wq\.|\btransformer_blocks\.\d+\.attn\.to_gate\.",
         ),
+        blocks=one_stack(28),
         key_map=KEY_MAP,
         modelspec_read=("krea-2", "krea2"),
     ),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from paramerge.models.key_map import Blocks, Layer, LayerTable
 from paramerge.models.record import ArchitectureRecord
+from paramerge.models.transformer_blocks import one_stack
 
 Layers = dict[str, str | Layer]
 _PARTS = ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
@@ -80,6 +81,7 @@ RECORDS = (
         "ltx2",
         label="LTX-2",
         patterns=(r"\baudio_(patchify_proj|proj_in)\.", r"\btransformer_blocks\.\d+\.audio_attn1\."),
+        blocks=one_stack(48),
         key_map=KEY_MAP_2,
         modelspec_read=("ltx-2", "ltx2"),
     ),
@@ -87,6 +89,7 @@ RECORDS = (
         "ltx",
         label="LTX-Video",
         patterns=(_BLOCKS, r"\bpatchify_proj\.|\btime_embed\.emb\.timestep_embedder\."),
+        blocks=one_stack(48, depths=(28,)),
         key_map=KEY_MAP,
         like_it=("ltx2",),
         modelspec_read=("ltx",),

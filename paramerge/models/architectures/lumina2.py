@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paramerge.models.key_map import Blocks, Layer, LayerTable, triple
 from paramerge.models.record import ArchitectureRecord, KohyaNames
+from paramerge.models.transformer_blocks import one_stack
 
 _EVERYWHERE: dict[str, str | Layer] = {
     "attention.qkv": triple("attn", rows="grouped"),
@@ -43,6 +44,7 @@ RECORDS = (
             r"\b(cap_embedder|time_caption_embed)\.",
             r"\blayers\.\d+\.(adaLN_modulation\.1|norm1\.linear)\.",
         ),
+        blocks=one_stack(26, "layers"),
         key_map=KEY_MAP,
         modelspec_read=("lumina-2", "lumina2"),
         kohya=KohyaNames(also=("lumina2",)),

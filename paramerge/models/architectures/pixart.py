@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paramerge.models.key_map import Blocks, Layer, LayerTable, triple
 from paramerge.models.record import ArchitectureRecord
+from paramerge.models.transformer_blocks import one_stack
 
 _ATTENTION: dict[str, str | Layer] = {
     "attn.qkv": triple("attn1"),
@@ -73,6 +74,7 @@ RECORDS = (
             r"\bblocks\.\d+\.mlp\.inverted_conv\.|\btransformer_blocks\.\d+\.ff\.conv_inverted\.",
             r"\b(attention_y_norm|caption_norm)\.",
         ),
+        blocks=one_stack(28, depths=(20,)),
         key_map=SANA,
         modelspec_read=("sana",),
     ),
@@ -84,6 +86,7 @@ RECORDS = (
             r"\b(y_embedder\.y_proj|caption_projection)\.",
             r"\bx_embedder\.proj\.|\bpos_embed\.proj\.",
         ),
+        blocks=one_stack(28),
         key_map=KEY_MAP,
         modelspec_read=("pixart",),
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from paramerge.models.key_map import Blocks, Layer, LayerTable
 from paramerge.models.record import ArchitectureRecord, KohyaNames
 from paramerge.models.resemblance import DIFFUSION_TRANSFORMER, Resemblance
+from paramerge.models.transformer_blocks import one_stack
 
 _ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.norm_q", "attn.norm_k")
 _BOTH = ("time_text_embed.timestep_embedder.linear_1", "time_text_embed.timestep_embedder.linear_2",
@@ -50,6 +51,7 @@ RECORDS = (
         "qwen-image",
         label="Qwen-Image",
         patterns=(r"transformer_blocks\.\d+\.img_mod\.", r"\bimg_in\."),
+        blocks=one_stack(60),
         key_map=KEY_MAP,
         resembles=(
             Resemblance("Qwen-Image", r"transformer_blocks[._]\d+[._](img|txt)_(mod|mlp)[._]"),
@@ -62,6 +64,7 @@ RECORDS = (
         "qwen-image-2.1",
         label="Qwen-Image 2.1",
         patterns=(r"transformer_blocks\.\d+\.img_mlp\.(gate_up|gate_layer)\.", r"\bimg_in\."),
+        blocks=one_stack(32),
         key_map=KEY_MAP_2_1,
         resembles=(DIFFUSION_TRANSFORMER,),
         modelspec_read=("qwen-image-2.1",),

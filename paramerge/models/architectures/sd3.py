@@ -5,6 +5,7 @@ from __future__ import annotations
 from paramerge.models.key_map import Blocks, Layer, LayerTable, triple
 from paramerge.models.record import ArchitectureRecord, KohyaNames
 from paramerge.models.resemblance import DIFFUSION_TRANSFORMER, T5_ENCODER, Resemblance
+from paramerge.models.transformer_blocks import one_stack
 
 KEY_MAP = LayerTable(
     {
@@ -51,6 +52,7 @@ RECORDS = (
         "sd3",
         label="Stable Diffusion 3",
         patterns=(r"joint_blocks\.\d+\.|\btransformer_blocks\.\d+\.norm1_context\.", r"\bpos_embed\b"),
+        blocks=one_stack(38, depths=(24,)),
         key_map=KEY_MAP,
         resembles=(
             Resemblance("Stable Diffusion 3", r"joint_blocks[._]\d+[._]"),

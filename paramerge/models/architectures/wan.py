@@ -5,6 +5,7 @@ from __future__ import annotations
 from paramerge.models.key_map import Blocks, Layer, LayerTable
 from paramerge.models.record import ArchitectureRecord, KohyaNames
 from paramerge.models.resemblance import VIDEO_TRANSFORMER
+from paramerge.models.transformer_blocks import one_stack
 
 _WORDS = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
 _OF_PICTURES = {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
@@ -41,6 +42,7 @@ RECORDS = (
         "wan",
         label="Wan",
         patterns=(r"blocks\.\d+\.(self_attn\.norm_q|attn1\.norm_q)\.", r"patch_embedding\."),
+        blocks=one_stack(40, "blocks", depths=(30,)),
         key_map=KEY_MAP,
         resembles=(VIDEO_TRANSFORMER,),
         modelspec_read=("wan",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paramerge.models.key_map import Blocks, Layer, LayerTable, triple
 from paramerge.models.record import ArchitectureRecord, KohyaNames
+from paramerge.models.transformer_blocks import Kind, numbered_blocks
 
 _SAME = (
     "feed_forward.w1",
@@ -39,6 +40,9 @@ RECORDS = (
         "z-image",
         label="Z-Image",
         patterns=(r"\bcap_embedder\.", r"\blayers\.\d+\.attention\.(qkv|to_q)\."),
+        blocks=numbered_blocks(
+            Kind("NR", "noise_refiner", 2), Kind("CR", "context_refiner", 2), Kind("TB", "layers", 30)
+        ),
         key_map=KEY_MAP,
         modelspec_read=("z-image", "zimage"),
         kohya=KohyaNames(also=("zimage", "z-image", "z_image"), diffusers=True),
