@@ -204,7 +204,7 @@ def _show_checkpoint(facts: CheckpointFacts) -> None:
 
 
 def _show_unknown(facts: UnknownFacts) -> None:
-    _title(facts.path.name, "no adapter and no checkpoint that is known", gigabytes(facts.size))
+    _title(facts.path.name, "no known adapter or checkpoint", gigabytes(facts.size))
     _show_pairs(
         [
             ("reason", shown(facts.reason)),

@@ -63,6 +63,17 @@ def gains_for(model: Path, path: Path) -> Path:
     return path
 
 
+def test_without_its_package_the_file_is_named_in_one_way(
+    gains: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Neither an adapter that is none, nor one that is refused as a checkpoint."""
+    code, text = run(capsys, "inspect", gains)
+    assert code == 0 and "a package that adds it may be missing" in " ".join(text.split())
+    assert "not a base checkpoint" not in text
+    code, text = run(capsys, "convert", gains, "--to", "kohya", "-o", tmp_path / "out.safetensors")
+    assert code == 4 and "a package that adds it may be missing" in text
+
+
 @pytest.mark.usefixtures("known")
 def test_every_verb(base: Path, gains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = run(capsys, "inspect", gains)

@@ -184,7 +184,7 @@ def refuse_foreign(found: Survey, path: Path) -> None:
             where=path,
             expected="keys of an adapter (lora_up, lora_A, lokr_w1, hada_w1_a, oft_blocks, para_B ...)",
             found=listed(found.unclaimed) or "no tensors",
-            hint="look at its content: paramerge inspect",
+            hint=OF_NO_FAMILY if adapter_keys(found.unclaimed) else "look at its content: paramerge inspect",
         )
 
 
@@ -210,6 +210,9 @@ _BESIDE = {
     "hypernetwork",
     "AnimateDiff motion module",
 }
+OF_NO_FAMILY = (
+    "its keys are named as an adapter's, of no family that is known: a package that adds it may be missing"
+)
 _RUNS_BESIDE = "it runs beside the layers of a pipeline: there is no weight of the checkpoint to bake it into"
 _HINTS = {
     EMBEDDING: "an embedding changes no weights: give it to the user interface beside the checkpoint",

@@ -23,7 +23,7 @@ from paramerge.errors import CheckpointError, FamilyError, NonFiniteError
 from paramerge.files.header import Header
 from paramerge.files.recipe_text import RECIPE_KEY, parsed_recipe
 from paramerge.files.tensors import stored
-from paramerge.formats.families import CHECKPOINT, Survey
+from paramerge.formats.families import CHECKPOINT, OF_NO_FAMILY, Survey, adapter_keys
 from paramerge.formats.layers import clip_path, unet_path
 from paramerge.formats.opening import is_adapter_folder, read_adapter, survey_file
 from paramerge.formats.provenance import possible_architectures
@@ -318,6 +318,7 @@ def _dtypes(header: Header) -> dict[str, int]:
 
 
 def _unknown(header: Header, error: CheckpointError) -> UnknownFacts:
+    reason = OF_NO_FAMILY if adapter_keys(header.tensors) else error.what
     return UnknownFacts(
-        header.path, error.what, tuple(header.tensors), _dtypes(header), header.file_size, header.metadata
+        header.path, reason, tuple(header.tensors), _dtypes(header), header.file_size, header.metadata
     )
