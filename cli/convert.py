@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 import click
@@ -64,6 +65,13 @@ class _Format(click.Choice[str]):
     is_flag=True,
     help="Leave out layers that the format cannot hold and keys that are not understood; they are shown.",
 )
+@click.option(
+    "--rank",
+    type=int,
+    metavar="R",
+    help="Write layers of other families (LoHa, LoKr, full differences ...) as the nearest LoRA of at most "
+    "this rank, and tell the error. DoRA, OFT and others that depend on the weight need --base.",
+)
 @private_option
 @overwrite_option
 @rehash_option
@@ -75,6 +83,7 @@ def convert(
     base: Path | None,
     dtype: str | None,
     partial: bool,
+    rank: int | None,
     private: bool,
     overwrite: bool,
     as_json: bool,
@@ -85,6 +94,7 @@ def convert(
 
     \b
     paramerge convert style.safetensors --to peft -o style/
+    paramerge convert lokr.safetensors --to diffusers --rank 32 -o lora.safetensors
     paramerge convert subject-para.safetensors --to kohya --base sdxl.safetensors -o subject-lora.safetensors
     """
     from paramerge.convert.call import convert as run
@@ -92,7 +102,7 @@ def convert(
 
     with Progress("converting", quiet=as_json, unit="layers") as progress:
         report = run(
-            adapters, output, to=to, base=base, dtype=dtype, partial=partial, private=private,
+            adapters, output, to=to, base=base, dtype=dtype, partial=partial, private=private, rank=rank,
             overwrite=overwrite, progress=progress.update,
         )  # fmt: skip
     if not named_dialect(to).folder:
@@ -111,6 +121,7 @@ def _as_data(report: ConversionReport) -> dict[str, object]:
         "outputs": [str(path) for path in report.outputs],
         "architecture": report.architecture,
         "rounding_error": report.rounding,
+        "truncation_error": report.truncation,
         "notes": dict(report.notes),
         "left_out": list(report.left_out),
         "layers": [
@@ -119,6 +130,7 @@ def _as_data(report: ConversionReport) -> dict[str, object]:
                 "family": layer.family,
                 "rank": layer.rank,
                 "rounding_error": layer.rounding,
+                "truncation_error": layer.truncation,
             }
             for layer in report.layers
         ],
@@ -131,6 +143,9 @@ def _show(report: ConversionReport) -> None:
     exact = "the same changes" if report.notes else "the same numbers"
     if report.rounding:
         exact = f"rounded by up to {report.rounding:.1e}"
+    if report.truncation:
+        lost = [layer.truncation for layer in report.layers]
+        exact = f"misses {median(lost):.1%} of a layer's change (median; at most {max(lost):.1%})"
     size = gigabytes(sum(path.stat().st_size for path in report.outputs))
     place = report.outputs[0] if len(report.outputs) == 1 else report.outputs[0].parent
     out.print(f"[bold]{shown(place)}[/bold]  {report.to}, {len(report.layers)} layers, {exact}, {size}")

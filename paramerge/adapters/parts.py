@@ -33,6 +33,8 @@ class Part:
         The alpha that the format will state; None where it says nothing (scale 1).
     rounding:
         The rounding error of a change that had to be written otherwise, relative to it; else 0.
+    truncation:
+        The part of the change that a lower rank misses, relative to it; else 0.
     """
 
     name: ModuleName
@@ -41,6 +43,7 @@ class Part:
     alpha: float | None = None
     rank: int = 0
     rounding: float = 0.0
+    truncation: float = 0.0
     notes: tuple[str, ...] = ()
 
 

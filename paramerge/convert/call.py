@@ -34,6 +34,7 @@ def convert(
     dtype: str | None = None,
     partial: bool = False,
     private: bool = False,
+    rank: int | None = None,
     overwrite: bool = False,
     rehash: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -59,6 +60,8 @@ def convert(
         Leave out layers that the format cannot hold, and keys that are no layer's, instead of refusing.
     private:
         Leave the inputs' names out of the output, and their metadata except those on the kind of model.
+    rank:
+        Write layers of other families as the nearest LoRA of at most this rank; the report has the error.
     overwrite, rehash, progress:
         As for :func:`paramerge.bake`; ``progress`` counts layers.
 
@@ -67,7 +70,7 @@ def convert(
     ParamergeError
         See :func:`paramerge.convert.convert.convert`.
     """
-    options = ConvertOptions(to, dtype, partial, private)
+    options = ConvertOptions(to, dtype, partial, private, rank)
     opened = open_given(adapters, lambda path: open_deft(path) if is_deft(path) else None)
     with hashing(rehash=rehash):
         return convert_opened(

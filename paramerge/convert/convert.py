@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from paramerge.adapters import Adapter, LoraModule, ParaModule
+from paramerge.adapters import Adapter, LayerModule, LoraModule, ParaModule
 from paramerge.adapters.folding import folded
 from paramerge.adapters.overflow import overflowing
 from paramerge.adapters.parts import Part
@@ -26,6 +26,7 @@ from paramerge.convert.request import (
     refuse_other_names,
     refuse_unread_names,
 )
+from paramerge.convert.truncated import lora_part
 from paramerge.convert.writing import Writing, counted_notes
 from paramerge.errors import AdapterError, FamilyError
 from paramerge.files.header import Header, read_header
@@ -42,12 +43,13 @@ from paramerge.summarised import Summarised
 
 @dataclass(frozen=True)
 class ConvertedLayer:
-    """A layer that was written, and the rounding error of a change that had to be written otherwise."""
+    """A layer that was written, and the errors of a change that had to be written otherwise, or smaller."""
 
     name: ModuleName
     family: str
     rank: int
     rounding: float
+    truncation: float = 0.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,6 +81,11 @@ class ConversionReport(Summarised):
     def rounding(self) -> float:
         """The largest rounding error of a layer."""
         return max((layer.rounding for layer in self.layers), default=0.0)
+
+    @property
+    def truncation(self) -> float:
+        """The largest part of a layer's change that a lower rank misses."""
+        return max((layer.truncation for layer in self.layers), default=0.0)
 
 
 def convert(
@@ -130,7 +137,7 @@ def convert(
     if to_lora and weights is not None:
         parts: Iterator[Part] = _as_lora(inputs, adapters, weights, options, progress)
     else:
-        parts = _parts(adapters[0], options, left_out, progress)
+        parts = _parts(adapters[0], options, weights, left_out, progress)
     if record is not None and single:
         parts = joined(parts, record)
     job = Writing(output, options, adapters, weights, to_lora, overwrite)
@@ -140,7 +147,10 @@ def convert(
         options.to,
         tuple(job.files),
         job.architecture,
-        tuple(ConvertedLayer(part.name, part.family, part.rank, part.rounding) for part in written),
+        tuple(
+            ConvertedLayer(part.name, part.family, part.rank, part.rounding, part.truncation)
+            for part in written
+        ),
         counted_notes(written) | _rank_notes(written, options),
         tuple(left_out),
     )
@@ -152,14 +162,19 @@ def _rank_notes(parts: Sequence[Part], options: ConvertOptions) -> dict[str, int
 
 
 def _parts(
-    adapter: Adapter, options: ConvertOptions, left_out: list[str], progress: Callable[[int, int], None]
+    adapter: Adapter,
+    options: ConvertOptions,
+    weights: BaseWeights | None,
+    left_out: list[str],
+    progress: Callable[[int, int], None],
 ) -> Iterator[Part]:
     header, to = read_header(adapter.opened[0]), named_dialect(options.to)
     written = 0
     for done, module in enumerate(adapter.modules.values()):
         progress(done, len(adapter.modules))
         try:
-            part = part_of(module, adapter, header, to, options.dtype)
+            part = _truncated(module, options, weights)
+            part = part or part_of(module, adapter, header, to, options.dtype)
         except FamilyError:
             if not options.partial:
                 raise
@@ -168,8 +183,15 @@ def _parts(
         written += len(part.tensors)
         yield part
     progress(len(adapter.modules), len(adapter.modules))
-    if names_change_alone(adapter, to) and not left_out:
+    if names_change_alone(adapter, to) and not left_out and options.rank is None:
         _check_all_written(header, written)
+
+
+def _truncated(module: LayerModule, options: ConvertOptions, weights: BaseWeights | None) -> Part | None:
+    """The LoRA of the rank that was asked for, in the place of another family; None where it stays."""
+    if options.rank is None or module.family == "lora":
+        return None
+    return lora_part(module, options.rank, options.dtype, weights)
 
 
 def _check_all_written(header: Header, written: int) -> None:

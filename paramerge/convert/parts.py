@@ -13,7 +13,7 @@ from paramerge.formats.dialect import Dialect
 from paramerge.formats.registry import DIALECTS, writable
 from paramerge.formats.roles import read_role
 from paramerge.models.names import ModuleName, split_kind
-from paramerge.wording import call, option
+from paramerge.wording import option
 
 
 def part_of(module: LayerModule, adapter: Adapter, header: Header, to: Dialect, dtype: str | None) -> Part:
@@ -52,9 +52,8 @@ def _hint(family: Family, to: Dialect) -> str:
     if "para" in family.parts:
         return f"a PaRa becomes a LoRA for one base: give {option('base')}"
     holding = [key for key, each in writable().items() if each.parts in family.parts and each is not to]
-    if holding:
-        return f"convert it to {' or '.join(holding)}"
-    return f"bake it, and extract a LoRA from the result: {call('extract', tuned='BAKED', base='BASE')}"
+    kept = f"convert it to {' or '.join(holding)}, or " if holding else ""
+    return f"{kept}write the nearest LoRA of a rank: {option('rank', 32)}"
 
 
 def _renamed(module: LayerModule, header: Header) -> Part:
@@ -71,5 +70,5 @@ def _formless(module: LayerModule, family: Family, adapter: Adapter, to: Dialect
         f"{to.key} has no way to hold this form of {family.label}",
         where=f"{adapter.path}: {module.name}",
         found=f"{family.label}{form}, as {adapter.dialect} has it",
-        hint=f"bake it, and extract a LoRA from the result: {call('extract', tuned='BAKED', base='BASE')}",
+        hint=f"write the nearest LoRA of a rank: {option('rank', 32)}",
     )

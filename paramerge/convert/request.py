@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paramerge.adapters import Adapter
+from paramerge.apply.amounts import check_amounts
 from paramerge.checkpoints.layout import Base
 from paramerge.errors import FamilyError, UsageError
 from paramerge.files.dtype_names import parse_dtype
@@ -34,18 +35,22 @@ class ConvertOptions:
         Leave out layers that the format cannot hold, and keys that are no layer's, instead of refusing.
     private:
         As for a merge: no names, and no metadata except those on the kind of model.
+    rank:
+        Write layers of other families as the nearest LoRA of at most this rank; None keeps their families.
     """
 
     to: str
     dtype: str | None = None
     partial: bool = False
     private: bool = False
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         formats = {name: key for key, each in writable().items() for name in (key, *each.aliases)}
         if self.to not in formats:
             raise UsageError("no such format", where=option("to"), expected=", ".join(formats), found=self.to)
         object.__setattr__(self, "to", formats[self.to])
+        check_amounts(rank=self.rank)
         if self.dtype is not None:
             object.__setattr__(self, "dtype", parse_dtype(self.dtype))
 
@@ -55,7 +60,16 @@ def check_request(
 ) -> bool:
     """Whether PaRas become a LoRA; refuses inputs that do not go together."""
     families = {adapter.family for adapter in adapters}
-    to_lora = "para" in families and named_dialect(options.to).parts not in ("para", "deft")
+    of_paras = named_dialect(options.to).parts in ("para", "deft")
+    to_lora = "para" in families and not of_paras
+    if options.rank is not None and (of_paras or families <= {"para", "lora"}):
+        raise UsageError(
+            "a rank was given to a conversion that lowers none",
+            where=option("rank", options.rank),
+            expected="an adapter of a family such as LoHa or LoKr, for a format of LoRAs",
+            found=f"{', '.join(sorted(families))}, for {options.to}",
+            hint=f"lower the rank of a LoRA or PaRa with {call('resize', rank=options.rank)}",
+        )
     for given, adapter in zip(inputs, adapters, strict=True):
         if given.scale != 1 and (adapter.family == "para" or not to_lora):
             raise UsageError(

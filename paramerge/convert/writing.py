@@ -57,6 +57,7 @@ class Writing:
         self.output = output
         self.to = options.to
         self.private = options.private
+        self.rank = options.rank
         self.dialect = named_dialect(options.to)
         self.adapters = adapters
         self.weights = weights
@@ -187,6 +188,8 @@ class Writing:
             "families": [adapter.family for adapter in self.adapters],
             "notes": sorted(counted_notes(parts)),
         }
+        if self.rank is not None:
+            recipe["rank"] = self.rank
         if self.to_lora:
             recipe["base_sha256"] = self._base_hashes(parts)
         told = without_names(recipe) if self.private else recipe

@@ -106,24 +106,35 @@ def holds(layer: ChangedLayer, options: ExtractOptions) -> str | None:
     return None
 
 
-def _lora(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
-    D = layer.take_difference()
-    found = leading(D, options.rank, options.energy)
-    rank = _rank_above_rounding(found.s)
-    if options.energy is not None:
-        rank = min(rank, found.rank_for(options.energy) or rank)
-    rank = rank if options.rank is None else min(rank, options.rank)
-    root = np.sqrt(found.s[:rank])
-    up = rounded(layer.name, found.U[:, :rank] * root, options.dtype)
-    down = rounded(layer.name, root[:, None] * found.Vh[:rank], options.dtype)
+def nearest_lora(
+    name: ModuleName,
+    D: np.ndarray,
+    kernel: tuple[int, ...],
+    dtype: str,
+    rank: int | None = None,
+    energy: float | None = None,
+) -> Extracted:
+    """The LoRA nearest to ``D`` (d, k) float64, of a ``rank`` or a share ``energy`` of its norm."""
+    found = leading(D, rank, energy)
+    kept = _rank_above_rounding(found.s)
+    if energy is not None:
+        kept = min(kept, found.rank_for(energy) or kept)
+    kept = kept if rank is None else min(kept, rank)
+    root = np.sqrt(found.s[:kept])
+    up = rounded(name, found.U[:, :kept] * root, dtype)
+    down = rounded(name, root[:, None] * found.Vh[:kept], dtype)
     B, A = up.astype(np.float64), down.astype(np.float64)
     error = _missing_product(D, B, A, found.norm)
-    kernel = layer.kernel
     tensors = {
         "up": up.reshape(*up.shape, *(1,) * len(kernel)),
-        "down": down.reshape(rank, -1, *kernel) if kernel else down,
+        "down": down.reshape(kept, -1, *kernel) if kernel else down,
     }
-    return Extracted(layer.name, tensors, rank, found.norm, error, found.excess(rank))
+    return Extracted(name, tensors, kept, found.norm, error, found.excess(kept))
+
+
+def _lora(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
+    D = layer.take_difference()
+    return nearest_lora(layer.name, D, layer.kernel, options.dtype, options.rank, options.energy)
 
 
 def _para(layer: ChangedLayer, options: ExtractOptions) -> Extracted | None:
