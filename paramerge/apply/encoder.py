@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from paramerge.apply.rounding import Rounder
-from paramerge.apply.stochastic import RandomWords, StochasticRounder
+from paramerge.apply.stochastic import RandomWords
 from paramerge.files.dtypes import NUMPY
 from paramerge.storage.blocked import to_blocked
 from paramerge.storage.codes import GridScale, values_of_bytes
@@ -22,6 +22,12 @@ from paramerge.storage.hadamard import hadamard
 from paramerge.storage.scales import Grid, matrix_of
 
 _LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0, "I8": 127.0}
+_FLOATS = {"F8_E4M3": (7, 3), "F8_E5M2": (15, 2)}
+"""The bias of the exponent, and the bits of the mantissa."""
+
+_PIECE = 1 << 15
+"""Elements at once: what is worked out on the way stays in a core's cache."""
+
 _TORCH = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8}
 
 
@@ -38,15 +44,11 @@ class Encoder:
         self._grid = Grid(*self._sizes.shape, down, across)
         self._scale = GridScale(self._grid, np.ones(self._sizes.shape))
         self._rotation = None if encoding.group is None else torch.from_numpy(hadamard(encoding.group))
-        self._stochastic = self._words = None
-        if encoding.rounding == "stochastic" and encoding.dtype == "I8":
-            self._words = RandomWords(name)
-        elif encoding.rounding == "stochastic":
-            self._stochastic = StochasticRounder(name, encoding.dtype)
+        self._words = RandomWords(name) if encoding.rounding == "stochastic" else None
         self._nearest = Rounder()
 
     def look(self, block: torch.Tensor, row: int) -> None:
-        """See rows of the weight from ``row`` on, (rows, columns) float64."""
+        """See rows of the weight from ``row`` on, (rows, columns) of any dtype."""
         sizes = self._turned(block).abs()
         width = self._encoding.block[1]
         if self._across == 1:
@@ -55,7 +57,7 @@ class Encoder:
             spare = -sizes.shape[1] % width
             found = torch.nn.functional.pad(sizes, (0, spare)).unflatten(1, (-1, width)).amax(2)
         places = np.arange(row, row + len(block)) // self._encoding.block[0]
-        np.maximum.at(self._sizes, places, found.numpy())
+        np.maximum.at(self._sizes, places, found.to(torch.float64).numpy())
 
     def finish(self) -> Mapping[str, bytes]:
         """Settle the scales, by which the largest magnitude becomes the largest code; bytes by key."""
@@ -69,17 +71,19 @@ class Encoder:
 
     def put(self, block: torch.Tensor, codes: torch.Tensor, row: int) -> None:
         """Round rows of the weight from ``row`` on into ``codes``, (rows, columns) of bytes (uint8)."""
-        limit = _LARGEST[self._encoding.dtype]
+        dtype = self._encoding.dtype
         scaled = block.clone() if self._rotation is None else self._turned(block)
         self._scale.divide(scaled, row)
-        scaled.clamp_(-limit, limit)
-        out = codes.view(_TORCH[self._encoding.dtype])
-        if self._stochastic is not None:
-            self._stochastic.put(scaled, out, row * self._columns)
-        elif self._encoding.dtype == "I8":
-            out.copy_(self._whole(scaled, row))
-        else:
-            self._nearest.put(scaled, out)
+        scaled.clamp_(-_LARGEST[dtype], _LARGEST[dtype])
+        if self._words is None:
+            out = codes.view(_TORCH[dtype])
+            out.copy_(scaled.round_()) if dtype == "I8" else self._nearest.put(scaled, out)
+            return
+        values, out = scaled.to(torch.float32).view(-1).numpy(), codes.view(-1).numpy()
+        for start in range(0, len(values), _PIECE):
+            piece = values[start : start + _PIECE]
+            halves = self._words.halves(row * self._columns + start, len(piece))
+            to_codes(piece, dtype, halves, out[start : start + _PIECE])
 
     def written(self, codes: torch.Tensor, row: int) -> torch.Tensor:
         """The values that codes (uint8) of rows from ``row`` on stand for, float64."""
@@ -96,14 +100,40 @@ class Encoder:
         if self._rotation is None:
             return block
         # the matrix is orthonormal and symmetric in its blocks: the way back is the way there
-        return (block.unflatten(1, (-1, len(self._rotation))) @ self._rotation.T).flatten(1)
+        turn = self._rotation.T.to(block.dtype)
+        return (block.unflatten(1, (-1, len(turn))) @ turn).flatten(1)
 
-    def _whole(self, scaled: torch.Tensor, row: int) -> torch.Tensor:
-        if self._words is None:
-            return scaled.round_()
-        words = self._words.of(row * self._columns, scaled.numel()).astype(np.float64)
-        words *= 2.0**-32
-        return scaled.add_(torch.from_numpy(words).view(scaled.shape)).floor_()
+
+def to_codes(
+    values: NDArray[np.float32], dtype: str, halves: NDArray[np.uint16], out: NDArray[np.uint8]
+) -> None:
+    """Round each value down or up to a code of ``dtype``; the chance is the share of the way, to 2^-16.
+
+    Parameters
+    ----------
+    values:
+        (n,) float32 within the dtype's range; worked on in place.
+    halves:
+        (n,) random bits.
+    out:
+        (n,) the codes.
+    """
+    if dtype == "I8":
+        values += halves * np.float32(2.0**-16)
+        np.copyto(out.view(np.int8), np.floor(values, out=values), casting="unsafe")
+        return
+    bias, mantissa = _FLOATS[dtype]
+    dropped = 23 - mantissa
+    # with the dtype's bias in the place of float32's, subnormal numbers fall together, too
+    values *= np.float32(2.0 ** (bias - 127))
+    bits = values.view(np.uint32)
+    signs = bits >> np.uint32(24)
+    signs &= np.uint32(0x80)
+    bits &= np.uint32(0x7FFFFFFF)
+    bits += halves.astype(np.uint32) << np.uint32(dropped - 16)
+    bits >>= np.uint32(dropped)
+    bits |= signs
+    np.copyto(out, bits, casting="unsafe")
 
 
 def scale_bytes(scale: NDArray[np.float64], dtype: str) -> tuple[bytes, NDArray[np.float64]]:

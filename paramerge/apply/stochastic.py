@@ -53,6 +53,11 @@ class RandomWords:
         raw = self._philox.random_raw((skipped + count + 1) // 2)
         return raw.astype("<u8", copy=False).view("<u4")[skipped : skipped + count]
 
+    def halves(self, first: int, count: int) -> NDArray[np.uint16]:
+        """16 bits for each of elements ``first`` to ``first + count``, the halves of words."""
+        word, skipped = divmod(first, 2)
+        return self.of(word, (skipped + count + 1) // 2).view("<u2")[skipped : skipped + count]
+
 
 class StochasticRounder:
     """Rounds the blocks of one tensor stochastically. For one thread.
