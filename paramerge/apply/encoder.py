@@ -90,7 +90,8 @@ class Encoder:
         if self._encoding.dtype == "I8":
             values = codes.view(torch.int8).to(torch.float64)
         else:
-            values = values_of_bytes(self._encoding.dtype, torch.float64)[codes.to(torch.int64)]
+            numbers = values_of_bytes(self._encoding.dtype, torch.float64)
+            values = torch.index_select(numbers, 0, codes.reshape(-1).to(torch.int32)).view(codes.shape)
         if self._rotation is not None:
             values = (values.unflatten(1, (-1, len(self._rotation))) @ self._rotation.T).flatten(1)
         self._scale.multiply(values, row)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from paramerge.apply.steps import LIFTS
 from paramerge.apply.tensor_plan import FilePlan, TensorPlan
+from paramerge.bake.uncoded import without_codes
 from paramerge.files.dtype_names import parse_dtype, short_name
 from paramerge.files.dtypes import is_float, unit_roundoff
 from paramerge.wording import Worded, option
@@ -55,10 +56,7 @@ def lift_layers(plan: Plan) -> Plan:
         for name, layer in found.items()
         if layer.lowest is not None and layer.lowest < WARNED
     }
-    files = tuple(
-        replace(file, tensors=tuple(_lifted(tensor, lift, low) for tensor in file.tensors))
-        for file in plan.files
-    )
+    files = tuple(_raised(file, lift, low) for file in plan.files)
     order = [str(edit.target.module) for edit in plan.edits]
     return replace(plan, files=files, lifted=tuple(low[name] for name in order if name in low))
 
@@ -85,7 +83,10 @@ def _measured(file: FilePlan, lift: str) -> Iterator[LayerSurvival]:
     from paramerge.bake.tasks import make_tasks
     from paramerge.bake.workers import run_tasks
 
-    wanted = [tensor for tensor in file.tensors if _may_need(tensor, lift)]
+    keys = {tensor.info.key for tensor in file.tensors if _may_need(tensor, lift)}
+    wanted = [
+        tensor for tensor in file.tensors if not keys.isdisjoint((tensor.info.key, tensor.written_with))
+    ]
     tasks = iter(make_tasks(wanted, 0))
     for layer in run_tasks(file.source.header.source, _Nowhere(), tasks, lambda _: None):
         if layer.survival is not None:
@@ -93,10 +94,20 @@ def _measured(file: FilePlan, lift: str) -> Iterator[LayerSurvival]:
 
 
 def _may_need(tensor: TensorPlan, lift: str) -> bool:
+    if tensor.encoding is not None:
+        return bool(tensor.edits)
     return bool(tensor.edits) and is_float(tensor.dtype) and unit_roundoff(lift) < unit_roundoff(tensor.dtype)
 
 
-def _lifted(tensor: TensorPlan, lift: str, low: dict[str, LiftedLayer]) -> TensorPlan:
-    if _may_need(tensor, lift) and any(str(edit.target.module) in low for edit in tensor.edits):
-        return replace(tensor, dtype=lift)
-    return tensor
+def _raised(file: FilePlan, lift: str, low: dict[str, LiftedLayer]) -> FilePlan:
+    """The plan of a file with those of its tensors raised that hold a layer in ``low``."""
+    raised = {
+        tensor.info.key
+        for tensor in file.tensors
+        if _may_need(tensor, lift) and any(str(edit.target.module) in low for edit in tensor.edits)
+    }
+    coded = {t.info.key for t in file.tensors if t.info.key in raised and t.encoding is not None}
+    file = without_codes(file, coded, lift) if coded else file
+    return replace(
+        file, tensors=tuple(replace(t, dtype=lift) if t.info.key in raised else t for t in file.tensors)
+    )

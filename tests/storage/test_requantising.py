@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from quantised_models import CASES, LAYERS, weight, write_model
 from paramerge.apply.encoder import Encoder, scale_bytes
 from paramerge.apply.steps import BakeOptions, Step
 from paramerge.bake.bake import bake
+from paramerge.bake.uncoded import without_codes
 from paramerge.checkpoints.layout import open_base
 from paramerge.errors import CheckpointError, UsageError
 from paramerge.storage.encoding import Encoding, Part
@@ -156,3 +158,44 @@ def test_mxfp8_is_written_as_comfy_kitchen_writes_it() -> None:
         assert parts["a.weight_scale"] == scales.view(torch.uint8).numpy().tobytes()
         assert torch.equal(codes.view(torch.float8_e4m3fn).float(), wanted.float())
         assert json.loads(parts["a.comfy_quant"]) == {"format": "mxfp8"}
+
+
+@pytest.mark.parametrize("name", ["comfy_quant, e4m3", "rows", "mxfp8"])
+def test_a_layer_can_be_written_plain_after_all(name: str, tmp_path: Path) -> None:
+    """As ``lift`` does it to layers that need more."""
+    base, _ = write_model(tmp_path / "base", CASES[name])
+    lora, changes = lora_on(tmp_path / "lora", LAYERS[:2])
+    plan = plan_of(base, Step("lora", lora), requantise=True)
+    file = without_codes(plan.files[0], {f"{Q}.weight"}, "F16")
+    bake(replace(plan, files=(file,)), tmp_path / "out")
+    before, after = load(base), load(tmp_path / "out")
+    exact = open_base(base).files[0].tensor(f"{Q}.weight").read_exact() + changes[Q]
+    assert np.mean(after.tensors[f"{Q}.weight"] != exact.astype(np.float32).astype(np.float16)) <= 0.0005
+    parts = {key for key in before.raw if key.startswith(f"{Q}.") and key != f"{Q}.weight"}
+    assert before.raw.keys() - after.raw.keys() == parts
+
+
+def test_lift_and_codes_go_together(tmp_path: Path) -> None:
+    base, _ = write_model(tmp_path / "base", CASES["blocks"])
+    lora, _ = lora_on(tmp_path / "lora", LAYERS[:2], scale=0.001)
+    plan = plan_of(base, Step("lora", lora), requantise=True, lift="bf16", accept_loss=True)
+    bake(plan, tmp_path / "out")
+    after = load(tmp_path / "out")
+    raised = {layer.name.partition(".")[2] for layer in plan.lifted}
+    for layer in LAYERS[:2]:
+        kind = "bfloat16" if layer in raised else "float8_e4m3fn"
+        assert str(after.tensors[f"{layer}.weight"].dtype) == kind
+        assert (f"{layer}.weight_scale_inv" in after.raw) == (layer not in raised)
+
+
+def test_an_output_can_be_verified_and_replayed(tmp_path: Path) -> None:
+    import paramerge as pm
+
+    base, _ = write_model(tmp_path / "base", CASES["blocks"])
+    lora, _ = lora_on(tmp_path / "lora")
+    pm.bake(base, [lora], tmp_path / "out", requantise=True)
+    pm.bake(base, [lora], tmp_path / "plain")
+    for name in ("out", "plain"):
+        assert pm.verify(tmp_path / name, models=[tmp_path]).verdict == "identical"
+        pm.replay(tmp_path / name, tmp_path / f"{name}-again", models=[tmp_path])
+        assert load(tmp_path / name).raw == load(tmp_path / f"{name}-again").raw
