@@ -73,6 +73,8 @@ class _Making:
         self.differences: list[TensorDifference] = []
         self.content: dict[PurePosixPath, str] = {}
         self.same_version = _version(output.recipe) == _version(job.recipe())
+        self.unequal = () if _versions(output.recipe) == _versions(job.recipe()) else ("survival",)
+        """Entries of the recipe that other versions and instructions may round otherwise."""
 
     def made(self) -> Made:
         present = [(file, header) for file in self.plan.files if (header := self._header_of(file))]
@@ -122,13 +124,14 @@ class _Making:
     def _other_headers(self, file: FilePlan, header: Header, recipe: dict[str, object]) -> Iterator[str]:
         name = self._name(file)
         made = self.job.header(file, recipe)
-        if header.source.read(0, header.data_start) == made:
+        if header.source.read(8, header.data_start).rstrip() == made[8:].rstrip():
             return
         others = self._other_metadata(header.metadata, _metadata(made))
         for entry in others:
             yield f"{name}: {entry}"
-        if not others and self.same_version and set(header.tensors) == {t.info.key for t in file.tensors}:
-            yield f"{name}: the header has another order or form"
+        keys = [tensor.info.key for tensor in file.tensors]
+        if list(header.tensors) != keys and sorted(header.tensors) == sorted(keys):
+            yield f"{name}: the tensors are in another order"
 
     def _other_metadata(self, found: Mapping[str, str], made: Mapping[str, str]) -> list[str]:
         keys = [
@@ -136,11 +139,11 @@ class _Making:
         ]
         if not self.same_version:
             keys = [key for key in keys if key not in _OF_A_VERSION]
-        lines = []
-        for key in keys:
-            entries = _other_entries(found.get(key), made.get(key)) if key == RECIPE_KEY else ""
-            lines.append(f"metadata {key}{entries}")
-        return lines
+        entries = _other_entries(found.get(RECIPE_KEY), made.get(RECIPE_KEY))
+        if entries and {*entries} <= {*self.unequal}:
+            keys = [key for key in keys if key != RECIPE_KEY]
+        named = f" ({', '.join(entries)})" if entries else ""
+        return [f"metadata {key}{named if key == RECIPE_KEY else ''}" for key in keys]
 
     def _other_companions(self, recipe: dict[str, object]) -> Iterator[str]:
         for relative, blocks in companions(self.plan, recipe):
@@ -162,9 +165,13 @@ def _holds(path: Path, blocks: Iterable[bytes | memoryview]) -> bool:
     return place == source.size
 
 
-def _version(recipe: Mapping[str, Any] | None) -> object:
+def _versions(recipe: Mapping[str, Any] | None) -> Mapping[str, object]:
     versions = (recipe or {}).get("versions")
-    return versions.get("paramerge") if isinstance(versions, dict) else None
+    return versions if isinstance(versions, dict) else {}
+
+
+def _version(recipe: Mapping[str, Any] | None) -> object:
+    return _versions(recipe).get("paramerge")
 
 
 def _metadata(header: bytes) -> Mapping[str, str]:
@@ -172,13 +179,12 @@ def _metadata(header: bytes) -> Mapping[str, str]:
     return metadata
 
 
-def _other_entries(found: str | None, made: str | None) -> str:
+def _other_entries(found: str | None, made: str | None) -> list[str]:
     """The names of a recipe's entries that differ."""
     if found is None or made is None:
-        return ""
+        return []
     try:
         ours, theirs = parsed_recipe(made), parsed_recipe(found)
     except ValueError:
-        return ""
-    names = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
-    return f" ({', '.join(names)})" if names else ""
+        return []
+    return [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]

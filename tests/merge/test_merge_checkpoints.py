@@ -16,8 +16,7 @@ from random_checkpoint import write_random_checkpoint
 
 import paramerge as pm
 from paramerge.apply import kernel
-from paramerge.bake import bake as module_of_bake
-from paramerge.bake import stream, tasks
+from paramerge.bake import stream, tasks, workers
 from paramerge.errors import (
     ArchitectureError,
     CheckpointError,
@@ -117,7 +116,7 @@ def test_threads_and_pieces_do_not_matter(
 ) -> None:
     inputs = models(folder, "ab")
     pm.merge(inputs, tmp_path / "one.safetensors", method=method)
-    monkeypatch.setattr(module_of_bake, "WORKERS", 1)
+    monkeypatch.setattr(workers, "WORKERS", 1)
     for module in (tasks, stream):
         monkeypatch.setattr(module, "BUFFER_BYTES", 1 << 14)
     pm.merge(inputs, tmp_path / "two.safetensors", method=method)
