@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from paramerge.errors import FileFormatError
+from paramerge.training.experiments.line import Line
 from paramerge.training.experiments.report import results_page, together_of
-from paramerge.training.experiments.verdict import Line
 
 
 def results(folder: Path, lines: list[Line], **more: Any) -> Path:
@@ -43,7 +43,7 @@ def results(folder: Path, lines: list[Line], **more: Any) -> Path:
     return folder
 
 
-def verdicts(*found: str) -> list[dict[str, str]]:
+def verdicts(*found: str) -> list[dict[str, Any]]:
     return [
         {"claim": f"claim {place}", "where": "Table 1", "verdict": verdict, "reason": "a | b"}
         for place, verdict in enumerate(found)
@@ -63,7 +63,7 @@ def test_two_seeds_side_by_side(tmp_path: Path) -> None:
     assert "--budget smoke --seed 1" in page
     assert "(b/figure.png)" in page
     assert "| base | 0.5000 ± 0.3536 |" in page
-    assert "| claim 2 | **does not hold** | a \\| b |" in page
+    assert "| claim 2 | **does not hold** |  |  | a \\| b |" in page
     assert "## Learning rates" not in page
 
 
@@ -74,6 +74,24 @@ def test_runs_on_other_pictures_are_no_other_seeds(tmp_path: Path) -> None:
     page = results_page([first, second], tmp_path / "results.md")
     assert page.count("| table1, model, data, budget smoke | Table 1 | 0 | 1 |") == 2
     assert "seeds agree" not in page
+
+
+def test_many_claims_at_once(tmp_path: Path) -> None:
+    """p is adjusted for all claims of a seed, those with the very same numbers once; so are the counts."""
+    told = verdicts("holds", "holds", "does not hold", "holds")
+    for verdict, p, same in zip(told, (0.004, 0.03, None, 0.004), ("", "", "", "claim 0"), strict=True):
+        verdict.update({"p": p, "same_as": same})
+    other = verdicts("cannot be told") + verdicts("holds")
+    for verdict, p in zip(other, (0.2, 0.04), strict=True):
+        verdict["p"] = p
+    first = results(tmp_path / "a", [], verdicts=told)
+    second = results(tmp_path / "b", [], verdicts=other, experiment="gamma")
+    page = results_page([first, second], tmp_path / "results.md")
+    assert "| claim 0 | **holds** | 0.004 | 0.016 |" in page
+    assert "| claim 1 | **holds** | 0.03 | 0.09 |" in page
+    assert "(the very numbers of: claim 0)" in page
+    assert "| 0 | 4 | 3 | 1 |" in page
+    assert "| Table 1 | 0 | 3 | 2 | 1 | 0 | 0 |" in page
 
 
 def test_one_run_alone(tmp_path: Path) -> None:

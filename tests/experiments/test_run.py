@@ -29,6 +29,7 @@ from paramerge.training.experiments import trained as trained_module
 from paramerge.training.experiments.budgets import BUDGETS
 from paramerge.training.experiments.composition import COMPOSITION
 from paramerge.training.experiments.dataset import open_dataset
+from paramerge.training.experiments.line import Line
 from paramerge.training.experiments.order import _NOTHING, _ORDERS, _difference, predicted_loss
 from paramerge.training.experiments.parts import rate_of
 from paramerge.training.experiments.places import picture_job
@@ -39,7 +40,6 @@ from paramerge.training.experiments.report import results_page
 from paramerge.training.experiments.run import Outcome, _sets, run_experiment
 from paramerge.training.experiments.table2 import METHODS_COMPARED, TABLE2
 from paramerge.training.experiments.trained import kept, train_missing
-from paramerge.training.experiments.verdict import Line
 
 
 @pytest.fixture(scope="module")

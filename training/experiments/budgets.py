@@ -12,7 +12,7 @@ BUDGETS = {
     for budget in (
         Budget(
             "smoke",
-            subjects=2,
+            subjects=3,
             tuning_subjects=1,
             prompts=1,
             para_stops=(1,),
@@ -65,6 +65,8 @@ BUDGETS = {
                 "tuning the best by the mean of seeds 0 and 1, or the middle one of several that cannot be "
                 "told from it; those of svdiff, loha and textual inversion are high because the model is "
                 "small and the steps few",
+                "the middle block of the shipped model does next to nothing: rows of ExCA-HL measure "
+                "the base",
                 "no rank boundary but where it is swept: at widths of 64 to 128 the paper's 1/40 would leave "
                 "1 to 3 directions of a layer whatever the rank",
             ),
@@ -77,7 +79,7 @@ BUDGETS = {
         Budget(
             "paper",
             subjects=8,
-            tuning_subjects=0,
+            tuning_subjects=1,
             prompts=6,
             para_stops=(200,),
             other_stops=(200, 1000),
@@ -95,7 +97,8 @@ BUDGETS = {
                 "at 1000, gamma 1/40, 8 subjects, 500 pictures for the tables and 100 for editing, 5 runs",
                 "not in the paper, chosen here: 50 sampling steps, guidance 7.5, learning rates, bf16, that "
                 "each of the 5 runs has all 500 pictures, and 25 pictures of a prompt for what figures show",
-                "also at 200 steps for the others, which the paper does not show",
+                "also at 200 steps for the others, which the paper does not show; the first subject "
+                "(bear_plushie) chooses steps and rates and is in no verdict",
             ),
             # 5.8 minutes for 1000 steps of PaRa at r = 2 on an A100 are the paper's Table 5
             seconds=(0.35, 6.0, "0.35 s a step by the paper's Table 5 (A100); 6 s a picture is a guess"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from paramerge.training.experiments.claims import Claim, Greater, Trend
 from paramerge.training.experiments.dataset import Dataset, Subject
-from paramerge.training.experiments.parts import limited, subjects_of, trained
+from paramerge.training.experiments.line import Line
+from paramerge.training.experiments.parts import held_out, limited, trained
 from paramerge.training.experiments.plan import Budget, Cell, Experiment, Plan, Use, Variant
-from paramerge.training.experiments.verdict import Claim, Greater, Line, Trend
 
 __all__ = ["COMPOSITION"]
 
@@ -17,7 +19,7 @@ _SUBJECTS = ("first", "second")
 
 
 def _build(data: Dataset, budget: Budget) -> list[Cell]:
-    subjects = subjects_of(data, budget)
+    subjects = held_out(data, budget)
     cells = []
     for first, second in zip(subjects[0::2], subjects[1::2], strict=False):
         for template in limited(data.prompts.composition, budget):
@@ -65,12 +67,13 @@ def _derive(lines: list[Line], plan: Plan, output: Path) -> list[Line]:
         row, _, which = line.row.rpartition(" | ")
         found.setdefault((row, line.column, line.run), {})[which] = line
     derived = []
-    for (row, column, run), parts in found.items():
+    for (row, _, _), parts in found.items():
         images = {which: line.metrics["image"] for which, line in parts.items() if "image" in line.metrics}
         common = {k: v for k, v in parts[_SUBJECTS[0]].metrics.items() if k in ("text", "diversity")}
         if len(images) == len(_SUBJECTS):
             scores = {f"image of the {which}": value for which, value in images.items()}
-            derived.append(Line(row, column, run, {**common, **scores, "worse": min(images.values())}))
+            metrics = {**common, **scores, "worse": min(images.values())}
+            derived.append(replace(parts[_SUBJECTS[0]], row=row, metrics=metrics))
     return derived
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from paramerge.training.evaluation.measuring import METRICS
 from paramerge.training.evaluation.sets import read_pictures
 from paramerge.training.evaluation.summary import Value, value_of
+from paramerge.training.experiments.line import Line
 from paramerge.training.experiments.parts import BEST
 from paramerge.training.experiments.places import picture_job
 from paramerge.training.experiments.plan import Experiment, Plan
 from paramerge.training.experiments.rates import split_row
-from paramerge.training.experiments.verdict import Line
 
 __all__ = ["example_grid", "figure_of", "rate_curves", "row_values"]
 

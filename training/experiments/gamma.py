@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from paramerge.training.experiments.claims import Claim, Greater, Trend
 from paramerge.training.experiments.dataset import Dataset
-from paramerge.training.experiments.parts import adapted, cells_of, limited, subjects_of, trained
+from paramerge.training.experiments.parts import adapted, cells_of, held_out, limited, trained
 from paramerge.training.experiments.plan import Budget, Cell, Experiment
-from paramerge.training.experiments.verdict import Claim, Greater, Trend
 
 __all__ = ["GAMMA"]
 
 
 def _build(data: Dataset, budget: Budget) -> list[Cell]:
     cells = []
-    for subject in subjects_of(data, budget):
+    for subject in held_out(data, budget):
         for rank in _ranks(budget):
             for gamma in _gammas(rank, budget):
                 training = trained("para", rank, subject, budget, gamma=gamma)

@@ -16,21 +16,24 @@ from pathlib import Path
 import numpy as np
 
 from paramerge.adapters import LoraModule, ParaModule
+from paramerge.training.experiments.claims import Claim, Correlated, Greater, Near
 from paramerge.training.experiments.dataset import Dataset, Subject
-from paramerge.training.experiments.parts import cells_of, limited, subjects_of, trained
+from paramerge.training.experiments.line import Line
+from paramerge.training.experiments.parts import cells_of, held_out, limited, trained
 from paramerge.training.experiments.places import picture_job, trained_folder
 from paramerge.training.experiments.plan import Budget, Cell, Experiment, Plan, Use, Variant
-from paramerge.training.experiments.verdict import Claim, Correlated, Greater, Line
 
 __all__ = ["ORDER"]
 
 _LORA_RANK = 8
 _NOTHING = "nothing lost"
+_NOTHING_LEFT = 0.05
+"""A loss this near to 1 is called all of it."""
 _ORDERS = ("PaRa alone", "PaRa, then LoRA", "LoRA, then PaRa")
 
 
 def _build(data: Dataset, budget: Budget) -> list[Cell]:
-    subjects = subjects_of(data, budget)
+    subjects = held_out(data, budget)
     cells = []
     for first, second in zip(subjects[0::2], subjects[1::2], strict=False):
         for name, para, lora in _pairs(first, second, budget):
@@ -75,8 +78,9 @@ def _derive(lines: list[Line], plan: Plan, output: Path) -> list[Line]:
             if effect > 0:
                 measured = 1 - _difference(wrong, alone) / effect
                 metrics = {"predicted loss": predicted, "measured loss": measured}
-                derived.append(Line(name, column, run, metrics))
-                derived.append(Line(_NOTHING, column, run, {"measured loss": 0.0}))
+                derived.append(Line(name, column, run, metrics, cell.tuning))
+                nothing = {"measured loss": 0.0}
+                derived.append(Line(_NOTHING, column, run, nothing, cell.tuning))
     return derived
 
 
@@ -107,7 +111,6 @@ def _difference(first: np.ndarray, second: np.ndarray) -> float:
 
 def _claims(budget: Budget) -> list[Claim]:
     own = f"PaRa extracted from the LoRA, r={_LORA_RANK}"
-    other = f"trained PaRa r={budget.ranks[0]}"
     return [
         Claim(
             "a PaRa after a LoRA takes away from the LoRA's effect",
@@ -122,7 +125,7 @@ def _claims(budget: Budget) -> list[Claim]:
         Claim(
             "with Q the basis of B nothing of the LoRA is left",
             "section 3.2",
-            Greater("measured loss", own, other),
+            Near("measured loss", own, 1.0, _NOTHING_LEFT),
         ),
     ]
 

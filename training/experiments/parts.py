@@ -15,6 +15,7 @@ __all__ = [
     "base_cells",
     "cells_of",
     "equal_steps",
+    "held_out",
     "limited",
     "rate_name",
     "rate_of",
@@ -128,5 +129,10 @@ def limited(templates: Sequence[str], budget: Budget) -> tuple[str, ...]:
 
 
 def subjects_of(data: Dataset, budget: Budget) -> tuple[Subject, ...]:
-    """The subjects of the budget."""
+    """The subjects of the budget, those for tuning first."""
     return data.first(budget.subjects)
+
+
+def held_out(data: Dataset, budget: Budget) -> tuple[Subject, ...]:
+    """The subjects of the budget that nothing is chosen by: evidence for verdicts."""
+    return data.first(budget.subjects)[budget.tuning_subjects :]

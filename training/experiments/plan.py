@@ -12,8 +12,9 @@ from typing import Any
 
 from paramerge.training.config import TrainConfig
 from paramerge.training.evaluation.drawing import Sampling
+from paramerge.training.experiments.claims import Claim
 from paramerge.training.experiments.dataset import Dataset, Subject
-from paramerge.training.experiments.verdict import Claim, Line
+from paramerge.training.experiments.line import Line
 from paramerge.training.pictures import find_pictures
 
 __all__ = [
@@ -186,6 +187,11 @@ class Cell:
         Pictures in a run.
     tuning:
         Whether the column is for choosing, and not held out.
+    plain:
+        Whether the prompt is the data's plain one.
+    learnt:
+        The number of the subject's pictures that were learnt, where results are compared with these alone;
+        None for all.
     """
 
     row: str
@@ -196,6 +202,8 @@ class Cell:
     references: Subject
     count: int
     tuning: bool = False
+    plain: bool = False
+    learnt: int | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +222,8 @@ class Experiment:
         ``bars``, ``alignment``, ``order`` or ``rates``.
     diversity:
         Whether SSIM over all pairs is measured, which is the most work of all measuring.
+    held_out:
+        Whether it is about subjects that nothing was chosen by: those for tuning are shown to no verdict.
     """
 
     name: str
@@ -224,6 +234,7 @@ class Experiment:
     derive: Callable[[list[Line], Plan, Path], list[Line]] | None = None
     figure: str = "bars"
     diversity: bool = True
+    held_out: bool = True
 
 
 @dataclass(frozen=True)
@@ -307,9 +318,17 @@ def make_plan(experiment: Experiment, budget: Budget, model: Path, data: Dataset
     UsageError
         The data has too few subjects.
     """
-    cells = tuple(experiment.build(data, budget))
+    cells = tuple(_marked(cell, data, budget, experiment.held_out) for cell in experiment.build(data, budget))
     uses = [use.training for cell in cells for use in cell.variant.uses]
     return Plan(experiment, budget, model, data, seed, cells, tuple(_together(uses)))
+
+
+def _marked(cell: Cell, data: Dataset, budget: Budget, held_out: bool) -> Cell:
+    """The cell, marked where a subject for tuning is in it, and where its prompt is the plain one."""
+    tuned = data.subjects[: budget.tuning_subjects if held_out else 0]
+    subjects = {cell.references, *(use.training.subject for use in cell.variant.uses)}
+    plain = cell.column.partition(": ")[2] == data.prompts.plain.format(subject="[V]")
+    return replace(cell, tuning=cell.tuning or not subjects.isdisjoint(tuned), plain=plain)
 
 
 def whole_cost(plans: Sequence[Plan]) -> tuple[int, int, int, float | None]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from paramerge.training.config import METHODS
 from paramerge.training.experiments.dataset import Dataset
+from paramerge.training.experiments.line import Line
 from paramerge.training.experiments.parts import (
     SETTINGS,
     adapted,
@@ -23,7 +24,6 @@ from paramerge.training.experiments.parts import (
 )
 from paramerge.training.experiments.plan import Budget, Cell, Experiment, Plan
 from paramerge.training.experiments.table2 import METHODS_COMPARED
-from paramerge.training.experiments.verdict import Line
 
 __all__ = ["RATES", "rates_of", "split_row"]
 
@@ -83,4 +83,5 @@ RATES = Experiment(
     _derive,
     figure="rates",
     diversity=False,
+    held_out=False,
 )

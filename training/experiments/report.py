@@ -14,10 +14,12 @@ from paramerge.strict_json import parse, read_object
 from paramerge.training.evaluation.measuring import METRICS
 from paramerge.training.evaluation.records import LARGEST
 from paramerge.training.evaluation.summary import Value, value_of
+from paramerge.training.experiments.correction import Adjusted, adjusted_p, corrected
 from paramerge.training.experiments.figures import rate_curves, row_values
+from paramerge.training.experiments.line import Line
 from paramerge.training.experiments.rates import RATES
 from paramerge.training.experiments.registry import EXPERIMENTS
-from paramerge.training.experiments.verdict import FAILS, HOLDS, OPEN, Line
+from paramerge.training.experiments.verdict import FAILS, HOLDS, OPEN
 
 __all__ = ["RESULT_FILES", "result_folders", "results_page", "together_of"]
 
@@ -25,6 +27,7 @@ RESULT_FILES = ("summary.json", "results.jsonl", "figure.png", "examples.png")
 """The files of an experiment's folder that a page needs; the pictures and records stay where they are."""
 
 _DISAGREE = f"{OPEN}: the runs disagree"
+_VERDICTS = ["claim", "verdict", "p", "p by Holm", "numbers"]
 _COUNTS = ("parameters", "bytes", "seconds", "steps")
 _HEAD = """# Results
 
@@ -34,6 +37,14 @@ nothing else; differences within their error bars are called noise, and where ru
 nothing can be told. ± in the tables of numbers is the standard deviation of runs with other seeds, which is
 the paper's kind of error bar; in verdicts it is the 95% interval over subjects (Student's t). Scores carry
 the name of the model that computed them: those of another cannot be compared with them.
+"""
+
+
+_MANY = """## Many claims at once
+
+Of claims without any truth one in twenty is still found. Holm's correction makes that one in twenty for all
+claims of a seed together; findings that do not survive it are hints. Claims with the very same numbers count
+once.
 """
 
 
@@ -59,8 +70,10 @@ def results_page(folders: Sequence[Path], page: Path) -> str:
         A file is missing or damaged.
     """
     runs = sorted(map(_read, folders), key=lambda run: (_place(run), run.summary["seed"]))
-    parts = [_HEAD, _agreement(runs), _learning_rates(runs)]
-    parts += [_section(run, page) for run in runs]
+    found = {run.folder: run.summary for run in runs}
+    adjusted = adjusted_p(found)
+    parts = [_HEAD, _agreement(runs), _many_claims(found), _learning_rates(runs)]
+    parts += [_section(run, page, adjusted) for run in runs]
     return "\n".join(part for part in parts if part)
 
 
@@ -111,12 +124,30 @@ def _agreement(runs: Sequence[_Run]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def _many_claims(summaries: Mapping[Path, Mapping[str, Any]]) -> str:
+    families = corrected(summaries)
+    if not families:
+        return ""
+    table = [["seed", "claims with a test", "findings", "after Holm's correction"]]
+    table += [[str(each.seed), str(each.claims), str(each.findings), str(each.kept)] for each in families]
+    return f"{_MANY}\n{_table(table)}\n"
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
+
+
+def _reason(verdict: Mapping[str, Any]) -> str:
+    same = verdict.get("same_as")
+    return verdict["reason"] + (f" (the very numbers of: {same})" if same else "")
+
+
 def _glance(groups: Sequence[Sequence[_Run]]) -> str:
     """The count of claims by verdict for each experiment, by all runs together."""
     kinds = (HOLDS, FAILS, OPEN, _DISAGREE)
     table = [["", "in the paper", "seeds", "claims", *kinds]]
     for own in groups:
-        together = [together_of(found) for _, found in _found(own)]
+        together = [together_of(found) for verdict, found in _found(own) if not verdict.get("same_as")]
         s = own[0].summary
         table.append([
             _what_was_run(s),
@@ -154,7 +185,7 @@ def together_of(verdicts: Sequence[str]) -> str:
     return verdicts[0] if len(set(verdicts)) == 1 else _DISAGREE
 
 
-def _section(run: _Run, page: Path) -> str:
+def _section(run: _Run, page: Path, adjusted: Adjusted) -> str:
     s = run.summary
     link = os.path.relpath(run.folder, page.parent)
     command = (
@@ -172,14 +203,21 @@ def _section(run: _Run, page: Path) -> str:
     ]
     facts += [f"{name}: {words}; left out" for name, words in s["diverged"].items()]
     facts += [f"{metric}: {METRICS[metric]}, by {model}" for metric, model in s["measured_by"].items()]
-    verdicts = [[v["claim"], f"**{v['verdict']}**", v["reason"]] for v in s["verdicts"]]
+    verdicts = [
+        [v["claim"], f"**{v['verdict']}**", _p(v.get("p")), _p(adjusted.get((run.folder, place))), _reason(v)]
+        for place, v in enumerate(s["verdicts"])
+    ]
     return "\n".join(
         [
             f"## {s['title']} ({s['source']}), seed {s['seed']}\n",
             f"    {command}\n",
             *(f"- {fact}" for fact in facts),
             "",
-            *([_table([["claim", "verdict", "numbers"], *verdicts]), ""] if verdicts else []),
+            *(
+                [_table([["claim", "verdict", "p", "p by Holm", "numbers"], *verdicts]), ""]
+                if verdicts
+                else []
+            ),
             _numbers(run.lines),
             "",
             f"![figure]({link}/figure.png)",

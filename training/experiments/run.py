@@ -19,11 +19,12 @@ from paramerge.training.evaluation.sets import PictureSet
 from paramerge.training.experiments.adapted import load_variant
 from paramerge.training.experiments.described import plan_as_dict
 from paramerge.training.experiments.figures import example_grid, figure_of
+from paramerge.training.experiments.line import Line
 from paramerge.training.experiments.places import picture_job, trained_folder
 from paramerge.training.experiments.plan import Cell, Plan, Variant
 from paramerge.training.experiments.rates import rates_of
 from paramerge.training.experiments.trained import data_identity, diverged, kept, train_missing
-from paramerge.training.experiments.verdict import Line, Verdict, judge
+from paramerge.training.experiments.verdict import Verdict, judge_all
 from paramerge.training.pictures import find_pictures
 from paramerge.version import __version__
 
@@ -87,7 +88,7 @@ def run_experiment(
     lines = _lines(plan, scores, trained)
     if plan.experiment.derive is not None:
         lines += plan.experiment.derive(lines, plan, output)
-    verdicts = [judge(claim, lines) for claim in plan.experiment.claims(plan.budget)]
+    verdicts = judge_all(plan.experiment.claims(plan.budget), lines)
     outcome = Outcome(plan, tuple(lines), tuple(verdicts), measures.models(), folder, ended)
     if processes.first:
         _write(outcome, settings)
@@ -144,9 +145,15 @@ def _sets(plan: Plan, folder: Path) -> list[PictureSet]:
     sets = []
     for place, cell in enumerate(plan.cells):
         job, count = picture_job(plan, cell, folder), cell.count
-        references = () if cell.references is None else tuple(find_pictures(cell.references.folder, "--data"))
+        pictures = [] if cell.references is None else find_pictures(cell.references.folder, "--data")
         sets += [
-            PictureSet(f"{place:05d}", run, job.files[run * count : (run + 1) * count], cell.text, references)
+            PictureSet(
+                f"{place:05d}",
+                run,
+                job.files[run * count : (run + 1) * count],
+                cell.text,
+                tuple(pictures[: cell.learnt]),
+            )
             for run in range(plan.budget.runs)
         ]
     return sets
@@ -158,7 +165,14 @@ def _lines(plan: Plan, scores: Sequence[SetScores], trained: Path) -> list[Line]
         cell = plan.cells[int(each.label)]
         metrics = {name: mean for name in each.values if (mean := each.mean(name)) is not None}
         lines.append(
-            Line(cell.row, cell.column, each.run, metrics | _facts(plan, cell, trained), cell.tuning)
+            Line(
+                cell.row,
+                cell.column,
+                each.run,
+                metrics | _facts(plan, cell, trained),
+                cell.tuning,
+                cell.plain,
+            )
         )
     return lines
 

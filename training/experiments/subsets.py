@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from paramerge.models.subsets import SUBSETS
+from paramerge.training.experiments.claims import Claim, Correlated, Greater, Smaller
 from paramerge.training.experiments.dataset import Dataset
-from paramerge.training.experiments.parts import adapted, cells_of, limited, subjects_of, trained
+from paramerge.training.experiments.parts import adapted, cells_of, held_out, limited, trained
 from paramerge.training.experiments.plan import Budget, Cell, Experiment
-from paramerge.training.experiments.verdict import Claim, Correlated, Greater, Smaller
 
 __all__ = ["SUBSETS_EXPERIMENT"]
 
@@ -17,7 +17,7 @@ _PAPER = tuple(name for name, entry in SUBSETS.items() if entry.label and name !
 
 def _build(data: Dataset, budget: Budget) -> list[Cell]:
     cells = []
-    for subject in subjects_of(data, budget)[: max(1, budget.subjects // 2)]:
+    for subject in held_out(data, budget)[: max(1, budget.subjects // 2)]:
         for name in _PAPER:
             for method, label in (("para", "PaRa"), ("lora", "LoRA")):
                 training = trained(method, _RANK, subject, budget, subset=name)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from paramerge.training.experiments.claims import Claim, Greater
 from paramerge.training.experiments.dataset import Dataset
-from paramerge.training.experiments.parts import adapted, base_cells, cells_of, limited, subjects_of, trained
+from paramerge.training.experiments.parts import adapted, base_cells, cells_of, held_out, limited, trained
 from paramerge.training.experiments.plan import Budget, Cell, Experiment
-from paramerge.training.experiments.verdict import Claim, Greater
 
 __all__ = ["TABLE1"]
 
@@ -14,7 +14,7 @@ _BASE, _RANKS = "base", (4, 8)
 
 def _build(data: Dataset, budget: Budget) -> list[Cell]:
     cells = []
-    for subject in subjects_of(data, budget):
+    for subject in held_out(data, budget):
         prompts = limited(data.prompts.diversity, budget)
         cells += base_cells(_BASE, subject, prompts, budget.count)
         for rank in _RANKS:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from paramerge.training.experiments.claims import Claim, Greater, Smaller
 from paramerge.training.experiments.dataset import Dataset
+from paramerge.training.experiments.line import Line, column_means
 from paramerge.training.experiments.parts import (
     BEST,
     SETTINGS,
@@ -17,7 +20,6 @@ from paramerge.training.experiments.parts import (
     trained,
 )
 from paramerge.training.experiments.plan import Budget, Cell, Experiment, Plan
-from paramerge.training.experiments.verdict import Claim, Greater, Line, Smaller, column_means
 
 __all__ = ["METHODS_COMPARED", "TABLE2"]
 
@@ -81,7 +83,7 @@ def _derive(lines: list[Line], plan: Plan, output: Path) -> list[Line]:
                 scores[steps] = sum(means.values()) / len(means)
         best = max(scores, key=lambda steps: scores[steps]) if scores else stops[-1]
         derived += [
-            Line(f"{row}, {BEST}", line.column, line.run, {**line.metrics, "steps": best})
+            replace(line, row=f"{row}, {BEST}", metrics={**line.metrics, "steps": best})
             for line in lines
             if line.row == _row(row, best) and not line.tuning
         ]
@@ -96,18 +98,18 @@ def _claims(budget: Budget) -> list[Claim]:
             if row.startswith("PaRa"):
                 continue
             text = f"PaRa's pictures are nearer to the subject's than those of {row} ({kind})"
-            claims.append(Claim(text, "Table 2", Greater("image", para, f"{row}, {kind}")))
+            claims.append(Claim(text, "Table 2", Greater("image", para, f"{row}, {kind}", "plain")))
         lora = f"LoRA r=8, {kind}"
         claims += [
             Claim(
                 f"so they are by LPIPS ({kind})",
                 "Figure 3",
-                Greater("perceptual", para, lora),
+                Greater("perceptual", para, lora, "others"),
             ),
             Claim(
                 f"LoRA's pictures fit their texts better ({kind})",
                 "Figure 3",
-                Greater("text", lora, para),
+                Greater("text", lora, para, "others"),
             ),
         ]
     para, lora = (f"{name} r=8, {equal_steps(budget)} steps" for name in ("PaRa", "LoRA"))
