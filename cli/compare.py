@@ -31,6 +31,7 @@ def compare(
     allow_unmatched: bool,
     lokr_scale: float | None,
     krona: KronaOrder | None,
+    released: str | None,
     alpha: str | None,
     overwrite: bool,
     as_json: bool,
@@ -55,7 +56,7 @@ def compare(
     from paramerge.files.outputs import check_output_file, inputs_of
     from paramerge.formats import open_adapter
 
-    interpretation = Interpretation(lokr_scale, krona, alpha=alpha)
+    interpretation = Interpretation(lokr_scale, krona, alpha=alpha, released=released)
     opened = [open_adapter(path, interpretation=interpretation) for path in adapters]
     checkpoint = None if base is None else opened_base(base)
     if report is not None:

@@ -35,6 +35,7 @@ def explain(
     all_layers: bool,
     lokr_scale: float | None,
     krona: KronaOrder | None,
+    released: str | None,
     alpha: str | None,
     as_json: bool,
 ) -> None:
@@ -58,7 +59,7 @@ def explain(
     from paramerge.resolve.weights import BaseWeights
 
     opened = opened_base(base)
-    interpretation = Interpretation(lokr_scale, krona, alpha=alpha)
+    interpretation = Interpretation(lokr_scale, krona, alpha=alpha, released=released)
     candidates, left_out = open_candidates(adapters, BaseWeights(opened), interpretation)
     with Progress("explaining", quiet=as_json, unit="layers") as progress:
         found = run_explain(opened_base(file), opened, candidates, progress.update, left_out)

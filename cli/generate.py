@@ -94,6 +94,7 @@ def generate(
     gamma: float | None,
     lokr_scale: float | None,
     krona: KronaOrder | None,
+    released: str | None,
     alpha: str | None,
     dtype: str | None,
     device: str | None,
@@ -129,7 +130,7 @@ def generate(
     adapters = _steps(ctx, compare)
     request = Request(prompts, negative, seeds, steps, guidance, width, height)
     base = open_base(shipped.named_model(model), variant)
-    interpretation = Interpretation(lokr_scale, krona, alpha=alpha)
+    interpretation = Interpretation(lokr_scale, krona, alpha=alpha, released=released)
     opened = [(step, open_adapter(step.path, step.kind, interpretation)) for step in adapters]
     inputs = inputs_of(base, *(adapter for _, adapter in opened))
     inputs += [] if config is None else [config]

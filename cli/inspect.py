@@ -50,6 +50,7 @@ def inspect(
     sort: str,
     lokr_scale: float | None,
     krona: KronaOrder | None,
+    released: str | None,
     alpha: str | None,
     as_json: bool,
 ) -> None:
@@ -62,7 +63,7 @@ def inspect(
     paramerge inspect style.safetensors --layers
     paramerge inspect loras/ --sort size
     """
-    interpretation = Interpretation(lokr_scale, krona, alpha=alpha)
+    interpretation = Interpretation(lokr_scale, krona, alpha=alpha, released=released)
     if is_collection(path) and (entries := inspect_folder(path, sort, interpretation)):
         from paramerge.cli.inspect_folder import folder_data, show_folder
 

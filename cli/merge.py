@@ -164,6 +164,7 @@ def merge(
     as_json: bool,
     lokr_scale: float | None,
     krona: KronaOrder | None,
+    released: str | None,
     alpha: str | None,
     **options: Any,
 ) -> None:
@@ -188,7 +189,7 @@ def merge(
     components = {name: path for name in _COMPONENTS if (path := options.pop(f"from_{name}")) is not None}
     steps = steps_of(ctx)
     parameters = {name: value for name in _PARAMETERS if (value := options.pop(name)) is not None}
-    options["interpretation"] = Interpretation(lokr_scale, krona, alpha=alpha)
+    options["interpretation"] = Interpretation(lokr_scale, krona, alpha=alpha, released=released)
     ours = {name: value for name, value in options.items() if name in _OF_CHECKPOINTS and value}
     asked = bool(method or components or steps or parameters or ours or dry_run)
     if gives_checkpoint(Given(inputs), asked=asked):

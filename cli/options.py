@@ -83,8 +83,15 @@ alpha_option = click.option(
 )
 
 
+released_option = click.option(
+    "--released",
+    type=click.Choice(["yes", "no"]),
+    help="Whether files of kohya's names are PaRas of the authors' released code, W - up down.",
+)
+
+
 def interpretation_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--lokr-scale``, ``--krona`` and ``--alpha``: the user's word where trainers disagree."""
+    """``--lokr-scale``, ``--krona``, ``--alpha`` and ``--released``: the user's word on what files mean."""
     scale = click.option(
         "--lokr-scale",
         type=float,
@@ -97,7 +104,7 @@ def interpretation_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice(get_args(KronaOrder)),
         help="Rows of a DiffuseKronA: as its published code computes (default), or the paper's A (x) B.",
     )
-    return scale(krona(alpha_option(command)))
+    return scale(krona(alpha_option(released_option(command))))
 
 
 rows_option = click.option(

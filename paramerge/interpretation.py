@@ -36,12 +36,16 @@ class Interpretation:
         ``stacked:128`` says the width of a head, too, where the base does not.
     alpha:
         The alpha of a PEFT file without its configuration: ``rank``, or a number.
+    released:
+        Whether files of kohya's names are PaRas of the authors' released code, ``W - up down``: ``yes`` or
+        ``no``.
     """
 
     lokr_scale: float | None = None
     krona: KronaOrder | None = None
     rows: str | None = None
     alpha: str | None = None
+    released: str | None = None
 
     def __post_init__(self) -> None:
         if self.lokr_scale is not None and not math.isfinite(self.lokr_scale):
@@ -60,6 +64,10 @@ class Interpretation:
                 found=self.rows,
             )
 
+        if self.released not in (None, "yes", "no"):
+            raise UsageError(
+                "no such choice", where=option("released"), expected="yes or no", found=self.released
+            )
         if self.alpha not in (None, "rank") and not _is_number(str(self.alpha)):
             raise UsageError(
                 "no such alpha", where=option("alpha"), expected="rank, or a number", found=self.alpha

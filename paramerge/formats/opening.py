@@ -13,7 +13,7 @@ from paramerge.arguments import as_path
 from paramerge.errors import AdapterError, FamilyError, FileFormatError
 from paramerge.files.header import LONGEST_KEY, Header, read_header
 from paramerge.files.source import Source
-from paramerge.formats import native, peft
+from paramerge.formats import native, peft, released
 from paramerge.formats.families import (
     CHECKPOINT,
     EMBEDDING,
@@ -175,10 +175,13 @@ def read_adapter(
             raise wrong_family(family, "para", header.path)
         dialect = "paramerge"
         modules, leftovers = native.read_modules(header)
+    elif released.is_light(header):
+        dialect, modules, leftovers = released.LIGHT, released.read_light(header), ()
     else:
         if family == "para" and set(found.modules) <= {LORA, EMBEDDING, CHECKPOINT}:
             raise wrong_family(family, "lora", header.path)
         dialect, modules, used = read_layers(header, found, tuner, interpretation)
+        modules = released.read_released(header, modules, interpretation)
         leftovers = _leftovers(header, used, found)
     leftovers = (*leftovers, *([Leftover(too_long, _TOO_LONG)] if too_long else []))
     parsed = len(modules)

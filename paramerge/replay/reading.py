@@ -33,7 +33,7 @@ _OPTIONS = (
     *("merge", "gamma", "only", "dtype", "allow_unmatched", "private"),
     *("requantise", "quantise", "allow_other_model", "rounding", "lift", "accept_loss", "card"),
 )
-_INTERPRETATION = ("lokr_scale", "krona", "rows", "alpha")
+_INTERPRETATION = ("lokr_scale", "krona", "rows", "alpha", "released")
 
 
 def read_recipe(path: Path) -> Recipe:

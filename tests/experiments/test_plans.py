@@ -63,10 +63,10 @@ def test_the_papers_protocol(dreambooth: Path) -> None:
     plan = plan_of("table1", "paper", dreambooth)
     assert [subject.name for subject in plan.data.first(8)] == list(PAPER_SUBJECTS)
     cost = plan.cost()
-    # vanilla, r = 4 and r = 8; two prompts; eight subjects
-    assert (cost.trainings, cost.training_steps) == (16, 16 * 200)
-    assert cost.pictures == 3 * 2 * 8 * 500 * 5
-    assert cost.ssim_pairs == 3 * 2 * 8 * 5 * (500 * 499 // 2)
+    # vanilla, r = 4 and r = 8; two prompts; eight subjects, of which the first is no evidence
+    assert (cost.trainings, cost.training_steps) == (14, 14 * 200)
+    assert cost.pictures == 3 * 2 * 7 * 500 * 5
+    assert cost.ssim_pairs == 3 * 2 * 7 * 5 * (500 * 499 // 2)
     assert {dict(training.settings)["gamma"] for training in plan.trainings} == {1 / 40}
     other = plan_of("table2", "paper", dreambooth)
     last = {training.method: training.stops[-1] for training in other.trainings}
@@ -77,6 +77,18 @@ def test_the_papers_protocol(dreambooth: Path) -> None:
     editing = plan_of("editing", "paper", dreambooth)
     assert {cell.count for cell in editing.cells} == {100}
     assert {training.pictures for training in editing.trainings} == {1}
+
+
+@pytest.mark.parametrize("budget", ["small", "paper"])
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "rates"])
+def test_no_subject_for_tuning_is_evidence(dreambooth: Path, name: str, budget: str) -> None:
+    """Neither as what is measured nor in an adapter; where it is drawn (Table 2) it is marked."""
+    plan = plan_of(name, budget, dreambooth)
+    (tuned,) = plan.data.first(BUDGETS[budget].tuning_subjects)
+    for cell in plan.cells:
+        subjects = {cell.references, *(use.training.subject for use in cell.variant.uses)}
+        assert cell.tuning == (tuned in subjects)
+    assert any(not cell.tuning for cell in plan.cells)
 
 
 def test_experiments_share_their_trainings(dreambooth: Path) -> None:

@@ -298,7 +298,7 @@ def test_rates_are_compared_on_the_subjects_for_tuning(files: Path) -> None:
     data = open_dataset(files / "data")
     budget = replace(BUDGETS["smoke"], rates=(("para", 0.02),), rate_factors=(0.5, 1.0))
     plan = make_plan(RATES, budget, files / "model", data)
-    assert {cell.references for cell in plan.cells} == set(data.first(budget.tuning_subjects))
+    assert {cell.references for cell in plan.cells} == set(data.first(1))
     rates = {dict(t.settings)["learning_rate"] for t in plan.trainings if t.method == "para"}
     assert rates == {0.01, 0.02}
     kinds = {(method, strength) for method, _, strength in METHODS_COMPARED.values()}

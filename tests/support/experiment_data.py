@@ -13,7 +13,7 @@ instance = "a noto {subject}"
 plain = "a noto {subject}"
 diversity = ["a twemoji {subject}", "a noto {subject} on a blue background"]
 alignment = ["a noto {subject} on a red background"]
-editing = ["a noto {subject} on a green background"]
+editing = ["a noto {subject} on a green background", "a noto {subject} on a red background"]
 composition = ["a noto {first} and a {second}"]
 
 [[subjects]]

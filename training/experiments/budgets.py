@@ -12,8 +12,8 @@ BUDGETS = {
     for budget in (
         Budget(
             "smoke",
-            subjects=3,
-            tuning_subjects=1,
+            subjects=2,
+            tuning_subjects=0,
             prompts=1,
             para_stops=(1,),
             other_stops=(1,),
