@@ -9,10 +9,11 @@ import click
 
 from paramerge.cli.paths import InputPath
 from paramerge.cli.render import note
+from paramerge.cli.verbs import Verb
 from paramerge.errors import UsageError
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("folders", nargs=-1, type=InputPath(), metavar="[FOLDER]...")
 @click.option(
     "--output-folder",
@@ -29,7 +30,7 @@ from paramerge.errors import UsageError
     help="Address to listen on. Any other than this one lets other machines use the window.",
 )
 def ui(folders: tuple[Path, ...], output_folder: Path | None, port: int, host: str) -> None:
-    """Open a window in the browser: choose, see the plan, bake, merge, look, draw.
+    """Open a window in the browser to plan, bake, merge and draw in.
 
     Models and adapters are taken from the FOLDERs (default: this one), and nothing outside of them can be
     reached. Everything runs on this machine, and nothing is sent to another.

@@ -34,7 +34,7 @@ _GROUPS = {
     "Output": ("overwrite", "private", "dry_run", "all_layers", "all_metadata", "rehash", "as_json", "help"),
     "Mathematics": (
         *("gamma", "boundary", "merge", "how", "keep", "energy", "kronecker", "krona", "lokr_factor"),
-        *("lokr_scale", "rows", "orthonormalise", "init"),
+        *("lokr_scale", "released", "alpha", "rows", "orthonormalise", "init"),
     ),
 }
 """The groups of the help behind the first one, in which all others are, and the options of each by name."""

@@ -11,8 +11,10 @@ from rich.table import Table
 
 from paramerge.cli.flags import flagged
 from paramerge.cli.options import json_option, rehash_option
+from paramerge.cli.paths import InputPath
 from paramerge.cli.render import Progress, gigabytes, note, out, shown
 from paramerge.cli.replay import models_option
+from paramerge.cli.verbs import Verb
 from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 _SHOWN = 12
 
 
-@click.command(name="verify")
-@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+@click.command(name="verify", cls=Verb)
+@click.argument("file", type=InputPath(), metavar="FILE")
 @models_option
 @click.option("--layers", "all_tensors", is_flag=True, help="List every tensor that differs.")
 @rehash_option
@@ -31,7 +33,7 @@ _SHOWN = 12
 def verify(
     ctx: click.Context, file: Path, models: tuple[Path, ...], all_tensors: bool, as_json: bool
 ) -> None:
-    """Make FILE again from its recipe, without writing, and say whether it is the same.
+    """Tell whether a file is what its recipe makes, without writing.
 
     FILE is a file or folder that bake or merge wrote. Inputs are found as by replay. Without them the hashes
     in FILE tell whether it is as it was written.

@@ -38,7 +38,7 @@ def adjusted_p(summaries: Summaries) -> Adjusted:
 
 
 def corrected(summaries: Summaries) -> list[Corrected]:
-    """What the correction leaves, for each seed that has claims with a test."""
+    """The findings that the correction leaves, for each seed that has claims with a test."""
     adjusted, counts = adjusted_p(summaries), []
     for own in _families(summaries):
         tested = list(_tested(own))

@@ -21,7 +21,7 @@ _SVDIFF, _BASE = "SVDiff", "base"
 _LEARNT = 1
 """Pictures of each subject that are learnt, and that edits are compared with."""
 _FEWEST_PROMPTS = 2
-"""What a text changes is seen between two prompts."""
+"""Prompts between which one sees what a text changes."""
 _MINIMAL = 0.05
 """A difference of SSIM below this is called minimal."""
 

@@ -43,7 +43,7 @@ class Evidence:
 
 @singledispatch
 def evidence_for(test: Test, lines: Sequence[Line]) -> Evidence:
-    """What ``lines``, none of them for tuning, say of a claim's test."""
+    """The evidence of ``lines``, none of them for tuning, for a claim's test."""
     raise TypeError(f"{type(test).__name__} is no test")
 
 
