@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from paramerge.cli.paths import InputPath
+from paramerge.cli.paths import InputPath, OutputPath
 from paramerge.cli.render import note
 from paramerge.cli.verbs import Verb
 from paramerge.errors import UsageError
@@ -17,7 +17,7 @@ from paramerge.errors import UsageError
 @click.argument("folders", nargs=-1, type=InputPath(), metavar="[FOLDER]...")
 @click.option(
     "--output-folder",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OutputPath(file_okay=False),
     help="Folder that outputs go into. [default: the first FOLDER]",
 )
 @click.option(

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from paramerge.cli.flags import flagged
+from paramerge.cli.call import print_json
 from paramerge.cli.options import json_option, rehash_option
 from paramerge.cli.paths import InputPath
 from paramerge.cli.render import Progress, gigabytes, note, out, shown
 from paramerge.cli.replay import models_option
 from paramerge.cli.verbs import Verb
-from paramerge.strict_json import dump
 
 if TYPE_CHECKING:
     from paramerge.verify.verdict import TensorDifference, Verification
@@ -35,8 +34,8 @@ def verify(
 ) -> None:
     """Tell whether a file is what its recipe makes, without writing.
 
-    FILE is a file or folder that bake or merge wrote. Inputs are found as by replay. Without them the hashes
-    in FILE tell whether it is as it was written.
+    FILE is a file or folder that bake or merge wrote; nothing is written. Inputs are found as by replay.
+    Without them the hashes in FILE tell whether it is as it was written.
 
     \b
     Exit codes:
@@ -56,7 +55,7 @@ def verify(
             file, models=models, progress=progress.update, note=lambda text: note(text, quiet=as_json)
         )
     if as_json:
-        click.echo(dump(flagged(found.as_dict())))
+        print_json(found.as_dict())
     else:
         show(found, all_tensors=all_tensors)
     ctx.exit(found.exit_code)
