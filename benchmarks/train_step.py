@@ -139,8 +139,10 @@ def make_unet(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from diffusers import UNet2DConditionModel
 
     config = folder_configs(sdxl(options.width))["unet/config.json"]
-    dtype = torch.bfloat16 if options.device.startswith("cuda") else torch.float32
-    unet = UNet2DConditionModel.from_config(config).to(options.device, dtype)
+    dtype = getattr(options, "dtype", None)  # gpu.py's
+    dtype = dtype or (torch.bfloat16 if options.device.startswith("cuda") else torch.float32)
+    with torch.device(options.device):
+        unet = UNet2DConditionModel.from_config(config).to(dtype)
     unet.requires_grad_(False).train()
     batch, side = options.batch, options.latents
     like = {"device": options.device, "dtype": dtype}
