@@ -96,7 +96,8 @@ def counted(options: argparse.Namespace, checkpointing: bool) -> dict[str, Any]:
     from paramerge.training.config import TrainConfig
     from paramerge.training.methods.para import attach
     from paramerge.training.objective import loss_of
-    from paramerge.training.texts import Prompts
+    from paramerge.training.objectives.diffusion import Diffusion
+    from paramerge.training.prompts import Prompts
 
     config = TrainConfig(
         model=Path(), instance_folder=Path(), instance_prompt="x", output=Path(), rank=options.rank,
@@ -131,7 +132,7 @@ def counted(options: argparse.Namespace, checkpointing: bool) -> dict[str, Any]:
         for _ in range(2):  # the first makes the optimiser's moments
             counting.most = counting.now
             with torch.autocast("cpu", torch.bfloat16):
-                loss = loss_of(unet, batch, prompts, schedule, config, torch.bfloat16)
+                loss = loss_of(unet, batch, prompts, Diffusion(schedule), config, torch.bfloat16)
             loss.backward()
             del loss
             torch.nn.utils.clip_grad_norm_(trained.parameters.values(), 1.0)

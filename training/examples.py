@@ -21,6 +21,7 @@ from paramerge.training.buckets import Size, nearest_size, sizes_for
 from paramerge.training.chance import generator
 from paramerge.training.config import TrainConfig
 from paramerge.training.kept import Kept, weights_sha256
+from paramerge.training.models import kind_of
 from paramerge.training.pictures import (
     CAPTION_SUFFIX,
     CENTRE,
@@ -134,6 +135,12 @@ class _Encoder:
         self._kept = Kept(config.cache)
         self._weights = weights_sha256([pipeline.vae]) if self._kept.is_on else ""
         side = config.resolution or _side_of(pipeline)
+        step = kind_of(pipeline).side_step
+        if side % step or (config.buckets and config.bucket_step % step):
+            name, found = ("resolution", side) if side % step else ("bucket_step", config.bucket_step)
+            raise UsageError(
+                "pictures cannot have this size", where=name, expected=f"a multiple of {step}", found=found
+            )
         self._sizes = sizes_for(side, config.bucket_step) if config.buckets else ((side, side),)
 
     def encode(
@@ -222,4 +229,6 @@ def _small_mask(picture: Picture, latents: Tensor, flip: bool) -> Tensor | None:
 
 
 def _side_of(pipeline: Any) -> int:
-    return int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
+    unet = getattr(pipeline, "unet", None)
+    cells = getattr(pipeline, "default_sample_size", 128) if unet is None else unet.config.sample_size
+    return int(cells * pipeline.vae_scale_factor)

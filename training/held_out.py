@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from paramerge.training.batches import Batch
 from paramerge.training.config import TrainConfig
+from paramerge.training.prompts import Prompts
 from paramerge.training.texts import TextEncoding
 
-__all__ = ["HeldOut"]
+__all__ = ["HeldOut", "Loss"]
+
+Loss = Callable[[Batch, Prompts, TrainConfig], torch.Tensor]
+"""The loss of a batch, given its texts' embeddings and the settings."""
 
 
 class HeldOut:
@@ -29,7 +32,7 @@ class HeldOut:
         batches: Sequence[Batch],
         texts: TextEncoding,
         config: TrainConfig,
-        loss: Callable[[Batch, Any, TrainConfig], torch.Tensor],
+        loss: Loss,
     ) -> None:
         self._batches, self._texts, self._loss = batches, texts, loss
         self._plain = replace(config, loss="squared", min_snr_gamma=None, debiased=False, mask="none")

@@ -13,26 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paramerge.checkpoints.layout import open_base
 from paramerge.errors import CheckpointError, NonFiniteError
 from paramerge.files.writer import write_bytes
-from paramerge.generation.loading import load_pipeline
-from paramerge.generation.prediction import set_prediction
-from paramerge.shipped import named_model
 from paramerge.training.agreement import check_same, share_state
-from paramerge.training.autoencoder import autoencoder_from
-from paramerge.training.batches import held_out_batches, known_texts, make_batches
+from paramerge.training.batches import Batch, held_out_batches, known_texts, make_batches
 from paramerge.training.chance import generator
 from paramerge.training.class_pictures import draw_missing_class_pictures
 from paramerge.training.config import PLACES, TrainConfig
 from paramerge.training.config_file import config_to_toml
 from paramerge.training.examples import Examples, load_examples
-from paramerge.training.held_out import HeldOut
+from paramerge.training.held_out import HeldOut, Loss
 from paramerge.training.kept import Kept, weights_sha256
 from paramerge.training.launching import accelerator_for
+from paramerge.training.loading import load_model
 from paramerge.training.methods import Trained, attach, text_encoders
-from paramerge.training.objective import fixed_times, loss_of, noise_schedule, time_drawer
+from paramerge.training.models import ModelKind
+from paramerge.training.objective import loss_of
+from paramerge.training.objectives import Objective
+from paramerge.training.objectives.diffusion import Diffusion, noise_schedule
+from paramerge.training.objectives.flow import Flow
 from paramerge.training.placing import lent
+from paramerge.training.prompts import Prompts
 from paramerge.training.run_folder import check_run_folder
 from paramerge.training.sources import sources_of
 from paramerge.training.state import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
@@ -88,33 +89,35 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     # the model as it is, the pictures and the prompts; on the device is what is used
     device, dtype = accelerator.device, _DTYPES[config.mixed_precision]
     frozen = torch.float32 if config.method == "dreambooth" else dtype
-    pipeline = load_pipeline(open_base(named_model(config.model)), frozen, vae_dtype=torch.float32)
-    if config.vae is not None:
-        pipeline.vae = autoencoder_from(config.vae, pipeline.vae)
-    if config.prediction_type is not None:
-        set_prediction(pipeline, prediction_type=config.prediction_type)
-    schedule = noise_schedule(pipeline)
+    pipeline, kind = load_model(config, frozen)
+    model = getattr(pipeline, kind.component)
+    objective = _objective(pipeline, kind, config)
     encoders = list(text_encoders(pipeline).values())
     if config.class_folder is not None:
-        with lent([pipeline.unet, pipeline.vae, *encoders], device):
+        with lent([model, pipeline.vae, *encoders], device):
             draw_missing_class_pictures(pipeline, config, config.class_folder, accelerator)
     with lent([pipeline.vae], device):
         examples = load_examples(pipeline, config, device)
 
     # what is trained: float32, in models whose frozen weights may be narrower
-    pipeline.unet.to(device)
+    model.to(device)
     torch.manual_seed(config.seed)
     for encoder in encoders:
         encoder.to(device)
     trained = attach(pipeline, config)
-    texts = TextEncoding(pipeline, device, trained.text, config.prompt_chunks, Kept(config.cache))
+    texts = TextEncoding(
+        pipeline, device, trained.text, config.prompt_chunks, Kept(config.cache), kind.encode
+    )
     texts.prepare(known_texts(examples, config))
     if not (trained.text or config.shuffle_tags):  # every text is encoded
         for encoder in encoders:
             encoder.to("cpu")
     if config.gradient_checkpointing:
-        pipeline.unet.enable_gradient_checkpointing()
-    pipeline.unet.train()
+        model.enable_gradient_checkpointing()
+    model.train()
+
+    def loss(batch: Batch, prompts: Prompts, settings: TrainConfig) -> Tensor:
+        return loss_of(model, batch, prompts, objective, settings, dtype, kind)
 
     # the state, from the start or from where it stopped
     optimizer = accelerator.prepare(_optimizer(trained, config))
@@ -134,9 +137,8 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     watcher = None
     if accelerator.is_main_process:
         write_bytes(config.output / "config.toml", config_to_toml(config).encode())
-        watcher = Watcher(
-            pipeline, config, accelerator, _held_out(examples, config, pipeline, texts, schedule, dtype)
-        )
+        batches = held_out_batches(examples, config, objective.fixed(config.held_out_times))
+        watcher = Watcher(pipeline, config, accelerator, HeldOut(batches, texts, config, loss), kind)
         watcher.begin_again(state, [config.rate * course(step) for step in range(state.step)])
 
     # the steps
@@ -146,19 +148,19 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
         trained.before_step(state.step)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * course(state.step)
-        loss = torch.zeros((), dtype=exact, device=accelerator.device)
+        total = torch.zeros((), dtype=exact, device=accelerator.device)
         for micro in range(config.accumulation):
-            batch = _Slots(examples, config, state.step, micro, slots, accelerator)
+            share = _Slots(examples, config, state.step, micro, slots, accelerator, objective)
             with accelerator.autocast():
-                part = _forward(pipeline, batch, texts, schedule, dtype) / config.accumulation
+                part = _forward(share, texts, loss) / config.accumulation
             accelerator.backward(part)
-            loss += part.detach()
+            total += part.detach()
         _average_gradients(trained, accelerator)
         norm = accelerator.clip_grad_norm_(trained.parameters.values(), config.max_grad_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad()
         # the one look at the device's result of the step
-        found, slope = torch.stack([accelerator.reduce(loss, "mean"), norm.to(loss)]).tolist()
+        found, slope = torch.stack([accelerator.reduce(total, "mean"), norm.to(total)]).tolist()
         _check_finite(found, slope, state, accelerator)
         state.step += 1
         state.losses.append(found)
@@ -227,6 +229,7 @@ class _Slots:
     micro: int
     total: int
     accelerator: Any
+    objective: Objective
 
     def indices(self) -> Iterator[int]:
         each = self.config.batch_size
@@ -234,27 +237,20 @@ class _Slots:
         return iter(range(first, first + each))
 
 
-def _forward(pipeline: Any, slots: _Slots, texts: TextEncoding, schedule: Any, dtype: Any) -> Tensor:
-    config = slots.config
-    indices = list(slots.indices())
-    batches = make_batches(slots.examples, config, slots.step, indices, slots.total, time_drawer(schedule))
+def _objective(pipeline: Any, kind: ModelKind, config: TrainConfig) -> Objective:
+    return (
+        Flow(pipeline.scheduler, config.flow_weighting) if kind.flow else Diffusion(noise_schedule(pipeline))
+    )
+
+
+def _forward(slots: _Slots, texts: TextEncoding, loss: Loss) -> Tensor:
+    config, indices = slots.config, list(slots.indices())
+    batches = make_batches(slots.examples, config, slots.step, indices, slots.total, slots.objective.draw)
     # layers with chance of their own, such as dropout, begin at the same place in a resumed run
     chance = generator(config.seed, slots.step, slots.micro, slots.accelerator.process_index, "layers")
     torch.manual_seed(chance.initial_seed())
-    parts = [loss_of(pipeline.unet, each, texts(each.texts), schedule, config, dtype) for each in batches]
+    parts = [loss(each, texts(each.texts), config) for each in batches]
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
-
-
-def _held_out(
-    examples: Examples, config: TrainConfig, pipeline: Any, texts: TextEncoding, schedule: Any, dtype: Any
-) -> HeldOut:
-    batches = held_out_batches(examples, config, fixed_times(schedule, config.held_out_times))
-    return HeldOut(
-        batches,
-        texts,
-        config,
-        lambda batch, prompts, plain: loss_of(pipeline.unet, batch, prompts, schedule, plain, dtype),
-    )
 
 
 def _load_scale(state: TrainingState, accelerator: Any) -> None:

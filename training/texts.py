@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,16 +13,13 @@ from torch import Tensor
 from paramerge.listing import listed
 from paramerge.training.kept import Kept, weights_sha256
 from paramerge.training.methods import text_encoders
+from paramerge.training.models.unet import UNET
+from paramerge.training.prompts import Prompts, together
 
-__all__ = ["Prompts", "TextEncoding", "chunks_of"]
+__all__ = ["TextEncoding", "chunks_of"]
 
-
-@dataclass(frozen=True)
-class Prompts:
-    """Embeddings of texts: ``states`` (n, tokens, width), and SDXL's ``pooled`` (n, width) or None."""
-
-    states: Tensor
-    pooled: Tensor | None
+Encode = Callable[[Any, str, Any], Prompts]
+"""The embeddings of one text, given the pipeline, the text and the device."""
 
 
 @dataclass
@@ -38,6 +35,8 @@ class TextEncoding:
         other, short texts filled up by empty parts.
     on_disk:
         The folder that keeps embeddings of frozen encoders.
+    encode:
+        The model's own way to encode a text.
     """
 
     pipeline: Any
@@ -45,6 +44,7 @@ class TextEncoding:
     trained: bool = False
     chunks: int = 1
     on_disk: Kept = field(default_factory=lambda: Kept(None))
+    encode: Encode = UNET.encode
     _weights: str = ""
     _kept: dict[str, Prompts] = field(default_factory=dict)
     _cut: set[str] = field(default_factory=set)
@@ -52,10 +52,7 @@ class TextEncoding:
     def __call__(self, texts: Sequence[str]) -> Prompts:
         """The embeddings of ``texts``, in their order, on the device."""
         each = {text: self._encode(text) if self.trained else self._remembered(text) for text in texts}
-        found = [each[text] for text in texts]
-        states = torch.cat([one.states for one in found]).to(self.device, non_blocking=True)
-        pooled = [one.pooled for one in found if one.pooled is not None]
-        return Prompts(states, torch.cat(pooled).to(self.device, non_blocking=True) if pooled else None)
+        return together([each[text] for text in texts], self.device)
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Encode the coming texts, and warn of texts that are longer than the model reads."""
@@ -76,13 +73,15 @@ class TextEncoding:
     def _remembered(self, text: str) -> Prompts:
         if text not in self._kept:
             made = self.on_disk.get(self._facts(text) if self.on_disk.is_on else {}, lambda: self._made(text))
-            self._kept[text] = Prompts(made["states"], made.get("pooled"))
+            lengths = tuple(made["lengths"].tolist()) if "lengths" in made else ()
+            self._kept[text] = Prompts(made["states"], made.get("pooled"), lengths)
         return self._kept[text]
 
     def _made(self, text: str) -> dict[str, Tensor]:
         found = self._encode(text)
         pooled = {} if found.pooled is None else {"pooled": found.pooled}
-        return {"states": found.states, **pooled}
+        lengths = {"lengths": torch.tensor(found.lengths)} if found.lengths else {}
+        return {"states": found.states, **pooled, **lengths}
 
     def _facts(self, text: str) -> dict[str, Any]:
         """All that decides the embeddings of a text."""
@@ -93,21 +92,20 @@ class TextEncoding:
         return {"text": text, **parts, "device": torch.device(self.device).type}
 
     def _tokenizers(self) -> list[Any]:
-        names = ("tokenizer", "tokenizer_2")
+        names = ("tokenizer", "tokenizer_2", "tokenizer_3")
         return [t for name in names if (t := getattr(self.pipeline, name, None)) is not None]
 
     def _encode(self, text: str) -> Prompts:
-        parts = [self._encode_part(part) for part in self._parts(text)]
+        parts = [self.encode(self.pipeline, part, self.device) for part in self._parts(text)]
+        if len(parts) == 1:
+            return parts[0]
         return Prompts(torch.cat([part.states for part in parts], 1), parts[0].pooled)
 
-    def _encode_part(self, text: str) -> Prompts:
-        found = self.pipeline.encode_prompt(
-            prompt=[text], device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        return Prompts(found[0], found[2] if len(found) == 4 else None)
-
     def _parts(self, text: str) -> list[str]:
-        parts = chunks_of(text, self._tokenizers(), self.chunks)
+        # of several encoders that read unlike lengths, the one that reads the longest text counts
+        limit = max(tokenizer.model_max_length for tokenizer in self._tokenizers())
+        readers = [tokenizer for tokenizer in self._tokenizers() if tokenizer.model_max_length == limit]
+        parts = chunks_of(text, readers, self.chunks)
         if len(parts) > self.chunks:
             self._cut.add(text)
         return (parts + [""] * self.chunks)[: self.chunks]

@@ -17,6 +17,7 @@ from paramerge.files.writer import append_line, make_folder, write_bytes
 from paramerge.training.config import TrainConfig
 from paramerge.training.held_out import HeldOut
 from paramerge.training.methods import text_encoders
+from paramerge.training.models import ModelKind
 from paramerge.training.moments import unwrapped
 from paramerge.training.placing import lent
 from paramerge.training.state import TrainingState
@@ -29,12 +30,15 @@ _PLOT_EVERY = 20
 class Watcher:
     """Writes into the output folder; made on the main process alone."""
 
-    def __init__(self, pipeline: Any, config: TrainConfig, accelerator: Any, held_out: HeldOut) -> None:
+    def __init__(
+        self, pipeline: Any, config: TrainConfig, accelerator: Any, held_out: HeldOut, kind: ModelKind
+    ) -> None:
         self._pipeline = pipeline
         self._config = config
         self._accelerator = accelerator
         self._folder = config.output
         self._held_out = held_out
+        self._kind = kind
         if config.tracker != "none":
             settings = {key: str(value) for key, value in config.plain().items()}
             accelerator.init_trackers("paramerge", config=settings)
@@ -111,7 +115,7 @@ class Watcher:
             lent(others, self._accelerator.device),
             drawing(self._pipeline),
             averaged(state),
-            self._accelerator.autocast(),
+            self._precision(),
         ):
             drawn = draw(self._pipeline, request)
         rows = [Row(prompt, pictures) for prompt, pictures in zip(request.prompts, drawn, strict=True)]
@@ -119,6 +123,20 @@ class Watcher:
         path = self._pictures_of(state.step)
         make_folder(path.parent)
         write_bytes(path, png(image, {"step": str(state.step)}))
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Autocast; but a transformer's pipeline goes as a whole in its own dtype, the autoencoder, too."""
+        if not self._kind.flow:
+            with self._accelerator.autocast():
+                yield
+            return
+        vae, before = self._pipeline.vae, self._pipeline.vae.dtype
+        vae.to(getattr(self._pipeline, self._kind.component).dtype)
+        try:
+            yield
+        finally:
+            vae.to(before)
 
     def _pictures_of(self, step: int) -> Path:
         return self._folder / "samples" / f"step-{step:08d}.png"
@@ -143,7 +161,7 @@ def _never_ending(what: str, step: int) -> Iterator[None]:
 @contextmanager
 def drawing(pipeline: Any) -> Iterator[None]:
     """The models in evaluation mode, and back as they were."""
-    names = ("unet", "text_encoder", "text_encoder_2")
+    names = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
     models = [model for name in names if (model := getattr(pipeline, name, None)) is not None]
     before = [model.training for model in models]
     for model in models:

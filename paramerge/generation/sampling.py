@@ -117,7 +117,8 @@ def draw_batch(
 
     pipeline.set_progress_bar_config(disable=True)
     # a pipeline hands its latents on as they are: to an autoencoder of another dtype, or under autocast
-    apart = pipeline.vae.dtype != pipeline.unet.dtype or torch.is_autocast_enabled(pipeline.device.type)
+    model = getattr(pipeline, "unet", None) or pipeline.transformer
+    apart = pipeline.vae.dtype != model.dtype or torch.is_autocast_enabled(pipeline.device.type)
     images = pipeline(
         [prompt] * len(seeds),
         negative_prompt=[request.negative] * len(seeds),

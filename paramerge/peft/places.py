@@ -14,16 +14,19 @@ from paramerge.formats.layers import clip_path
 from paramerge.models.names import ModuleName
 from paramerge.peft.layer import PaRaLayer
 
-_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+_COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 _CLASSES = {
     "UNet2DConditionModel": "unet",
+    "FluxTransformer2DModel": "transformer",
+    "SD3Transformer2DModel": "transformer",
+    "ZImageTransformer2DModel": "transformer",
     "CLIPTextModel": "text_encoder",
     "CLIPTextModelWithProjection": "text_encoder_2",
 }
 
 
 def components_of(pipe_or_model: Any, component: str | None = None) -> dict[str, nn.Module]:
-    """The parts that a PaRa can reach by component: a pipeline's UNet and text encoders, or the model itself.
+    """The parts that a PaRa can reach by component: a pipeline's, or the model itself.
 
     ``component`` says which one a bare model is, where its class does not (SDXL's first text encoder and
     SD1.5's are of one class and one name; SDXL's second has a projection).
@@ -51,9 +54,9 @@ def components_of(pipe_or_model: Any, component: str | None = None) -> dict[str,
     }
     if not found:
         raise UsageError(
-            "the model has no UNet and no text encoder",
+            "the model has no UNet, no transformer and no text encoder",
             where="pipe_or_model",
-            expected="a diffusers pipeline, a UNet or a CLIP text encoder",
+            expected="a diffusers pipeline, a UNet, a transformer or a CLIP text encoder",
             found=type(pipe_or_model).__name__,
         )
     return found
@@ -92,7 +95,7 @@ def layer_name(component: str, path: str) -> ModuleName:
 
     transformers 5 dropped the ``text_model.`` that files have before CLIP's layers.
     """
-    return ModuleName(component, path if component == "unet" else clip_path(path) or path)
+    return ModuleName(component, path if component in ("unet", "transformer") else clip_path(path) or path)
 
 
 def find_layer(components: Mapping[str, nn.Module], name: ModuleName) -> str | None:

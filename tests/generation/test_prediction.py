@@ -19,7 +19,7 @@ from paramerge.generation.latents import scaled, unscaled
 from paramerge.generation.loaded import check_text_encoders
 from paramerge.generation.loading import load_pipeline
 from paramerge.generation.prediction import set_prediction, stated_prediction
-from paramerge.training.objective import noise_schedule
+from paramerge.training.objectives.diffusion import noise_schedule
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,7 @@ def test_pictures_that_a_stop_prevented_are_drawn_by_the_run_that_goes_on(
     more = {"subset": "ex-ca-hl", "steps": 2, "validation_every": 1, **DRAWS}
     train(settings(sd, dog, tmp_path / "whole", **more))
     part = settings(sd, dog, tmp_path / "part", **more)
-    drawn = Watcher.draw
+    drawn = Watcher._draw
     for stop in (1, 2):
 
         def draw(watcher: Watcher, state: TrainingState, stop: int = stop) -> None:
@@ -138,7 +138,7 @@ def test_pictures_that_a_stop_prevented_are_drawn_by_the_run_that_goes_on(
             drawn(watcher, state)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Watcher, "draw", draw)
+            patch.setattr(Watcher, "_draw", draw)
             train(part, resume=stop > 1)
     train(part, resume=True)
     for name in ("step-00000001.png", "step-00000002.png"):

@@ -21,10 +21,11 @@ from paramerge.training.loop import _course, _follow, _optimizer
 from paramerge.training.methods.krona import KronaChange
 from paramerge.training.methods.svdiff import SpectralShift
 from paramerge.training.methods.trained import Trained
-from paramerge.training.objective import loss_of, noise_schedule, snr_weights
+from paramerge.training.objective import loss_of
+from paramerge.training.objectives.diffusion import Diffusion, noise_schedule, snr_weights
 from paramerge.training.pictures import data_hash, find_pictures, read_picture
+from paramerge.training.prompts import Prompts
 from paramerge.training.state import TrainingState
-from paramerge.training.texts import Prompts
 from paramerge.training.watching import averaged, loss_plot, smoothed
 
 CONFIG = TrainConfig(model=Path("m"), instance_folder=Path("p"), instance_prompt="x", output=Path("o"))
@@ -148,7 +149,8 @@ class Guess(torch.nn.Module):
 
 def schedule(kind: str = "epsilon") -> Any:
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    return noise_schedule(SimpleNamespace(scheduler=DDIMScheduler(prediction_type=kind, **betas)))
+    found = noise_schedule(SimpleNamespace(scheduler=DDIMScheduler(prediction_type=kind, **betas)))
+    return Diffusion(found)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

@@ -16,7 +16,8 @@ from paramerge.peft import paper_config, para_layers, save_para
 from paramerge.training.batches import Batch
 from paramerge.training.config import TrainConfig
 from paramerge.training.objective import loss_of
-from paramerge.training.texts import Prompts
+from paramerge.training.objectives.diffusion import Diffusion
+from paramerge.training.prompts import Prompts
 
 
 @pytest.mark.slow
@@ -56,7 +57,7 @@ def test_two_steps(tmp_path: Path) -> None:
     before = [p.detach().clone() for p in trained]
     losses = []
     for _ in range(2):
-        loss = loss_of(unet, batch, prompts, schedule, settings, torch.bfloat16)
+        loss = loss_of(unet, batch, prompts, Diffusion(schedule), settings, torch.bfloat16)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from torch import nn
+
 from paramerge.training.config import TrainConfig
 from paramerge.training.methods.trained import Trained
 
@@ -30,8 +32,9 @@ def attach(pipeline: Any, config: TrainConfig) -> Trained:
 
     The parameters depend on torch's global generator, which the caller seeds.
     """
-    for model in (pipeline.unet, pipeline.vae, *text_encoders(pipeline).values()):
-        model.requires_grad_(False)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False)
     module = importlib.import_module(f"paramerge.training.methods.{_PLACES[config.method]}")
     trained: Trained = module.attach(pipeline, config)
     return trained
@@ -39,5 +42,5 @@ def attach(pipeline: Any, config: TrainConfig) -> Trained:
 
 def text_encoders(pipeline: Any) -> dict[str, Any]:
     """The pipeline's text encoders by component."""
-    names = ("text_encoder", "text_encoder_2")
+    names = ("text_encoder", "text_encoder_2", "text_encoder_3")
     return {name: part for name in names if (part := getattr(pipeline, name, None)) is not None}

@@ -9,7 +9,8 @@ from typing import Any
 from paramerge.peft import PaRaConfig, hoist_bases, save_para, set_gate
 from paramerge.training.config import TrainConfig
 from paramerge.training.methods import text_encoders
-from paramerge.training.methods.trained import TEXT_LAYERS, Trained, inject, trainable, unet_layers
+from paramerge.training.methods.trained import TEXT_LAYERS, Trained, inject, layers_to_train, trainable
+from paramerge.training.models import kind_of
 
 __all__ = ["attach"]
 
@@ -17,10 +18,12 @@ _NAME = "para"
 
 
 def attach(pipeline: Any, config: TrainConfig) -> Trained:
-    """A PaRa on the UNet's layers of the subset, and on the text encoders' attention if asked for."""
-    models = {"unet": pipeline.unet}
-    settings = _settings(config, pipeline.unet.device)
-    inject(PaRaConfig(target_modules=unet_layers(config), **settings), pipeline.unet, _NAME)
+    """A PaRa on the model's layers of the subset, and on the text encoders' attention if asked for."""
+    kind = kind_of(pipeline)
+    model = getattr(pipeline, kind.component)
+    models = {kind.component: model}
+    settings = _settings(config, model.device)
+    inject(PaRaConfig(target_modules=layers_to_train(config, kind), **settings), model, _NAME)
     if config.train_text_encoder:
         models |= text_encoders(pipeline)
         for encoder in text_encoders(pipeline).values():
@@ -30,7 +33,8 @@ def attach(pipeline: Any, config: TrainConfig) -> Trained:
 
     def save(folder: Path, metadata: Mapping[str, str]) -> list[Path]:
         path = folder / "adapter.safetensors"
-        save_para(pipeline, path, adapter_name=_NAME, metadata=metadata)
+        architecture = kind.name if kind.subsets else None
+        save_para(pipeline, path, adapter_name=_NAME, metadata=metadata, architecture=architecture)
         return [path]
 
     def open_gate(step: int) -> None:

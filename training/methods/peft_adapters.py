@@ -25,7 +25,15 @@ from paramerge.peft.places import layer_name
 from paramerge.peft.saving import architecture_of
 from paramerge.training.config import TrainConfig
 from paramerge.training.methods import text_encoders
-from paramerge.training.methods.trained import TEXT_LAYERS, Trained, inject, layers_of, trainable, unet_layers
+from paramerge.training.methods.trained import (
+    TEXT_LAYERS,
+    Trained,
+    inject,
+    layers_of,
+    layers_to_train,
+    trainable,
+)
+from paramerge.training.models import kind_of
 
 __all__ = ["attach"]
 
@@ -33,9 +41,10 @@ _NAME = "default"
 
 
 def attach(pipeline: Any, config: TrainConfig) -> Trained:
-    """An adapter on the UNet's layers of the subset, and on the text encoders' attention if asked for."""
-    models = {"unet": pipeline.unet}
-    patterns = {"unet": unet_layers(config)}
+    """An adapter on the model's layers of the subset, and on the text encoders' attention if asked for."""
+    kind = kind_of(pipeline)
+    models = {kind.component: getattr(pipeline, kind.component)}
+    patterns = {kind.component: layers_to_train(config, kind)}
     if config.train_text_encoder:
         models |= text_encoders(pipeline)
         patterns |= dict.fromkeys(text_encoders(pipeline), TEXT_LAYERS)
@@ -44,7 +53,8 @@ def attach(pipeline: Any, config: TrainConfig) -> Trained:
 
     def save(folder: Path, metadata: Mapping[str, str]) -> list[Path]:
         if config.method == "lora":
-            return [_save_lora(folder / "adapter.safetensors", models, metadata)]
+            write = _save_lora if kind.component == "unet" else _save_transformer_lora
+            return [write(folder / "adapter.safetensors", models, metadata)]
         place = folder / "adapter"
         with new_folder(place, overwrite=True) as stage:
             for name, model in models.items():
@@ -107,6 +117,20 @@ def _save_lora(path: Path, models: Mapping[str, Any], metadata: Mapping[str, str
                     arrays[1].shape[2:],
                 )
     write_lora(path, layers, architecture=architecture_of(models["unet"]), metadata=metadata)
+    return path
+
+
+def _save_transformer_lora(path: Path, models: Mapping[str, Any], metadata: Mapping[str, str]) -> Path:
+    """A LoRA under diffusers' keys, which have no alpha: ``alpha / r`` is in the up factor."""
+    tensors = {}
+    for component, model in models.items():
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer):
+                scale = float(module.lora_alpha[_NAME]) / module.r[_NAME]
+                for part, factor in (("lora_A", 1.0), ("lora_B", scale)):
+                    value = getattr(module, part)[_NAME].weight.detach().cpu() * factor
+                    tensors[f"{component}.{name}.{part}.weight"] = value.numpy().astype(np.float16)
+    write_safetensors(path, _sorted(tensors), {"format": "pt", **metadata})
     return path
 
 

@@ -9,10 +9,13 @@ from typing import Any
 
 from torch import nn
 
+from paramerge.errors import UsageError
 from paramerge.models.subsets import subset
 from paramerge.training.config import TrainConfig
+from paramerge.training.models.record import ModelKind
+from paramerge.training.models.unet import UNET
 
-__all__ = ["TEXT_LAYERS", "Trained", "inject", "layers_of", "trainable", "unet_layers"]
+__all__ = ["TEXT_LAYERS", "Trained", "inject", "layers_of", "layers_to_train", "trainable", "unet_layers"]
 
 TEXT_LAYERS = r"(?:.*\.)?self_attn\.(?:q_proj|k_proj|v_proj|out_proj)"
 """The layers of a text encoder that an adapter is put on."""
@@ -48,9 +51,31 @@ class Trained:
     before_step: Callable[[int], None] = _nothing
 
 
+def layers_to_train(config: TrainConfig, kind: ModelKind) -> str:
+    """The model's layers to train, as a regular expression for whole names.
+
+    Raises
+    ------
+    UsageError
+        There is no such set of layers.
+    """
+    if not kind.subsets:
+        name = config.subset or "ex-ca"
+        return _ATTENTION if name == "attention" else subset(name).pattern
+    chosen = config.subset or next(iter(kind.subsets))
+    if chosen not in kind.subsets:
+        raise UsageError(
+            f"{kind.name} has no such set of layers",
+            where="subset",
+            expected=", ".join(kind.subsets),
+            found=chosen,
+        )
+    return kind.subsets[chosen]
+
+
 def unet_layers(config: TrainConfig) -> str:
     """The UNet's layers to train, as a regular expression for whole names."""
-    return _ATTENTION if config.subset == "attention" else subset(config.subset).pattern
+    return layers_to_train(config, UNET)
 
 
 def inject(settings: Any, model: Any, name: str) -> None:

@@ -31,7 +31,11 @@ class AdapterSettings:
     method: str = option("para", "What is trained.", tuple(METHODS))
     rank: int = option(4, "Rank of an adapter; the blocks of oft and boft are of this size.")
     alpha: float | None = option(None, "LoRA's alpha; by default the rank.")
-    subset: str = option("ex-ca", "Which layers of the UNet: a subset of the paper, or 'attention'.")
+    subset: str | None = option(
+        None,
+        "Which layers: for UNets a subset of the paper, by default ex-ca; attention, and for "
+        "transformers blocks.",
+    )
     train_text_encoder: bool = option(False, "Train the text encoders' attention, too.")
     gamma: float | None = option(None, "PaRa's rank boundary, such as 0.025.")
     gamma_on: str = option("all", "The layers of the rank boundary: 'conv' as in Table 3.", ("all", "conv"))

@@ -33,9 +33,16 @@ class LossSettings:
     )
     mask_floor: float = option(0.0, "With a mask: the weight where it is black.")
 
+    flow_weighting: str = option(
+        "logit_normal",
+        "Flow matching: how times are drawn and weighted, by diffusers' schemes.",
+        ("none", "logit_normal", "mode", "cosmap", "sigma_sqrt"),
+    )
+    embedded_guidance: float = option(1.0, "FLUX.1-dev: the guidance that the model is told in training.")
+
     def check_loss(self) -> None:
         """Refuse settings out of range with a UsageError."""
-        finite(self, ("noise_offset",))
+        finite(self, ("noise_offset", "embedded_guidance"))
         finite(self, ("min_snr_gamma", "huber_c"), positive=True)
         if not 0 <= self.mask_floor < 1:
             raise wrong("mask_floor", "0 to below 1", self.mask_floor)

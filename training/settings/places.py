@@ -18,7 +18,8 @@ class PlaceSettings:
     """Inputs of a run, and its output."""
 
     model: Path = option(
-        MISSING, "Diffusers folder or single file of SD1.5 or SDXL, or emoji-diffusion, which ships."
+        MISSING,
+        "Diffusers folder or single file of SD1.5 or SDXL, folder of FLUX.1, SD3 or Z-Image, or emoji-diffusion.",
     )
     vae: Path | None = option(None, "Another autoencoder: a diffusers folder or a single file.")
     instance_folder: Path | None = option(None, "The subject's pictures.")
