@@ -19,7 +19,8 @@ class PlaceSettings:
 
     model: Path = option(
         MISSING,
-        "Diffusers folder or single file of SD1.5 or SDXL, folder of FLUX.1, SD3 or Z-Image, or emoji-diffusion.",
+        "Diffusers folder or single file of SD1.5 or SDXL, a folder of FLUX.1, SD3 or Z-Image, or "
+        "emoji-diffusion, which ships.",
     )
     vae: Path | None = option(None, "Another autoencoder: a diffusers folder or a single file.")
     instance_folder: Path | None = option(None, "The subject's pictures.")
