@@ -36,6 +36,7 @@ from paramerge.training.placing import lent
 from paramerge.training.prompts import Prompts
 from paramerge.training.run_folder import check_run_folder
 from paramerge.training.sources import sources_of
+from paramerge.training.speed import prepared_for_speed, tensor_float_32
 from paramerge.training.state import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from paramerge.training.texts import TextEncoding
 from paramerge.training.watching import Watcher, averaged
@@ -85,7 +86,13 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
     if accelerator.is_main_process:
         check_run_folder(config, resume)
     accelerator.wait_for_everyone()
+    with tensor_float_32(config, accelerator.device):
+        return _train(config, resume, report, accelerator, began)
 
+
+def _train(
+    config: TrainConfig, resume: bool, report: Report | None, accelerator: Any, began: float
+) -> TrainResult:
     # the model as it is, the pictures and the prompts; on the device is what is used
     device, dtype = accelerator.device, _DTYPES[config.mixed_precision]
     frozen = torch.float32 if config.method == "dreambooth" else dtype
@@ -114,6 +121,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Report | None = 
             encoder.to("cpu")
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    prepared_for_speed(model, config)
     model.train()
 
     def loss(batch: Batch, prompts: Prompts, settings: TrainConfig) -> Tensor:

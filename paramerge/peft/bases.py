@@ -6,7 +6,8 @@ are left as they come.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,9 +17,23 @@ from paramerge.algebra.arrays import orthonormal_bound
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """A block without autocast for the device of ``tensor``; nothing at all where there is none."""
+    """A block without autocast for the device of ``tensor``, and without TensorFloat-32; nothing at all where
+    there is neither."""
     kind = tensor.device.type
+    if not torch.compiler.is_compiling() and torch.backends.cuda.matmul.allow_tf32:
+        return _exact(kind)
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+@contextmanager
+def _exact(kind: str) -> Iterator[None]:
+    """A block without autocast and without TensorFloat-32, whose 11 bits would leak 1e-3."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.autocast(kind, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = True
 
 
 def basis_of(B: Tensor, method: str, epsilon: float, *, checked: bool = True) -> Tensor:

@@ -39,6 +39,9 @@ class StepSettings:
         "no", "Dtype of the frozen weights and of autocast.", ("no", "fp16", "bf16")
     )
     gradient_checkpointing: bool = option(False, "Less memory for more time.")
+    tf32: bool = option(False, "On a GPU: TensorFloat-32 for products of float32; never for PaRa's own.")
+    channels_last: bool = option(False, "Convolutions with channels last in memory; for UNets.")
+    compile: bool = option(False, "Compile the model by torch.compile.")
     device: str | None = option(None, "cpu or cuda; by default the one that accelerate finds.")
     seed: int = option(0, "All chance comes from this and the step.")
 
