@@ -67,11 +67,26 @@ class TrainConfig(
         self.check_watching()
         if self.init == "gate" and self.method == "para" and self.gate_steps >= self.steps:
             raise wrong("gate_steps", f"below steps ({self.steps}), to be open at the end", self.gate_steps)
-        word_of_one = self.method == "textual-inversion" and self.dataset is None
-        if word_of_one and self.placeholder not in self.instance_prompt:
+        word = (self.pivotal or self.method == "textual-inversion") and self.dataset is None
+        if word and self.placeholder not in self.instance_prompt:
             raise wrong("instance_prompt", f"a prompt with {self.placeholder} in it", self.instance_prompt)
         if self.text_encoder_rate is not None and not self.train_text_encoder:
             raise wrong("text_encoder_rate", "train_text_encoder", "text encoders that are not trained")
+
+        if self.placeholder_rate is not None:
+            if not self.pivotal:
+                raise wrong("placeholder_rate", "pivotal", "no word that is trained beside an adapter")
+            if not self.optimiser_record.several_rates:
+                raise wrong(
+                    "placeholder_rate", f"none: {self.optimiser} has one rate for all", self.placeholder_rate
+                )
+
+    @property
+    def word_rate(self) -> float:
+        """The learning rate of a word that is trained beside an adapter."""
+        if not self.optimiser_record.several_rates:
+            return self.rate
+        return self.placeholder_rate or METHODS["textual-inversion"]
 
     @property
     def rate(self) -> float:

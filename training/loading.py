@@ -21,7 +21,7 @@ from paramerge.training.models.sd3 import SD3
 __all__ = ["load_model"]
 
 _INDEX = "model_index.json"
-_FOR_UNETS = ("min_snr_gamma", "debiased", "prediction_type", "train_text_encoder")
+_FOR_UNETS = ("min_snr_gamma", "debiased", "prediction_type", "train_text_encoder", "pivotal")
 
 
 def load_model(config: TrainConfig, dtype: Any) -> tuple[Any, ModelKind]:

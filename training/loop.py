@@ -204,12 +204,18 @@ def _train(
 def _optimizer(trained: Trained, config: TrainConfig) -> torch.optim.Optimizer:
     # decay would shorten PaRa's B, whose norm is a hidden learning rate and nothing else
     decay = config.weight_decay if trained.decays else 0.0
-    rates = {"unet": config.rate, "text": config.text_encoder_rate or config.rate}
+    own = config.text_encoder_rate
+    kinds = {
+        "model": (config.rate, decay),
+        "text": (own or config.rate, decay),
+        "word": (config.word_rate, 0.0),
+    }
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in trained.parameters.items():
-        part = "text" if name.startswith("text_encoder") and config.text_encoder_rate else "unet"
-        like = {"params": [], "lr": rates[part], "initial_lr": rates[part], "weight_decay": decay}
-        groups.setdefault(part, like)["params"].append(parameter)
+        kind = "word" if name in trained.words else "text" if own and name.startswith("text_") else "model"
+        rate, decay = kinds[kind]
+        like = {"params": [], "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        groups.setdefault(kind, like)["params"].append(parameter)
     return config.optimiser_record.make(list(groups.values()), config)
 
 

@@ -18,7 +18,8 @@ from paramerge.training.state import latest_checkpoint
 __all__ = ["check_run_folder"]
 
 _FILES = (
-    *("config.toml", "log.jsonl", "loss.png", "adapter.safetensors", "adapter", "model"),
+    *("config.toml", "log.jsonl", "loss.png", "adapter.safetensors", "embedding.safetensors"),
+    *("adapter", "model"),
     *("samples", "checkpoints"),
 )
 """The files and folders that a training writes."""

@@ -37,6 +37,10 @@ def attach(pipeline: Any, config: TrainConfig) -> Trained:
             part.requires_grad_(False)
     module = importlib.import_module(f"paramerge.training.methods.{_PLACES[config.method]}")
     trained: Trained = module.attach(pipeline, config)
+    if config.pivotal:
+        from paramerge.training.methods.pivotal import with_word
+
+        return with_word(trained, pipeline, config)
     return trained
 
 

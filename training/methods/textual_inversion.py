@@ -47,8 +47,8 @@ class LearnedTokens(nn.Module):
         return torch.where(new[..., None], rows, old)
 
 
-def attach(pipeline: Any, config: TrainConfig) -> Trained:
-    """A placeholder of so many vectors in every tokenizer and text encoder."""
+def attach(pipeline: Any, config: TrainConfig, file: str = "adapter.safetensors") -> Trained:
+    """A placeholder of so many vectors in every tokenizer and text encoder, saved as ``file``."""
     count = config.placeholder_vectors
     tokens = [config.placeholder, *(f"{config.placeholder}_{i}" for i in range(1, count))]
     parameters: dict[str, nn.Parameter] = {}
@@ -67,7 +67,7 @@ def attach(pipeline: Any, config: TrainConfig) -> Trained:
         parameters[f"{component}.vectors"] = learned.vectors
 
     def save(folder: Path, metadata: Mapping[str, str]) -> list[Path]:
-        path = folder / "adapter.safetensors"
+        path = folder / file
         several = len(parameters) > 1
         tensors = {
             _SDXL_KEYS[key.partition(".")[0]] if several else config.placeholder: value.detach().cpu().numpy()

@@ -42,6 +42,9 @@ class Trained:
         Whether the text encoders change, so that prompts are encoded anew in every step.
     before_step:
         Called with the number of steps done.
+    words:
+        The parameters beside an adapter that are vectors of a new word: they have a rate of their own, and do
+        not decay.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -49,6 +52,7 @@ class Trained:
     decays: bool = True
     text: bool = False
     before_step: Callable[[int], None] = _nothing
+    words: frozenset[str] = frozenset()
 
 
 def layers_to_train(config: TrainConfig, kind: ModelKind) -> str:

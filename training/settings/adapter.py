@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paramerge.errors import UsageError
 from paramerge.training.settings.option import at_least, finite, option
 
 __all__ = ["METHODS", "AdapterSettings"]
@@ -47,12 +48,23 @@ class AdapterSettings:
     init: str = option("least-energy", "How PaRa starts.", ("least-energy", "orthonormal", "gate", "soft"))
     gate_steps: int = option(100, "With init gate: steps until the gate is open.")
     krona_factors: tuple[int, int] = option((16, 4), "DiffuseKronA's a1 and a2: its down factor is (a2, a1).")
-    placeholder: str = option("<sks>", "Textual inversion: the new token; put it into the prompts.")
-    initializer: str = option("", "Textual inversion: a word of one token to start from.")
-    placeholder_vectors: int = option(1, "Textual inversion: the number of vectors of the token.")
+    pivotal: bool = option(False, "Train a new word together with the adapter; it is saved beside it.")
+    placeholder: str = option(
+        "<sks>", "The new word of textual inversion and pivotal; put it into the prompts."
+    )
+    initializer: str = option("", "A word of one token that the new one starts from.")
+    placeholder_vectors: int = option(1, "The number of vectors of the new word.")
+    placeholder_rate: float | None = option(None, "With pivotal: the new word's own learning rate.")
 
     def check_adapter(self) -> None:
         """Refuse settings out of range with a UsageError."""
         at_least(self, 1, ("rank", "placeholder_vectors"))
         at_least(self, 0, ("gate_steps",))
-        finite(self, ("alpha",), positive=True)
+        finite(self, ("alpha", "placeholder_rate"), positive=True)
+        if self.pivotal and self.method in ("textual-inversion", "dreambooth"):
+            raise UsageError(
+                "there is no adapter to train together with a word",
+                where="pivotal",
+                expected="a method that makes an adapter",
+                found=self.method,
+            )
