@@ -34,6 +34,7 @@ from paramerge.training.objectives.diffusion import Diffusion, noise_schedule
 from paramerge.training.objectives.flow import Flow
 from paramerge.training.placing import lent
 from paramerge.training.prompts import Prompts
+from paramerge.training.quantised import quantise_frozen
 from paramerge.training.run_folder import check_run_folder
 from paramerge.training.sources import sources_of
 from paramerge.training.speed import prepared_for_speed, tensor_float_32
@@ -121,6 +122,7 @@ def _train(
             encoder.to("cpu")
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    quantise_frozen(model, config)
     prepared_for_speed(model, config)
     model.train()
 

@@ -38,6 +38,9 @@ class StepSettings:
     mixed_precision: str = option(
         "no", "Dtype of the frozen weights and of autocast.", ("no", "fp16", "bf16")
     )
+    quantise: str = option(
+        "none", "Frozen linear layers in 8 bits, by torchao: for para and lora.", ("none", "int8", "fp8")
+    )
     gradient_checkpointing: bool = option(False, "Less memory for more time.")
     tf32: bool = option(False, "On a GPU: TensorFloat-32 for products of float32; never for PaRa's own.")
     channels_last: bool = option(False, "Convolutions with channels last in memory; for UNets.")
