@@ -61,7 +61,7 @@ def _predict(
 
 def _required(pooled: Tensor | None) -> Tensor:
     if pooled is None:
-        raise ValueError("FLUX's prompts have a pooled embedding")
+        raise ValueError("prompts of this model have a pooled embedding")
     return pooled
 
 

@@ -28,7 +28,7 @@ def _predict(
     model: Any, noisy: Tensor, times: Tensor, prompts: Prompts, time_ids: Tensor, config: Any, dtype: Any
 ) -> Tensor:
     if prompts.pooled is None:
-        raise ValueError("Stable Diffusion 3's prompts have a pooled embedding")
+        raise ValueError("prompts of this model have a pooled embedding")
     found: Tensor = model(
         hidden_states=noisy.to(dtype),
         timestep=times,

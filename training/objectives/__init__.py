@@ -1,4 +1,4 @@
-"""What a model learns: the noise or velocity of a diffusion, or the velocity of a flow; a file a kind."""
+"""Objectives of a model: the noise or velocity of a diffusion, or the velocity of a flow; a file a kind."""
 
 from __future__ import annotations
 
