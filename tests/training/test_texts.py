@@ -38,13 +38,13 @@ def test_only_the_texts_of_the_batch_are_encoded_with_gradient(
         Image.fromarray(np.full((64, 64, 3), 40 * i, np.uint8)).save(pictures / f"{i}.png")
         (pictures / f"{i}.txt").write_text(f"a <sks> {i}")
     seen: list[str] = []
-    original = TextEncoding._encode_part
+    original = TextEncoding._encode
 
     def counted(self: TextEncoding, text: str) -> Any:
         seen.append(text)
         return original(self, text)
 
-    monkeypatch.setattr(TextEncoding, "_encode_part", counted)
+    monkeypatch.setattr(TextEncoding, "_encode", counted)
     more = {**OPTIONS.get(method, {}), "method": method, "train_text_encoder": method == "para"}
     config = settings(sd, pictures, tmp_path / "o", **{**more, "steps": 3, "subset": "ex-ca-hl"})
     train(replace(config, batch_size=2))
@@ -55,7 +55,7 @@ def test_only_the_texts_of_the_batch_are_encoded_with_gradient(
 def test_frozen_encoders_are_asked_once_for_each_text(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = TextEncoding(pipeline, "cpu")
     texts.prepare(["a dog", "a cat"])
-    monkeypatch.setattr(TextEncoding, "_encode_part", None)
+    monkeypatch.setattr(TextEncoding, "_encode", None)
     found = texts(["a cat", "a dog", "a cat"])
     assert torch.equal(found.states[0], found.states[2])
     assert not torch.equal(found.states[0], found.states[1])
