@@ -64,7 +64,8 @@ def put_group_numbers(optimizer: Any, numbers: Sequence[Mapping[str, float]]) ->
 
 
 def _plain(value: Any) -> float:
-    return value.item() if isinstance(value, Tensor) else value  # type: ignore[no-any-return]
+    number: float = value.item() if isinstance(value, Tensor) else value
+    return number
 
 
 def unwrapped(optimizer: Any) -> Any:

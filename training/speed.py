@@ -60,12 +60,12 @@ def tensor_float_32(config: TrainConfig, device: Any) -> Iterator[None]:
         raise UsageError(
             "this device has no TensorFloat-32", where="tf32", expected="a GPU of CUDA's", found=device
         )
-    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [kind.allow_tf32 for kind in kinds]  # type: ignore[attr-defined]
+    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [kind.allow_tf32 for kind in kinds]
     try:
         for kind in kinds:
-            kind.allow_tf32 = True  # type: ignore[attr-defined]
+            kind.allow_tf32 = True
         yield
     finally:
         for kind, was in zip(kinds, before, strict=True):
-            kind.allow_tf32 = was  # type: ignore[attr-defined]
+            kind.allow_tf32 = was

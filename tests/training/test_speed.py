@@ -14,7 +14,6 @@ from training_runs import settings
 from paramerge.errors import UsageError
 from paramerge.peft.bases import basis_of
 from paramerge.peft.projection import project_out
-from paramerge.training import speed
 from paramerge.training.loop import train
 from paramerge.training.speed import prepared_for_speed, tensor_float_32
 
@@ -45,7 +44,7 @@ def test_tensor_float_32_needs_a_gpu_and_no_compiler() -> None:
 
 
 def test_tensor_float_32_ends_with_the_training() -> None:
-    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [kind.allow_tf32 for kind in kinds]
     with pytest.raises(RuntimeError), tensor_float_32(config_of(tf32=True), torch.device("cuda")):
         assert all(kind.allow_tf32 for kind in kinds)
@@ -55,7 +54,7 @@ def test_tensor_float_32_ends_with_the_training() -> None:
 
 def test_paras_own_products_are_never_of_tensor_float_32(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the forward and the backward pass; what is around them keeps it."""
-    matmul = torch.backends.cuda.matmul
+    matmul: Any = torch.backends.cuda.matmul
     before = matmul.allow_tf32
     seen: list[bool] = []
     for name in ("addmm", "baddbmm", "bmm"):
@@ -86,6 +85,6 @@ def test_a_compiled_training_is_the_same(
     more: dict[str, Any] = {"steps": 2, "init": "orthonormal", "method": method, "subset": "sao"}
     plain = train(settings(sd, dog, tmp_path / "a", **more))
     compiled = nn.Module.compile
-    monkeypatch.setattr(speed.torch.nn.Module, "compile", lambda model: compiled(model, backend="aot_eager"))
+    monkeypatch.setattr(nn.Module, "compile", lambda model: compiled(model, backend="aot_eager"))
     other = train(settings(sd, dog, tmp_path / "b", compile=True, **more))
     np.testing.assert_allclose(other.losses, plain.losses, rtol=1e-4)

@@ -42,21 +42,23 @@ def _predict(
     import torch
     from diffusers import FluxPipeline
 
+    library: Any = FluxPipeline
     n, c, h, w = noisy.shape
     guidance = None
     if model.config.guidance_embeds:
         guidance = torch.full((n,), config.embedded_guidance, device=noisy.device)
-    found: Tensor = model(
-        hidden_states=FluxPipeline._pack_latents(noisy.to(dtype), n, c, h, w),
+    found = model(
+        hidden_states=library._pack_latents(noisy.to(dtype), n, c, h, w),
         timestep=(times / 1000).to(dtype),
         guidance=guidance,
         pooled_projections=_required(prompts.pooled).to(dtype),
         encoder_hidden_states=prompts.states.to(dtype),
         txt_ids=torch.zeros(prompts.states.shape[1], 3, device=noisy.device, dtype=dtype),
-        img_ids=FluxPipeline._prepare_latent_image_ids(n, h // 2, w // 2, noisy.device, dtype),
+        img_ids=library._prepare_latent_image_ids(n, h // 2, w // 2, noisy.device, dtype),
         return_dict=False,
     )[0]
-    return FluxPipeline._unpack_latents(found, h, w, 1)  # type: ignore[no-any-return]
+    unpacked: Tensor = library._unpack_latents(found, h, w, 1)
+    return unpacked
 
 
 def _required(pooled: Tensor | None) -> Tensor:

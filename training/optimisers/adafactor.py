@@ -20,9 +20,10 @@ __all__ = ["ADAFACTOR"]
 
 
 def _make(groups: Sequence[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    from transformers.optimization import Adafactor
+    from transformers import optimization
 
-    made: torch.optim.Optimizer = Adafactor(
+    library: Any = optimization
+    made: torch.optim.Optimizer = library.Adafactor(
         list(groups), lr=config.rate, relative_step=False, scale_parameter=False, warmup_init=False
     )
     return made

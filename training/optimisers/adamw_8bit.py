@@ -17,10 +17,11 @@ __all__ = ["ADAMW_8BIT"]
 
 
 def _make(groups: Sequence[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes import optim
 
+    library: Any = optim
     betas = (config.adam_beta1, config.adam_beta2)
-    made: torch.optim.Optimizer = AdamW8bit(list(groups), betas=betas, eps=config.adam_epsilon)
+    made: torch.optim.Optimizer = library.AdamW8bit(list(groups), betas=betas, eps=config.adam_epsilon)
     return made
 
 

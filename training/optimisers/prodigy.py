@@ -21,10 +21,11 @@ __all__ = ["PRODIGY"]
 
 
 def _make(groups: Sequence[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    from prodigyopt import Prodigy
+    import prodigyopt
 
+    library: Any = prodigyopt
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a note
-        made: torch.optim.Optimizer = Prodigy(
+        made: torch.optim.Optimizer = library.Prodigy(
             list(groups),
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,

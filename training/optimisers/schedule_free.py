@@ -17,12 +17,14 @@ __all__ = ["SCHEDULE_FREE"]
 
 
 def _make(groups: Sequence[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    from schedulefree import AdamWScheduleFree
+    import schedulefree
 
+    library: Any = schedulefree
     betas = (config.adam_beta1, config.adam_beta2)
-    made = AdamWScheduleFree(list(groups), betas=betas, eps=config.adam_epsilon)
+    made: Any = library.AdamWScheduleFree(list(groups), betas=betas, eps=config.adam_epsilon)
     made.train()
-    return made  # type: ignore[no-any-return]
+    optimiser: torch.optim.Optimizer = made
+    return optimiser
 
 
 SCHEDULE_FREE = OptimiserRecord(
