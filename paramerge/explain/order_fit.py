@@ -36,8 +36,11 @@ def fit_order(
     """
     ordered = [place for step in order for place in step]
     places = sorted({*ordered, *others})
+    joint = np.array([any(place in step for step in order if len(step) > 1) for place in places])
     strengths = np.array([start[place] if place in ordered else 0.0 for place in places])
     for _ in range(_MOST_STEPS):
+        # a joint merge knows strengths from 0 to 1 alone: it is fitted there, and goes on as its slopes do
+        strengths = np.where(joint, np.clip(strengths, 0.0, 1.0), strengths)
         at = dict(zip(places, strengths.tolist(), strict=True))
         begun = Sum(((1.0, outcomes.change(order, at)), *((at[i], change) for i, change in others.items())))
         slopes = [

@@ -20,6 +20,7 @@ LAYERS = (
     "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
     "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v",
     "unet.down_blocks.0.attentions.1.proj_in",
+    "unet.down_blocks.1.resnets.0.conv1",
 )
 QUICK = ("loha", "dora-out", "oft", "svdiff")
 
@@ -96,9 +97,9 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert call("explain", tuned, "--base", base, "--adapters", adapters, "--layers", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["name"][0] for one in found["adapters"]] == ["p", "l", "m"]
-    assert found["adapters"][0]["directions"]["all"] == 6
+    assert found["adapters"][0]["directions"]["all"] == 8
     assert found["adapters"][1]["strength"] == pytest.approx(0.5, abs=2 * found["adapters"][1]["bar"])
-    assert len(found["layers"]) == 3 and found["unexplained"] == 0
+    assert len(found["layers"]) == 4 and found["unexplained"] == 0
 
 
 def test_a_recipe_that_is_untrue_is_found_out(folder: Path, tmp_path: Path) -> None:

@@ -40,26 +40,27 @@ def della(
     def dropped(difference: torch.Tensor, model: int) -> torch.Tensor:
         rows = difference.view(1, -1) if difference.shape[1] == 1 else difference
         last = rows.shape[1] - 1
-        ranks = torch.from_numpy(_ranks(rows.abs().numpy())).to(rows.dtype)
-        rise = ranks / last if last else torch.full_like(ranks, 0.5)
-        chances = density - epsilon / 2 + epsilon * rise
+        rise = torch.arange(last + 1, dtype=rows.dtype) / last if last else torch.tensor([0.5])
+        by_rank = (density - epsilon / 2 + epsilon * rise).to(rows.dtype)
+        order = torch.from_numpy(_order(rows.abs().numpy()))
+        chances = torch.empty_like(rows).scatter_(1, order, by_rank.expand_as(rows))
         return kept_at_random(difference, chances.view(difference.shape), draws, seed, model, rescale)
 
     return added(models, dropped, weights, strength, signs)
 
 
-def _ranks(magnitudes: np.ndarray) -> np.ndarray:
-    """The rank of each element in its row, from 0; of equal ones the earlier has the lower."""
-    places = np.arange(magnitudes.shape[1])
-    if magnitudes.dtype == np.float32:  # the bits of numbers from 0 on are in their order
-        keys = magnitudes.view(np.int32).astype(np.int64) << 32 | places
-        keys.sort(axis=1)
-        order = keys & 0xFFFFFFFF
-    else:
-        order = magnitudes.argsort(axis=1, kind="stable")
-    ranks = np.empty(magnitudes.shape, np.int32)
-    np.put_along_axis(ranks, order, places.astype(np.int32)[None], axis=1)
-    return ranks
+def _order(magnitudes: np.ndarray) -> np.ndarray:
+    """The places of each row's elements, the smallest first, int64; of equal ones the earlier first."""
+    if magnitudes.dtype != np.float32:
+        return magnitudes.argsort(axis=1, kind="stable")
+    # the bits of numbers from 0 on are in their order: with the place below them, all keys differ
+    halves = np.empty((*magnitudes.shape, 2), "<i4")
+    halves[..., 0] = np.arange(magnitudes.shape[1])
+    halves[..., 1] = magnitudes.view(np.int32)
+    keys = halves.view("<i8")[..., 0]
+    keys.sort(axis=1)
+    keys &= 0xFFFFFFFF
+    return keys
 
 
 def _check(*, density: float, epsilon: float, **_: object) -> None:

@@ -69,7 +69,9 @@ def kept_at_random(
     import torch
 
     uniform = torch.from_numpy(draws.uniform(seed, model, difference.numel())).view(difference.shape)
-    difference.mul_(uniform < probabilities)
+    difference.mul_(
+        uniform.lt_(probabilities)
+    )  # 1 or 0 in place: to multiply by bools takes six times as long
     if rescale:
         difference.div_(probabilities)
     return difference

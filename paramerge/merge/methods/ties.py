@@ -28,7 +28,7 @@ def ties(
 
     def trimmed(difference: torch.Tensor, model: int) -> torch.Tensor:
         (least,) = cuts[model - 1]
-        return difference.mul_(difference.abs() >= least)
+        return difference.mul_(difference.abs().ge_(least))
 
     return added(models, trimmed, weights, strength, "elect")
 
