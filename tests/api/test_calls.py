@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,17 @@ def test_the_other_verbs(folder: Path, tmp_path: Path) -> None:
             ["extract", "--from", baked, "--base", base, "--family", "lora", "--rank", "3"],
         ),
     ]
+    near = base.parent
+    cases += [
+        (
+            lambda: pm.replay(baked, api, models=[near], set={1: 0.4}, dtype="bf16"),
+            ["replay", baked, "--models", near, "--set", "1=0.4", "--dtype", "bf16"],
+        ),
+        (
+            lambda: pm.bake(base, [pm.Lora(c)], api, content_hash=False, card=True, overwrite=True),
+            ["bake", "--base", base, "--lora", c, "--no-content-hash", "--card", "--overwrite"],
+        ),
+    ]
     for call, command in cases:
         for path in outputs.values():
             path.unlink(missing_ok=True)
@@ -128,6 +140,19 @@ def test_the_verbs_that_write_nothing(folder: Path) -> None:
     (size,) = pm.sizes("sd15", families=["lora"], ranks=[4], dtype="fp32")
     (half,) = pm.sizes("sd15", families=["lora"], ranks=[4])
     assert size.nbytes == 2 * half.nbytes == 4 * size.parameters
+
+
+def test_verify(folder: Path, tmp_path: Path) -> None:
+    """The data of the call are those that the command prints."""
+    base, a, _, _, _ = files(folder)
+    baked, text = tmp_path / "baked.safetensors", io.StringIO()
+    pm.bake(base, [a], baked)
+    found = pm.verify(str(baked), models=[folder], rehash=True, progress=lambda done, total: None)
+    assert found.verdict == "identical"
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(text):
+        main(["verify", str(baked), "--models", str(folder), "--json"])
+    printed = json.loads(text.getvalue())
+    assert {**printed, "seconds": 0} == json.loads(json.dumps({**found.as_dict(), "seconds": 0}))
 
 
 def test_the_old_forms_work_and_warn(folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from paramerge.cli.main import main
 
 VERBS = {
     "bake": "bake --base secret-base --lora secret-a -o out",
+    "bake with a card": "bake --base secret-base --lora secret-a --card -o out",
+    "merge checkpoints": "merge secret-base secret-other --lora secret-a -o out",
     "convert": "convert secret-a --to diffusers -o out",
     "convert to a folder": "convert secret-a --to peft -o out-folder",
     "convert a PaRa": "convert secret-para --to kohya --base secret-base -o out",
@@ -48,6 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     key = next(key for key, value in base.items() if key.endswith("attn1.to_q.weight"))
     base[key] = base[key] + base[key][:, :1]
     save(folder / "secret-tuned.safetensors", base)
+    save(folder / "secret-other.safetensors", {key: value + value for key, value in base.items()})
     return folder
 
 
@@ -66,3 +69,33 @@ def test_no_name_is_in_a_private_output(
     secret = any(b"secret" in path.read_bytes() for path in files)
     assert secret == (not private and not verb.startswith("extract"))
     assert any(b"sha256" in path.read_bytes() for path in files)
+
+
+@pytest.mark.parametrize("verb", ["bake", "merge checkpoints"])
+def test_a_private_output_is_replayed_and_verified(
+    verb: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Inputs are found by their hashes alone; the replay is private, too, and no name is shown."""
+    monkeypatch.chdir(folder)
+    out, again = tmp_path / "out" / "o.safetensors", tmp_path / "again.safetensors"
+    out.parent.mkdir()
+    words = re.sub(r"(secret-[\w]+)", r"\1.safetensors", VERBS[verb]).split()
+    for arguments in (
+        [*words[:-1], out, "--private"],
+        ["replay", out, "--models", folder, "-o", again],
+        ["verify", out, "--models", folder],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        assert ended.value.code == 0
+    assert again.read_bytes() == out.read_bytes()
+    for arguments in (["verify", out, "--json"], ["replay", out, "-o", tmp_path / "new.safetensors"]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main([str(argument) for argument in arguments])
+        printed = "".join(capsys.readouterr())
+        assert "a file (sha256" in " ".join(printed.split()) and "secret-" not in printed

@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ from baking import load, lora_file, para_file, plan_of, random_bases, random_fac
 
 from paramerge.apply.steps import Step
 from paramerge.bake.bake import bake
+from paramerge.bake.job import Job
 from paramerge.bake.recipe import RECIPE_KEY
 from paramerge.checkpoints.layout import open_base
 from paramerge.cli.main import main
-from paramerge.errors import InputChangedError
+from paramerge.errors import InputChangedError, MissingInputError
 from paramerge.files import hashing
 from paramerge.files import source as source_module
 from paramerge.files.hashing import file_sha256
@@ -176,6 +178,47 @@ def test_a_change_at_any_moment_is_refused(
         assert code == InputChangedError.exit_code, (verb, name, change.__name__, moment, total)
         assert path.name in json.loads(capsys.readouterr().out)["error"]["where"]
         assert {entry for entry in folder.iterdir() if entry.name != "other.tmp"} == before
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [("replay", "base"), ("replay", "style"), ("verify", "base"), ("verify", "style"), ("verify", "tuned")],
+)
+def test_a_change_while_a_recipe_is_done_again(
+    verb: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An input that changes before it is found is not there; a later change is refused."""
+    path, out = folder / f"{name}.safetensors", folder / "out.safetensors"
+    words = [verb, "tuned.safetensors", "--models", ".", *(["-o", out.name] if verb == "replay" else [])]
+    monkeypatch.setattr(source_module, "_TICK_NS", 0)
+
+    def ended() -> int:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([*words, "--json"])
+        return int(caught.value.code or 0)
+
+    reads = Reads(monkeypatch, path.name)
+    assert ended() == 0
+    total, original, really = reads.count, path.read_bytes(), Job.check_inputs
+    early = {"replay": {MissingInputError.exit_code}, "verify": {11, 12}}[verb]
+    for place, moment in enumerate((2, total // 2, None)):
+        out.unlink(missing_ok=True)
+        path.write_bytes(original)
+        change = CHANGES[(place + len(name)) % len(CHANGES)]
+        reads.count, reads.at, reads.action = 0, -1 if moment is None else moment, partial(change, path)
+        if moment is None:  # at the very end
+
+            def late(job: Job, change: Callable[[Path], None] = change) -> None:
+                change(path)
+                really(job)
+
+            monkeypatch.setattr(Job, "check_inputs", late)
+        code = ended()
+        if moment is not None and reads.count <= moment:
+            continue  # the hashes were known by now, and less was read
+        assert not out.exists()
+        assert code in {InputChangedError.exit_code, *(early if moment is not None else ())}, moment
 
 
 @pytest.mark.parametrize("change", CHANGES)
