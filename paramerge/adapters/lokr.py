@@ -214,7 +214,7 @@ def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
     tensors["lokr_w1"] = rounded(module.name, exact, module.w1.tensors[0].dtype)
     norm = float(np.linalg.norm(exact))
     lost = float(np.linalg.norm(tensors["lokr_w1"].astype(np.float64) - exact)) / norm if norm else 0.0
-    return Part(module.name, "lokr", tensors, 1.0, module.rank, lost, (_WHOLE,))
+    return Part(module.name, "lokr", tensors, 1.0, module.rank, lost, notes=(_WHOLE,))
 
 
 def _tensors_of(stem: str, factor: LokrFactor) -> dict[str, np.ndarray]:

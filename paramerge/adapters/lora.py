@@ -227,7 +227,7 @@ def _part(module: LayerModule, to: str, dtype: str | None) -> Part | None:
             "down": new_down.reshape(len(new_down), -1, *module.kernel),
         }
     lost = product_loss(up, down, new_up, new_down)
-    return Part(module.name, "lora", tensors, alpha, module.rank, lost, tuple(notes))
+    return Part(module.name, "lora", tensors, alpha, module.rank, lost, notes=tuple(notes))
 
 
 def stored_of_lora(shape: tuple[int, ...], settings: SizeSettings) -> int:

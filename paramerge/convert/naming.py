@@ -97,7 +97,7 @@ def _stack(name: ModuleName, found: Mapping[str, Part], key_map: KeyMap, record:
     down = downs[0] if same else np.concatenate(downs)
     rounding = max(part.rounding for part in trained)
     notes = tuple(dict.fromkeys((*(note for part in trained for note in part.notes), _JOINED)))
-    return Part(name, "lora", {"up": up, "down": down}, scale * rank, rank, rounding, notes)
+    return Part(name, "lora", {"up": up, "down": down}, scale * rank, rank, rounding, notes=notes)
 
 
 def _scale(part: Part) -> float:

@@ -152,6 +152,7 @@ def test_verify(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit), contextlib.redirect_stdout(text):
         main(["verify", str(baked), "--models", str(folder), "--json"])
     printed = json.loads(text.getvalue())
+    assert printed.pop("paramerge")["inputs"][0] == str(baked)
     assert {**printed, "seconds": 0} == json.loads(json.dumps({**found.as_dict(), "seconds": 0}))
 
 
