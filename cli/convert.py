@@ -10,6 +10,7 @@ import click
 
 from paramerge.cli.call import print_json
 from paramerge.cli.options import (
+    alpha_option,
     dtype_option,
     json_option,
     overwrite_option,
@@ -19,6 +20,7 @@ from paramerge.cli.options import (
 from paramerge.cli.paths import FileText, InputPath, OutputPath
 from paramerge.cli.render import Progress, gigabytes, note, note_ending, out, shown, warn
 from paramerge.cli.verbs import Verb
+from paramerge.interpretation import Interpretation
 
 if TYPE_CHECKING:
     from paramerge.convert.convert import ConversionReport
@@ -73,6 +75,7 @@ class _Format(click.Choice[str]):
     "this rank, and tell the error. DoRA, OFT and others that depend on the weight need --base.",
 )
 @private_option
+@alpha_option
 @overwrite_option
 @rehash_option
 @json_option
@@ -85,6 +88,7 @@ def convert(
     partial: bool,
     rank: int | None,
     private: bool,
+    alpha: str | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -103,7 +107,7 @@ def convert(
     with Progress("converting", quiet=as_json, unit="layers") as progress:
         report = run(
             adapters, output, to=to, base=base, dtype=dtype, partial=partial, private=private, rank=rank,
-            overwrite=overwrite, progress=progress.update,
+            interpretation=Interpretation(alpha=alpha), overwrite=overwrite, progress=progress.update,
         )  # fmt: skip
     if not named_dialect(to).folder:
         note_ending(output, report.outputs[0], quiet=as_json)

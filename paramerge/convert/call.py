@@ -13,6 +13,7 @@ from paramerge.convert.convert import convert as convert_opened
 from paramerge.convert.deft import is_deft, open_deft
 from paramerge.convert.request import ConvertOptions
 from paramerge.deprecation import also_takes
+from paramerge.interpretation import BY_TRAINER, Interpretation
 from paramerge.merge.request import input_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def convert(
     partial: bool = False,
     private: bool = False,
     rank: int | None = None,
+    interpretation: Interpretation = BY_TRAINER,
     overwrite: bool = False,
     rehash: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -50,8 +52,8 @@ def convert(
     output:
         A file; a folder for ``peft`` and ``deft``.
     to:
-        ``kohya`` (or ``lycoris``), ``kohya-sgm``, ``diffusers``, ``peft``, ``para``, ``deft``, or a dialect
-        that a package adds.
+        ``kohya`` (or ``lycoris``), ``kohya-sgm``, ``comfyui``, ``onetrainer``, ``diffusers``, ``peft``,
+        ``para``, ``deft``, or a dialect that a package adds.
     base:
         The checkpoint that a PaRa becomes a LoRA for; also the model whose keys settle names.
     dtype:
@@ -62,6 +64,8 @@ def convert(
         Leave the inputs' names out of the output, and their metadata except those on the kind of model.
     rank:
         Write layers of other families as the nearest LoRA of at most this rank; the report has the error.
+    interpretation:
+        The user's decisions where trainers disagree, for adapters that are given as paths.
     overwrite, rehash, progress:
         As for :func:`paramerge.bake`; ``progress`` counts layers.
 
@@ -71,7 +75,7 @@ def convert(
         See :func:`paramerge.convert.convert.convert`.
     """
     options = ConvertOptions(to, dtype, partial, private, rank)
-    opened = open_given(adapters, lambda path: open_deft(path) if is_deft(path) else None)
+    opened = open_given(adapters, lambda path: open_deft(path) if is_deft(path) else None, interpretation)
     with hashing(rehash=rehash):
         return convert_opened(
             [input_of(step) for step, _ in opened],

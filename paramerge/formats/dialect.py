@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 from paramerge.adapters import registry
 from paramerge.errors import UsageError
 from paramerge.files.header import Header
-from paramerge.formats.layers import folded
+from paramerge.formats.layers import is_read_back
 from paramerge.models.names import ModuleName
 
 
@@ -164,7 +164,7 @@ class Dialect:
         stem = self.spell(name, architecture)
         place = self.place(stem)
         found = None if place is None else place.name
-        same = found == name or (found is not None and folded(found) == folded(name))
+        same = found is not None and is_read_back(found, name)
         if not same and not (self.folder and found is not None and found.path == name.path):
             raise UsageError(
                 "this format has no name for a layer of the adapter", where=name, expected=self.names

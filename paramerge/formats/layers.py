@@ -231,6 +231,12 @@ def folded(name: ModuleName) -> str:
     return f"{component}:{name.path.replace('.', '_')}"
 
 
+def is_read_back(found: ModuleName, name: ModuleName) -> bool:
+    """Whether ``found`` is what ``name`` was written as: the same, or of another model than Stable Diffusion
+    the same but for underscores, which the checkpoint tells from dots."""
+    return found == name or (folded(found) == folded(name) and not _UNET_BLOCK.match(name.path))
+
+
 def _cut_into_words(name: str) -> str | None:
     words, position = [], 0
     while position < len(name):

@@ -1,4 +1,7 @@
-"""Writing a LoRA in kohya's dialect, which kohya's scripts, ComfyUI, AUTOMATIC1111 and diffusers all load."""
+"""Writing a LoRA, in kohya's dialect unless another is asked for.
+
+kohya's scripts, ComfyUI, AUTOMATIC1111 and diffusers all load kohya's.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paramerge.adapters.folding import folded
 from paramerge.adapters.rounding import rounded
 from paramerge.errors import NonFiniteError, ShapeError, UsageError
 from paramerge.files.dtype_names import parse_dtype
 from paramerge.files.dtypes import NUMPY
 from paramerge.files.writer import write_safetensors
 from paramerge.formats.kohya import KOHYA, kohya_metadata
+from paramerge.formats.registry import named_dialect
 from paramerge.models.names import ModuleName
 
 
@@ -52,6 +57,7 @@ def write_lora(
     dtype: str = "F16",
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = True,
+    dialect: str = "kohya",
 ) -> None:
     """Write a LoRA file, whole or not at all; the same layers give the same bytes.
 
@@ -69,6 +75,9 @@ def write_lora(
         More metadata; they replace those that are written here.
     overwrite:
         Whether a file at ``path`` may be replaced.
+    dialect:
+        The key of the dialect (:func:`paramerge.formats.registry.writable`); where it has no place for an
+        alpha, that is multiplied into the factors.
 
     Raises
     ------
@@ -79,26 +88,44 @@ def write_lora(
     OutputError
         The file cannot be written.
     """
-    dtype = parse_dtype(dtype)
+    dtype, own = parse_dtype(dtype), named_dialect(dialect)
     if not layers:
         raise UsageError("there is no layer to write", where=path, expected="at least one layer")
     alphas: dict[str, np.ndarray] = {}
     tensors: dict[str, np.ndarray] = {}
     for name, factors in layers.items():
-        stem = KOHYA.stem(name, architecture)
+        stem = own.stem(name, architecture)
         _check(name, factors)
-        alphas[KOHYA.written(stem, "alpha")] = stored_alpha(name, factors.alpha, dtype)
-        up, down = rounded(name, factors.up, dtype), rounded(name, factors.down, dtype)
+        up, down = factors.up, factors.down
+        if own.alpha == "tensor":
+            alphas[own.written(stem, "alpha")] = stored_alpha(name, factors.alpha, dtype)
+        elif factors.alpha != factors.rank:
+            whole = (factor.astype(np.float64) for factor in (up, down))
+            up, down = folded(*whole, factors.alpha / factors.rank, dtype)
+        up, down = rounded(name, up, dtype), rounded(name, down, dtype)
         if factors.kernel:
             up = up.reshape(*up.shape, 1, 1)
             down = down.reshape(down.shape[0], -1, *factors.kernel)
-        tensors[KOHYA.written(stem, "down")] = down
-        tensors[KOHYA.written(stem, "up")] = up
+        tensors[own.written(stem, "down")] = down
+        tensors[own.written(stem, "up")] = up
     # the widest elements first, so that every tensor begins at a multiple of its element's size
     ordered = dict(sorted({**tensors, **alphas}.items(), key=lambda item: -item[1].itemsize))
     sizes = [(factors.rank, factors.alpha) for factors in layers.values()]
-    entries = kohya_metadata(sizes, architecture, base_sha256) | dict(metadata or {})
+    entries = kohya_metadata(sizes, architecture, base_sha256)
+    if own.base != KOHYA.key:
+        entries |= own.metadata([_Written(name, each.rank) for name, each in layers.items()], architecture)
+    entries |= dict(metadata or {})
     write_safetensors(path, ordered, entries, overwrite=overwrite)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A layer of scale 1, for a dialect's metadata."""
+
+    name: ModuleName
+    rank: int
+    family: str = "lora"
+    alpha: float | None = None
 
 
 def _check(name: ModuleName, factors: LoraFactors) -> None:

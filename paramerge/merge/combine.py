@@ -24,6 +24,7 @@ from paramerge.files.source import check_unchanged
 from paramerge.formats.kept_metadata import kept_of_several
 from paramerge.formats.lora_writer import write_lora
 from paramerge.formats.native import write_para
+from paramerge.merge.dialects import dialect_for
 from paramerge.merge.lora import SummedLayer, sum_layer
 from paramerge.merge.mixed import as_one_lora
 from paramerge.merge.para import JointLayer, chosen_keep, join_layer
@@ -209,6 +210,7 @@ class _Job:
             dtype=self.options.dtype,
             metadata=self._metadata(),
             overwrite=self.overwrite,
+            dialect=dialect_for(self.adapters, kept, self.architecture).key,
         )
 
     def _metadata(self) -> dict[str, str]:
