@@ -12,6 +12,7 @@ from paramerge.bake.plan import Plan
 from paramerge.bake.summary import ComponentSummary, PlanSummary, StepSummary
 from paramerge.cli.call import print_json, remember_warning
 from paramerge.cli.render import Progress, err, gigabytes, note, note_ending, out, shown, warn
+from paramerge.cli.tables import plain_table
 
 if TYPE_CHECKING:  # these modules import torch
     from paramerge.bake.bake import BakeReport
@@ -50,7 +51,7 @@ def show_plan(plan: PlanSummary, output: Path) -> None:
     rounding = "" if plan.options["rounding"] == "nearest" else f", {plan.options['rounding']} rounding"
     dtype = f"{plan.options['dtype']}{rounding}"
     out.print(f"options  dtype {dtype}, PaRas merged {plan.options['merge']}{boundary}")
-    out.print(f"memory   about {plan.peak_memory_bytes / 2**20:.0f} MiB at the peak")
+    out.print(f"memory   about {gigabytes(plan.peak_memory_bytes)} at the peak")
     out.print(f"output   [bold]{shown(output)}[/bold], {gigabytes(plan.bytes_out)}")
     read = "only headers" if plan.options["lift"] is None else "headers, and the layers that may be lifted,"
     out.print(f"[dim]{read} were read, nothing was written[/dim]")
@@ -187,7 +188,7 @@ def _value(value: object) -> str:
 
 
 def _steps_table(steps: Sequence[StepSummary]) -> Table:
-    table = _table("", "step", "adapter", ">strength", "dialect", "layers", "rank")
+    table = plain_table("", "step", "adapter", ">strength", "dialect", "layers", "rank")
     for index, step in enumerate(steps, 1):
         cells = (str(index), _kind(step), shown(step.file), f"{step.strength:g}", step.dialect)
         table.add_row(*cells, _layers(step), _ranks(step.ranks))
@@ -225,7 +226,7 @@ def _layers(step: StepSummary) -> str:
 
 
 def _components_table(components: Sequence[ComponentSummary]) -> Table:
-    table = _table("component", ">tensors", ">edited", ">largest rank", "dtype", ">bytes")
+    table = plain_table("component", ">tensors", ">edited", ">largest rank", "dtype", ">bytes")
     for part in components:
         table.add_row(
             part.component,
@@ -263,21 +264,12 @@ def _show_left_out(files: Iterable[tuple[str, str]]) -> None:
 def _show_layers(title: str, layers: Mapping[str, float], all_layers: bool) -> None:
     worst = sorted(layers.items(), key=lambda item: -item[1])
     listed = worst if all_layers else worst[:_SHOWN_LAYERS]
-    table = _table("layer", f">{title}")
+    table = plain_table("layer", f">{title}")
     for name, value in listed:
         table.add_row(shown(name), f"{value:.4f}")
     err.print(table)
     if len(listed) < len(worst):
         note(f"and {len(worst) - len(listed)} layers below that (all of them with --layers)")
-
-
-def _table(*titles: str) -> Table:
-    """A plain table; a title that begins with ``>`` is over a column of numbers."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in titles:
-        numbers = title.startswith(">")
-        table.add_column(title.removeprefix(">"), justify="right" if numbers else "left", overflow="fold")
-    return table
 
 
 def _ranks(ranks: Mapping[int, int]) -> str:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from paramerge.cli.render import out, shown
+from paramerge.cli.tables import plain_table
 from paramerge.compare.compare import Comparison, LayerPair, PairComparison
 from paramerge.compare.places import short_name
 from paramerge.compare.summary import (
@@ -54,11 +55,7 @@ def show_comparison(comparison: Comparison, *, all_layers: bool, console: Consol
 
 def _table(pair: PairComparison, totals: Totals) -> Table:
     titles, cells = _columns(pair, totals)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("layers")
-    table.add_column("", justify="right")
-    for title in titles:
-        table.add_column(title, justify="right")
+    table = plain_table("layers", ">", *(f">{title}" for title in titles))
     for title, layers in grouped(pair.layers):
         found = totals_of(layers)
         if found is not None:
@@ -176,10 +173,7 @@ def _show_layers(pair: PairComparison, all_layers: bool, console: Console) -> No
     if not all_layers:
         console.print(f"[bold]where they meet most[/bold] (of {len(pair.layers)} layers; --layers for all)")
     titles, cells = _columns_of_layers(pair)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("layer", overflow="fold")
-    for title in titles:
-        table.add_column(title, justify="right")
+    table = plain_table("layer", *(f">{title}" for title in titles))
     for layer in layers:
         found = totals_of([layer])
         if found is not None:

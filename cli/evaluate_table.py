@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
 from paramerge.cli.render import out, shown
+from paramerge.cli.tables import plain_table
 from paramerge.training.evaluation.evaluate import Results
 from paramerge.training.evaluation.measuring import METRICS
 
@@ -13,11 +13,7 @@ from paramerge.training.evaluation.measuring import METRICS
 def show_results(results: Results, console: Console = out) -> None:
     """A row for each set; below it the meaning of each column and the model that computed it."""
     metrics = [metric for metric in METRICS if any(metric in row.values for row in results.rows)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    table.add_column("pictures", justify="right")
-    for metric in metrics:
-        table.add_column(metric, justify="right")
+    table = plain_table("", ">pictures", *(f">{metric}" for metric in metrics))
     for row in results.rows:
         cells = [str(row.values[metric]) if metric in row.values else "" for metric in metrics]
         table.add_row(shown(row.label), str(row.pictures), *cells)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from paramerge.cli.render import out, shown
+from paramerge.cli.tables import plain_table
 from paramerge.training.experiments.plan import Plan, whole_cost
 
 
@@ -83,14 +84,6 @@ def _pictures(plan: Plan) -> Table:
     for (rows, count, tuning), own in groups.items():
         note = " for tuning" if tuning else ""
         table.add_row(shown("\n".join(rows)), shown("\n".join(own)), f"{count}{note}")
-    return table
-
-
-def plain_table(*titles: str) -> Table:
-    """A table without lines."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        table.add_column(title, overflow="fold")
     return table
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from paramerge.cli.experiment_plan import plain_table
 from paramerge.cli.render import out, shown
+from paramerge.cli.tables import plain_table
 from paramerge.training.evaluation.summary import Value
 from paramerge.training.experiments.figures import row_values
 from paramerge.training.experiments.run import Outcome

@@ -18,7 +18,8 @@ from paramerge.cli.options import (
     unmatched_option,
 )
 from paramerge.cli.paths import InputPath, OutputPath
-from paramerge.cli.render import note_ending, out, shown, warn
+from paramerge.cli.render import gigabytes, note_ending, out, shown, warn
+from paramerge.cli.tables import plain_table
 from paramerge.cli.verbs import Verb
 from paramerge.errors import UsageError
 
@@ -216,7 +217,7 @@ def _show(adapter: Adapter, extraction: Extraction, output: Path, all_layers: bo
     out.print(
         f"[bold]{shown(output)}[/bold]  {len(extraction.layers)} layers, "
         f"rank {_span(extraction.layers)}, {extraction.captured:.1%} of the LoRA's energy, "
-        f"{output.stat().st_size / 1e6:.2f} MB"
+        f"{gigabytes(output.stat().st_size)}"
     )
 
 
@@ -228,7 +229,7 @@ def _kind_table(extraction: Extraction) -> Table:
     groups: dict[tuple[str, str], list[TakenLayer]] = {}
     for layer in extraction.layers:
         groups.setdefault((layer.name.component, layer_kind(layer.name)), []).append(layer)
-    table = _table("component", "layers", "count", "rank", "LoRA's rank", "energy held (least)")
+    table = plain_table("component", "layers", ">count", ">rank", ">LoRA's rank", ">energy held (least)")
     for (component, kind), layers in groups.items():
         held = held_share(layers)
         least = min(layer.captured for layer in layers)
@@ -238,19 +239,9 @@ def _kind_table(extraction: Extraction) -> Table:
 
 
 def _layer_table(extraction: Extraction) -> Table:
-    table = _table("layer", "rank", "LoRA's rank", "energy held")
+    table = plain_table("layer", ">rank", ">LoRA's rank", ">energy held")
     for layer in extraction.layers:
         table.add_row(str(layer.name), str(layer.rank), str(layer.lora_rank), f"{layer.captured:.1%}")
-    return table
-
-
-def _table(*titles: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        words = title in ("component", "layer", "layers")
-        table.add_column(title, justify="left" if words else "right", overflow="fold")
     return table
 
 

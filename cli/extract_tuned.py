@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from paramerge.cli.call import print_json
 from paramerge.cli.render import Progress, gigabytes, note_ending, out, shown, warn
+from paramerge.cli.tables import plain_table
 
 if TYPE_CHECKING:
     from paramerge.extract.extract import ExtractionReport
@@ -74,17 +75,13 @@ def _as_data(report: ExtractionReport) -> dict[str, object]:
 
 
 def _show(report: ExtractionReport, all_layers: bool) -> None:
-    from rich.table import Table
-
     from paramerge.models.layer_kinds import layer_kind
 
     groups: dict[tuple[str, str], list[Extracted]] = {}
     for layer in report.layers:
         key = (str(layer.name), "") if all_layers else (layer.name.component, layer_kind(layer.name))
         groups.setdefault(key, []).append(layer)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("layers", "", "count", "rank", "error (most)"):
-        table.add_column(title, justify="left" if title in ("layers", "") else "right", overflow="fold")
+    table = plain_table("layers", "", ">count", ">rank", ">error (most)")
     for (one, other), layers in groups.items():
         ranks = sorted({layer.rank for layer in layers})
         span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from paramerge.cli.render import gigabytes, out, shown
+from paramerge.cli.tables import plain_table
 from paramerge.inspect.folder import Entry
 
 _TITLES = ("trigger", "title")
@@ -16,12 +15,7 @@ _TITLES = ("trigger", "title")
 
 def show_folder(folder: Path, entries: Sequence[Entry]) -> None:
     """Print a line for each entry, and their sum."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("kind", overflow="fold")
-    table.add_column("rank", justify="right", no_wrap=True)
-    table.add_column("for", overflow="fold")
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("file", overflow="fold", ratio=1)
+    table = plain_table("kind", ">rank", "for", ">size", "file")
     for entry in entries:
         kind = entry.family if entry.what == "adapter" else entry.what
         name = shown(str(entry.path.relative_to(folder)))

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from paramerge.adapters.registry import family
 from paramerge.cli.render import gigabytes, out, shown
+from paramerge.cli.tables import plain_table
 from paramerge.errors import shortened
 from paramerge.files.recipe_text import RECIPE_KEY
 from paramerge.inspect.inspection import (
@@ -149,10 +150,7 @@ def _show_layers(layers: Sequence[LayerFacts], all_layers: bool) -> None:
     out.print(f"\n[bold]{'layers' if all_layers else 'largest layers'}[/bold]")
     # values that all layers share are above already, and long names need the room
     columns = [title for title in _COLUMNS if len({getattr(layer, title) for layer in layers}) > 1]
-    table = _table()
-    for title in columns:
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("layer", overflow="fold")
+    table = plain_table(*(f">{title}" for title in columns), "layer")
     for layer in listed:
         table.add_row(*(_number(getattr(layer, title)) for title in columns), shown(str(layer.name)))
     out.print(table)
@@ -186,11 +184,7 @@ def _show_checkpoint(facts: CheckpointFacts) -> None:
     if base.architecture == "unknown" and base.true_dimensions:
         widths = f"model of {sum(part.layers for part in facts.components)} layers"
     _title(base.path.name, baked, base.layout, widths, gigabytes(facts.size))
-    table = _table()
-    table.add_column("component")
-    for title in ("tensors", "layers", "bytes"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("dtypes", overflow="fold")
+    table = plain_table("component", ">tensors", ">layers", ">bytes", "dtypes")
     for part in facts.components:
         layers = str(part.layers or "-")
         table.add_row(part.component, str(part.tensors), layers, gigabytes(part.size), _counts(part.dtypes))
@@ -218,10 +212,7 @@ def _show_components(counts: Mapping[tuple[str, str], int]) -> None:
     components = sorted({component for component, _ in counts}, key=_component_place)
     if not components:
         return
-    table = _table()
-    table.add_column("layers")
-    for component in components:
-        table.add_column(component, justify="right", no_wrap=True)
+    table = plain_table("layers", *(f">{component}" for component in components))
     totals = Counter(kind for (_, kind), count in counts.items() for _ in range(count))
     for kind, _ in totals.most_common():
         table.add_row(kind, *(str(counts.get((component, kind)) or "-") for component in components))
@@ -311,10 +302,6 @@ def _show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
             table.add_row(label, text)
     if table.row_count:
         out.print(table)
-
-
-def _table() -> Table:
-    return Table(box=None, pad_edge=False, header_style="bold")
 
 
 def _counts(counts: Mapping[str, int] | Mapping[int, int]) -> str:

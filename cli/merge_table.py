@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from paramerge.cli.render import gigabytes, out, shown
+from paramerge.cli.tables import plain_table
 from paramerge.compare.places import group_of, short_name
 from paramerge.merge.report import MergedLayer, MergeReport
 
@@ -35,20 +36,16 @@ def show_merge(report: MergeReport, *, all_layers: bool, console: Console = out)
 
 def _table(report: MergeReport) -> Table:
     lora = report.family == "lora"
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("layers")
-    total = "sum" if lora else "joint"
     bounded = any(layer.limit is not None for layer in report.layers)
-    for title in (
-        "",
-        *(f"r {letter}" for letter in _letters(report)),
-        total,
-        *(["limit"] if bounded else []),
-    ):
-        table.add_column(title, justify="right")
-    table.add_column("rank", justify="right")
-    if lora:
-        table.add_column("error", justify="right")
+    table = plain_table(
+        "layers",
+        ">",
+        *(f">r {letter}" for letter in _letters(report)),
+        ">sum" if lora else ">joint",
+        *([">limit"] if bounded else []),
+        ">rank",
+        *([">error"] if lora else []),
+    )
     for kind, layers in _by_kind(report.layers):
         cells = [kind, str(len(layers))]
         cells += [_span(layer.ranks[i] for layer in layers) for i in range(len(report.inputs))]

@@ -141,17 +141,12 @@ def kronecker_pair(text: str) -> tuple[int, int]:
 
 
 def _show(found: list[Size], arch: str, dtype: str) -> None:
-    from rich.table import Table
+    from paramerge.cli.render import gigabytes, out, shown
+    from paramerge.cli.tables import plain_table
 
-    from paramerge.cli.render import out, shown
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("subset")
-    table.add_column("rank", justify="right")
-    table.add_column("family")
-    for title in ("layers", "parameters", "MiB"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("note", overflow="fold")
+    table = plain_table(
+        "subset", ">rank", "family", ">layers", ">parameters", ">size", ">MiB, as in the paper", "note"
+    )
     for size in found:
         table.add_row(
             shown(size.subset),
@@ -159,6 +154,7 @@ def _show(found: list[Size], arch: str, dtype: str) -> None:
             size.family,
             str(size.layers),
             f"{size.parameters:,}",
+            gigabytes(size.nbytes),
             f"{size.nbytes / 2**20:.4g}",
             _note(size),
         )

@@ -102,7 +102,13 @@ def test_dry_run_writes_nothing_and_fits_the_terminal(files: Path, capfd: pytest
     text = capfd.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert "sd15, single-file" in text and "unet 64" in text
-    for part in ("686", "gamma 0.1", "MiB", "base+a+a2@0.5+b+gamma0.1.safetensors"):
+    for part in (
+        "686",
+        "gamma 0.1",
+        "memory   about ",
+        " MB at the peak",
+        "base+a+a2@0.5+b+gamma0.1.safetensors",
+    ):
         assert part in text
     assert list(Path.cwd().iterdir()) == []
 
