@@ -186,7 +186,7 @@ def test_two_subjects_in_one_run(sd: Path, dog: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("= =", "no TOML"),
+        ("= =", "valid TOML"),
         ("", "no subject"),
         ("[[subject]]\nfolder = 'a'", "not understood"),
         ("[[subject]]\nfolder = 'a'\nprompt = 'b'\nrepeat = 2", "not understood"),
