@@ -3,6 +3,9 @@
     python benchmarks/merge.py --folder /path/with/30GB --rounds 3
     python benchmarks/merge.py --folder /path/with/8GB --shrink 2 --methods weighted-sum ties
 
+With ``--peers PYTHON`` sd-mecha 1.1.8 and mergekit 0.1.5 merge the same files where that interpreter has them
+(``pip install sd-mecha==1.1.8 mergekit==0.1.5`` in an environment of its own); what is missing is said.
+
 Before every job its floor is measured: all inputs read once, then ``cp`` and ``sync`` of one. The ratio is
 taken of these two: warm cache, whole commands, Python's start included. ``--shrink`` divides all widths: 1 is
 SDXL (6.94 GB), 2 about a quarter. The table has medians of the rounds, and the ratios' range.
@@ -14,7 +17,9 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,6 +39,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shrink", type=int, default=1, help="divide all widths by this")
     parser.add_argument("--methods", nargs="*", help="by default all")
+    parser.add_argument(
+        "--peers", type=Path, metavar="PYTHON", help="an interpreter with sd-mecha and mergekit"
+    )
     parser.add_argument("--unhashed", action="store_true", help="hash the inputs in the same pass")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
@@ -51,7 +59,8 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     models = [inputs.model_file(options.folder, seed, options.shrink) for seed in range(count)]
     cache = "no-cache" if options.unhashed else "cache"
     os.environ["XDG_CACHE_HOME"] = str(options.folder / cache)
-    costs: dict[str, list[tuple[Cost, Cost]]] = {method.name: [] for method in wanted}
+    peers = _peers(options.peers)
+    costs: dict[str, list[tuple[Cost, Cost]]] = {}
     for _ in range(options.rounds):
         for method in wanted:
             own = models[: method.models[0]]
@@ -60,7 +69,12 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             if not options.unhashed:
                 run([sys.executable, "-c", _REMEMBER, *map(str, own)], options.folder / "log")
             floor = _floor(own, options.folder)
-            costs[method.name].append((_merge(own, method.name, options.folder), floor))
+            mine = (_merge(own, method.name, options.folder), floor)
+            costs.setdefault(method.name, []).append(mine)
+            for peer, methods in peers.items():
+                if method.name in methods:
+                    theirs = _merge_elsewhere(options.peers, peer, own, method.name, options.folder)
+                    costs.setdefault(f"{method.name}, {peer}", []).append((theirs, floor))
             for entry in (options.folder / "no-cache").rglob("*.json"):
                 entry.unlink()
     jobs = {name: _figures(pairs) for name, pairs in costs.items()}
@@ -93,6 +107,35 @@ def _merge(models: list[Path], method: str, folder: Path) -> Cost:
     command = [str(Path(sys.executable).parent / "paramerge"), "merge", *map(str, models)]
     cost = run([*command, "--method", method, "-o", str(output)], folder / "log")
     output.unlink()
+    return cost
+
+
+_PEER_SCRIPT = str(Path(__file__).with_name("peer_merge.py"))
+
+
+def _peers(python: Path | None) -> dict[str, list[str]]:
+    """Each peer that the interpreter has, with the methods of ours that it has; the others are named."""
+    found: dict[str, list[str]] = {}
+    for peer in ("sd-mecha", "mergekit"):
+        if python is None:
+            print(f"{peer}: not timed (--peers names no interpreter that has it)")
+            continue
+        asked = subprocess.run([str(python), _PEER_SCRIPT, peer], capture_output=True, text=True)
+        if asked.returncode:
+            print(f"{peer}: not timed ({asked.stderr.strip().splitlines()[-1]})")
+        else:
+            found[peer] = json.loads(asked.stdout.splitlines()[-1])
+    return found
+
+
+def _merge_elsewhere(python: Path, peer: str, models: list[Path], method: str, folder: Path) -> Cost:
+    output = folder / ("peer" if peer == "mergekit" else "peer.safetensors")
+    words = [str(python), _PEER_SCRIPT, peer, method, str(output), *map(str, models)]
+    cost = run(words, folder / "log")
+    if output.is_dir():
+        shutil.rmtree(output)
+    else:
+        output.unlink()
     return cost
 
 
