@@ -120,7 +120,7 @@ def _peers(python: Path | None) -> dict[str, list[str]]:
         if python is None:
             print(f"{peer}: not timed (--peers names no interpreter that has it)")
             continue
-        asked = subprocess.run([str(python), _PEER_SCRIPT, peer], capture_output=True, text=True)
+        asked = subprocess.run([str(python), _PEER_SCRIPT, peer], check=False, capture_output=True, text=True)
         if asked.returncode:
             print(f"{peer}: not timed ({asked.stderr.strip().splitlines()[-1]})")
         else:

@@ -2,8 +2,8 @@
 
     python benchmarks/peer_merge.py sd-mecha weighted-sum OUT a.safetensors b.safetensors
 
-Run by an interpreter that has them (``benchmarks/merge.py --peers PYTHON``); with the peer's name alone it prints
-the methods that both have, or fails where the peer is not installed.
+Run by an interpreter that has them (``benchmarks/merge.py --peers PYTHON``); with the peer's name alone it
+prints the methods that both have, or fails where the peer is not installed.
 """
 
 from __future__ import annotations
