@@ -60,12 +60,44 @@ def measure(folder: Path, rounds: int, peers: bool) -> dict[str, object]:
             costs[name].append((_bake(base, arguments, folder, fresh="hashed" in name), floor))
     result: dict[str, object] = {"machine": _machine(), "bytes": base.stat().st_size, "rounds": rounds}
     result["jobs"] = {name: _figures(pairs) for name, pairs in costs.items()}
+    result["jobs"] |= _of_quantised(folder, rounds, base, lora)
     result["plan from headers, seconds"] = run(
         [*_command(), "--base", str(base), *both, "--dry-run"], folder / "log"
     ).wall
     if peers:
         result["diffusers fuse_lora, fp16"] = _peer(folder, lora, base)
     return result
+
+
+def _of_quantised(folder: Path, rounds: int, base: Path, lora: Path) -> dict[str, dict[str, float]]:
+    """A LoRA into the model with scaled fp8 layers; the floor is the same bake of the fp16 model.
+
+    The ratio is of seconds for each byte written: codes are half as long.
+    """
+    scaled = inputs.scaled_file(folder, base, lora)
+    adapters = ["--lora", str(lora)]
+    jobs = {"scaled fp8, changed layers bf16": [], "scaled fp8, --requantise": ["--requantise"]}
+    costs: dict[str, list[tuple[Cost, Cost]]] = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, more in jobs.items():
+            pair = []
+            for model, arguments in ((scaled, [*adapters, *more]), (base, adapters)):
+                warm(model)
+                cost, size = _sized_bake(model, arguments, folder)
+                pair.append(Cost(cost.wall / size * base.stat().st_size, cost.cpu, cost.peak))
+            costs[name].append((pair[0], pair[1]))
+    return {name: _figures(pairs) for name, pairs in costs.items()}
+
+
+def _sized_bake(base: Path, arguments: list[str], folder: Path) -> tuple[Cost, int]:
+    """A bake's cost, and the bytes that it wrote."""
+    output = folder / "out.safetensors"
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    run([sys.executable, "-c", _REMEMBER, str(base)], folder / "log")
+    cost = run([*_command(), "--base", str(base), *arguments, "-o", str(output)], folder / "log")
+    size = output.stat().st_size
+    output.unlink()
+    return cost, size
 
 
 def _floor(base: Path, folder: Path) -> Cost:

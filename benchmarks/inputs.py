@@ -9,6 +9,7 @@ import paths  # noqa: F401  first: it makes the next one importable
 from blueprints import sdxl
 from random_checkpoint import write_random_checkpoint
 
+import paramerge as pm
 from paramerge.checkpoints.layout import open_base
 from paramerge.checkpoints.targets import Target
 from paramerge.files.writer import write_safetensors
@@ -31,6 +32,14 @@ def model_file(folder: Path, seed: int, shrink: int = 1) -> Path:
     path = folder / f"model-{seed}-{shrink}.safetensors"
     if not path.exists():
         write_random_checkpoint(sdxl(shrink), path, seed=seed)
+    return path
+
+
+def scaled_file(folder: Path, base: Path, lora: Path) -> Path:
+    """The same model with the Linear layers of its blocks as scaled fp8."""
+    path = folder / "scaled.safetensors"
+    if not path.exists():
+        pm.bake(base, [pm.Lora(lora, 0)], path, quantise="fp8")
     return path
 
 

@@ -16,7 +16,7 @@ from paramerge.apply.rounding import Rounder
 from paramerge.apply.stochastic import RandomWords
 from paramerge.files.dtypes import NUMPY
 from paramerge.storage.blocked import to_blocked
-from paramerge.storage.codes import GridScale, values_of_bytes
+from paramerge.storage.codes import GridScale, decode
 from paramerge.storage.encoding import Encoding
 from paramerge.storage.hadamard import hadamard
 from paramerge.storage.scales import Grid, matrix_of
@@ -49,13 +49,13 @@ class Encoder:
 
     def look(self, block: torch.Tensor, row: int) -> None:
         """See rows of the weight from ``row`` on, (rows, columns) of any dtype."""
-        sizes = self._turned(block).abs()
+        values = self._turned(block)
         width = self._encoding.block[1]
         if self._across == 1:
-            found = sizes.amax(1, keepdim=True)
+            found = torch.maximum(values.amax(1, keepdim=True), -values.amin(1, keepdim=True))
         else:
-            spare = -sizes.shape[1] % width
-            found = torch.nn.functional.pad(sizes, (0, spare)).unflatten(1, (-1, width)).amax(2)
+            spare = -values.shape[1] % width
+            found = torch.nn.functional.pad(values, (0, spare)).unflatten(1, (-1, width)).abs().amax(2)
         places = np.arange(row, row + len(block)) // self._encoding.block[0]
         np.maximum.at(self._sizes, places, found.to(torch.float64).numpy())
 
@@ -86,16 +86,11 @@ class Encoder:
             to_codes(piece, dtype, halves, out[start : start + _PIECE])
 
     def written(self, codes: torch.Tensor, row: int) -> torch.Tensor:
-        """The values that codes (uint8) of rows from ``row`` on stand for, float64."""
-        if self._encoding.dtype == "I8":
-            values = codes.view(torch.int8).to(torch.float64)
-        else:
-            numbers = values_of_bytes(self._encoding.dtype, torch.float64)
-            values = torch.index_select(numbers, 0, codes.reshape(-1).to(torch.int32)).view(codes.shape)
-        if self._rotation is not None:
-            values = (values.unflatten(1, (-1, len(self._rotation))) @ self._rotation.T).flatten(1)
+        """The values that codes (uint8) of rows from ``row`` on stand for, float32."""
+        values = torch.empty(codes.shape, dtype=torch.float32)
+        decode(codes, self._encoding.dtype, values)
         self._scale.multiply(values, row)
-        return values
+        return self._turned(values)
 
     def _turned(self, block: torch.Tensor) -> torch.Tensor:
         if self._rotation is None:

@@ -12,12 +12,33 @@ from paramerge.files.dtypes import NUMPY
 from paramerge.files.tensors import StoredTensor
 from paramerge.storage.scales import Grid, matrix_of
 
+_NAN_OF_E4M3 = 480.0
+
 
 @cache
 def values_of_bytes(dtype: str, compute: torch.dtype) -> torch.Tensor:
     """The values of all bytes as ``dtype`` (an 8-bit one), (256,) in ``compute``."""
     numbers = np.arange(256, dtype=np.uint8).view(NUMPY[dtype]).astype(np.float64)
     return torch.from_numpy(numbers).to(compute)
+
+
+def decode(codes: torch.Tensor, dtype: str, out: torch.Tensor) -> None:
+    """Put the values of codes (uint8) into ``out``, of the same shape, contiguous, float32 or float64.
+
+    The bits of F8_E4M3 are those of a float16 with another bias, two to three times as quick as a table; its
+    NaN would come out as 480, which no code stands for.
+    """
+    if dtype == "I8":
+        out.copy_(codes.view(torch.int8))
+    elif dtype == "F8_E4M3" and out.dtype == torch.float32:
+        halves = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~0x4000)
+        out.copy_(halves.view(torch.float16)).mul_(256)
+        lowest, highest = torch.aminmax(out) if out.numel() else (out.sum(), out.sum())
+        if _NAN_OF_E4M3 in (-float(lowest), float(highest)):
+            out[out.abs() == _NAN_OF_E4M3] = torch.nan
+    else:
+        index = codes.reshape(-1).to(torch.int32)
+        torch.index_select(values_of_bytes(dtype, out.dtype), 0, index, out=out.view(-1))
 
 
 class CodeRows:
@@ -45,7 +66,6 @@ class ByteCodes:
         self._dtype = tensor.dtype
         self._rows = CodeRows(tensor, self.columns)
         self._scale = GridScale(grid, scale)
-        self._index = torch.empty(0, dtype=torch.int32)
 
     def read(self, start: int, stop: int, out: torch.Tensor) -> None:
         """Put rows ``start`` to ``stop`` into ``out``."""
@@ -58,14 +78,7 @@ class ByteCodes:
 
     def read_unscaled(self, start: int, stop: int, out: torch.Tensor) -> None:
         """Put the codes' own values into ``out``."""
-        codes = self._rows.read(start, stop)
-        if self._dtype == "I8":
-            out.copy_(codes.view(torch.int8))
-            return
-        if len(self._index) < codes.numel():
-            self._index = torch.empty(codes.numel(), dtype=torch.int32)
-        index = self._index[: codes.numel()].copy_(codes.view(-1))
-        torch.index_select(values_of_bytes(self._dtype, out.dtype), 0, index, out=out.view(-1))
+        decode(self._rows.read(start, stop), self._dtype, out)
 
 
 class GridScale:

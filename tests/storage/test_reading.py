@@ -91,3 +91,26 @@ def test_the_order_of_scales_is_that_of_comfy_kitchen(rows: int, columns: int) -
     stored = comfy_kitchen.to_blocked(torch.from_numpy(scales), flatten=False).numpy()
     assert np.array_equal(to_blocked(scales), stored)
     assert np.array_equal(from_blocked(stored, rows, columns), scales)
+
+
+@pytest.mark.parametrize("compute", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("dtype", "name"), [("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2"), ("I8", "int8")]
+)
+def test_every_code_has_its_value(dtype: str, name: str, compute: str) -> None:
+    import torch
+
+    from paramerge.storage.codes import decode
+
+    codes = torch.arange(256, dtype=torch.uint8)
+    found = torch.empty(256, dtype=getattr(torch, compute))
+    decode(codes, dtype, found)
+    wanted = codes.view(getattr(torch, name)).to(found.dtype)
+    assert found.numpy().tobytes() == wanted.numpy().tobytes() or torch.equal(
+        found.nan_to_num(7777), wanted.nan_to_num(7777)
+    )
+    numbers = codes[~wanted.isnan()]
+    few = torch.empty(len(numbers), dtype=found.dtype)
+    decode(numbers, dtype, few)
+    assert torch.equal(few, wanted[~wanted.isnan()])
+    assert torch.equal(few.signbit(), wanted[~wanted.isnan()].signbit())
