@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import click
 
 from paramerge.cli.call import print_json
 from paramerge.cli.options import (
+    LazyChoice,
     alpha_option,
     dtype_option,
     json_option,
@@ -26,24 +28,18 @@ if TYPE_CHECKING:
     from paramerge.convert.convert import ConversionReport
 
 
-class _Format(click.Choice[str]):
-    """The dialects that are written, asked for when they are needed: a package may add one."""
+def _formats() -> Iterable[str]:
+    """The dialects that are written."""
+    from paramerge.formats.registry import writable
 
-    def __init__(self) -> None:
-        self.case_sensitive = True
-
-    @property
-    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
-        from paramerge.formats.registry import writable
-
-        return tuple(name for key, dialect in writable().items() for name in (key, *dialect.aliases))
+    return (name for key, dialect in writable().items() for name in (key, *dialect.aliases))
 
 
 @click.command(name="convert", cls=Verb)
 @click.argument("adapters", nargs=-1, required=True, type=FileText(), metavar="IN ...")
 @click.option(
     "--to",
-    type=_Format(),
+    type=LazyChoice(_formats),
     required=True,
     help="lycoris is kohya: the same names, and all of LyCORIS's families; kohya-sgm has LDM's numbers.",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import click
 
 from paramerge.cli.call import print_json
 from paramerge.cli.options import (
+    LazyChoice,
     dtype_option,
     gamma_option,
     json_option,
@@ -30,12 +31,18 @@ if TYPE_CHECKING:
     from paramerge.extract.from_lora import Extraction, TakenLayer
 
 
+def _families() -> Iterable[str]:
+    from paramerge.extract.families import EXTRACTORS
+
+    return EXTRACTORS
+
+
 @click.command(cls=Verb)
 @click.option("--from", "tuned", type=InputPath(), help="The checkpoint that was made from --base.")
 @click.option("--base", type=InputPath(), help="The checkpoint that it was made from.")
 @click.option(
     "--family",
-    type=click.Choice(["para", "lora", "lokr", "krona"]),
+    type=LazyChoice(_families),
     default="para",
     show_default=True,
     help="What to write: of a PaRa the basis is recovered, of the others the nearest is taken.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any, get_args
 
@@ -132,6 +132,19 @@ gamma_option = click.option(
     metavar="SHARE",
     help="Rank boundary: a PaRa removes at most this share of a layer's rank (the paper: 1/40).",
 )
+
+
+class LazyChoice(click.Choice[str]):
+    """Choices that are asked for when they are needed: a package may add one, and importing takes time."""
+
+    def __init__(self, found: Callable[[], Iterable[str]]) -> None:
+        self.case_sensitive = True
+        self._found = found
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The choices of now."""
+        return tuple(self._found())
 
 
 class DtypeChoice(click.Choice[str]):

@@ -8,24 +8,13 @@ import click
 
 from paramerge.adapters.registry import sized
 from paramerge.cli.call import print_json
-from paramerge.cli.options import dtype_option, gamma_option, json_option
+from paramerge.cli.options import LazyChoice, dtype_option, gamma_option, json_option
 from paramerge.cli.verbs import Verb
 from paramerge.errors import UsageError
 from paramerge.models.registry import published
 
 if TYPE_CHECKING:
     from paramerge.sizes.sizes import BoundaryChoice, Size
-
-
-class _SizedFamily(click.Choice[str]):
-    """The families with sizes, asked for when they are needed: a package may add one."""
-
-    def __init__(self) -> None:
-        self.case_sensitive = True
-
-    @property
-    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(sized())
 
 
 @click.command(name="sizes", cls=Verb)
@@ -53,7 +42,7 @@ class _SizedFamily(click.Choice[str]):
     "--family",
     "families",
     multiple=True,
-    type=_SizedFamily(),
+    type=LazyChoice(sized),
     default=("para", "lora"),
     show_default=True,
     help="May be repeated.",
@@ -145,7 +134,7 @@ def _show(found: list[Size], arch: str, dtype: str) -> None:
     from paramerge.cli.tables import plain_table
 
     table = plain_table(
-        "subset", ">rank", "family", ">layers", ">parameters", ">size", ">MiB, as in the paper", "note"
+        "subset", ">rank", "family", ">layers", ">parameters", ">size", ">MiB (paper)", "note"
     )
     for size in found:
         table.add_row(
