@@ -153,13 +153,15 @@ class Bar:
 
         console = Console(stderr=True)
         quiet = not console.is_terminal or not _speaks()
-        text = TextColumn("{task.completed}/{task.total} steps, loss {task.fields[loss]:.4f}")
+        text = TextColumn("{task.completed}/{task.total} steps{task.fields[loss]}")
         self._bar = Progress(text, BarColumn(), TimeRemainingColumn(), console=console, disable=quiet)
-        self._task = self._bar.add_task("training", total=steps, loss=float("nan"))
+        self._task = self._bar.add_task("training", total=steps, loss="")
 
     def __enter__(self) -> Callable[[int, int, float], None]:
         self._bar.start()
-        return lambda done, total, loss: self._bar.update(self._task, completed=done, loss=loss)
+        return lambda done, total, loss: self._bar.update(
+            self._task, completed=done, loss=f", loss {loss:.4f}"
+        )
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import paramerge
+from paramerge import training
 
 PACKAGE = Path(paramerge.__file__).parent
 
@@ -32,7 +33,8 @@ FLOORS = (
     ("compare", "convert", "generation", "replay", "resize"),
     ("explain", "verify"),
     ("__init__",),
-    ("cli", "training"),  # beside each other: the trainer's options are built by the command line's parts
+    ("training",),
+    ("cli",),
     ("ui",),
 )
 """The rooms of ``paramerge``, from the ground up; each may import what lies on lower floors alone."""
@@ -101,6 +103,20 @@ def test_a_room_imports_from_lower_floors_alone(own: str) -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         for name in imported(node)
         if room(name) != own and FLOOR[room(name)] >= FLOOR[own]
+    ]
+    assert not upward
+
+
+def test_the_trainer_imports_nothing_of_the_command_line() -> None:
+    """But for its entry point, ``python -m paramerge.training``, which is the verb."""
+    folder = Path(training.__path__[0])
+    upward = [
+        f"{path.name} imports {name}"
+        for path in folder.rglob("*.py")
+        if path.name != "__main__.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in imported(node)
+        if room(name) == "cli"
     ]
     assert not upward
 
