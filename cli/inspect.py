@@ -171,6 +171,7 @@ def _checkpoint(facts: CheckpointFacts) -> dict[str, object]:
             }
             for part in facts.components
         },
+        **({"quantised": dict(facts.quantised)} if facts.quantised else {}),
         "files": [str(file.relative) for file in base.files],
         "companions": [str(path) for path in base.companions],
         "left_out": {str(path): reason for path, reason in base.left_out},

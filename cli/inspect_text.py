@@ -189,6 +189,8 @@ def _show_checkpoint(facts: CheckpointFacts) -> None:
         layers = str(part.layers or "-")
         table.add_row(part.component, str(part.tensors), layers, gigabytes(part.size), _counts(part.dtypes))
     out.print(table)
+    for title, count in facts.quantised.items():
+        out.print(f"{count} layers stored quantised: {shown(title)}")
     if len(base.files) > 1:
         out.print(f"{len(base.files)} files: {shown(', '.join(str(file.relative) for file in base.files))}")
     if base.companions:

@@ -20,6 +20,7 @@ from paramerge.adapters.overflow import overflowing
 from paramerge.arguments import as_path
 from paramerge.checkpoints.layout import Base, base_of, open_base
 from paramerge.errors import CheckpointError, FamilyError, NonFiniteError
+from paramerge.files.gguf import is_gguf
 from paramerge.files.header import Header
 from paramerge.files.recipe_text import RECIPE_KEY, parsed_recipe
 from paramerge.files.tensors import stored
@@ -153,6 +154,13 @@ class CheckpointFacts:
         """Bytes of its tensors."""
         return sum(component.size for component in self.components)
 
+    @property
+    def quantised(self) -> Mapping[str, int]:
+        """The number of quantised layers by scheme; the name of one that is not read says so."""
+        layers = dict.fromkeys(layer for file in self.base.files for layer in file.quantised.values())
+        names = (layer.title if layer.fault is None else f"{layer.title}, not read" for layer in layers)
+        return dict(Counter(names).most_common())
+
 
 @dataclass(frozen=True)
 class UnknownFacts:
@@ -205,7 +213,7 @@ def open_any(
     path = named_model(as_path(path))
     with reading(path):
         is_folder = path.is_dir()
-    if is_folder and not is_adapter_folder(path):
+    if (is_folder and not is_adapter_folder(path)) or is_gguf(path):
         return _checkpoint(open_base(path))
     surveyed = survey_file(path)
     header, found = surveyed.whole, surveyed.found
