@@ -151,6 +151,8 @@ class LayerInTensor:
     removed: int
     probe: Probe
     """The comparison of its values with what is written of them."""
+    is_one_addition = False
+    """Whether its change is a single one, made row by row: the sum with it is measured, not made again."""
 
     def __init__(self, edit: Edit) -> None:
         target = edit.target

@@ -133,18 +133,32 @@ class TensorEditor:
                 if target.data_ptr() != weight.data_ptr():
                     target[start:stop] = weight[start:stop]
                 continue
-            for block, begin in self._blocks_of(weight, start, stop, first_row):
-                row = first_row + start + begin
-                out = target[start + begin : start + begin + len(block)]
+            if self._values is None:
                 for layer in here:
-                    layer.probe.before(block, row)
-                    layer.add_to(block, row)
-                self._check_finite(block, row, here)
-                self._round(block, out, row, changed=bool(here) or self._values is not None)
-                if here:
-                    written = out if self.encoder is None else self.encoder.written(out, row)
-                    for layer in here:
-                        layer.probe.after(block, written, row)
+                    layer.probe.before(weight[start:stop], first_row + start)
+            for block, begin in self._blocks_of(weight, start, stop, first_row):
+                self._write_block(
+                    block, target[start + begin :][: len(block)], first_row + start + begin, here
+                )
+            if self.encoder is None:
+                for layer in here:
+                    layer.probe.after(target[start:stop], first_row + start)
+
+    def _write_block(
+        self, block: torch.Tensor, out: torch.Tensor, row: int, here: Sequence[_Layer | WholeLayer]
+    ) -> None:
+        for layer in here:
+            if self._values is not None:
+                layer.probe.before(block, row)
+            layer.add_to(block, row)
+            if layer.is_one_addition:
+                layer.probe.meant(block, row)
+        self._check_finite(block, row, here)
+        self._round(block, out, row, changed=bool(here) or self._values is not None)
+        if self.encoder is not None and here:
+            written = self.encoder.written(out, row)
+            for layer in here:
+                layer.probe.after(written, row)
 
     def _round(self, block: torch.Tensor, target: torch.Tensor, row: int, *, changed: bool) -> None:
         if self.encoder is not None:
@@ -251,6 +265,7 @@ class _Layer(LayerInTensor):
         left, right = change.up, change.down
         if change.added:
             self._added = Added(change.added, self._edit.target.transposed)
+            self.is_one_addition = len(self._edit.ops) == 1
         if self._edit.target.transposed:
             left, right = right.T, left.T
         self._left, self._right = left.to(self._compute).contiguous(), right.to(self._compute).contiguous()

@@ -24,7 +24,7 @@ import torch
 
 from paramerge.apply.sampling import Grid
 
-_ELEMENTS = {"F16": 1 << 16, "BF16": 1 << 16, "F8_E4M3": 1 << 18, "F8_E5M2": 1 << 18, "I8": 1 << 18}
+_ELEMENTS = {"F16": 1 << 15, "BF16": 1 << 16, "F8_E4M3": 1 << 18, "F8_E5M2": 1 << 18, "I8": 1 << 18}
 """Elements of a layer that are looked at, by what is written; the coarser, the more there is to average."""
 
 _ELEMENTS_OF_EXACT = 1 << 14
@@ -119,7 +119,7 @@ ChangesOf = Callable[[Grid], Sequence[torch.Tensor]]
 
 
 class Probe:
-    """Compares what is written of one layer with what was meant, in blocks of rows. For one thread.
+    """Compares what is written of one layer with what was meant, in runs of rows. For one thread.
 
     Parameters
     ----------
@@ -151,62 +151,75 @@ class Probe:
         self._first, rows, columns = place
         self.grid = grid_of(rows, columns, dtype)
         self._compute = compute
-        self._taken: list[torch.Tensor] = []
+        self._taken: dict[str, torch.Tensor] = {}
 
-    def before(self, block: torch.Tensor, row: int) -> None:
-        """See ``block``, which begins at ``row`` of the tensor, before any step."""
-        if not self._taken:
-            shape = (self.grid.rows, self.grid.width)
-            self._taken = [torch.zeros(shape, dtype=self._compute) for _ in range(3)]
-        self.grid.take(block, row - self._first, self._taken[0])
+    def before(self, rows: torch.Tensor, row: int) -> None:
+        """See rows of the layer, from ``row`` of the tensor on, before any step."""
+        self._take("before", rows, row)
 
-    def after(self, exact: torch.Tensor, written: torch.Tensor, row: int) -> None:
-        """See the values that were meant for the same rows, and what was written of them."""
-        self.grid.take(exact, row - self._first, self._taken[1])
-        self.grid.take(written, row - self._first, self._taken[2])
+    def meant(self, rows: torch.Tensor, row: int) -> None:
+        """See the same rows after the last step, exact; only where that is less work than the parts."""
+        self._take("meant", rows, row)
+
+    def after(self, rows: torch.Tensor, row: int) -> None:
+        """See what was written of the same rows."""
+        self._take("written", rows, row)
 
     def result(self, changes: ChangesOf) -> LayerSurvival | None:
         """The layer's figures; None where no row came by."""
-        if not self._taken:
+        if "written" not in self._taken:
             return None
-        before, meant, written = (part.view(-1) for part in self._taken)
-        whole = meant - before
-        if len(self._steps) == 1 and _product(whole, whole) >= _TINY * _product(before, before):
-            parts: Sequence[torch.Tensor] = [whole]
-            error = written - meant
-        else:  # from the factors: of small changes little is left in a sum with the weight
-            parts = [part.reshape(-1) for part in changes(self.grid)]
-            whole = sum(parts[1:], parts[0])
-            error = written.to(torch.float64) - before.to(torch.float64) - whole
-        self._taken = []
-        scale = self.grid.scale
-        weight = scale * _product(before, before)
-        shares = (
-            share if share.change > floor * weight else Share(steps, 0.0, 0.0)
+        before, written = (self._taken[name].view(-1) for name in ("before", "written"))
+        parts, error = self._parts(before, written, changes)
+        self._taken.clear()
+        whole = parts[0] if len(parts) == 1 else sum(parts[1:], parts[0])
+        scale, weight = self.grid.scale, _product(before, before) if any(self._floors) else 0.0
+        shares = tuple(
+            _share(steps, part, error, scale, floor * weight)
             for steps, part, floor in zip(self._steps, parts, self._floors, strict=True)
-            for share in [_share(steps, part, error, scale)]
         )
         lost, change = scale * _product(error, error), scale * _product(whole, whole)
-        return LayerSurvival(self._name, self._dtype, tuple(shares), 1 / scale, lost, change)
+        return LayerSurvival(self._name, self._dtype, shares, 1 / scale, lost, change)
+
+    def _parts(
+        self, before: torch.Tensor, written: torch.Tensor, changes: ChangesOf
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Each operation's change, and the error of what is written; of the sample."""
+        if "meant" in self._taken:
+            meant = self._taken["meant"].view(-1)
+            whole = meant - before
+            if _product(whole, whole) >= _TINY * _product(before, before):
+                return [whole], written - meant
+        parts = [part.to(self._compute).reshape(-1) for part in changes(self.grid)]
+        error = written - before
+        for part in parts:
+            error -= part
+        return parts, error
+
+    def _take(self, name: str, rows: torch.Tensor, row: int) -> None:
+        if name not in self._taken:
+            self._taken[name] = torch.zeros((self.grid.rows, self.grid.width), dtype=self._compute)
+        self.grid.take(rows, row - self._first, self._taken[name])
 
 
-def _share(steps: tuple[int, ...], part: torch.Tensor, error: torch.Tensor, scale: float) -> Share:
-    """The sums of one operation: of the sample's, as those of the whole layer."""
-    size, more = part * part, part * error
-    sums = [float(values.sum(dtype=torch.float64)) for values in (more, size)]
-    change, carried = scale * sums[1], scale * (sums[0] + sums[1])
+def _share(
+    steps: tuple[int, ...], part: torch.Tensor, error: torch.Tensor, scale: float, floor: float
+) -> Share:
+    """The sums of one operation: those of the sample, as those of the whole layer."""
+    size, more = _product(part, part), _product(part, error)
+    if size <= floor:
+        return Share(steps, 0.0, 0.0)
+    change, carried = scale * size, scale * (size + more)
     if scale == 1:
         return Share(steps, carried, change)
+    squares, products = part * part, part * error
     count, factor = len(part), scale * (scale - 1)
-    moments = [
-        factor * max(_product(one, other) - a * b / count, 0.0 if one is other else -math.inf)
-        for one, a, other, b in (
-            (more, sums[0], more, sums[0]),
-            (more, sums[0], size, sums[1]),
-            (size, sums[1], size, sums[1]),
-        )
-    ]
-    return Share(steps, carried, change, (moments[0], moments[1], moments[2]))
+    moments = (
+        factor * max(_product(products, products) - more * more / count, 0.0),
+        factor * (_product(products, squares) - more * size / count),
+        factor * max(_product(squares, squares) - size * size / count, 0.0),
+    )
+    return Share(steps, carried, change, moments)
 
 
 def _product(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -223,8 +223,8 @@ def test_deviations_are_those_of_many_samples(monkeypatch: pytest.MonkeyPatch) -
         written = before + change + torch.from_numpy(rng.normal(size=(128, 64)))
         probe = Probe("", [(0,)], [0.0], (0, 128, 64), "F16", torch.float64)
         probe.before(before, 0)
-        probe.after(before + change, written, 0)
-        result = probe.result(lambda grid: [])
+        probe.after(written, 0)
+        result = probe.result(lambda grid, change=change: [grid.taken(change)])
         assert result is not None
         assert result.sampled == 1 / 8
         ratio, deviation = pooled(result.shares)
