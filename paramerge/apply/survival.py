@@ -24,7 +24,7 @@ import torch
 
 from paramerge.apply.sampling import Grid
 
-_ELEMENTS = {"F16": 1 << 15, "BF16": 1 << 16, "F8_E4M3": 1 << 18, "F8_E5M2": 1 << 18, "I8": 1 << 18}
+_ELEMENTS = {"F16": 1 << 14, "BF16": 1 << 15, "F8_E4M3": 1 << 18, "F8_E5M2": 1 << 18, "I8": 1 << 18}
 """Elements of a layer that are looked at, by what is written; the coarser, the more there is to average."""
 
 _ELEMENTS_OF_EXACT = 1 << 14
