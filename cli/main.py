@@ -144,9 +144,12 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; the entry point of ``paramerge``."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    choose_threads(arguments[0] if arguments else "")
-    with guarded_streams(), stopped_by_signals():
-        code = _run(arguments)
+    try:
+        choose_threads(arguments[0] if arguments else "")
+        with guarded_streams(), stopped_by_signals():
+            code = _run(arguments)
+    except KeyboardInterrupt as error:  # in the moments before and after the work
+        code = 128 + stopping_signal(error)
     gc.freeze()  # half a second less: torch's many objects need not be searched for cycles at the end
     sys.exit(code)
 
@@ -154,8 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str]) -> int:
     """Carry out the command line; returns the exit code, whatever happens."""
     as_json = "--json" in arguments
-    begin(arguments[0] if arguments and arguments[0] in COMMANDS else "", as_json=as_json)
     try:
+        begin(arguments[0] if arguments and arguments[0] in COMMANDS else "", as_json=as_json)
         result = cli.main(args=arguments, prog_name="paramerge", standalone_mode=False)
         flush()
         return result if isinstance(result, int) else 0

@@ -254,6 +254,11 @@ class _Descriptors:
             self._close_down_to(self.limit - 1)
             self._open[id(held)] = held
 
+    def close_kept(self) -> None:
+        """Close those that nobody reads from just now."""
+        with self._lock:
+            self._close_down_to(0)
+
     @contextlib.contextmanager
     def use(self, held: _Held) -> Iterator[int]:
         """The descriptor, which stays open within the block."""
@@ -311,6 +316,11 @@ class _Descriptors:
             os.close(descriptor)
             raise _changed(held.path, "another " + ", another ".join(held.stamp.differences(now)))
         return descriptor
+
+
+def close_kept() -> None:
+    """Close the descriptors of sources that nothing reads just now; the next reading opens them again."""
+    _DESCRIPTORS.close_kept()
 
 
 def _limit() -> int:

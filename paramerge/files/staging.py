@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from paramerge.errors import OutputError, ParamergeError, UnreadableError
+from paramerge.files.source import close_kept
 from paramerge.files.stages import STAGE, clear_stale, lock_stage, stage_name, stage_path_of
 from paramerge.files.system_calls import move_folder, sync_file
 from paramerge.files.writer import (
@@ -209,8 +210,14 @@ def _remove_tree(folder: Path) -> None:
     for root, _, _ in os.walk(folder):
         with contextlib.suppress(OSError):
             Path(root).chmod(0o700)
-    with contextlib.suppress(OSError):  # where a close fails, Python closes again, and raises all the same
-        shutil.rmtree(folder, ignore_errors=True)
+    for _ in range(2):
+        with contextlib.suppress(
+            OSError
+        ):  # where a close fails, Python closes again, and raises all the same
+            shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            return
+        close_kept()  # a folder cannot be listed without a descriptor
 
 
 def _walk(folder: Path, *, topdown: bool = True) -> Iterator[tuple[str, list[str], list[str]]]:

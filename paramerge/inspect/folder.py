@@ -113,9 +113,14 @@ def models_in(folder: Path, depth: int = 0) -> Iterator[Path]:
     for path in inside:
         if path.name.startswith("."):
             continue
-        if path.suffix == ".safetensors" and not path.is_dir():
+        try:
+            is_folder = path.is_dir()
+        except OSError:  # nobody may look at it: an entry that says so
             yield path
-        elif path.is_dir() and not path.is_symlink() and depth < DEPTH:
+            continue
+        if path.suffix == ".safetensors" and not is_folder:
+            yield path
+        elif is_folder and not path.is_symlink() and depth < DEPTH:
             try:
                 whole = not is_collection(path)
                 nested = [path] if whole else list(models_in(path, depth + 1))
@@ -124,11 +129,18 @@ def models_in(folder: Path, depth: int = 0) -> Iterator[Path]:
             yield from nested
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
+
+
 def _entry(path: Path, interpretation: Interpretation) -> Entry:
     try:
         opened = open_any(path, interpretation)
     except ParamergeError as error:
-        size = path.stat().st_size if path.is_file() else 0
+        size = _size(path)
         return Entry(path, "damaged", size=size, problem=error.what)
     if isinstance(opened, OpenedAdapter):
         return _adapter(path, opened)

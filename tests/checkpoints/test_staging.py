@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 
 from paramerge.errors import OutputError
 from paramerge.files import staging, writer
+from paramerge.files.source import Source
 from paramerge.files.stages import stage_name
 from paramerge.files.staging import RECIPE_FILE, new_folder, restore_folder, strangers, write_recipe
 from paramerge.files.writer import new_file, write_bytes, written_outputs
@@ -286,3 +288,29 @@ def test_a_header_beyond_the_readers_limit_is_not_written(
     with pytest.raises(OutputError, match="larger than any reader allows"):
         writer.write_safetensors(tmp_path / "a", {}, {"key": "x" * 100})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_goes_where_no_descriptor_is_left(tmp_path: Path) -> None:
+    """Those of inputs, kept for later, are given up for it."""
+    resource = pytest.importorskip("resource")
+    stage = tmp_path / "stage"
+    (stage / "inner").mkdir(parents=True)
+    (stage / "inner" / "file").write_bytes(b"x")
+    inputs = []
+    for number in range(4):
+        (tmp_path / f"{number}").write_bytes(b"abc")
+        inputs.append(Source.open(tmp_path / f"{number}"))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 20, before[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        staging._remove_tree(stage)
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert not stage.exists()
+    assert [source.read(0, 3) for source in inputs] == [b"abc"] * 4

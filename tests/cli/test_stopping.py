@@ -139,3 +139,19 @@ def test_a_signal_from_outside(sd: Path, dog: Path, tmp_path: Path) -> None:
     shown = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGTERM
     assert "go on with: paramerge train --config" in shown and "Traceback" not in shown
+
+
+@pytest.mark.parametrize("place", ["choose_threads", "begin", "stopped_by_signals", "flush"])
+@pytest.mark.parametrize("stop", [Stopped(signal.SIGTERM), KeyboardInterrupt()], ids=["SIGTERM", "Ctrl-C"])
+def test_a_stop_at_any_moment_is_no_traceback(
+    place: str, stop: KeyboardInterrupt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before the work, and after it."""
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise stop
+
+    monkeypatch.setattr(f"paramerge.cli.main.{place}", stopped)
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 128 + getattr(stop, "number", signal.SIGINT)

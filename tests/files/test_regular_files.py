@@ -220,6 +220,22 @@ def test_a_listing_passes_over_nothing(make: Callable[[Path], None], tmp_path: P
     assert entry.problem
 
 
+def test_a_listing_goes_on_past_what_nobody_may_look_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        write_safetensors(tmp_path / f"{name}.safetensors", {"w": np.zeros(2, "f4")})
+    real = os.stat
+
+    def stat(path: object, *rest: object, **options: object) -> os.stat_result:
+        if str(path).endswith("a.safetensors"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *rest, **options)  # type: ignore[arg-type, call-overload]
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert [entry.path.name for entry in inspect_folder(tmp_path)] == ["a.safetensors", "b.safetensors"]
+
+
 def test_a_file_may_be_longer_than_it_says() -> None:
     with pytest.raises(ParamergeError, match="too long"):
         read_whole("/proc/self/maps", limit=10)  # 0 bytes by its status
