@@ -6,17 +6,24 @@ Each goes by the name of its module with ``.weight`` or ``.bias`` behind it, whi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from paramerge.checkpoints.targets import Target, divided_rows
 from paramerge.models.components import Located
 from paramerge.models.names import ModuleName
 
+_BARE = re.compile(
+    r"(?:^|[._])(?:modulation|mod\.lin|modulation\.lin|scale_shift_table|pad_token|register_tokens)$"
+)
+"""Trained tables and tokens of transformers, which are no modules and have no ending."""
+
 
 def parameters_of(
     shapes: Mapping[str, tuple[int, ...]], located: Mapping[str, Located]
 ) -> dict[ModuleName, Target]:
-    """Every norm's weight and bias, and every CLIP embedding, for located keys; the VAE has none of them.
+    """Every norm's weight and bias, every CLIP embedding and every table of modulations, for located keys;
+    the VAE has none of them.
 
     A stacked bias (OpenCLIP's and FLUX's q, k and v) is cut into its rows, as its weight is.
     """
@@ -57,7 +64,9 @@ def _shape_of_stack(
 
 
 def _is_parameter(part: str, shape: tuple[int, ...]) -> bool:
-    if len(shape) == 1:
+    if len(shape) == 1 and not _BARE.search(part):
         return part.endswith((".weight", ".bias"))
+    if _BARE.search(part):
+        return True
     embedding = part.startswith("text_model.embeddings.") or part == "class_embedding.weight"
     return embedding and len(shape) == 2 and part.endswith(".weight")

@@ -128,7 +128,7 @@ def convert(
     record = record_for(adapters[0], base) if to.parts not in ("para", "deft") else None
     single = record is not None and has_single_names(to, record)
     if record is not None and not to_lora:
-        adapters = [renamed(adapter, record, single=single) for adapter in adapters]
+        adapters = [renamed(adapter, record, single=single, checked=base is not None) for adapter in adapters]
     elif weights is None and not to.underscored:
         refuse_unread_names(adapters)
     if to.key == "diffusers" and record is None:

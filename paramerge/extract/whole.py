@@ -36,6 +36,8 @@ def whole_difference(
     A vector is stored as F32: it takes little room, and the tuned one comes back to its own rounding.
     """
     path, _, kind = name.path.rpartition(".")
+    if kind not in ("weight", "bias"):  # a table without an ending
+        path, kind = name.path, "weight"
     module = ModuleName(name.component, path)
     try:
         stem = dialect.stem(module, architecture)

@@ -128,7 +128,8 @@ def stands_alone(keys: Mapping[str, tuple[int, ...]]) -> EncoderPrefix | None:
     layers go by the names that the file has. None where there is a UNet of Stable Diffusion, or no such
     matrix.
     """
-    if _find_unet(keys) is not None:
+    bundled = tuple(encoder.prefix for encoder in _unet_encoders())
+    if _find_unet(keys) is not None or any(key.startswith(bundled) for key in keys):
         return None
     for key, shape in keys.items():
         for pattern, openclip in ((_CLIP_LAYER, False), (_OPENCLIP_LAYER, True)):

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from paramerge.adapters import Adapter, LayerModule
+import numpy as np
+
+from paramerge.adapters import Adapter, LayerModule, LoraModule
 from paramerge.checkpoints.layout import Base
 from paramerge.checkpoints.targets import Target
 from paramerge.errors import AdapterError, ShapeError, UnmatchedError
@@ -24,6 +26,9 @@ from paramerge.models.registry import record_of
 from paramerge.wording import option
 
 Targets = Mapping[ModuleName, Target]
+
+_SAME = 2.0**-7
+"""The relative distance of one change stored twice, in 8 digits of BF16 at the least."""
 
 
 def in_names_of(
@@ -52,15 +57,28 @@ def in_names_of(
     modules: dict[ModuleName, LayerModule] = {}
     for module in adapter.modules.values():
         for renamed in _placed(module, names.find(module, adapter, selected), targets, adapter):
-            if renamed.name in modules:
+            known = modules.get(renamed.name)
+            if known is not None and _is_same(known, renamed):
+                continue  # some trainers save a stack and its parts, or a layer under two names
+            if known is not None:
                 raise AdapterError(
                     "two layers of this adapter are the same layer of the base",
                     where=f"{adapter.path}: {renamed.name}",
-                    found=f"{modules[renamed.name].keys[0]} and {renamed.keys[0]}",
+                    found=f"{known.keys[0]} and {renamed.keys[0]}",
                     hint="the file was probably joined from two: take one of its parts",
                 )
             modules[renamed.name] = renamed
     return replace(adapter, modules=modules)
+
+
+def _is_same(one: LayerModule, other: LayerModule) -> bool:
+    """Whether two modules are LoRAs of the same change, to the rounding of their dtypes."""
+    if not isinstance(one, LoraModule) or not isinstance(other, LoraModule):
+        return False
+    if (one.out_features, one.in_features) != (other.out_features, other.in_features):
+        return False
+    first, second = one.change().whole(), other.change().whole()
+    return bool(np.linalg.norm(first - second) <= _SAME * np.linalg.norm(first))
 
 
 def homes_of(name: ModuleName, components: Iterable[str]) -> list[str]:

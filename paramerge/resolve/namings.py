@@ -28,10 +28,12 @@ def record_for(adapter: Adapter, base: Base | None) -> ArchitectureRecord | None
     return found if found.key_maps else None
 
 
-def renamed(adapter: Adapter, record: ArchitectureRecord, *, single: bool) -> Adapter:
-    """``adapter`` with the model's own layers under the names of one naming, as far as single layers go.
+def renamed(adapter: Adapter, record: ArchitectureRecord, *, single: bool, checked: bool = False) -> Adapter:
+    """``adapter`` with the model's own layers under the names of one naming, as far as layers go singly.
 
-    Stacked layers are divided for diffusers; those of diffusers are joined later (:func:`joined`).
+    Stacked layers are divided for diffusers; those of diffusers are joined later
+    (:func:`paramerge.convert.naming.joined`). ``checked`` says that a base has all of the layers: those that
+    have one name alone then keep it among the single file's.
 
     Raises
     ------
@@ -47,6 +49,9 @@ def renamed(adapter: Adapter, record: ArchitectureRecord, *, single: bool) -> Ad
             modules[name] = module
             continue
         found = spelled(record.name, name.path)
+        if found is None and single and checked:
+            modules[name] = module
+            continue
         if found is None:
             unknown.append(str(name))
             continue

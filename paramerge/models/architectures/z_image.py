@@ -35,6 +35,15 @@ KEY_MAP = LayerTable(
     tuple(Blocks(name, name, _LAYERS) for name in ("layers", "noise_refiner", "context_refiner")),
 )
 
+AS_UNDERSCORES_WERE_READ = LayerTable(
+    {},
+    tuple(
+        Blocks(name, name, {f"attention.to.{letter}": f"attention.to_{letter}" for letter in "qkv"})
+        for name in ("layers", "noise_refiner", "context_refiner")
+    ),
+)
+"""Names of adapters whose trainer took all underscores for dots: no file of weights has them."""
+
 RECORDS = (
     ArchitectureRecord(
         "z-image",
@@ -44,6 +53,7 @@ RECORDS = (
             Kind("NR", "noise_refiner", 2), Kind("CR", "context_refiner", 2), Kind("TB", "layers", 30)
         ),
         key_map=KEY_MAP,
+        other_maps=(AS_UNDERSCORES_WERE_READ,),
         modelspec_read=("z-image", "zimage"),
         kohya=KohyaNames(also=("zimage", "z-image", "z_image"), diffusers=True),
     ),
