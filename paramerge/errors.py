@@ -200,6 +200,8 @@ class MissingInputError(ParamergeError):
     """Inputs that a recipe names by their hashes are in none of the places searched."""
 
     exit_code = 9
+    unread: tuple[str, ...] = ()
+    """Files and folders that could not be read on the way, each with the reason."""
 
 
 class LossError(ParamergeError):

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
-from paramerge.errors import FileFormatError, ParamergeError, UsageError
+from paramerge.errors import ParamergeError, UnreadableError, UsageError
 from paramerge.files.hashing import cached_sha256, source_sha256
 from paramerge.files.header import read_header
 from paramerge.files.source import Source
+from paramerge.system_faults import meaning
 from paramerge.wording import option
 
 MODELS_VARIABLE = "PARAMERGE_MODELS"
 
-_ENDING = "*.safetensors"
+_ENDING = ".safetensors"
 
 
 def model_folders() -> list[Path]:
@@ -53,6 +54,8 @@ class Finder:
     smallest: int = 0
     note: Callable[[str], None] = field(default=lambda _: None, repr=False)
     what: str = "an input"
+    unread: dict[Path, str] = field(default_factory=dict, repr=False)
+    """Files and folders that the system could not read, each with the reason."""
 
     def find(self, wanted: Collection[str], size: int | None = None) -> Iterator[Path]:
         """Every file that has one of the SHA-256 ``wanted`` (hex), and this size in bytes if it is known.
@@ -73,17 +76,52 @@ class Finder:
         for path, found in self.candidates if size is None else (*self.candidates, *self._nearby):
             if found < self.smallest or size not in (None, found):
                 continue
-            source = readable(path)
-            known = None if source is None else cached_sha256(source)
+            known = None
+            with self._noting(path):
+                known = cached_sha256(read_header(path).source)
+                if known is None:
+                    unknown.append(path)
             if known in wanted:
                 yield path
-            elif source is not None and known is None:
-                unknown.append(path)
         for path in unknown:
             self.note(f"hashing {path.name} to find {self.what}")
-            with contextlib.suppress(FileFormatError):  # it went away, or cannot be read
-                if source_sha256(Source.open(path)) in wanted:
-                    yield path
+            with self._noting(path):
+                known = source_sha256(Source.open(path))
+            if known in wanted:
+                yield path
+
+    @contextlib.contextmanager
+    def _noting(self, path: Path) -> Iterator[None]:
+        """Pass by a file that is of another kind, went away, or cannot be read, which is noted."""
+        try:
+            yield
+        except UnreadableError as error:
+            self.unread[path] = error.what
+        except ParamergeError:
+            pass
+
+    def _below(self, folder: Path, depth: int | None = None) -> Iterator[tuple[Path, int]]:
+        """The files in a folder with their sizes, and in folders in it, so many deep; links only where there
+        is a depth."""
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.unread[folder] = meaning(error)[0]
+            return
+        for entry in found:
+            try:
+                if entry.is_dir(follow_symlinks=depth is not None):
+                    if depth != 0:
+                        yield from self._below(Path(entry.path), None if depth is None else depth - 1)
+                elif entry.name.endswith(_ENDING) and entry.is_file():
+                    yield Path(entry.path), entry.stat().st_size
+            except FileNotFoundError:  # a link to nothing
+                continue
+            except OSError as error:
+                self.unread[Path(entry.path)] = meaning(error)[0]
 
     @cached_property
     def candidates(self) -> tuple[tuple[Path, int], ...]:
@@ -98,12 +136,11 @@ class Finder:
                     if named == MODELS_VARIABLE
                     else "give a folder that exists",
                 )
-        return tuple(_sized(chain(*(sorted(folder.rglob(_ENDING)) for folder in self.folders))))
+        return tuple(found for folder in self.folders for found in self._below(folder))
 
     @cached_property
     def _nearby(self) -> tuple[tuple[Path, int], ...]:
-        depths = (_ENDING, f"*/{_ENDING}", f"*/*/{_ENDING}")
-        return tuple(_sized(chain(*(sorted(folder.glob(depth)) for folder in self.near for depth in depths))))
+        return tuple(found for folder in self.near for found in self._below(folder, 2))
 
 
 def readable(path: Path) -> Source | None:
@@ -114,18 +151,11 @@ def readable(path: Path) -> Source | None:
         return None
 
 
-def _sized(paths: Iterable[Path]) -> Iterator[tuple[Path, int]]:
-    for path in paths:
-        with contextlib.suppress(OSError):
-            if path.is_file():
-                yield path, path.stat().st_size
-
-
 def _in_hub_cache(digest: str) -> Iterator[Path]:
     """Files of the Hugging Face cache, whose blobs are named by their SHA-256."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for blob in sorted(Path(HF_HUB_CACHE).glob(f"models--*/blobs/{digest}")):
-        for path in sorted((blob.parent.parent / "snapshots").rglob(_ENDING)):
+        for path in sorted((blob.parent.parent / "snapshots").rglob(f"*{_ENDING}")):
             if path.resolve() == blob.resolve():
                 yield path

@@ -101,13 +101,16 @@ class Inputs:
                 f"{made[0].files[0].name or 'the first of them'} was itself made from inputs that are here: "
                 "make it again from its own recipe (base_recipe), then this one"
             )
-        return MissingInputError(
+        unread = tuple(f"{path}: {reason}" for path, reason in self._finder.unread.items())
+        error = MissingInputError(
             f"{len(absent)} of {len(pairs)} inputs of this recipe are not there",
             where=where,
             expected=listed,
-            found=f"none of these in {', '.join(places)}",
+            found="; ".join([f"none of these in {', '.join(places)}", *unread]),
             hint=hint,
         )
+        error.unread = unread
+        return error
 
     def _can_be_made(self, record: ModelRecord) -> bool:
         """Whether a model that is not there has a recipe whose own inputs are."""

@@ -114,7 +114,7 @@ class _Verifying:
             return plan_replay(self.output.path, models=self.models, note=self.note)
         except MissingInputError as error:
             self.missing = tuple(str(error.expected).split("; "))
-            self.findings.append(f"not made again: {error.what}")
+            self.findings += [f"not made again: {error.what}", *error.unread]
         except PluginError as error:
             self.findings.append(f"not made again: {error.what}: {error.expected}; {error.hint}")
         except ParamergeError as error:

@@ -12,6 +12,7 @@ import numpy as np
 from blueprints import sd15
 from random_checkpoint import write_random_checkpoint
 
+from paramerge.bake.call import bake
 from paramerge.convert.call import convert
 from paramerge.files.writer import write_safetensors
 from paramerge.formats import write_para
@@ -75,6 +76,16 @@ VERBS = {
     "merge-paras": FaultVerb(
         "merge in/para.safetensors in/para2.safetensors -o out/o.safetensors", earlier="--dtype fp32"
     ),
+    "merge-models": FaultVerb(
+        "merge in/base.safetensors in/second.safetensors --lora in/a.safetensors -o out/o.safetensors"
+    ),
+    "merge-folders": FaultVerb("merge in/model in/tuned --card -o out/o", earlier="--dtype bf16"),
+    "replay": FaultVerb(
+        "replay in/baked/file.safetensors --models in -o out/o.safetensors", earlier="--set 1=0.5"
+    ),
+    "replay-folder": FaultVerb("replay in/baked/folder --models in -o out/o", earlier="--dtype bf16"),
+    "verify": FaultVerb("verify in/baked/file.safetensors --models in", again=None),
+    "verify-folder": FaultVerb("verify in/baked/folder --models in", again=None),
     "extract": FaultVerb(
         "extract --from in/tuned --base in/model --family lora --rank 2 -o out/o.safetensors",
         earlier="--rank 1",
@@ -142,6 +153,15 @@ def write_inputs(folder: Path) -> None:
         basis = rng.standard_normal((width, 2))
         write_para(folder / f"{name}.safetensors", {to_q: basis}, architecture="sd15")
     convert([folder / "para.safetensors"], folder / "deft", to="deft")
+    _write_more(folder)
+
+
+def _write_more(folder: Path) -> None:
+    """A second UNet, and baked models with their recipes."""
+    write_random_checkpoint(sd15(32, vocabulary=8), folder / "second.safetensors", layout="unet-file", seed=2)
+    (folder / "baked").mkdir()
+    bake(folder / "base.safetensors", [folder / "a.safetensors"], folder / "baked" / "file.safetensors")
+    bake(folder / "model", [folder / "lora.safetensors"], folder / "baked" / "folder")
 
 
 def write_models(folder: Path) -> None:
