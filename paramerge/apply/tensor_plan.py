@@ -80,5 +80,6 @@ class FilePlan:
 
     @property
     def touched(self) -> bool:
-        """Whether any tensor of the file changes."""
-        return any(tensor.touched for tensor in self.tensors)
+        """Whether any tensor of the file changes, or is left out."""
+        left_out = len(self.tensors) < len(self.source.header.tensors)
+        return left_out or any(tensor.touched for tensor in self.tensors)

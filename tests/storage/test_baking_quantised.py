@@ -15,6 +15,7 @@ from quantised_models import CASES, LAYERS, write_model
 from paramerge.apply.steps import Step
 from paramerge.bake.bake import bake
 from paramerge.checkpoints.layout import open_base
+from paramerge.files.writer import write_safetensors
 
 pytest.importorskip("comfy_kitchen")
 pytest.importorskip("bitsandbytes")
@@ -126,3 +127,31 @@ def test_another_dtype_is_that_of_the_true_values(name: str, dtype: str, tmp_pat
         nearest = exact.astype(np.float32).astype(kind)
         assert np.mean(after.tensors[f"{layer}.weight"] != nearest) <= 0.0005
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("requantise", [False, True])
+def test_a_scale_may_be_in_another_shard(requantise: bool, tmp_path: Path) -> None:
+    """Its shard loses it, the index too; or it is written again, beside its codes."""
+    base, _ = write_model(tmp_path / "base", CASES["rows"])
+    tensors = load(base).tensors
+    (base / "model.safetensors").unlink()
+    shards = {"model-00001-of-00002.safetensors": {}, "model-00002-of-00002.safetensors": {}}
+    first, second = shards
+    for key, array in tensors.items():
+        shards[second if "q_proj.weight_scale" in key or "v_proj" in key else first][key] = array
+    for name, held in shards.items():
+        write_safetensors(base / name, held, {"format": "pt"})
+    where = {key: name for name, held in shards.items() for key in held}
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    lora, changes = lora_on(tmp_path / "lora")
+    bake(plan_of(base, Step("lora", lora), requantise=requantise), tmp_path / "out")
+    opened = open_base(tmp_path / "out")  # which holds the index to the shards
+    places = {key: file for file in opened.files for key in file.header.tensors}
+    key = f"{LAYERS[0]}.weight"
+    assert (f"{key}_scale" in places) == requantise
+    before = {key: file for file in open_base(base).files for key in file.header.tensors}
+    exact = before[key].tensor(key).read_exact() + changes[LAYERS[0]]
+    written = places[key].tensor(key).read_exact()
+    assert np.linalg.norm(written - exact) <= 0.05 * np.linalg.norm(exact)
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())["weight_map"]
+    assert index == {key: str(file.relative) for key, file in places.items()}
