@@ -55,7 +55,7 @@ class Encoder:
             found = torch.maximum(values.amax(1, keepdim=True), -values.amin(1, keepdim=True))
         else:
             spare = -values.shape[1] % width
-            found = torch.nn.functional.pad(values, (0, spare)).unflatten(1, (-1, width)).abs().amax(2)
+            found = torch.nn.functional.pad(values, (0, spare)).unflatten(1, (-1, width)).abs().amax(2)  # type: ignore[no-untyped-call]
         places = np.arange(row, row + len(block)) // self._encoding.block[0]
         np.maximum.at(self._sizes, places, found.to(torch.float64).numpy())
 
@@ -76,8 +76,8 @@ class Encoder:
         self._scale.divide(scaled, row)
         scaled.clamp_(-_LARGEST[dtype], _LARGEST[dtype])
         if self._words is None:
-            out = codes.view(_TORCH[dtype])
-            out.copy_(scaled.round_()) if dtype == "I8" else self._nearest.put(scaled, out)
+            target = codes.view(_TORCH[dtype])
+            target.copy_(scaled.round_()) if dtype == "I8" else self._nearest.put(scaled, target)
             return
         values, out = scaled.to(torch.float32).view(-1).numpy(), codes.view(-1).numpy()
         for start in range(0, len(values), _PIECE):
@@ -97,7 +97,8 @@ class Encoder:
             return block
         # the matrix is orthonormal and symmetric in its blocks: the way back is the way there
         turn = self._rotation.T.to(block.dtype)
-        return (block.unflatten(1, (-1, len(turn))) @ turn).flatten(1)
+        turned: torch.Tensor = (block.unflatten(1, (-1, len(turn))) @ turn).flatten(1)  # type: ignore[no-untyped-call]
+        return turned
 
 
 def to_codes(

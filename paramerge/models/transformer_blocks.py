@@ -17,7 +17,7 @@ class Kind(NamedTuple):
 
     letters: str
     path: str
-    count: int
+    number: int
 
 
 def numbered_blocks(*kinds: Kind, depths: tuple[int, ...] = ()) -> BlockNames:
@@ -30,7 +30,7 @@ def numbered_blocks(*kinds: Kind, depths: tuple[int, ...] = ()) -> BlockNames:
     depths:
         Numbers of blocks of smaller models, where there is one kind.
     """
-    every = [f"{kind.letters}{number:02}" for kind in kinds for number in range(kind.count)]
+    every = [f"{kind.letters}{number:02}" for kind in kinds for number in range(kind.number)]
     letters = {kind.path: kind.letters for kind in kinds}
     pattern = re.compile(rf"({'|'.join(re.escape(path) for path in letters)})\.(\d+)\.")
 

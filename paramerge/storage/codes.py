@@ -111,6 +111,6 @@ class GridScale:
             return
         whole = block.shape[1] // grid.block_columns
         inside = block[:, : whole * grid.block_columns]
-        yield inside.unflatten(1, (whole, grid.block_columns)), factors[:, :whole, None]
+        yield inside.unflatten(1, (whole, grid.block_columns)), factors[:, :whole, None]  # type: ignore[no-untyped-call]
         if whole < grid.columns:
             yield block[:, whole * grid.block_columns :], factors[:, whole:]

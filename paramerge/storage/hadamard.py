@@ -15,7 +15,7 @@ def is_group(size: object) -> bool:
 def hadamard(size: int) -> np.ndarray:
     """The regular Hadamard matrix of ``size`` (a power of 4), orthonormal, (size, size) float64."""
     smallest = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], np.float64)
-    matrix = smallest
+    matrix: np.ndarray = smallest
     while len(matrix) < size:
         matrix = np.kron(matrix, smallest)
     return matrix / math.sqrt(size)

@@ -106,6 +106,7 @@ def _units(a: _Array, b: _Array) -> int:
 
 def _step(sizes: _Array, dtype: str) -> _Array:
     """The distance from each number to the next larger one of ``dtype``."""
-    info = ml_dtypes.finfo(NUMPY[dtype])
+    info = ml_dtypes.finfo(NUMPY[dtype])  # type: ignore[no-untyped-call]
     exponents = np.frexp(sizes)[1] - 1
-    return np.ldexp(1.0, np.maximum(exponents, int(info.minexp)) - int(info.nmant))
+    steps: _Array = np.ldexp(1.0, np.maximum(exponents, int(info.minexp)) - int(info.nmant))
+    return steps

@@ -28,7 +28,7 @@ class ConvRotInt8(ScaledInt8):
 
     name = "int8-convrot"
     title = "int8 ConvRot"
-    formats = ()
+    formats: tuple[str, ...] = ()
     reference = "comfy-kitchen `dequantize_int8_convrot_weight` (in float64)"
 
     def fits(self, layer: StoredLayer) -> bool:
@@ -82,7 +82,7 @@ class _Rotated:
 
         wide = torch.empty(out.shape, dtype=torch.float64)
         self._codes.read_unscaled(start, stop, wide)
-        groups = wide.unflatten(1, (-1, len(self._matrix)))
+        groups = wide.unflatten(1, (-1, len(self._matrix)))  # type: ignore[no-untyped-call]
         wide = (groups @ self._matrix.T).flatten(1)
         self._codes.scale(wide, start)
         out.copy_(wide)

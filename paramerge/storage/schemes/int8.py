@@ -17,7 +17,7 @@ class ScaledInt8(Scheme):
 
     name = "int8"
     title = "scaled int8"
-    formats = (FORMAT,)
+    formats: tuple[str, ...] = (FORMAT,)
     reference = "comfy-kitchen `dequantize_int8_simple`"
 
     def fits(self, layer: StoredLayer) -> bool:
