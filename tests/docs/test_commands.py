@@ -20,6 +20,7 @@ import pytest
 import torch
 from baking import lora_file, para_file, random_bases, random_factors, shapes_of
 from documents import REPOSITORY, Block, blocks, headings, inline_code, links
+from family_cases import CASES
 from PIL import Image
 from safetensors.numpy import save_file
 from tiny_pipelines import sd_pipeline
@@ -73,6 +74,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         para_file(folder / f"{name}.safetensors", random_bases(shapes, layers, 8, seed), architecture)
     for seed, name in enumerate(LORAS):
         lora_file(folder / f"{name}.safetensors", random_factors(shapes, layers, 8, seed))
+    lokr = next(case for case in CASES if case.family == "lokr" and case.config is None)
+    written, _ = lokr.write(tmp_path_factory.mktemp("lokr"), {name: shapes[name] for name in layers})
+    (folder / "lokr.safetensors").symlink_to(written)
     for name, (kind, adapter) in BAKED.items():
         words = f"bake --base {folder / BASES[0]} {kind} {folder / adapter} -o {folder / name}.safetensors"
         assert call(shlex.split(words)) == 0
