@@ -131,6 +131,15 @@ def refuse_weightless(header: Header, quantised: Mapping[str, Quantised]) -> Non
     for key in header.tensors if quantised else ():
         layer = quantised.get(key)
         if layer is not None and layer.weightless:
+            fault = layer.fault
+            if fault is not None and layer.scheme is not None and layer.scheme.readable:
+                raise CheckpointError(
+                    f"the checkpoint is quantised ({layer.title}), and {fault.what}",
+                    where=fault.where,
+                    expected=fault.expected,
+                    found=fault.found,
+                    hint=fault.hint,
+                )
             raise CheckpointError(
                 f"the checkpoint is quantised ({layer.title}): its weights are not stored as numbers",
                 where=header.path,

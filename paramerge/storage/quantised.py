@@ -56,8 +56,8 @@ class Quantised:
 
     @property
     def weightless(self) -> bool:
-        """Whether nothing in it has the weight's shape, or says it."""
-        return self.scheme is not None and self.scheme.weightless
+        """Whether nothing that can be read in it has the weight's shape, or says it."""
+        return self.scheme is not None and self.scheme.weightless and self.fault is not None
 
     def check(self) -> None:
         """Raise the layer's fault, if it has one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from paramerge.kinds import Registry
 from paramerge.storage.layer import StoredLayer
 from paramerge.storage.scheme import Scheme
+from paramerge.storage.schemes.bitsandbytes_4bit import Bitsandbytes4Bit
 from paramerge.storage.schemes.bitsandbytes_int8 import BitsandbytesInt8
 from paramerge.storage.schemes.convrot import ConvRotInt8
 from paramerge.storage.schemes.fp8 import ScaledFp8
@@ -21,6 +22,7 @@ from paramerge.storage.schemes.unread import UNREAD
 BUILT_IN: tuple[Scheme, ...] = (
     *UNREAD,
     Gguf(),
+    Bitsandbytes4Bit(),
     BitsandbytesInt8(),
     Mxfp8(),
     Nvfp4(),

@@ -113,6 +113,29 @@ def test_a_fault_is_named_and_nothing_is_written(fault: str, tmp_path: Path) -> 
     assert all(after.raw[key] == before.raw[key] for key in before.raw if key.startswith(Q))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (setting("weight.absmax", NAN), "no number above zero"),
+        (to("weight.absmax", lambda sizes: sizes[:3]), "not of the shape"),
+        (without("weight.quant_map"), "lacks one of its tensors"),
+        (without("weight.quant_state.bitsandbytes__nf4"), "lacks one of its tensors"),
+        (adding("weight.quant_state.bitsandbytes__nf4", torch.ones(9, dtype=torch.uint8)), "cannot be read"),
+        (adding("weight.quant_state.bitsandbytes__nf4", marked({"shape": [64]})), "says no shape"),
+        (to("weight", lambda codes: codes[:5]), "not those of its shape"),
+    ],
+)
+def test_a_fault_of_4_bits_is_named(change: Callable[[Tensors], None], message: str, tmp_path: Path) -> None:
+    base, _ = write_model(tmp_path / "base", CASES["nf4"])
+    path = base / "model.safetensors"
+    tensors = load_file(str(path))
+    change(tensors)
+    save_file(tensors, str(path), {"format": "pt"})
+    with pytest.raises(CheckpointError, match=message):
+        bake(plan_of(base, Step("lora", lora_on(tmp_path / "lora")[0])), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_list_in_the_metadata_that_is_none_is_refused(tmp_path: Path) -> None:
     base, _ = write_model(tmp_path / "base", CASES["weight_scale"])
     path = base / "model.safetensors"

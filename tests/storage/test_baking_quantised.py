@@ -124,7 +124,8 @@ def test_another_dtype_is_that_of_the_true_values(name: str, dtype: str, tmp_pat
     assert not [key for key in after.raw if not key.endswith(".weight")]
     for layer in LAYERS[:3]:
         exact = file.tensor(f"{layer}.weight").read_exact() + changes.get(layer, 0)
-        nearest = exact.astype(np.float32).astype(kind)
+        # NumPy rounds once to half precision, and ml_dtypes by way of float32
+        nearest = exact.astype(kind) if dtype == "fp16" else exact.astype(np.float32).astype(kind)
         assert np.mean(after.tensors[f"{layer}.weight"] != nearest) <= 0.0005
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 

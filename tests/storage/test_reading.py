@@ -28,7 +28,10 @@ def test_values_are_the_references(name: str, kind: str, tmp_path: Path) -> None
         tensor = file.tensor(f"{layer}.weight")
         assert file.quantised[f"{layer}.weight"].scheme.name == CASES[name].scheme
         found = tensor.read_exact()
-        assert found.astype(np.float32).tobytes() == reference.astype(np.float32).tobytes()
+        wanted = reference
+        if name == "fp4":  # whose table has one zero, and the kernel two
+            found, wanted = found + 0.0, reference + 0.0
+        assert found.astype(np.float32).tobytes() == wanted.astype(np.float32).tobytes()
 
 
 @pytest.mark.parametrize("kind", ["random", "hard"])

@@ -24,7 +24,6 @@ LAYERS = [f"model.layers.0.self_attn.{name}" for name in ("q_proj", "k_proj")]
 F8, F16, F32, U8, I8 = ml_dtypes.float8_e4m3fn, np.float16, np.float32, np.uint8, np.int8
 UNREAD = {
     "NVFP4": {"weight": (U8, (D, D // 2)), "weight_scale": (F8, (D, 4)), "weight_scale_2": (F32, ())},
-    "bitsandbytes, 4 bits": {"weight": (U8, (D * D // 2, 1)), "weight.absmax": (F32, (64,))},
     "GPTQ": {"qweight": (np.int32, (D // 8, D)), "scales": (F16, (1, D))},
     "nunchaku": {"qweight": (I8, (D, 16)), "lora_down": (F32, (D, 4)), "lora_up": (F32, (D, 4))},
     "quanto": {"weight._data": (I8, (D, D)), "weight._scale": (F32, (D, 1))},

@@ -118,7 +118,19 @@ def _bitsandbytes(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     return {"weight": codes, "SCB": largest, "weight_format": torch.tensor(0, dtype=torch.uint8)}, values
 
 
+def _four_bits(kind: str, nested: bool) -> Callable[..., object]:
+    def make(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+        codes, state = quantize_4bit(weight, blocksize=64, compress_statistics=nested, quant_type=kind)
+        parts = {f"weight.{part}": tensor for part, tensor in state.as_dict(packed=True).items()}
+        return {"weight": codes, **parts}, dequantize_4bit(codes, state)
+
+    return make
+
+
 CONVROT = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 64}
+BITS_4 = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 CASES = {
     "scale_weight and marker": Case("fp8", _fp8("scale_weight"), marker=True),
     "weight_scale": Case("fp8", _fp8("weight_scale", (1,))),
@@ -144,6 +156,9 @@ CASES = {
     "int8 rows": Case("int8", _int8(True), {"format": "int8_tensorwise"}),
     "int8 rows, no mark": Case("int8", _int8(True)),
     "int8 ConvRot": Case("int8-convrot", _convrot, CONVROT),
+    "nf4": Case("bitsandbytes-4bit", _four_bits("nf4", False), config=BITS_4),
+    "nf4, nested": Case("bitsandbytes-4bit", _four_bits("nf4", True), config=BITS_4),
+    "fp4": Case("bitsandbytes-4bit", _four_bits("fp4", False), config=BITS_4),
     "bitsandbytes": Case(
         "bitsandbytes-int8", _bitsandbytes, config={"quant_method": "bitsandbytes", "load_in_8bit": True}
     ),

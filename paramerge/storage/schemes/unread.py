@@ -55,11 +55,6 @@ UNREAD = (
         | {"lora_up", "lora_down", "proj_up", "proj_down"},
     ),
     Unread("gptq", "GPTQ or AWQ", {"qweight"}),
-    Unread(
-        "bitsandbytes-4bit",
-        "bitsandbytes, 4 bits",
-        {"absmax", "quant_map", "quant_state", "nested_absmax"},
-    ),
     Unread("compressed-tensors", "compressed-tensors", {"weight_packed", "weight_global_scale"}),
     Unread("quanto", "optimum-quanto", {"_data", "_scale", "_shift"}),
     Unread("torchao", "torchao", {"qdata", "int_data"}),
