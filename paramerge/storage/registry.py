@@ -32,7 +32,7 @@ BUILT_IN: tuple[Scheme, ...] = (
 )
 
 SCHEMES = Registry(
-    Scheme,  # type: ignore[type-abstract]
+    Scheme,
     "storage scheme",
     "paramerge.storage_schemes",
     BUILT_IN,

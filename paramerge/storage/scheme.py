@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from typing import TYPE_CHECKING, Protocol
 
 from paramerge.errors import CheckpointError
@@ -22,7 +21,7 @@ class OpenCodes(Protocol):
         float32."""
 
 
-class Scheme(ABC):
+class Scheme:
     """A way of storing weights in few bits.
 
     Attributes

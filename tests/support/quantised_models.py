@@ -20,6 +20,7 @@ LAYERS = [f"{STEM}.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 Tensors = dict[str, torch.Tensor]
+Make = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class Case:
     """A scheme as a program writes it: ``make`` gives the layer's parts and the reference's values."""
 
     scheme: str
-    make: Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
+    make: Make
     mark: Mapping[str, object] | None = None
     config: Mapping[str, object] = field(default_factory=dict)
     marker: bool = False
 
 
-def _fp8(name: str, shape: tuple[int, ...] = (), dtype: torch.dtype = E4M3) -> Callable[..., object]:
+def _fp8(name: str, shape: tuple[int, ...] = (), dtype: torch.dtype = E4M3) -> Make:
     def make(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         from comfy_kitchen.backends.eager import quantization as eager
 
@@ -45,9 +46,7 @@ def _fp8(name: str, shape: tuple[int, ...] = (), dtype: torch.dtype = E4M3) -> C
     return make
 
 
-def _fp8_rows(
-    name: str, shape: tuple[int, ...], scales: torch.dtype = torch.float32
-) -> Callable[..., object]:
+def _fp8_rows(name: str, shape: tuple[int, ...], scales: torch.dtype = torch.float32) -> Make:
     def make(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         scale = (weight.abs().amax(1, keepdim=True) / 448).clamp(min=1e-12).to(scales)
         codes = (weight / scale.float()).clamp(-448, 448).to(E4M3)
@@ -56,7 +55,7 @@ def _fp8_rows(
     return make
 
 
-def _fp8_blocks(name: str, block: int, exponents: bool = False) -> Callable[..., object]:
+def _fp8_blocks(name: str, block: int, exponents: bool = False) -> Make:
     """As transformers' ``Fp8Dequantize`` reads it."""
 
     def make(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
@@ -91,7 +90,7 @@ def _nvfp4(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     return {"weight": codes, "weight_scale": blocks, "weight_scale_2": whole}, values
 
 
-def _int8(per_row: bool) -> Callable[..., object]:
+def _int8(per_row: bool) -> Make:
     def make(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         from comfy_kitchen.backends.eager import quantization as eager
 
@@ -118,7 +117,7 @@ def _bitsandbytes(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     return {"weight": codes, "SCB": largest, "weight_format": torch.tensor(0, dtype=torch.uint8)}, values
 
 
-def _four_bits(kind: str, nested: bool) -> Callable[..., object]:
+def _four_bits(kind: str, nested: bool) -> Make:
     def make(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
