@@ -14,6 +14,8 @@ import os
 import platform
 import statistics
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import inputs
@@ -61,6 +63,7 @@ def measure(folder: Path, rounds: int, peers: bool) -> dict[str, object]:
     result: dict[str, object] = {"machine": _machine(), "bytes": base.stat().st_size, "rounds": rounds}
     result["jobs"] = {name: _figures(pairs) for name, pairs in costs.items()}
     result["jobs"] |= _of_quantised(folder, rounds, base, lora)
+    result["jobs"] |= _of_survival(folder, rounds, base, {"LoRA r16": ["--lora", str(lora)], "both": both})
     result["plan from headers, seconds"] = run(
         [*_command(), "--base", str(base), *both, "--dry-run"], folder / "log"
     ).wall
@@ -100,6 +103,24 @@ def _sized_bake(base: Path, arguments: list[str], folder: Path) -> tuple[Cost, i
     return cost, size
 
 
+def _of_survival(
+    folder: Path, rounds: int, base: Path, jobs: dict[str, list[str]]
+) -> dict[str, dict[str, float]]:
+    """Jobs with what the output keeps measured; the floor is the same with nothing measured, CPU seconds.
+
+    CPU seconds tell what other work on the machine hides.
+    """
+    unmeasured = [sys.executable, str(HERE / "without_survival.py"), "bake"]
+    costs: dict[str, list[tuple[Cost, Cost]]] = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, arguments in jobs.items():
+            warm(base)
+            off = _bake(base, arguments, folder, fresh=False, command=unmeasured)
+            on = _bake(base, arguments, folder, fresh=False)
+            costs[name].append((replace(on, wall=on.cpu), replace(off, wall=off.cpu)))
+    return {f"{name}, survival measured / not (CPU)": _figures(pairs) for name, pairs in costs.items()}
+
+
 def _floor(base: Path, folder: Path) -> Cost:
     target = folder / "copy.safetensors"
     cost = copy_and_sync(base, target, folder / "log")
@@ -107,14 +128,17 @@ def _floor(base: Path, folder: Path) -> Cost:
     return cost
 
 
-def _bake(base: Path, arguments: list[str], folder: Path, *, fresh: bool) -> Cost:
+def _bake(
+    base: Path, arguments: list[str], folder: Path, *, fresh: bool, command: Sequence[str] = ()
+) -> Cost:
     output = folder / "out.safetensors"
     if fresh:  # an empty cache folder: the hash of the base is computed in the same pass
         os.environ["XDG_CACHE_HOME"] = str(folder / "no-cache")
     else:
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         run([sys.executable, "-c", _REMEMBER, str(base)], folder / "log")
-    cost = run([*_command(), "--base", str(base), *arguments, "-o", str(output)], folder / "log")
+    words = [*(command or _command()), "--base", str(base), *arguments, "-o", str(output)]
+    cost = run(words, folder / "log")
     output.unlink()
     for entry in (folder / "no-cache").rglob("*.json"):
         entry.unlink()
