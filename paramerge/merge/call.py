@@ -136,7 +136,9 @@ def merge(
                 accept_loss=accept_loss, **parameters,
             )  # fmt: skip
             return plan.write(output, progress, overwrite=overwrite)
-        _refuse("a merge of adapters", {**asked, option("lift"): lift})
+        written = {"rounding": rounding if rounding != "nearest" else None, "lift": lift}
+        written = {option(name): value for name, value in written.items()}
+        _refuse("a merge of adapters", {**asked, **written, option("accept_loss"): accept_loss})
         options = CombineOptions(merge, gamma, keep, rank, energy, dtype or "fp16", allow_unmatched, private)
         opened = open_given(given.adapters, interpretation=interpretation)
         return combine(

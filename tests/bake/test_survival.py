@@ -393,6 +393,27 @@ def test_a_lift_that_cannot_raise_anything_says_so(tmp_path: Path) -> None:
         pm.plan_bake(base, [lora], rounding="up")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("options", [{"rounding": "stochastic"}, {"lift": "bf16"}, {"accept_loss": True}])
+def test_a_merge_of_adapters_refuses_what_is_of_checkpoints(
+    tmp_path: Path, options: Mapping[str, Any]
+) -> None:
+    _, lora = _model(tmp_path, {"a": "F16"}, percent=1)
+    with pytest.raises(UsageError, match="merge of adapters"):
+        pm.merge([lora, lora], tmp_path / "out.safetensors", **options)
+
+
+def test_a_merge_of_checkpoints_measures_the_steps_baked_into_it(tmp_path: Path) -> None:
+    """In plain fp8: two models, and a LoRA of one percent into their mean."""
+    base, lora = _model(tmp_path, {"a": "F8_E4M3", "b": "F8_E4M3"}, percent=1)
+    with pytest.raises(LossError):
+        pm.merge([base, base], tmp_path / "out", adapters=[lora])
+    report = pm.merge([base, base], tmp_path / "out", adapters=[lora], lift="bf16")
+    assert isinstance(report, BakeReport)
+    assert report.survival.steps[0].survival == pytest.approx(1, abs=0.01)
+    recipe = report.recipe
+    assert recipe["options"]["lift"] == "bf16"  # type: ignore[index]
+
+
 def test_the_command_says_warns_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, lora = _model(tmp_path, {"a": "F8_E4M3", "b": "F8_E4M3"}, percent=1)
 
