@@ -52,7 +52,7 @@ def test_random_outputs_are_identical_and_one_byte_is_noticed(
         files = [output] if output.is_file() else sorted(p for p in output.rglob("*") if p.is_file())
         path = files[rng.integers(len(files))]
         flip(path, int(rng.integers(path.stat().st_size)), 1 << int(rng.integers(8)))
-        for models in ([inputs], []):
+        for models in ([], [inputs]) if number % 5 == 0 else ([],):
             assert pm.verify(output, models=models).verdict == "damaged", (words, path)
         done, folders, merges = done + 1, folders + is_folder, merges + (words[0] == "merge")
         shutil.rmtree(output.parent)
