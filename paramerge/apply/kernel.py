@@ -51,8 +51,11 @@ class Blocks:
     def of(self, matrix: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[torch.Tensor, int]]:
         """Each block of ``matrix`` as ``dtype``, with its first row's index; valid until the next one."""
         for start, stop in runs_of_rows(*matrix.shape):
-            block = self.scratch(0, (stop - start, matrix.shape[1]), dtype)
-            block.copy_(matrix[start:stop])
+            shape, rows = (stop - start, matrix.shape[1]), matrix[start:stop]
+            if (matrix.dtype, dtype) == (torch.float16, torch.float64):
+                rows = self.scratch(0, shape, torch.float32).copy_(rows)  # exact, and torch is slow at once
+            block = self.scratch(0, shape, dtype)
+            block.copy_(rows)
             yield block, start
 
     def scratch(self, place: int, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:

@@ -95,3 +95,17 @@ def test_a_basis_of_zeros_has_no_directions(tmp_path: Path) -> None:
     assert module.directions().rank == 0
     with pytest.raises(AdapterError, match="names no direction"):
         module.some_directions()
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
+@pytest.mark.parametrize("columns", [15, 40, 56, 63, 128, 200])
+def test_a_stored_direction_is_kept_or_refused(tmp_path: Path, dtype: str, columns: int) -> None:
+    """Near the limit of 8 bits the rounding's bound is above what directions keep: none may go in silence."""
+    Q, _ = np.linalg.qr(np.random.default_rng(columns).standard_normal((columns, columns)))
+    write_safetensors(tmp_path / "a.safetensors", {f"{LAYER}.para_B": Q.astype(NUMPY[dtype])}, {})
+    module = module_of(open_adapter(tmp_path / "a.safetensors"))
+    if columns * {"F8_E4M3": 2.0**-8, "F8_E5M2": 2.0**-6}[dtype] < 0.64:
+        assert module.directions().Q.shape == (columns, columns)
+    else:
+        with pytest.raises(AdapterError, match="so coarsely"):
+            module.directions()
