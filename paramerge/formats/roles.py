@@ -17,7 +17,7 @@ from paramerge.files.header import Header
 from paramerge.formats import peft
 from paramerge.formats.comfyui_files import COMFYUI
 from paramerge.formats.dialect import Dialect, Place, Role
-from paramerge.formats.diffusers import DIFFUSERS, DIFFUSERS_OLD
+from paramerge.formats.diffusers import DIFFUSERS
 from paramerge.formats.registry import dialect_of, place_of
 
 _OF_LORA = frozenset({"up", "down", "mid"})
@@ -38,9 +38,12 @@ def part_of(key: str) -> str | None:
 
 
 def common_key(key: str) -> str:
-    """A key with the ending that its role has in most dialects, where its own has endings of its own."""
+    """A key with the ending that its role has in most dialects, where its own has endings of its own.
+
+    Endings of a spelling of another dialect are no evidence of a family: a checkpoint has norms' scales, too.
+    """
     dialect = dialect_of(key)
-    own = dialect.separator != "." or (dialect.cut is not None and dialect is not DIFFUSERS_OLD)
+    own = dialect.separator != "." or (dialect.cut is not None and dialect.variant_of is None)
     cut = _cut(key, dialect) if own else None
     return f"{cut[0]}.{_known(families()).written.get(cut[1], cut[1])}" if cut else key
 

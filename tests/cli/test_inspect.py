@@ -316,7 +316,6 @@ def test_the_recipe_is_found_where_bake_puts_it() -> None:
         ({"emb_params": (1, 768)}, "textual inversion"),
         ({"something": (2,)}, "not a checkpoint that paramerge knows"),
         ({}, "not a checkpoint that paramerge knows"),
-        ({"double_blocks.0.img_attn.proj.weight": (2, 2)}, "layers of FLUX"),
     ],
 )
 def test_strangers_are_described(
