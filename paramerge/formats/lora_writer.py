@@ -100,8 +100,8 @@ def write_lora(
         if own.alpha == "tensor":
             alphas[own.written(stem, "alpha")] = stored_alpha(name, factors.alpha, dtype)
         elif factors.alpha != factors.rank:
-            whole = (factor.astype(np.float64) for factor in (up, down))
-            up, down = folded(*whole, factors.alpha / factors.rank, dtype)
+            wide = up.astype(np.float64), down.astype(np.float64)
+            up, down = folded(*wide, factors.alpha / factors.rank, dtype)
         up, down = rounded(name, up, dtype), rounded(name, down, dtype)
         if factors.kernel:
             up = up.reshape(*up.shape, 1, 1)

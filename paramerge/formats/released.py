@@ -31,14 +31,11 @@ _NEAR = 0.5
 
 
 def is_light(header: Header) -> bool:
-    """Whether a file has ``lora_up`` and alphas alone, of kohya's names."""
-    ups = [key for key in header.tensors if key.endswith(UP)]
-    return bool(ups) and all(
-        key.startswith(_PREFIX)
-        and key.endswith((UP, ALPHA))
-        and len(header.tensors[key].shape) in (0, 1, 2, 4)
-        for key in header.tensors
-    )
+    """Whether a file has ``lora_up`` and an alpha for each layer, of kohya's names, and nothing else."""
+    ups = [key for key in header.tensors if key.startswith(_PREFIX) and key.endswith(UP)]
+    alphas = [f"{key.removesuffix(UP)}{ALPHA}" for key in ups]
+    shapes = {len(header.tensors[key].shape) for key in ups}
+    return bool(ups) and set(header.tensors) == {*ups, *alphas} and shapes <= {2, 4}
 
 
 def read_light(header: Header) -> dict[ModuleName, LayerModule]:
