@@ -205,7 +205,7 @@ class _Encoder:
 
         pixels = np.ascontiguousarray(picture.pixels)
         facts = {
-            "picture": hashlib.sha256(pixels).hexdigest() if self._kept.is_on else "",
+            "picture": hashlib.sha256(pixels.data).hexdigest() if self._kept.is_on else "",
             "size": list(pixels.shape),
             "flip": flip,
             "weights": self._weights,

@@ -64,7 +64,7 @@ def explain(
         if there.keys() == {place for step in ordering.order for place in step}:
             break
         ordering = find_order(differences, seen.layers, candidates, there, progress)
-        fits = first | ordering.fits
+        fits = {**first, **ordering.fits}
         strengths, judged = _judged(fits, len(candidates))
     finder = _Finder(differences, candidates, seen, fits, strengths, judged)
     order = _order_finding(ordering, candidates)
@@ -200,7 +200,8 @@ def _errors(fit: LayerFit) -> np.ndarray:
     """Standard errors of the strengths on one layer, (n,)."""
     inverted = inverse(fit.gram)
     covariance = inverted @ fit.spread @ inverted * (fit.variance * fit.elements / fit.noise)
-    return np.sqrt(np.maximum(np.diagonal(covariance), 0))
+    errors: np.ndarray = np.sqrt(np.maximum(np.diagonal(covariance), 0))
+    return errors
 
 
 def _extremes(fits: Sequence[LayerFit], place: int, value: float) -> tuple[float, float]:

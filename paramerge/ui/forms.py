@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from paramerge.apply.given import Adapter
 from paramerge.bake.call import plan_bake
@@ -96,7 +96,7 @@ class MergeForm:
         return [library.base(name) for place, name in enumerate(self.models) if name or place == 0]
 
     @property
-    def _given(self) -> dict[str, object]:
+    def _given(self) -> dict[str, Any]:
         return dict(word.partition("=")[::2] for word in self.parameters.split())
 
     def plan(self, library: Library) -> Plan:

@@ -139,7 +139,7 @@ def _p(value: float | None) -> str:
 
 def _reason(verdict: Mapping[str, Any]) -> str:
     same = verdict.get("same_as")
-    return verdict["reason"] + (f" (the very numbers of: {same})" if same else "")
+    return str(verdict["reason"]) + (f" (the very numbers of: {same})" if same else "")
 
 
 def _glance(groups: Sequence[Sequence[_Run]]) -> str:

@@ -41,7 +41,7 @@ def attach(pipeline: Any, config: TrainConfig) -> Trained:
         for model in models.values():
             set_gate(model, min(1.0, (step + 1) / max(1, config.gate_steps)), _NAME)
 
-    gate = {"before_step": open_gate} if config.init == "gate" else {}
+    gate: dict[str, Any] = {"before_step": open_gate} if config.init == "gate" else {}
     return Trained(trainable(models), save, decays=False, text=config.train_text_encoder, **gate)
 
 

@@ -96,5 +96,5 @@ def debiased_weights(schedule: Any, times: Tensor, kind: str) -> Tensor:
 
 
 def _snr(schedule: Any, times: Tensor) -> Tensor:
-    alphas = schedule.alphas_cumprod.to(times.device)[times].double()
+    alphas: Tensor = schedule.alphas_cumprod.to(times.device)[times].double()
     return alphas / (1 - alphas)

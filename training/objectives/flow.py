@@ -33,7 +33,8 @@ class Flow:
         share = compute_density_for_timestep_sampling(
             self._weighting, 1, logit_mean=0.0, logit_std=1.0, mode_scale=1.29, generator=chance
         )[0]
-        return (share * self._count).long().clamp(0, self._count - 1)
+        times: Tensor = (share * self._count).long().clamp(0, self._count - 1)
+        return times
 
     def fixed(self, count: int) -> list[Tensor]:
         """Places in the middle of equal parts."""
