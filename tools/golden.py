@@ -3,6 +3,7 @@
     python tools/golden.py inputs FOLDER            bases, adapters of each form of each family, PaRas, LoRAs
     python tools/golden.py hashes FOLDER > a.json   run the verbs: SHA-256 of each file that they write
     python tools/golden.py hashes FOLDER | diff a.json -
+    python tools/golden.py tensors FOLDER           the same of tensors alone, without headers and recipes
 
 The verbs run through the command line alone, so the hashes survive any change of modules' names.
 """
@@ -117,8 +118,22 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def hashes(folder: Path) -> dict[str, object]:
-    """Each command's exit code and the SHA-256 of each file that it wrote."""
+def tensors_of(data: bytes) -> bytes:
+    """A safetensors file without its metadata: every key, dtype and shape, and the bytes of all tensors."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return json.dumps(header, sort_keys=True).encode() + data[8 + length :]
+
+
+def content(path: Path, alone: bool) -> bytes:
+    """The bytes of a file that are compared."""
+    data = path.read_bytes()
+    return tensors_of(data) if alone and path.suffix == ".safetensors" else data
+
+
+def hashes(folder: Path, alone: bool = False) -> dict[str, object]:
+    """Each command's exit code and the SHA-256 of each file that it wrote; ``alone``, of its tensors."""
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
@@ -129,7 +144,7 @@ def hashes(folder: Path) -> dict[str, object]:
             name = " ".join(arguments).replace(f"{folder}/", "").replace(f"{work}/", "")
             files = sorted(p for p in output.rglob("*") if p.is_file()) if output.is_dir() else [output]
             found[name] = [code] + [
-                f"{p.name} {hashlib.sha256(p.read_bytes()).hexdigest()}" for p in files if p.exists()
+                f"{p.name} {hashlib.sha256(content(p, alone)).hexdigest()}" for p in files if p.exists()
             ]
     return found
 
@@ -140,7 +155,7 @@ def main() -> None:
     if verb == "inputs":
         write_inputs(folder)
     else:
-        json.dump(hashes(folder), sys.stdout, indent=1)
+        json.dump(hashes(folder, alone=verb == "tensors"), sys.stdout, indent=1)
         sys.stdout.write("\n")
 
 
