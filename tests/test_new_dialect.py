@@ -82,7 +82,8 @@ def test_every_verb(
         code, text = run(capsys, "resize", given, "--rank", "1", "-o", small)
         assert code == 0, text
         outputs.append([load(path).raw for path in (baked, merged, small)])
-    assert outputs[0] == outputs[1]
+    assert outputs[0][:2] == outputs[1][:2]
+    assert sorted(outputs[0][2].values()) == sorted(outputs[1][2].values())  # each in its own dialect
 
     code, text = run(capsys, "compare", kohya, slashes, "--json")
     assert code == 0, text

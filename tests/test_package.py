@@ -101,6 +101,7 @@ def test_the_wheel_works_on_its_own(distributions: Path, tmp_path: Path) -> None
 
 _OWN_TEXTS = {  # read back what the same function made, or what its own child process printed
     "paramerge/convert/writing.py": 1,
+    "paramerge/verify/making.py": 1,
     "training/evaluation/records.py": 1,
     "training/experiments/run.py": 1,
     "training/experiments/trained.py": 1,

@@ -123,7 +123,7 @@ class ParaModule(DependentModule):
 
 
 _LARGEST_CUT = 0.8
-"""Of the largest singular value: an orthonormal basis rounded to 8 bits keeps more than 0.85 of it in
+"""Share of the largest singular value: an orthonormal basis rounded to 8 bits keeps more than 0.85 of it in
 every direction (measured, also where it is square), so that none is taken for rounding."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,7 +13,6 @@ from paramerge.apply.strengths import check_strength
 from paramerge.errors import UsageError
 from paramerge.files.dtype_names import KEEP, WRITTEN, parse_dtype, short_name
 from paramerge.resolve.blocks import BlockWeights, parse_blocks
-from paramerge.storage.written import QUANTISERS
 from paramerge.wording import option
 
 Kind = Literal["para", "lora", "adapter"]
@@ -127,11 +127,11 @@ class BakeOptions:
         self._check_quantised()
 
     def _check_quantised(self) -> None:
-        if self.quantise is not None and self.quantise not in QUANTISERS:
+        if self.quantise is not None and self.quantise not in (schemes := _quantisers()):
             raise UsageError(
                 "no such choice",
                 where=option("quantise"),
-                expected=", ".join(QUANTISERS),
+                expected=", ".join(schemes),
                 found=self.quantise,
             )
         if self.requantise and (self.quantise is not None or self.dtype != KEEP):
@@ -142,6 +142,13 @@ class BakeOptions:
                 expected=f"{option('requantise')}, or {option(other)}",
                 found="both",
             )
+
+
+def _quantisers() -> Collection[str]:
+    """The schemes that outputs can be quantised in; they need NumPy, which naming options does not."""
+    from paramerge.storage.written import QUANTISERS
+
+    return QUANTISERS.keys()
 
 
 def parse_step(kind: Kind, text: str) -> Step:

@@ -13,9 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from paramerge.adapters import LayerModule, LoraModule, ParaModule
-from paramerge.errors import FamilyError, NonFiniteError
+from paramerge.errors import FamilyError
+from paramerge.files.dtypes import NUMPY
 from paramerge.files.header import Header
-from paramerge.files.tensors import stored
+from paramerge.files.tensors import StoredTensor, stored
 from paramerge.formats.registry import place_of
 from paramerge.interpretation import Interpretation
 from paramerge.models.names import ModuleName
@@ -31,11 +32,14 @@ _NEAR = 0.5
 
 
 def is_light(header: Header) -> bool:
-    """Whether a file has ``lora_up`` and an alpha for each layer, of kohya's names, and nothing else."""
+    """Whether a file has ``lora_up`` near the first unit vectors and an alpha for each layer, alone."""
     ups = [key for key in header.tensors if key.startswith(_PREFIX) and key.endswith(UP)]
     alphas = [f"{key.removesuffix(UP)}{ALPHA}" for key in ups]
     shapes = {len(header.tensors[key].shape) for key in ups}
-    return bool(ups) and set(header.tensors) == {*ups, *alphas} and shapes <= {2, 4}
+    if not ups or set(header.tensors) != {*ups, *alphas} or not shapes <= {2, 4}:
+        return False
+    step = max(1, len(ups) // _SAMPLE)
+    return all(_near_units(stored(header, key)) for key in ups[::step][:_SAMPLE])
 
 
 def read_light(header: Header) -> dict[ModuleName, LayerModule]:
@@ -88,14 +92,13 @@ def looks_released(modules: Mapping[ModuleName, LayerModule]) -> bool:
     if not loras or len(loras) < len(modules) or any(module.alpha != 1 for module in loras):
         return False
     step = max(1, len(loras) // _SAMPLE)
-    return all(_starts_at_units(module) for module in loras[::step][:_SAMPLE])
+    return all(_near_units(module.up) for module in loras[::step][:_SAMPLE])
 
 
-def _starts_at_units(module: LoraModule) -> bool:
-    try:
-        up = module.factors()[0].astype(np.float64)
-    except NonFiniteError:  # of whichever method: it is refused where it is used
+def _near_units(up: StoredTensor) -> bool:
+    """Whether a ``lora_up``, (d, r) or (d, r, 1, 1), is near the first r unit vectors."""
+    rows, rank = up.shape[:2]
+    if rows <= rank or up.info.elements != rows * rank or up.dtype not in NUMPY:
         return False
-    if len(up) <= module.rank:
-        return False
-    return bool(np.abs(up - np.eye(len(up), module.rank)).max() < _NEAR)
+    matrix = up.read().reshape(rows, rank).astype(np.float64)
+    return bool(np.abs(matrix - np.eye(rows, rank)).max(initial=0) < _NEAR)

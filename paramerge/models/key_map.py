@@ -92,7 +92,7 @@ class Blocks:
 
 _NUMBERED = re.compile(r"(?P<blocks>[\w.]+?)\.(?P<number>\d+)\.(?P<layer>.+)")
 
-_UNDERSCORED = re.compile(r"(?P<blocks>\w+?)_(?P<number>\d+)_(?P<layer>\w+)", re.ASCII)
+_NUMBER_WITHIN = re.compile(r"_(\d+)_", re.ASCII)
 
 
 class LayerTable:
@@ -160,9 +160,11 @@ class LayerTable:
         """The path of a layer with underscores (:meth:`KeyMap.dotted`)."""
         if name in self._dotted:
             return self._dotted[name]
-        match = _UNDERSCORED.fullmatch(name)
-        found = self._blocks_dotted.get(match["blocks"], {}).get(match["layer"]) if match else None
-        return f"{found[0]}.{match['number']}.{found[1]}" if match and found else None
+        match = _NUMBER_WITHIN.search(name, 1)
+        if match is None:
+            return None
+        found = self._blocks_dotted.get(name[: match.start()], {}).get(name[match.end() :])
+        return f"{found[0]}.{match[1]}.{found[1]}" if found else None
 
 
 def _layer(found: str | Layer) -> Layer:

@@ -30,6 +30,7 @@ MADE_IN_FUNCTIONS = {
     "paramerge/checkpoints/component_folder.py:_available": "files' names, which the system bounds",
     "paramerge/files/file_kinds.py:_kind": "the kinds of other files, which are tried on their first bytes",
     "paramerge/formats/registry.py:boundaries": "separators escaped",
+    "paramerge/models/transformer_blocks.py:numbered_blocks": "paths of blocks in records, escaped",
     "paramerge/models/subsets.py:contains": "SUBSETS, below",
     "training/methods/trained.py:layers_of": "SUBSETS, below",
 }

@@ -237,7 +237,9 @@ def test_both_spellings_of_one_layer_in_a_file_are_refused(model: Any, tmp_path:
         "transformer.transformer_blocks.0.attn.to_out.0",
     )
     tensors = {
-        f"{stem}.lora_{end}.weight": t.clone() for stem in stems for end, t in (("B", up), ("A", down))
+        f"{stem}.lora_{end}.weight": t + number
+        for number, stem in enumerate(stems)
+        for end, t in (("B", up), ("A", down))
     }
     save_file(tensors, tmp_path / "l.safetensors")
     for base in model[:2]:

@@ -19,7 +19,7 @@ from tiny_pipelines import sd_pipeline
 
 from paramerge.cli.ending import Stopped
 from paramerge.cli.main import main
-from paramerge.training import loop
+from paramerge.training import loading
 from paramerge.training.watching import Watcher
 
 
@@ -76,7 +76,7 @@ def test_a_stop_before_the_first_step(
     def stopping(*_: object, **named: object) -> None:
         raise Stopped(signal.SIGTERM)
 
-    monkeypatch.setattr(loop, "load_pipeline", stopping)
+    monkeypatch.setattr(loading, "load_pipeline", stopping)
     assert call(*training(sd, dog, tmp_path / "run")) == 128 + signal.SIGTERM
     shown = capfd.readouterr().err
     assert "before the first step" in shown and "no checkpoint yet" in shown
