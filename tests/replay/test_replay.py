@@ -70,7 +70,7 @@ def recipe_of(path: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [12, pytest.param(200, marks=pytest.mark.slow)])
 def test_the_bytes_are_the_same(count: int, inputs: Path, elsewhere: Path, tmp_path: Path) -> None:
     """Random bakes and merges, replayed from files with other names in other folders."""
     done = folders = merges = 0
