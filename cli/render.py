@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from types import TracebackType
@@ -28,15 +31,26 @@ class Lines(Console):
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False)
+        self._here = threading.local()
+
+    @contextmanager
+    def captured(self) -> Iterator[StringIO]:
+        """All that this thread prints meanwhile, as a file has it."""
+        self._here.text = text = StringIO()
+        try:
+            yield text
+        finally:
+            self._here.text = None
 
     def print(self, *objects: Any, **settings: Any) -> None:
         """Print ``objects`` as rich does."""
-        if self.is_terminal:
+        captured: StringIO | None = getattr(self._here, "text", None)
+        if captured is None and self.is_terminal:
             super().print(*objects, **settings)
             return
         text = StringIO()
         Console(file=text, width=_WHOLE, highlight=False, soft_wrap=True).print(*objects, **settings)
-        self.file.write("\n".join(line.rstrip(" ") for line in text.getvalue().split("\n")))
+        (captured or self.file).write("\n".join(line.rstrip(" ") for line in text.getvalue().split("\n")))
 
 
 out = Lines()

@@ -22,10 +22,9 @@ _LONGEST = 20_000
 
 def printed(show: Callable[[], None]) -> str:
     """All that ``show`` prints to the command line's console."""
-    with out.capture() as captured:
+    with out.captured() as text:
         show()
-    text = "\n".join(line.rstrip() for line in captured.get().splitlines())
-    return shortened(printable(text), _LONGEST)
+    return shortened(printable(text.getvalue().rstrip()), _LONGEST)
 
 
 def plan_text(plan: Plan, output: Path) -> str:

@@ -26,7 +26,7 @@ from paramerge.ui.drawing import DrawForm, drawn, numbers
 from paramerge.ui.forms import BakeForm, MergeForm, Row
 from paramerge.ui.jobs import Job, Stopped
 from paramerge.ui.library import Library, read_library
-from paramerge.ui.words import boxed
+from paramerge.ui.words import boxed, file_text, plan_text, report_text
 
 EVIL = "<img src=x onerror=alert(1)>.safetensors"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
@@ -111,6 +111,16 @@ def test_the_command_writes_the_same_bytes(library: Library, form: BakeForm) -> 
     path.unlink()
     call(form.command(library))
     assert path.read_bytes() == mine
+
+
+def test_texts_are_the_command_lines(library: Library, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of a plan, a report and a file's facts, and nothing printed."""
+    plan = BAKES["plain"].plan(library)
+    path = library.new_file("o")
+    assert "cat.safetensors" in plan_text(plan, path) and "nothing was written" in plan_text(plan, path)
+    assert "12 layers of one.safetensors changed" in report_text(plan, plan.write(path))
+    assert "para" in file_text(library.any("cat.safetensors"))
+    assert not capsys.readouterr().out
 
 
 def test_a_merges_command_writes_the_same_bytes(library: Library) -> None:

@@ -23,9 +23,9 @@ DTYPES = ("keep", "fp16", "bf16", "fp32")
 
 def text_of(plan: pm.Plan, output: Path) -> str:
     """The plan, as the command shows it."""
-    with out.capture() as captured:
+    with out.captured() as text:
         show_plan(pm.summarise(plan), output)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    return text.getvalue()
 
 
 def written(plan: pm.Plan, prefix: str) -> io.NodeOutput:

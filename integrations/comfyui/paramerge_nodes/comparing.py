@@ -51,9 +51,9 @@ class Compare(io.ComfyNode):
         """The maps as pictures of one size, and the text."""
         base = None if checkpoint == NONE else checkpoint_path(checkpoint)
         comparison = pm.compare([adapter.path for adapter in adapters], base, progress_bar())
-        with out.capture() as captured:
+        with out.captured() as text:
             show_comparison(comparison, all_layers=False)
-        return io.NodeOutput(as_batch(list(_pictures(comparison))), captured.get())
+        return io.NodeOutput(as_batch(list(_pictures(comparison))), text.getvalue())
 
 
 def _pictures(comparison: Comparison) -> Iterator[Image.Image]:
