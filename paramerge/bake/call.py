@@ -96,13 +96,13 @@ def plan_bake(
         A file of another kind, or damaged.
     """
     options = BakeOptions(
-        merge,
-        gamma,
-        patterns(only),
-        dtype,
-        allow_unmatched,
-        private,
-        content_hash,
+        merge=merge,
+        gamma=gamma,
+        only=patterns(only),
+        dtype=dtype,
+        allow_unmatched=allow_unmatched,
+        private=private,
+        content_hash=content_hash,
         requantise=requantise,
         quantise=quantise,
         allow_other_model=allow_other_model,
@@ -171,13 +171,13 @@ def bake(
         :class:`~paramerge.errors.LossError`; the output is then as it was.
     """
     options = BakeOptions(
-        merge,
-        gamma,
-        patterns(only),
-        dtype,
-        allow_unmatched,
-        private,
-        content_hash,
+        merge=merge,
+        gamma=gamma,
+        only=patterns(only),
+        dtype=dtype,
+        allow_unmatched=allow_unmatched,
+        private=private,
+        content_hash=content_hash,
         requantise=requantise,
         quantise=quantise,
         allow_other_model=allow_other_model,

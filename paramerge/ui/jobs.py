@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from paramerge.errors import ParamergeError
-
 Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
 
@@ -67,8 +65,6 @@ class Job(Generic[Result]):
     def _run(self) -> None:
         try:
             self._result = self._do(self._update)
-        except (ParamergeError, Stopped) as error:
-            self._error = error
         except Exception as error:  # shown on the page, as nobody looks at the terminal
             self._error = error
 
